@@ -1,0 +1,42 @@
+"""What a plan is made of: actions, and what they hand to each other.
+
+A plan is a tuple of actions, decided before anything is done. It can be shown
+(`slurm-ch explain`) and tested without a namespace.
+"""
+
+from __future__ import annotations
+
+
+class Build:
+    """A container under construction: what one action leaves for the next.
+
+    The new root lives in a staging tmpfs that lies over the host's root
+    directory, where nothing but the working directory sees it: no directory
+    of the host is hidden, and none has to exist for it.
+    """
+
+    __slots__ = ("image_fd", "mounts", "overmounts", "proc_fd", "records", "root", "root_fd", "server_stderr")
+
+    def __init__(self) -> None:
+        self.image_fd = -1  # the image as a detached mount
+        self.root = ""  # the new root, relative to the staging directory
+        self.root_fd = -1
+        self.mounts: set[int] = set()  # ids of mounts in which creation is harmless
+        self.overmounts = 0
+        self.proc_fd = -1  # the host's /proc/self
+        self.records: list[tuple[str, str]] = []  # for the plan that ch-join gets
+        self.server_stderr = -1
+
+
+class Action:
+    """One thing to do."""
+
+    __slots__ = ()
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        raise NotImplementedError
+
+    def apply(self, build: Build) -> None:
+        """Do it; ChError if it can't be done."""
+        raise NotImplementedError

@@ -1,0 +1,1 @@
+"""The `slurm-ch` command: a person's way in."""

@@ -1,0 +1,32 @@
+"""`slurm-ch explain`: the plan of a container, without carrying it out."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from slurm_ch import container as engine
+from slurm_ch import spec
+
+from .options import OrderedCommand, click_options, image_and_command
+
+
+@click.pass_context
+def _explain(ctx: click.Context, words: tuple[str, ...], **_: object) -> None:
+    """Show what running in a container made from IMAGE would do, one action a line."""
+    settings: list[spec.Setting] = ctx.obj
+    image, _argv = image_and_command(words, with_image=True)
+    wanted = spec.make(image, settings, "IMAGE")
+    container = engine.Container(wanted, engine.Caller(dict(os.environ)))
+    for line in engine.explain(container):
+        click.echo(line)
+
+
+explain = OrderedCommand(
+    "explain",
+    callback=_explain,
+    params=[*click_options(), click.Argument(["words"], nargs=-1, metavar="IMAGE [OPTIONS]")],
+    help=_explain.__doc__,
+)
+explain.options_may_follow = True

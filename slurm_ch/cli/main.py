@@ -1,0 +1,59 @@
+"""The `slurm-ch` command and the one place that prints its errors."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from slurm_ch import __version__, log
+from slurm_ch.errors import EXIT_USAGE, describe, exit_code
+
+_COMMANDS = {
+    "run": "Run a command in a container.",
+    "explain": "Show what running in a container would do.",
+    "sandbox": "Run a command with a Slurm cluster of its own.",
+}
+
+
+class _Lazy(click.Group):
+    """Loads a subcommand when it is called: each knows modules that the others don't need."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"slurm_ch.cli.{cmd_name}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="slurm-ch")
+def slurm_ch() -> None:
+    """Run Slurm job steps in unprivileged containers."""
+
+
+def main() -> None:
+    """Run the command line; every failure is one line on standard error."""
+    try:
+        slurm_ch.main(prog_name="slurm-ch", standalone_mode=False)
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else "slurm-ch"
+        log.error(f"{error.format_message()} (see {where} --help)")
+        sys.exit(EXIT_USAGE)
+    except click.Abort:
+        sys.exit(130)
+    except Exception as error:
+        if not getattr(error, "silent", False):
+            log.error(describe(error))
+        sys.exit(exit_code(error))

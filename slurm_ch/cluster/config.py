@@ -1,0 +1,77 @@
+"""The configuration files of a sandbox cluster, as text: strings in, strings out."""
+
+from __future__ import annotations
+
+import re
+
+# The first Slurm whose cgroup.conf knows CgroupPlugin=disabled; older ones refuse to parse it.
+_CGROUP_DISABLED_SINCE = (24, 5)
+
+
+def parse_version(text: str) -> tuple[int, ...]:
+    """Return (22, 5, 8) for `slurm-wlm 22.05.8`, or () where there is no version."""
+    found = re.search(r"\b(\d+)\.(\d+)(?:\.(\d+))?", text)
+    return tuple(int(part) for part in found.groups() if part) if found else ()
+
+
+def node_names(nodes: int) -> list[str]:
+    """Return the names of the virtual nodes: n1, n2, ..."""
+    return [f"n{number}" for number in range(1, nodes + 1)]
+
+
+def slurm_conf(
+    *, directory: str, host: str, port: int, nodes: int, cpus: int, memory: int, extra: str
+) -> str:
+    """Return slurm.conf: slurmctld on `port`, the nodes on those after it; `memory` in MiB."""
+    span = f"[1-{nodes}]" if nodes > 1 else "1"
+    ports = f"[{port + 1}-{port + nodes}]" if nodes > 1 else f"{port + 1}"
+    return f"""\
+ClusterName=sandbox
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={port}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+CredType=cred/munge
+AuthInfo=socket={directory}/munge/socket
+PlugStackConfig={directory}/plugstack.conf
+
+StateSaveLocation={directory}/state
+SlurmdSpoolDir={directory}/spool/%n
+SlurmctldPidFile={directory}/run/slurmctld.pid
+SlurmdPidFile={directory}/run/%n.pid
+SlurmctldLogFile={directory}/log/slurmctld.log
+SlurmdLogFile={directory}/log/%n.log
+SlurmctldDebug=info
+SlurmdDebug=info
+SlurmctldSyslogDebug=quiet
+SlurmdSyslogDebug=quiet
+
+# Nothing here may need systemd, cgroups, MPI or a database.
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+MpiDefault=none
+
+# The nodes may claim more CPUs than the machine has, and jobs share them.
+SlurmdParameters=config_overrides
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SchedulerType=sched/builtin
+SchedulerParameters=batch_sched_delay=0
+ReturnToService=2
+MailProg=/bin/true
+KillWait=2
+# Slurm drains a node at this timeout; newer ones want five times MessageTimeout at least.
+MessageTimeout=10
+UnkillableStepTimeout=50
+
+NodeName=n{span} NodeHostname={host} NodeAddr=127.0.0.1 Port={ports} CPUs={cpus} RealMemory={memory}
+PartitionName=sandbox Nodes=n{span} Default=YES State=UP MaxTime=INFINITE OverSubscribe=FORCE:64
+{extra.rstrip()}
+"""
+
+
+def cgroup_conf(version: tuple[int, ...]) -> str | None:
+    """Return cgroup.conf, or None for a Slurm that needs and understands none."""
+    return "CgroupPlugin=disabled\n" if version >= _CGROUP_DISABLED_SINCE else None

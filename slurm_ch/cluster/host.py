@@ -1,0 +1,94 @@
+"""What a sandbox cluster needs to know of the machine it runs on."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import random
+import shutil
+
+from slurm_ch.errors import ChError
+
+# Below Linux's default range of ephemeral ports, which any connect() may grab meanwhile.
+PORTS = range(15000, 32000)
+_SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# The caller's own job, sudo and session mean nothing to another user in another cluster.
+_FOREIGN_PREFIXES = ("SLURM_", "SLURMD_", "SBATCH_", "SALLOC_", "SPANK_", "SUDO_", "XDG_")
+_FOREIGN = ("DBUS_SESSION_BUS_ADDRESS", "MAIL", "OLDPWD", "PWD")
+
+
+class ClusterError(ChError):
+    """A sandbox cluster could not be started, or doesn't answer."""
+
+
+def search_path() -> str:
+    """Return the caller's PATH and, after it, where the system has its daemons."""
+    return os.environ.get("PATH", "") + ":" + _SYSTEM_PATH
+
+
+def program(name: str) -> str:
+    """Return the path of Slurm's or munge's program `name`, or raise ClusterError."""
+    found = shutil.which(name, path=search_path())
+    if found is None:
+        raise ClusterError(f"{name}: not found; a cluster needs Slurm and munge installed")
+    return found
+
+
+def user_entry(name: str) -> pwd.struct_passwd:
+    """Return the password entry of user `name`, or raise ClusterError."""
+    try:
+        return pwd.getpwnam(name)
+    except KeyError:
+        raise ClusterError(f"{name}: no such user") from None
+
+
+def environ_of(name: str) -> dict[str, str]:
+    """Return the caller's environment as user `name` would have it, outside of any job."""
+    entry = user_entry(name)
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in _FOREIGN and not key.startswith(_FOREIGN_PREFIXES)
+    }
+    return {
+        **kept,
+        "PATH": os.environ.get("PATH", _SYSTEM_PATH),
+        "HOME": entry.pw_dir,
+        "USER": name,
+        "LOGNAME": name,
+        "SHELL": entry.pw_shell or "/bin/sh",
+    }
+
+
+def memory_mib() -> int:
+    """Return the machine's memory in MiB."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
+
+
+def listening() -> set[int]:
+    """Return the TCP ports of this network namespace that somebody listens on.
+
+    Unlike a connect, the look leaves no trace in the daemons' logs.
+    """
+    ports = set()
+    for name in ("tcp", "tcp6"):
+        try:
+            with open(f"/proc/net/{name}") as file:
+                next(file)
+                for line in file:
+                    fields = line.split()
+                    if fields[3] == "0A":  # TCP_LISTEN
+                        ports.add(int(fields[1].rpartition(":")[2], 16))
+        except FileNotFoundError:
+            pass  # a kernel without IPv6
+    return ports
+
+
+def free_ports(count: int) -> int:
+    """Return the first of `count` adjacent TCP ports that nobody listens on."""
+    taken = listening()
+    for _ in range(200):
+        first = random.randrange(PORTS.start, PORTS.stop - count)
+        if taken.isdisjoint(range(first, first + count)):
+            return first
+    raise ClusterError(f"no {count} adjacent free ports from {PORTS.start} to {PORTS.stop}")

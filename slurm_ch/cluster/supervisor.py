@@ -1,0 +1,203 @@
+"""The process above all daemons of one sandbox cluster: starts them, and ends everything.
+
+Orphans of a slurmd (each slurmstepd is one, and so is a FUSE server) reparent
+to the nearest subreaper. If that were the process that wants the cluster, its
+own orphans (a test runner's, say) would mix with ours. So the subreaper is a
+process of its own: whatever is beneath it belongs to the cluster and may be
+killed, with no guess from names or environments.
+
+It runs by path under `python -I -S` and needs the standard library only.
+
+    argument     the cluster's directory, removed at the end
+    stdin        one JSON object a line: {"name", "argv", "log"} of a daemon
+    stdout       "NAME STATUS" a line when a daemon has exited, as waitpid(2) has it
+    end          on end of file (so also when our parent was killed), SIGTERM, SIGHUP, SIGINT
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import select
+import shutil
+import signal
+import sys
+import time
+
+# slurmstepd gets this long to end its tasks in good order; more than the cluster's KillWait.
+JOBS_GRACE = 3.0
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _prctl(option: int, value: int) -> None:
+    if _libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def set_child_subreaper(on: bool) -> None:
+    """Adopt the orphans beneath this process, or stop doing so, as prctl(2)."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, int(on))
+
+
+def set_parent_death_signal(number: int) -> None:
+    """Get signal `number` when the thread that made this process ends, as prctl(2)."""
+    _prctl(_PR_SET_PDEATHSIG, number)
+
+
+def descendants(root: int, spared: frozenset[int] = frozenset()) -> list[int]:
+    """Return the processes beneath `root`, without those in `spared` and beneath them."""
+    children: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/stat", "rb") as file:
+                    # The command's name is in parentheses and may hold anything.
+                    parent = int(file.read().rpartition(b")")[2].split()[1])
+            except OSError:
+                continue  # it ended meanwhile
+            children.setdefault(parent, []).append(int(name))
+    found: list[int] = []
+    todo = [root]
+    while todo:
+        for pid in children.get(todo.pop(), []):
+            if pid not in spared:
+                found.append(pid)
+                todo.append(pid)
+    return found
+
+
+def kill_descendants(spared: frozenset[int] = frozenset()) -> None:
+    """Kill and reap all beneath this process, a child subreaper, but `spared` children's trees.
+
+    No death is missed though each wait blocks: what a victim forked after our look becomes our
+    child before the victim can be reaped, and every reaping is followed by another look.
+    """
+    while victims := descendants(os.getpid(), spared):
+        for pid in victims:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        for pid in victims:
+            # Ours to reap, or a grandchild that becomes ours when its parent has been reaped.
+            try:
+                os.waitpid(pid, 0)
+            except ChildProcessError:
+                pass
+
+
+def _command_name(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            return file.read().rstrip("\n")
+    except OSError:
+        return ""
+
+
+def _spawn(argv: list[str], log: str) -> int:
+    """Start `argv` in a session of its own with its output in `log`; return its pid."""
+    supervisor = os.getpid()
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        # Whoever kills us with SIGKILL takes the daemons along.
+        set_parent_death_signal(signal.SIGKILL)
+        if os.getppid() == supervisor:
+            os.setsid()
+            signal.set_wakeup_fd(-1)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
+                signal.signal(number, signal.SIG_DFL)
+            os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
+            os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), 1)
+            os.dup2(1, 2)
+            os.execv(argv[0], argv)
+    except OSError as error:
+        os.write(2, f"{argv[0]}: {error.strerror}\n".encode())
+    finally:
+        os._exit(127)
+
+
+def _end_jobs(directory: str) -> None:
+    """Cancel what still runs and give it `JOBS_GRACE` seconds, so that its own clean-up runs."""
+    steps = [p for p in descendants(os.getpid()) if _command_name(p) == "slurmstepd"]
+    scancel = shutil.which("scancel")
+    if not steps or scancel is None:
+        return
+    # Jobs can be in any partition and any user's; all of them are on some node.
+    nodes = os.listdir(os.path.join(directory, "spool"))
+    _spawn([scancel, "--nodelist=" + ",".join(nodes)], os.path.join(directory, "log/scancel.err"))
+    poller = select.poll()
+    waiting = set()
+    for pid in steps:
+        try:
+            fd = os.pidfd_open(pid)
+        except OSError:
+            continue
+        poller.register(fd, select.POLLIN)
+        waiting.add(fd)
+    deadline = time.monotonic() + JOBS_GRACE
+    while waiting and (left := deadline - time.monotonic()) > 0:
+        for fd, _event in poller.poll(left * 1000):
+            poller.unregister(fd)
+            waiting.discard(fd)
+
+
+def _serve() -> None:
+    """Start what stdin asks for and report each daemon's end, until it is time to go."""
+    wake, wakeup = os.pipe()
+    os.set_blocking(wakeup, False)
+    signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
+        signal.signal(number, lambda _number, _frame: None)
+    names: dict[int, str] = {}
+    buffer = b""
+    while True:
+        ready = select.select([0, wake], [], [])[0]
+        if wake in ready:
+            if set(os.read(wake, 4096)) - {signal.SIGCHLD}:
+                return
+            for pid, status in _reap():
+                if pid in names:
+                    os.write(1, f"{names.pop(pid)} {status}\n".encode())
+        if 0 in ready:
+            data = os.read(0, 65536)
+            if not data:
+                return
+            *lines, buffer = (buffer + data).split(b"\n")
+            for line in lines:
+                daemon = json.loads(line)
+                names[_spawn(daemon["argv"], daemon["log"])] = daemon["name"]
+
+
+def _reap() -> list[tuple[int, int]]:
+    ended = []
+    try:
+        while (one := os.waitpid(-1, os.WNOHANG))[0]:
+            ended.append(one)
+    except ChildProcessError:
+        pass
+    return ended
+
+
+def main(directory: str) -> None:
+    """Supervise until told to end, then leave no process and no file."""
+    set_child_subreaper(True)
+    try:
+        _serve()
+        _end_jobs(directory)
+    finally:
+        # From here on a signal must not stop us half way.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        kill_descendants()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,480 @@
+"""The container: a record, the plan that it becomes, and carrying that out.
+
+The order of the actions is the contract. All mounts are made in the outer
+namespaces; the inner ones come last, so that the kernel locks every mount
+against whoever is root in the container.
+"""
+
+from __future__ import annotations
+
+import os
+
+from . import environment, image, linux, log, mounts, passwd, squashfs
+from .actions import Action, Build
+from .errors import ChError
+from .namespaces import Nest
+from .spec import Bind as BindSpec
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from .spec import Spec
+
+# Read-only, from the host: what every image needs to find there.
+REQUIRED_BINDS = ("/dev", "/proc", "/sys")
+OPTIONAL_BINDS = (
+    "/etc/hosts",
+    "/etc/machine-id",
+    "/etc/resolv.conf",
+    "/var/lib/hugetlbfs",
+    "/etc/opt/cray/wlm_detect",
+    "/opt/cray/wlm_detect",
+    "/opt/cray/alps",
+    "/opt/cray/udreg",
+    "/opt/cray/ugni",
+    "/opt/cray/xpmem",
+    "/var/opt/cray/alps",
+    "/var/spool/slurmd",
+)
+
+# Room for passwd, group and the directories of overmounts.
+_STAGING = {"size": "4m", "mode": "0755"}
+
+HOOK_ALLOW = "allow"
+HOOK_SKIP = "skip"
+HOOK_FAIL = "fail"
+
+
+class Hook:
+    """A named function to be called with the container and its own data."""
+
+    __slots__ = ("data", "function", "name")
+
+    def __init__(self, name: str, function: Callable[[Container, object], None], data: object) -> None:
+        self.name = name
+        self.function = function
+        self.data = data
+
+
+class Hooks:
+    """An ordered list of hooks that runs once."""
+
+    __slots__ = ("_hooks", "_ran", "when")
+
+    def __init__(self, when: str) -> None:
+        self.when = when
+        self._hooks: list[Hook] = []
+        self._ran = False
+
+    def add(
+        self, name: str, function: Callable[[Container, object], None], data: object = None, duplicate: str = HOOK_FAIL
+    ) -> None:
+        """Append a hook; ChError on a duplicate name unless `duplicate` allows or skips it."""
+        if duplicate != HOOK_ALLOW and any(hook.name == name for hook in self._hooks):
+            if duplicate == HOOK_SKIP:
+                return
+            raise ChError(f"duplicate hook: {name}")
+        self._hooks.append(Hook(name, function, data))
+
+    def run(self, container: Container) -> None:
+        """Call the hooks in order; ChError when they ran before."""
+        if self._ran:
+            raise ChError(f"hooks already ran: {self.when}")
+        self._ran = True
+        for hook in self._hooks:
+            log.debug(f"hook: {self.when}: {hook.name}")
+            hook.function(container, hook.data)
+
+
+class Caller:
+    """Who starts the container, from where: facts about the process, as data."""
+
+    __slots__ = ("cwd", "environment", "gid", "script", "uid", "user")
+
+    def __init__(self, env: Mapping[str, str], cwd: str | None = None, script: str | None = None) -> None:
+        self.uid = os.geteuid()
+        self.gid = os.getegid()
+        self.environment = env
+        self.user = passwd.user_name(self.uid)
+        self.cwd = cwd or _cwd()
+        self.script = script  # a batch script that must be visible in the container
+
+    def home_directory(self) -> str:
+        """Return where `home` puts the user's home."""
+        return "/home/" + (self.environment.get("USER") or self.user)
+
+
+def _cwd() -> str:
+    try:
+        return os.getcwd()
+    except OSError:
+        return "/"
+
+
+class Container:
+    """A container to be: the spec, checked against this machine, and its hooks.
+
+    Raises ChError when the image isn't one.
+    """
+
+    __slots__ = ("caller", "gid", "hooks_all", "hooks_guest", "hooks_host", "image", "spec", "squashfuse", "tag", "uid")
+
+    def __init__(self, spec: Spec, caller: Caller, tag: str = "", squashfuse: str | None = None) -> None:
+        self.spec = spec
+        self.caller = caller
+        self.tag = tag
+        self.squashfuse = squashfuse
+        self.uid = caller.uid if spec.uid is None else spec.uid
+        self.gid = caller.gid if spec.gid is None else spec.gid
+        storage = image.storage_directory(spec.storage, caller.environment, caller.user)
+        self.image = image.resolve(spec.image, storage, caller.cwd)
+        self.hooks_host = Hooks("host")
+        self.hooks_guest = Hooks("guest")
+        self.hooks_all = Hooks("all")
+
+    def plan(self) -> tuple[Action, ...]:
+        """Return everything that is to be done, in order."""
+        spec = self.spec
+        actions: list[Action] = [Nest((self.caller.uid, self.caller.gid), (0, 0)), self._image_action(), Stage(self.image.reference)]
+        if not spec.write:
+            actions.append(ReadOnlyRoot())
+        if spec.write_fake is not None:
+            actions.append(WriteFake(spec.write_fake))
+        actions += self._default_binds()
+        if spec.passwd:
+            uid, gid = self.uid, self.gid
+            actions.append(Write("/etc/passwd", passwd.passwd_text(uid, gid)))
+            actions.append(Write("/etc/group", passwd.group_text(gid)))
+        actions.append(self._tmp())
+        if spec.home:
+            actions.append(self._home())
+        actions += [self._user_bind(bind) for bind in spec.binds]
+        if self.caller.script:
+            actions.append(ShowScript(self.caller.script))
+        actions.append(Environment(spec, self.caller))
+        actions.append(RunHooks(self, self.hooks_host))
+        actions.append(Pivot())
+        actions.append(Nest((0, 0), (self.uid, self.gid)))
+        actions.append(RunHooks(self, self.hooks_guest))
+        return tuple(actions)
+
+    def _image_action(self) -> Action:
+        if self.image.kind == image.SQUASHFS:
+            return squashfs.ServeSquashFS(self.image.path, self.image.path, self.squashfuse)
+        return OpenDirectory(self.image.path)
+
+    def _default_binds(self) -> list[Action]:
+        required = [mounts.Bind(path, path, readonly=True, follow=True) for path in REQUIRED_BINDS]
+        optional = [
+            mounts.Bind(path, path, src_optional=True, dst_optional=True, readonly=True, follow=True)
+            for path in OPTIONAL_BINDS
+        ]
+        return [*required, *optional]
+
+    def _tmp(self) -> Action:
+        if self.spec.private_tmp:
+            return PrivateTmp()
+        return mounts.Bind(self.caller.environment.get("TMPDIR") or "/tmp", "/tmp", follow=True)
+
+    def _home(self) -> Action:
+        home = self.caller.environment.get("HOME")
+        if not home:
+            raise ChError("--home: HOME is not set")
+        return mounts.Bind(home, self.caller.home_directory(), dst_create=True, label="--home")
+
+    def _user_bind(self, bind: BindSpec) -> Action:
+        source = os.path.join(self.caller.cwd, bind.src)
+        return mounts.Bind(source, bind.dst, dst_create=self.spec.write_fake is not None, label=bind.label)
+
+
+def containerize(container: Container) -> Build:
+    """Put this process into the container; ChError if that fails.
+
+    A failure leaves this process in a half-built namespace that is good for
+    nothing but to exit; everything built goes with it.
+    """
+    build = Build()
+    for action in container.plan():
+        log.debug(action.describe())
+        try:
+            action.apply(build)
+        except OSError as error:
+            raise ChError(f"can't {action.describe()}") from error
+    container.hooks_all.run(container)
+    return build
+
+
+class OpenDirectory(Action):
+    """Take a directory of the host as the image."""
+
+    __slots__ = ("path",)
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def describe(self) -> str:
+        return f"take directory {self.path} as image"
+
+    def apply(self, build: Build) -> None:
+        flags = linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC | linux.AT_RECURSIVE
+        try:
+            build.image_fd = linux.open_tree(linux.AT_FDCWD, self.path, flags)
+        except OSError as error:
+            raise ChError(f"can't open image: {self.path}") from error
+
+
+class Stage(Action):
+    """Claim the new root: a private mount in a private tmpfs of our own."""
+
+    __slots__ = ("reference",)
+
+    def __init__(self, reference: str) -> None:
+        self.reference = reference
+
+    def describe(self) -> str:
+        return "claim new root in a private staging tmpfs"
+
+    def apply(self, build: Build) -> None:
+        staging = mounts.tmpfs(_STAGING)
+        flags = linux.MOVE_MOUNT_F_EMPTY_PATH
+        linux.move_mount(staging, "", linux.AT_FDCWD, "/", flags)
+        # Absolute paths still lead to the host below; only the working
+        # directory is in the staging tmpfs.
+        os.fchdir(staging)
+        os.close(staging)
+        os.mkdir("image", 0o755)
+        os.mkdir(mounts.SCRATCH, 0o700)
+        linux.mount_setattr(build.image_fd, 0, 0, linux.MS_PRIVATE)
+        linux.move_mount(build.image_fd, "", linux.AT_FDCWD, "image", flags)
+        os.close(build.image_fd)
+        build.image_fd = -1
+        take_root(build, "image")
+        squashfs.first_look(build, self.reference)
+
+
+def take_root(build: Build, path: str) -> None:
+    """Make `path`, relative to the staging directory, the new root."""
+    if build.root_fd >= 0:
+        os.close(build.root_fd)
+    build.root = path
+    build.root_fd = linux.openat2(linux.AT_FDCWD, path, os.O_PATH | os.O_DIRECTORY, 0)
+    build.mounts.add(mounts.mount_id(build.root_fd))
+
+
+class ReadOnlyRoot(Action):
+    """Make the new root read-only and keep its other mount flags."""
+
+    __slots__ = ()
+
+    def describe(self) -> str:
+        return "make new root read-only"
+
+    def apply(self, build: Build) -> None:
+        linux.mount_setattr(build.root_fd, 0, linux.MOUNT_ATTR_RDONLY)
+
+
+class WriteFake(Action):
+    """Lay a tmpfs of limited size over the image."""
+
+    __slots__ = ("size",)
+
+    def __init__(self, size: str) -> None:
+        self.size = size
+
+    def describe(self) -> str:
+        return f"overlay new root with a tmpfs of {self.size}"
+
+    def apply(self, build: Build) -> None:
+        os.mkdir("fake", 0o700)
+        layer = mounts.tmpfs({"size": self.size, "mode": "0700"})
+        linux.move_mount(layer, "", linux.AT_FDCWD, "fake", linux.MOVE_MOUNT_F_EMPTY_PATH)
+        os.close(layer)
+        for name in ("upper", "work", "merged"):
+            os.mkdir(f"fake/{name}", 0o700)
+        # The merged root takes its mode from the upper directory.
+        os.chmod("fake/upper", os.stat(build.root).st_mode & 0o7777)
+        try:
+            merged = mounts.overlay(build.root, "fake/upper", "fake/work")
+        except OSError as error:
+            raise ChError("can't overlay the image (--write-fake)") from error
+        linux.move_mount(merged, "", linux.AT_FDCWD, "fake/merged", linux.MOVE_MOUNT_F_EMPTY_PATH)
+        os.close(merged)
+        take_root(build, "fake/merged")
+
+
+class Write(Action):
+    """Put a file with the given text over one of the image's."""
+
+    __slots__ = ("path", "text")
+
+    def __init__(self, path: str, text: str) -> None:
+        self.path = path
+        self.text = text
+
+    def describe(self) -> str:
+        return f"write {self.path}"
+
+    def apply(self, build: Build) -> None:
+        # In the staging tmpfs: no file of ours is ever on the host.
+        name = os.path.basename(self.path)
+        fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644)
+        os.fchmod(fd, 0o644)
+        os.write(fd, self.text.encode("utf-8", "surrogateescape"))
+        os.close(fd)
+        mounts.Bind(name, self.path, follow=True).apply(build)
+        os.unlink(name)
+
+
+class PrivateTmp(Action):
+    """Mount a fresh tmpfs on /tmp."""
+
+    __slots__ = ()
+
+    def describe(self) -> str:
+        return "mount a fresh tmpfs on /tmp"
+
+    def apply(self, build: Build) -> None:
+        fresh = mounts.tmpfs({"mode": "1777"})
+        target = mounts.look_up(build, "/tmp", True)
+        flags = linux.MOVE_MOUNT_F_EMPTY_PATH | linux.MOVE_MOUNT_T_EMPTY_PATH
+        linux.move_mount(fresh, "", target, "", flags)
+        os.close(target)
+        build.mounts.add(mounts.mount_id(fresh))
+        os.close(fresh)
+
+
+class ShowScript(Action):
+    """Make a batch script visible at its own path, unless it is already."""
+
+    __slots__ = ("path",)
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def describe(self) -> str:
+        return f"bind batch script {self.path} at its own path, if it isn't visible"
+
+    def apply(self, build: Build) -> None:
+        script = os.stat(self.path)
+        try:
+            fd = mounts.look_up(build, self.path, True)
+        except OSError:
+            pass
+        else:
+            seen = os.fstat(fd)
+            os.close(fd)
+            if (seen.st_dev, seen.st_ino) == (script.st_dev, script.st_ino):
+                return
+        mounts.Bind(self.path, self.path, dst_create=True, follow=True, label="batch script").apply(build)
+
+
+class Environment(Action):
+    """Work out what `ch-join` does to each task's environment.
+
+    Files of the host are read when the plan is made: a peer that joins can't
+    reach them any more when this is applied.
+    """
+
+    __slots__ = ("caller", "host_files", "spec")
+
+    def __init__(self, spec: Spec, caller: Caller) -> None:
+        self.spec = spec
+        self.caller = caller
+        self.host_files: dict[str, str] = {}
+        for kind, path in spec.env_rules:
+            if kind == "file":
+                text = _host_text(path, caller.cwd)
+                if text is not None:
+                    self.host_files[path] = text
+
+    def describe(self) -> str:
+        words = "".join(f", {kind} {value}" for kind, value in self.spec.env_rules)
+        return f"environment: HOME, PATH, TMPDIR{words}, CH_RUNNING"
+
+    def apply(self, build: Build) -> None:
+        spec = self.spec
+        records = environment.first_records(self._home(build))
+        records += environment.rule_records(spec.env_rules, spec.env_expand, lambda path: self._read(build, path))
+        records.append(("E", f"CH_RUNNING={spec.image}"))
+        if spec.cd is not None:
+            records.append(("C", spec.cd))
+        records.append(("V", str(spec.verbosity)))
+        build.records = records
+
+    def _home(self, build: Build) -> str:
+        if self.spec.home:
+            return self.caller.home_directory()
+        try:
+            os.close(mounts.look_up(build, "/root", True))
+        except OSError:
+            return "/"
+        return "/root"
+
+    def _read(self, build: Build, path: str) -> str:
+        if path in self.host_files:
+            return self.host_files[path]
+        try:
+            with open(mounts.open_file(build, path), "rb") as file:
+                return os.fsdecode(file.read())
+        except OSError as error:
+            raise ChError(f"can't read environment file: {path}") from error
+
+
+def _host_text(path: str, cwd: str) -> str | None:
+    """Return the text of the host's file, or None when there is none of that name."""
+    try:
+        with open(os.path.join(cwd, path), "rb") as file:
+            return os.fsdecode(file.read())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ChError(f"can't read environment file: {path}") from error
+
+
+class RunHooks(Action):
+    """Run one of the container's lists of hooks."""
+
+    __slots__ = ("container", "hooks")
+
+    def __init__(self, container: Container, hooks: Hooks) -> None:
+        self.container = container
+        self.hooks = hooks
+
+    def describe(self) -> str:
+        return f"run {self.hooks.when} hooks"
+
+    def apply(self, build: Build) -> None:
+        del build
+        self.hooks.run(self.container)
+
+
+class Pivot(Action):
+    """Make the new root the root, and let go of the host's tree."""
+
+    __slots__ = ()
+
+    def describe(self) -> str:
+        return "pivot into new root"
+
+    def apply(self, build: Build) -> None:
+        os.close(build.root_fd)
+        build.root_fd = -1
+        # The staging tmpfs lies over "/" already, so that pivot_root works
+        # even where the host's root is the initial ramfs.
+        os.chroot(".")
+        os.chdir("/" + build.root)
+        # "dev" is in every image, and covered by a bind that we get back.
+        linux.pivot_root(".", "dev")
+        os.chroot(".")
+        linux.umount2("/dev", linux.MNT_DETACH)
+
+
+def plan_bytes(build: Build) -> bytes:
+    """Return the plan for `ch-join`."""
+    return environment.encode(build.records)
+
+
+def explain(container: Container) -> Sequence[str]:
+    """Return the plan, one line an action."""
+    return [action.describe() for action in container.plan()]

@@ -1,0 +1,93 @@
+"""Environment rules, and the plan that `ch-join` carries out in each task.
+
+The rules are worked out once per node; `ch-join` applies them to each task's
+own environment, so that SLURM_PROCID and its like stay the task's.
+
+A plan is a sequence of NUL-terminated records, the first byte its kind:
+
+    E NAME=VALUE   set
+    X NAME=VALUE   set, with $NAME expanded
+    U GLOB         unset by shell pattern
+    P              give PATH a /bin if it has none
+    C DIR          change to DIR, or fail
+    V LEVEL        verbosity
+"""
+
+from __future__ import annotations
+
+from .errors import ChError, UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+Record = tuple[str, str]
+
+PLAN_HEADER = b"slurm_ch plan 1\0"
+
+
+def parse_file(text: str, source: str) -> list[str]:
+    """Return the assignments of an environment file: one a line, blank lines skipped.
+
+    One pair of single quotes around a value is taken off. UsageError names the
+    line that is no assignment.
+    """
+    assignments = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line:
+            continue
+        name, equals, value = line.partition("=")
+        if not equals or not name:
+            raise UsageError(f"--set-env={source}: line {number} is not NAME=VALUE: {line}")
+        if len(value) >= 2 and value[0] == value[-1] == "'":
+            value = value[1:-1]
+        if "\0" in line:
+            raise UsageError(f"--set-env={source}: line {number} has a NUL in it")
+        assignments.append(f"{name}={value}")
+    return assignments
+
+
+def first_records(home: str) -> list[Record]:
+    """Return what happens to every environment before the user's rules."""
+    return [("E", f"HOME={home}"), ("P", ""), ("U", "TMPDIR")]
+
+
+def rule_records(
+    rules: Sequence[tuple[str, str]], expand: bool, read_file: Callable[[str], str]
+) -> list[Record]:
+    """Return the records for the user's rules; `read_file` gives a file's text by its path."""
+    assign = "X" if expand else "E"
+    records: list[Record] = []
+    for kind, value in rules:
+        if kind == "unset":
+            records.append(("U", value))
+        elif kind == "set":
+            records.append((assign, value))
+        else:
+            records += [(assign, line) for line in parse_file(read_file(value), value)]
+    return records
+
+
+def encode(records: Sequence[Record]) -> bytes:
+    """Return the plan as bytes; ChError if a value can't be passed."""
+    parts = [PLAN_HEADER]
+    for kind, value in records:
+        data = (kind + value).encode("utf-8", "surrogateescape")
+        if b"\0" in data:
+            raise ChError(f"a NUL in an environment rule: {value!r}")
+        parts.append(data + b"\0")
+    return b"".join(parts)
+
+
+def describe(record: Record) -> str:
+    """Return one line for people about a record."""
+    kind, value = record
+    words = {
+        "E": "set",
+        "X": "set, expanding:",
+        "U": "unset",
+        "P": "add /bin to PATH if it has none",
+        "C": "change directory to",
+        "V": "verbosity",
+    }
+    return f"environment: {words[kind]} {value}".rstrip()

@@ -1,0 +1,119 @@
+"""The node's hot path: from what the plugin says to the ticket, then exit.
+
+Started once per node and step, by the plugin, with an empty environment and
+two descriptors: a memory file with the job's facts, and the tasks' socket.
+Nothing slow may be imported from here down; a test pins the list.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from . import container as engine
+from . import log, namespaces, spec, step, tickets
+from .errors import EXIT_SETUP, EXIT_USAGE, ChError, UsageError, describe, exit_code
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_MAGIC = b"slurm_ch facts 1"
+
+
+class Facts:
+    """What the plugin knows of the step: strings as they were on the node."""
+
+    __slots__ = ("environment", "local_tasks", "request", "script", "site")
+
+    def __init__(self) -> None:
+        self.site: list[str] = []
+        self.request = ""
+        self.environment: dict[str, str] = {}
+        self.local_tasks: int | None = None
+        self.script: str | None = None
+
+
+def read_facts(fd: int) -> Facts:
+    """Return the facts that the plugin wrote to `fd`; ChError if they are malformed."""
+    size = os.fstat(fd).st_size
+    data = os.pread(fd, size, 0)
+    records = data.split(b"\0")
+    if records[0] != _MAGIC or records[-1] != b"":
+        raise ChError("the plugin and the launcher are of different versions")
+    facts = Facts()
+    for record in records[1:-1]:
+        kind, text = record[:1], os.fsdecode(record[1:])
+        if kind == b"e":
+            name, _, value = text.partition("=")
+            facts.environment[name] = value
+        elif kind == b"a":
+            facts.site.append(text)
+        elif kind == b"r":
+            facts.request = text
+        elif kind == b"t":
+            facts.local_tasks = int(text)
+        elif kind == b"b":
+            facts.script = text
+        else:
+            raise ChError("the plugin and the launcher are of different versions")
+    return facts
+
+
+def _check_count(facts: Facts) -> int:
+    """Return this node's task count; UsageError if Slurm contradicts itself."""
+    if facts.script is not None:
+        return 1
+    counted = step.local_task_count(facts.environment)
+    if facts.local_tasks is not None and counted != facts.local_tasks:
+        raise UsageError(f"SLURM_STEP_TASKS_PER_NODE says {counted} tasks here, Slurm {facts.local_tasks}")
+    return counted
+
+
+def launch(facts: Facts, office: tickets.Office) -> None:
+    """Make the step's container on this node and hand out the ticket."""
+    env = facts.environment
+    site = spec.parse_site(facts.site)
+    wanted = spec.meet(site, spec.parse_request(facts.request))
+    log.configure(level=wanted.verbosity)
+    tag = step.tag(env)
+    count = _check_count(facts)
+    log.info(f"container {tag} for {count} tasks: {wanted.image}")
+    caller = engine.Caller(env, script=facts.script)
+    # Task 0's core is not the place for the FUSE server: it serves them all.
+    # The kernel keeps this within the step's cpuset.
+    os.sched_setaffinity(0, range(os.cpu_count() or 1))
+    build = engine.containerize(engine.Container(wanted, caller, tag, site.squashfuse))
+    user_fd, mount_fd = namespaces.open_own()
+    office.issue(user_fd, mount_fd, tickets.plan_file(engine.plan_bytes(build)))
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the launcher with the descriptors that `argv` names; return its exit status."""
+    try:
+        facts_fd, socket_fd = (int(text) for text in argv)
+        office = tickets.Office(socket_fd)
+    except (ValueError, ChError):
+        log.error("the launcher is started by Slurm's plugin, not by hand")
+        return EXIT_USAGE
+    try:
+        facts = read_facts(facts_fd)
+        log.configure(node=facts.environment.get("SLURMD_NODENAME", ""))
+        launch(facts, office)
+    except Exception as error:
+        log.error(describe(error))
+        _refuse(office, exit_code(error))
+        return exit_code(error)
+    return 0
+
+
+def _refuse(office: tickets.Office, code: int) -> None:
+    try:
+        office.refuse(code or EXIT_SETUP)
+    except ChError as error:
+        log.error(describe(error))
+
+
+def run() -> None:
+    """Run the launcher as a program; leaves without the interpreter's clean-up."""
+    os._exit(main(sys.argv[1:]))

@@ -1,0 +1,205 @@
+"""The kernel's calls that Python lacks, each under the kernel's own name.
+
+Every wrapper raises OSError with the errno and the paths it was about. Calls
+newer than glibc go through syscall(2); their numbers are the same on every
+architecture since 424 (pidfd_send_signal).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWUSER = 0x10000000
+
+MS_RDONLY = 0x1
+MS_NOSUID = 0x2
+MS_NODEV = 0x4
+MS_REMOUNT = 0x20
+MS_MOVE = 0x2000
+MS_REC = 0x4000
+MS_PRIVATE = 0x40000
+MNT_DETACH = 0x2
+
+AT_FDCWD = -100
+AT_EMPTY_PATH = 0x1000
+AT_RECURSIVE = 0x8000
+OPEN_TREE_CLONE = 0x1
+OPEN_TREE_CLOEXEC = os.O_CLOEXEC
+MOVE_MOUNT_F_EMPTY_PATH = 0x4
+MOVE_MOUNT_T_EMPTY_PATH = 0x40
+FSOPEN_CLOEXEC = 0x1
+FSMOUNT_CLOEXEC = 0x1
+FSCONFIG_SET_FLAG = 0
+FSCONFIG_SET_STRING = 1
+FSCONFIG_CMD_CREATE = 6
+MOUNT_ATTR_RDONLY = 0x1
+MOUNT_ATTR_NOSUID = 0x2
+MOUNT_ATTR_NODEV = 0x4
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_BENEATH = 0x08
+RESOLVE_IN_ROOT = 0x10
+
+_PR_SET_NO_NEW_PRIVS = 38
+
+_NR_OPEN_TREE = 428
+_NR_MOVE_MOUNT = 429
+_NR_FSOPEN = 430
+_NR_FSCONFIG = 431
+_NR_FSMOUNT = 432
+_NR_OPENAT2 = 437
+_NR_MOUNT_SETATTR = 442
+_NR_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "ppc64le": 203}
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_syscall = _libc.syscall
+_syscall.restype = ctypes.c_long
+
+
+def _bytes(path: str | bytes | None) -> bytes | None:
+    return os.fsencode(path) if isinstance(path, str) else path
+
+
+def _fail(source: object = None, target: object = None) -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number), source, None, target)
+
+
+def unshare(flags: int) -> None:
+    """Move this process into new namespaces, as unshare(2)."""
+    if _libc.unshare(flags) != 0:
+        raise _fail()
+
+
+def setns(fd: int, nstype: int = 0) -> None:
+    """Enter the namespace that `fd` refers to, as setns(2)."""
+    if _libc.setns(fd, nstype) != 0:
+        raise _fail()
+
+
+def mount(source: str | None, target: str, fstype: str | None, flags: int, data: str | None) -> None:
+    """Mount, bind, move or remount, as mount(2)."""
+    done = _libc.mount(
+        _bytes(source), _bytes(target), _bytes(fstype), ctypes.c_ulong(flags), _bytes(data)
+    )
+    if done != 0:
+        raise _fail(source or fstype, target)
+
+
+def umount2(target: str, flags: int) -> None:
+    """Unmount, as umount2(2)."""
+    if _libc.umount2(_bytes(target), flags) != 0:
+        raise _fail(target)
+
+
+def pivot_root(new_root: str, put_old: str) -> None:
+    """Swap the root mount, as pivot_root(2)."""
+    number = _NR_PIVOT_ROOT[os.uname().machine]
+    if _syscall(ctypes.c_long(number), _bytes(new_root), _bytes(put_old)) != 0:
+        raise _fail(new_root, put_old)
+
+
+def prctl_no_new_privs() -> None:
+    """Forbid this process and its children to gain privileges by exec, as prctl(2)."""
+    if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
+        raise _fail()
+
+
+def open_tree(dir_fd: int, path: str, flags: int) -> int:
+    """Return a descriptor of the mount at `path`, or of a detached copy, as open_tree(2)."""
+    fd: int = _syscall(ctypes.c_long(_NR_OPEN_TREE), dir_fd, _bytes(path), ctypes.c_uint(flags))
+    if fd < 0:
+        raise _fail(path)
+    return fd
+
+
+def move_mount(from_fd: int, from_path: str, to_fd: int, to_path: str, flags: int) -> None:
+    """Attach the mount `from` at `to`, as move_mount(2)."""
+    done = _syscall(
+        ctypes.c_long(_NR_MOVE_MOUNT),
+        from_fd,
+        _bytes(from_path),
+        to_fd,
+        _bytes(to_path),
+        ctypes.c_uint(flags),
+    )
+    if done != 0:
+        raise _fail(from_path or None, to_path or None)
+
+
+def fsopen(fstype: str, flags: int = FSOPEN_CLOEXEC) -> int:
+    """Return a descriptor to configure a new file system with, as fsopen(2)."""
+    fd: int = _syscall(ctypes.c_long(_NR_FSOPEN), _bytes(fstype), ctypes.c_uint(flags))
+    if fd < 0:
+        raise _fail(fstype)
+    return fd
+
+
+def fsconfig(fd: int, command: int, key: str | None = None, value: str | None = None) -> None:
+    """Set one parameter of a new file system, or create it, as fsconfig(2)."""
+    done = _syscall(
+        ctypes.c_long(_NR_FSCONFIG), fd, ctypes.c_uint(command), _bytes(key), _bytes(value), 0
+    )
+    if done != 0:
+        raise _fail(f"{key}={value}" if key else None)
+
+
+def fsmount(fd: int, flags: int, attributes: int) -> int:
+    """Return a descriptor of a new, detached mount, as fsmount(2)."""
+    mount_fd: int = _syscall(
+        ctypes.c_long(_NR_FSMOUNT), fd, ctypes.c_uint(flags), ctypes.c_uint(attributes)
+    )
+    if mount_fd < 0:
+        raise _fail()
+    return mount_fd
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (
+        ("flags", ctypes.c_uint64),
+        ("mode", ctypes.c_uint64),
+        ("resolve", ctypes.c_uint64),
+    )
+
+
+def openat2(dir_fd: int, path: str, flags: int, resolve: int, mode: int = 0) -> int:
+    """Open `path` with the lookup confined as `resolve` says, as openat2(2).
+
+    O_CLOEXEC is always added.
+    """
+    how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
+    fd: int = _syscall(
+        ctypes.c_long(_NR_OPENAT2),
+        dir_fd,
+        _bytes(path),
+        ctypes.byref(how),
+        ctypes.c_size_t(ctypes.sizeof(how)),
+    )
+    if fd < 0:
+        raise _fail(path)
+    return fd
+
+
+class _MountAttr(ctypes.Structure):
+    _fields_ = (
+        ("attr_set", ctypes.c_uint64),
+        ("attr_clr", ctypes.c_uint64),
+        ("propagation", ctypes.c_uint64),
+        ("userns_fd", ctypes.c_uint64),
+    )
+
+
+def mount_setattr(fd: int, flags: int, attr_set: int, propagation: int = 0) -> None:
+    """Add attributes to the mount at `fd` and keep all it has, as mount_setattr(2)."""
+    attributes = _MountAttr(attr_set, 0, propagation, 0)
+    done = _syscall(
+        ctypes.c_long(_NR_MOUNT_SETATTR),
+        fd,
+        b"",
+        ctypes.c_uint(flags | AT_EMPTY_PATH),
+        ctypes.byref(attributes),
+        ctypes.c_size_t(ctypes.sizeof(attributes)),
+    )
+    if done != 0:
+        raise _fail()

@@ -1,0 +1,325 @@
+"""Bind mounts into the new root, and making the places where they go.
+
+All look-ups inside the image go through openat2(2), confined by the kernel to
+the new root, and what it returns is a descriptor that is mounted on: a
+symbolic link or a rename in the image can't redirect a mount.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from . import linux, log
+from .actions import Action, Build
+from .errors import ChError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+_BENEATH = linux.RESOLVE_BENEATH | linux.RESOLVE_NO_MAGICLINKS
+_IN_ROOT = linux.RESOLVE_IN_ROOT | linux.RESOLVE_NO_MAGICLINKS
+
+SCRATCH = "scratch"
+MERGE_POINT = "/mnt"
+
+
+def mount_id(fd: int) -> int:
+    """Return the id of the mount that `fd` is in, as in /proc/self/mountinfo."""
+    info = os.open(f"/proc/self/fdinfo/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        text = os.read(info, 4096)
+    finally:
+        os.close(info)
+    for line in text.split(b"\n"):
+        if line.startswith(b"mnt_id:"):
+            return int(line[7:])
+    raise ChError(f"no mnt_id in /proc/self/fdinfo/{fd}")
+
+
+class Bind(Action):
+    """Bind a file or directory of the host, recursively, at a place in the new root."""
+
+    __slots__ = ("dst", "dst_create", "dst_merge", "dst_optional", "follow", "label", "readonly", "src", "src_optional")
+
+    def __init__(
+        self,
+        src: str,
+        dst: str,
+        *,
+        src_optional: bool = False,
+        dst_optional: bool = False,
+        dst_create: bool = False,
+        dst_merge: bool = False,
+        readonly: bool = False,
+        follow: bool = False,
+        label: str = "",
+    ) -> None:
+        """Describe a bind; ChError on a combination that makes no sense.
+
+        `follow` lets the image's absolute symbolic links point within the
+        image, for places that we choose; for the user's, they are an escape.
+        """
+        if not src or not dst:
+            raise ChError(f"can't bind: empty source or destination: {src}:{dst}")
+        if not dst.startswith("/"):
+            raise ChError(f"can't bind: destination is not absolute: {dst}")
+        if dst_optional and dst_create:
+            raise ChError(f"can't bind: destination both optional and created: {dst}")
+        self.src = src
+        self.dst = dst
+        self.src_optional = src_optional
+        self.dst_optional = dst_optional
+        self.dst_create = dst_create
+        self.dst_merge = dst_merge
+        self.readonly = readonly
+        self.follow = follow
+        self.label = label
+
+    def describe(self) -> str:
+        notes = [
+            word
+            for word, true in (
+                ("read-only", self.readonly),
+                ("if there", self.src_optional or self.dst_optional),
+                ("create destination", self.dst_create),
+                ("merge", self.dst_merge),
+            )
+            if true
+        ]
+        return f"bind {self.src} at {self.dst}" + (f" ({', '.join(notes)})" if notes else "")
+
+    def _why(self) -> str:
+        return f"{self.label}: can't bind" if self.label else "can't bind"
+
+    def apply(self, build: Build) -> None:
+        source = self._clone_source()
+        if source < 0:
+            return
+        try:
+            if self.dst_merge:
+                self._merge(build)
+                return
+            target = self._open_target(build, source)
+            if target < 0:
+                return
+            try:
+                self._attach(source, target)
+            finally:
+                os.close(target)
+        finally:
+            os.close(source)
+
+    def _clone_source(self) -> int:
+        flags = linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC | linux.AT_RECURSIVE
+        try:
+            return linux.open_tree(linux.AT_FDCWD, self.src, flags)
+        except (FileNotFoundError, NotADirectoryError):
+            if self.src_optional:
+                return -1
+            raise ChError(f"{self._why()}: source not found: {self.src}") from None
+        except OSError as error:
+            if self.src_optional and error.errno == errno.EACCES:
+                return -1
+            raise ChError(f"{self._why()}: source {self.src}") from error
+
+    def _open_target(self, build: Build, source: int) -> int:
+        try:
+            return look_up(build, self.dst, self.follow)
+        except (FileNotFoundError, NotADirectoryError):
+            if self.dst_optional:
+                return -1
+            if not self.dst_create:
+                raise ChError(f"{self._why()}: destination not found: {self.dst}") from None
+        except OSError as error:
+            self._refuse(error)
+        directory = stat.S_ISDIR(os.fstat(source).st_mode)
+        try:
+            return create(build, self.dst, directory)
+        except ChError as error:
+            raise ChError(f"{self._why()}: {error}") from error.__cause__
+
+    def _refuse(self, error: OSError) -> NoReturn:
+        if error.errno == errno.EXDEV:
+            raise ChError(f"{self._why()}: {self.dst} not subdirectory of the image's root") from None
+        raise ChError(f"{self._why()}: destination {self.dst}") from error
+
+    def _attach(self, source: int, target: int) -> None:
+        flags = linux.MOVE_MOUNT_F_EMPTY_PATH | linux.MOVE_MOUNT_T_EMPTY_PATH
+        try:
+            if self.readonly:
+                # Only the mount itself: /dev/shm below /dev stays writeable.
+                linux.mount_setattr(source, 0, linux.MOUNT_ATTR_RDONLY)
+            linux.move_mount(source, "", target, "", flags)
+        except OSError as error:
+            if error.errno in (errno.ENOTDIR, errno.EINVAL) and _kinds_differ(source, target):
+                raise ChError(
+                    f"{self._why()} {self.src} at {self.dst}: one is a directory, the other is not"
+                ) from None
+            raise ChError(f"{self._why()} {self.src} at {self.dst}") from error
+
+    def _merge(self, build: Build) -> None:
+        """Link the destination into one bind of the source's parent."""
+        parent, name = os.path.split(os.path.normpath(self.src))
+        point = f"{MERGE_POINT}/{parent.replace('/', '_')}"
+        try:
+            os.close(look_up(build, point, True))
+        except FileNotFoundError:
+            Bind(parent, point, dst_create=True, follow=True, label=self.label).apply(build)
+        try:
+            directory = create_parents(build, os.path.dirname(self.dst))
+        except OSError as error:
+            self._refuse(error)
+        last = os.path.basename(self.dst)
+        try:
+            if _exists_at(directory, last):
+                os.rename(last, last + ".orig", src_dir_fd=directory, dst_dir_fd=directory)
+            elif not self.dst_create:
+                raise ChError(f"{self._why()}: destination not found: {self.dst}")
+            os.symlink(f"{point}/{name}", last, dir_fd=directory)
+        except OSError as error:
+            raise ChError(f"{self._why()}: can't link {self.dst}") from error
+        finally:
+            os.close(directory)
+
+
+def _kinds_differ(source: int, target: int) -> bool:
+    modes = [stat.S_ISDIR(os.fstat(fd).st_mode) for fd in (source, target)]
+    return modes[0] != modes[1]
+
+
+def _exists_at(directory: int, name: str) -> bool:
+    try:
+        os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def look_up(build: Build, path: str, follow: bool) -> int:
+    """Return an O_PATH descriptor of `path` in the new root; OSError, EXDEV if it escapes."""
+    return linux.openat2(
+        build.root_fd, path.lstrip("/") or ".", os.O_PATH, _IN_ROOT if follow else _BENEATH
+    )
+
+
+def open_file(build: Build, path: str) -> int:
+    """Return a file of the image, opened for reading; OSError if it can't be."""
+    return linux.openat2(build.root_fd, path.lstrip("/"), os.O_RDONLY, _IN_ROOT)
+
+
+def create(build: Build, path: str, directory: bool) -> int:
+    """Make a mount point at `path`, with the directories above it, and return it opened."""
+    try:
+        if directory:
+            return create_parents(build, path)
+        parent = create_parents(build, os.path.dirname(path))
+    except OSError as error:
+        if error.errno == errno.EXDEV:
+            raise ChError(f"{path} not subdirectory of the image's root") from None
+        raise ChError(f"can't create {path}") from error
+    try:
+        parent = _writeable(build, parent, path)
+        name = os.path.basename(path)
+        fd = os.open(
+            name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=parent
+        )
+        os.close(fd)
+        return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    except OSError as error:
+        raise ChError(f"can't create {path}") from error
+    finally:
+        os.close(parent)
+
+
+def create_parents(build: Build, path: str) -> int:
+    """Return the directory `path` opened, made with all above it where missing."""
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    here = look_up(build, "/", False)
+    done = 0
+    for index in range(len(parts)):
+        try:
+            deeper = look_up(build, "/".join(parts[: index + 1]), False)
+        except FileNotFoundError:
+            break
+        os.close(here)
+        here = deeper
+        done = index + 1
+    for name in parts[done:]:
+        if name == "..":
+            os.close(here)
+            raise ChError(f"can't create a directory below '..': {path}")
+        here = _writeable(build, here, path)
+        os.mkdir(name, 0o755, dir_fd=here)
+        deeper = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=here)
+        os.close(here)
+        here = deeper
+    return here
+
+
+def _writeable(build: Build, directory: int, path: str) -> int:
+    """Return `directory`, or a writeable overmount of it, in which a name can be made.
+
+    Takes over the descriptor. ChError when the directory is in a mount from
+    the host: creating there would create on the host.
+    """
+    if mount_id(directory) not in build.mounts:
+        where = os.readlink(f"/proc/self/fd/{directory}")
+        os.close(directory)
+        raise ChError(f"{path}: {where} is bound from the host; nothing is created there")
+    if os.access(f"/proc/self/fd/{directory}", os.W_OK):
+        return directory
+    try:
+        over = _overmount(build, directory)
+    finally:
+        os.close(directory)
+    return over
+
+
+def _overmount(build: Build, directory: int) -> int:
+    """Cover a directory by an overlay of itself whose top layer is ours to write."""
+    layers = f"{SCRATCH}/{build.overmounts}"
+    build.overmounts += 1
+    log.debug(f"overmounting {os.readlink(f'/proc/self/fd/{directory}')}")
+    os.makedirs(f"{layers}/upper", 0o755)
+    os.mkdir(f"{layers}/work", 0o700)
+    cover = overlay(f"/proc/self/fd/{directory}", f"{layers}/upper", f"{layers}/work")
+    flags = linux.MOVE_MOUNT_F_EMPTY_PATH | linux.MOVE_MOUNT_T_EMPTY_PATH
+    linux.move_mount(cover, "", directory, "", flags)
+    build.mounts.add(mount_id(cover))
+    return cover
+
+
+def overlay(lower: str, upper: str, work: str) -> int:
+    """Return a detached overlay mount of the three directories."""
+    context = linux.fsopen("overlay")
+    try:
+        for key, value in (
+            ("source", "slurm_ch"),
+            ("lowerdir", lower),
+            ("upperdir", upper),
+            ("workdir", work),
+            ("index", "on"),
+        ):
+            linux.fsconfig(context, linux.FSCONFIG_SET_STRING, key, value)
+        linux.fsconfig(context, linux.FSCONFIG_SET_FLAG, "userxattr")
+        linux.fsconfig(context, linux.FSCONFIG_SET_FLAG, "volatile")
+        linux.fsconfig(context, linux.FSCONFIG_CMD_CREATE)
+        return linux.fsmount(context, linux.FSMOUNT_CLOEXEC, 0)
+    finally:
+        os.close(context)
+
+
+def tmpfs(options: dict[str, str]) -> int:
+    """Return a detached, empty tmpfs."""
+    context = linux.fsopen("tmpfs")
+    try:
+        linux.fsconfig(context, linux.FSCONFIG_SET_STRING, "source", "slurm_ch")
+        for key, value in options.items():
+            linux.fsconfig(context, linux.FSCONFIG_SET_STRING, key, value)
+        linux.fsconfig(context, linux.FSCONFIG_CMD_CREATE)
+        return linux.fsmount(context, linux.FSMOUNT_CLOEXEC, linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV)
+    finally:
+        os.close(context)

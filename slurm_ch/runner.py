@@ -1,0 +1,88 @@
+"""The way in without the plugin: this process, alone or with its peers.
+
+Ends by becoming `ch-join`, which carries out the plan and runs the command.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from . import container as engine
+from . import join, log, namespaces, paths, step, tickets
+from .actions import Build
+from .errors import ChError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import NoReturn
+
+    from .spec import Spec
+
+
+def run(spec: Spec, argv: Sequence[str], env: Mapping[str, str]) -> NoReturn:
+    """Run `argv` in the container that `spec` asks for; ChError if that can't be."""
+    log.configure(level=spec.verbosity, node=env.get("SLURMD_NODENAME", ""))
+    caller = engine.Caller(env)
+    try:
+        ch_join = os.open(paths.CH_JOIN, os.O_PATH | os.O_CLOEXEC)
+    except OSError as error:
+        raise ChError(f"can't find ch-join: {paths.CH_JOIN}") from error
+    if spec.join_pid is not None:
+        build = _enter(spec, caller, spec.join_pid)
+    elif spec.join:
+        build = _join(spec, caller)
+    else:
+        build = engine.containerize(engine.Container(spec, caller))
+    _become(ch_join, engine.plan_bytes(build), argv, env, caller.cwd)
+
+
+def _enter(spec: Spec, caller: engine.Caller, pid: int) -> Build:
+    environment = engine.Environment(spec, caller)
+    namespaces.enter_pid(pid)
+    return _inside(environment)
+
+
+def _inside(environment: engine.Environment) -> Build:
+    """Return what a process that joined needs: the environment, worked out inside."""
+    build = Build()
+    build.root_fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    environment.apply(build)
+    return build
+
+
+def _join(spec: Spec, caller: engine.Caller) -> Build:
+    env = caller.environment
+    tag = spec.join_tag or step.tag(env, ppid=os.getppid())
+    count = spec.join_count or step.local_task_count(env)
+    peer = join.Peer(tag, count, timeout=spec.join_timeout, name=step.task_name(env))
+    if peer.arrive():
+        try:
+            build = engine.containerize(engine.Container(spec, caller, tag))
+        except ChError as error:
+            peer.fail(error.code)
+            raise
+        peer.publish()
+    else:
+        environment = engine.Environment(spec, caller)
+        user_fd, mount_fd = peer.wait_for_winner()
+        namespaces.enter(user_fd, mount_fd, "the join's winner")
+        build = _inside(environment)
+    peer.done()
+    return build
+
+
+def _become(ch_join: int, plan: bytes, argv: Sequence[str], env: Mapping[str, str], cwd: str) -> NoReturn:
+    plan_fd = tickets.plan_file(plan)
+    os.set_inheritable(plan_fd, True)
+    # Python ignores these two; the command shall find them as they were.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    command = ["ch-join", f"--plan={plan_fd}", "--", *argv]
+    environment = {name: value for name, value in env.items() if name != "SLURM_CH_JOIN"}
+    environment["SLURM_CH_CWD"] = cwd
+    try:
+        os.execve(f"/proc/self/fd/{ch_join}", command, environment)
+    except OSError as error:
+        raise ChError("can't execute ch-join") from error

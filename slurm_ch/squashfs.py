@@ -1,0 +1,151 @@
+"""SquashFS through FUSE with no setuid helper.
+
+We open /dev/fuse, make the mount ourselves in our own user namespace, and
+give squashfuse_ll both descriptors. The mount stays detached until the server
+has been left behind in the outer mount namespace: a server that can see its
+own mount keeps itself alive for ever.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+
+from . import linux, log
+from .actions import Action, Build
+from .errors import ChError
+
+SERVERS = ("/usr/bin/squashfuse_ll", "/usr/local/bin/squashfuse_ll")
+
+# A server's standard error is read up to here when it fails.
+_STDERR_BYTES = 4096
+
+
+class ServeSquashFS(Action):
+    """Mount a SquashFS file, detached, and start the process that serves it."""
+
+    __slots__ = ("path", "server", "source")
+
+    def __init__(self, path: str, source: str, server: str | None) -> None:
+        self.path = path
+        self.source = source
+        self.server = server
+
+    def describe(self) -> str:
+        return f"mount SquashFS {self.path} with {self.server or SERVERS[0]}"
+
+    def apply(self, build: Build) -> None:
+        server = self.server or _find_server()
+        try:
+            image = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise ChError(f"can't open image: {self.path}") from error
+        fuse = _open_fuse()
+        build.image_fd = _mount_fuse(fuse, self.source)
+        build.server_stderr = _start(server, image, fuse)
+        os.close(image)
+        os.close(fuse)
+        try:
+            # The mounts made from here on must not be in the server's namespace.
+            linux.unshare(linux.CLONE_NEWNS)
+        except OSError as error:
+            raise ChError("can't create mount namespace") from error
+
+
+def _find_server() -> str:
+    for path in SERVERS:
+        if os.access(path, os.X_OK):
+            return path
+    raise ChError(f"can't serve SquashFS: not found: {SERVERS[0]}")
+
+
+def _open_fuse() -> int:
+    try:
+        return os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise ChError("can't open /dev/fuse") from error
+
+
+def _mount_fuse(fuse: int, source: str) -> int:
+    options = (
+        ("source", source),
+        ("subtype", "slurm_ch"),
+        ("fd", str(fuse)),
+        ("rootmode", "40000"),
+        ("user_id", "0"),
+        ("group_id", "0"),
+    )
+    try:
+        context = linux.fsopen("fuse")
+        try:
+            for key, value in options:
+                linux.fsconfig(context, linux.FSCONFIG_SET_STRING, key, value)
+            linux.fsconfig(context, linux.FSCONFIG_SET_FLAG, "allow_other")
+            linux.fsconfig(context, linux.FSCONFIG_CMD_CREATE)
+            attributes = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV | linux.MOUNT_ATTR_RDONLY
+            return linux.fsmount(context, linux.FSMOUNT_CLOEXEC, attributes)
+        finally:
+            os.close(context)
+    except OSError as error:
+        raise ChError("can't mount FUSE") from error
+
+
+def _start(server: str, image: int, fuse: int) -> int:
+    """Start the server as nobody's child and return the end of a pipe with its errors."""
+    reader, writer = os.pipe()
+    # Neither the terminal's nor the step's signals may end the server before
+    # the command: it ends by itself when the mount does. libfuse leaves an
+    # ignored signal ignored. SIGPIPE: we stop listening once it serves.
+    child = os.fork()
+    if child == 0:
+        code = 126
+        try:
+            for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGQUIT):
+                signal.signal(number, signal.SIG_IGN)
+            os.chdir("/")
+            null = os.open("/dev/null", os.O_RDWR)
+            actions = [
+                (os.POSIX_SPAWN_DUP2, null, 0),
+                (os.POSIX_SPAWN_DUP2, null, 1),
+                (os.POSIX_SPAWN_DUP2, writer, 2),
+                (os.POSIX_SPAWN_DUP2, image, image),
+                (os.POSIX_SPAWN_DUP2, fuse, fuse),
+            ]
+            argv = [server, "-f", f"/dev/fd/{image}", f"/dev/fd/{fuse}"]
+            os.posix_spawn(server, argv, {}, file_actions=actions, setsid=True)
+            code = 0
+        except OSError as error:
+            os.write(writer, f"{server}: {error.strerror}".encode())
+        finally:
+            os._exit(code)
+    os.close(writer)
+    os.waitpid(child, 0)
+    return reader
+
+
+def first_look(build: Build, what: str) -> None:
+    """Wait until the image answers; ChError with the server's own words if it doesn't."""
+    try:
+        os.stat(build.root, follow_symlinks=True)
+    except OSError as error:
+        words = _server_words(build, error)
+        raise ChError(f"can't read image: {what}{words}") from error
+    if build.server_stderr >= 0:
+        os.close(build.server_stderr)
+        build.server_stderr = -1
+
+
+def _server_words(build: Build, error: OSError) -> str:
+    if build.server_stderr < 0 or error.errno not in (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO):
+        return ""
+    # The server is dead or dying: end of file is near.
+    said = b""
+    while len(said) < _STDERR_BYTES:
+        more = os.read(build.server_stderr, _STDERR_BYTES)
+        if not more:
+            break
+        said += more
+    text = said.decode("utf-8", "replace").strip().replace("\n", "; ")
+    log.debug(f"squashfuse_ll said: {text}")
+    return f" ({text})" if text else ""

@@ -1,0 +1,398 @@
+/* ch-join: the last step of a task's way into its container.
+ *
+ * Statically linked, because it runs with the container's root and the task's
+ * environment: no loader, no LD_PRELOAD, no library of the image's.
+ *
+ * Two ways in:
+ *   SLURM_CH_JOIN="FD[ ARGV0]"  from the plugin: wait on socket FD for the
+ *       launcher's ticket, enter its namespaces, carry out its plan. ARGV0,
+ *       where given, is the command that the plugin's own path replaced.
+ *   ch-join --plan=FD -- CMD...  from `slurm-ch run`: already in the container.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <fnmatch.h>
+#include <limits.h>
+#include <poll.h>
+#include <sched.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "ch-join.h"
+
+extern char **environ;
+
+static int verbosity;
+
+static void say(const char *kind, const char *format, va_list args)
+{
+	char text[PATH_MAX + 512];
+	const char *node = getenv("SLURMD_NODENAME");
+	int n = snprintf(text, sizeof(text), "slurm-ch: %s%s%s: ", node ? node : "", node ? ": " : "",
+			 kind);
+
+	/* A long environment variable for a node's name is not worth a failure. */
+	if (n < 0 || n >= PATH_MAX)
+		n = 0;
+	n += vsnprintf(text + n, sizeof(text) - n - 1, format, args);
+	if (n > (int)sizeof(text) - 2)
+		n = sizeof(text) - 2;
+	text[n] = '\n';
+	if (write(STDERR_FILENO, text, n + 1) < 0)
+		return;
+}
+
+static void __attribute__((noreturn, format(printf, 2, 3))) die(int code, const char *format, ...)
+{
+	va_list args;
+
+	va_start(args, format);
+	say("error", format, args);
+	va_end(args);
+	exit(code);
+}
+
+static void __attribute__((format(printf, 1, 2))) info(const char *format, ...)
+{
+	va_list args;
+
+	if (verbosity < 1)
+		return;
+	va_start(args, format);
+	say("info", format, args);
+	va_end(args);
+}
+
+/* ---- The ticket ---- */
+
+struct ticket {
+	int user_fd, mount_fd, plan_fd;
+};
+
+/* Only one task of a node repeats what is wrong with all of them. */
+static bool is_first_task(void)
+{
+	const char *id = getenv("SLURM_LOCALID");
+
+	return !id || !strcmp(id, "0");
+}
+
+/* Look at the ticket without taking it: the other tasks need it too. */
+static void read_ticket(int sock, struct ticket *t)
+{
+	struct {
+		char magic[8];
+		unsigned char code[4];
+	} head;
+	union {
+		char space[CMSG_SPACE(3 * sizeof(int))];
+		struct cmsghdr align;
+	} control;
+	struct iovec iov = { &head, sizeof(head) };
+	struct msghdr msg = { .msg_iov = &iov,
+			      .msg_iovlen = 1,
+			      .msg_control = &control,
+			      .msg_controllen = sizeof(control) };
+	struct pollfd wait = { .fd = sock, .events = POLLIN };
+	struct cmsghdr *c;
+	ssize_t n;
+	int code;
+
+	for (;;) {
+		/* Not a blocking recvmsg: its waiters are woken one by one, and
+		 * a look takes nothing away that would wake the next. */
+		while (poll(&wait, 1, -1) < 0)
+			if (errno != EINTR)
+				die(EXIT_SETUP, "can't wait for the launcher: %s", strerror(errno));
+		n = recvmsg(sock, &msg, MSG_PEEK | MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+		if (n >= 0)
+			break;
+		if (errno != EAGAIN && errno != EINTR)
+			die(EXIT_SETUP, "can't receive the ticket: %s", strerror(errno));
+	}
+	if (n == 0) {
+		if (is_first_task())
+			die(EXIT_LAUNCHER_DIED, "the launcher died before the container was ready");
+		exit(EXIT_LAUNCHER_DIED);
+	}
+	if (n != sizeof(head) || memcmp(head.magic, TICKET_MAGIC, sizeof(head.magic)))
+		die(EXIT_SETUP, "launcher and ch-join are of different versions");
+	code = head.code[0] | head.code[1] << 8 | head.code[2] << 16 | (int)head.code[3] << 24;
+	if (code) /* the launcher said why */
+		exit(code & 0xff ? code & 0xff : EXIT_SETUP);
+	c = CMSG_FIRSTHDR(&msg);
+	if (msg.msg_flags & MSG_CTRUNC || !c || c->cmsg_type != SCM_RIGHTS ||
+	    c->cmsg_len != CMSG_LEN(sizeof(int) * 3))
+		die(EXIT_SETUP, "can't receive the ticket: out of file descriptors");
+	memcpy(t, CMSG_DATA(c), sizeof(int) * 3);
+}
+
+static void enter(int fd, const char *kind)
+{
+	/* EINVAL comes now and then for no lasting reason. */
+	for (int left = 4; setns(fd, 0); left--)
+		if (errno != EINVAL || !left)
+			die(EXIT_SETUP, "can't join %s namespace of the container: %s", kind,
+			    strerror(errno));
+	close(fd);
+}
+
+/* ---- The plan ---- */
+
+static char *need(char *allocated)
+{
+	if (!allocated)
+		die(EXIT_SETUP, "out of memory");
+	return allocated;
+}
+
+/* Append n bytes to a growing string. */
+static void append(char **text, size_t *length, const char *more, size_t n)
+{
+	*text = need(realloc(*text, *length + n + 1));
+	memcpy(*text + *length, more, n);
+	*length += n;
+	(*text)[*length] = '\0';
+}
+
+/* Expand each colon-separated item that starts with "$". An item whose variable
+ * is unset or empty goes, with one colon; a lone or inner "$" stays. */
+static char *expand(const char *value)
+{
+	char *out = need(strdup(""));
+	size_t length = 0;
+	bool any = false;
+
+	for (const char *item = value;; item++) {
+		size_t n = strcspn(item, ":");
+		const char *text = item;
+		size_t text_n = n;
+
+		if (n > 1 && *item == '$') {
+			char *name = need(strndup(item + 1, n - 1));
+
+			text = getenv(name);
+			text_n = text ? strlen(text) : 0;
+			free(name);
+		}
+		if (!(n > 1 && *item == '$' && !text_n)) {
+			if (any)
+				append(&out, &length, ":", 1);
+			append(&out, &length, text, text_n);
+			any = true;
+		}
+		item += n;
+		if (!*item)
+			return out;
+	}
+}
+
+static void set(const char *assignment, bool expanding)
+{
+	const char *equals = strchr(assignment, '=');
+	char *name, *value;
+
+	if (!equals || equals == assignment)
+		die(EXIT_SETUP, "malformed plan: %s", assignment);
+	name = need(strndup(assignment, equals - assignment));
+	value = expanding ? expand(equals + 1) : need(strdup(equals + 1));
+	if (setenv(name, value, 1))
+		die(EXIT_SETUP, "can't set %s: %s", name, strerror(errno));
+	free(name);
+	free(value);
+}
+
+static void unset(const char *pattern)
+{
+	for (char **e = environ; *e;) {
+		size_t n = strcspn(*e, "=");
+		char *name = need(strndup(*e, n));
+
+		/* A nameless entry can't be unset, and must not loop. */
+		if (n && !fnmatch(pattern, name, 0) && !unsetenv(name))
+			e = environ; /* unsetenv moved the rest */
+		else
+			e++;
+		free(name);
+	}
+}
+
+static void path_has_bin(void)
+{
+	const char *path = getenv("PATH");
+	char *with;
+
+	if (!path || !*path) {
+		setenv("PATH", "/bin", 1);
+		return;
+	}
+	for (const char *item = path;; item++) {
+		size_t n = strcspn(item, ":");
+
+		if (n == 4 && !strncmp(item, "/bin", 4))
+			return;
+		item += n;
+		if (!*item)
+			break;
+	}
+	if (asprintf(&with, "%s:/bin", path) < 0)
+		need(NULL);
+	setenv("PATH", with, 1);
+	free(with);
+}
+
+static void carry_out(const char *record, const char **directory)
+{
+	const char *rest = record + 1;
+
+	switch (*record) {
+	case 'E':
+	case 'X':
+		set(rest, *record == 'X');
+		break;
+	case 'U':
+		unset(rest);
+		break;
+	case 'P':
+		path_has_bin();
+		break;
+	case 'C':
+		*directory = rest;
+		break;
+	case 'V':
+		verbosity = atoi(rest);
+		break;
+	default:
+		die(EXIT_SETUP, "launcher and ch-join are of different versions");
+	}
+}
+
+/* Carry out the plan; return the directory it asks for, or NULL. */
+static const char *carry_out_plan(int fd)
+{
+	const char *directory = NULL, *plan, *end;
+	struct stat st;
+
+	if (fstat(fd, &st) || st.st_size < (off_t)sizeof(PLAN_HEADER))
+		die(EXIT_SETUP, "can't read the plan");
+	plan = mmap(NULL, st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+	if (plan == MAP_FAILED)
+		die(EXIT_SETUP, "can't read the plan: %s", strerror(errno));
+	close(fd);
+	end = plan + st.st_size;
+	if (memcmp(plan, PLAN_HEADER, sizeof(PLAN_HEADER)) || end[-1])
+		die(EXIT_SETUP, "launcher and ch-join are of different versions");
+	for (const char *r = plan + sizeof(PLAN_HEADER); r < end; r += strlen(r) + 1)
+		carry_out(r, &directory);
+	return directory;
+}
+
+/* ---- The command ---- */
+
+/* The directory asked for, else the caller's, else the root. */
+static void change_directory(const char *asked, const char *callers)
+{
+	char here[PATH_MAX];
+
+	if (asked) {
+		if (chdir(asked))
+			die(EXIT_SETUP, "can't cd to %s: %s", asked, strerror(errno));
+	} else if (!callers || chdir(callers)) {
+		info("working directory %s is not in the container; using /",
+		     callers ? callers : "(unknown)");
+		if (chdir("/"))
+			die(EXIT_SETUP, "can't cd to /: %s", strerror(errno));
+	}
+	if (!getcwd(here, sizeof(here)))
+		die(EXIT_SETUP, "can't find the working directory: %s", strerror(errno));
+	setenv("PWD", here, 1);
+}
+
+static void __attribute__((noreturn)) run(char **argv)
+{
+	int code;
+
+	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+		die(EXIT_SETUP, "can't set no_new_privs: %s", strerror(errno));
+	info("executing %s", argv[0]);
+	execvp(argv[0], argv);
+	code = errno == ENOENT || errno == ENOTDIR ? EXIT_NOT_FOUND : EXIT_CANNOT_EXECUTE;
+	die(code, "can't execute %s: %s", argv[0], strerror(errno));
+}
+
+/* Read a small non-negative number and move past it; -1 if there is none. */
+static int number(const char **text)
+{
+	char *end;
+	long n;
+
+	if (**text < '0' || **text > '9')
+		return -1;
+	n = strtol(*text, &end, 10);
+	*text = end;
+	return n > INT_MAX ? -1 : (int)n;
+}
+
+static void through_ticket(const char *join, char **argv)
+{
+	struct ticket t;
+	const char *rest = join;
+	char *callers = getcwd(NULL, 0);
+	char *command = NULL;
+	int sock = number(&rest);
+
+	if (sock < 0 || (*rest && *rest != ' '))
+		die(EXIT_USAGE, "ch-join is started by Slurm's plugin, not by hand");
+	if (*rest)
+		command = need(strdup(rest + 1));
+	unsetenv("SLURM_CH_JOIN");
+	read_ticket(sock, &t);
+	close(sock);
+	enter(t.user_fd, "user");
+	enter(t.mount_fd, "mount");
+	if (command)
+		argv[0] = command;
+	else
+		argv++;
+	if (!argv[0])
+		die(EXIT_USAGE, "no command given");
+	change_directory(carry_out_plan(t.plan_fd), callers);
+	run(argv);
+}
+
+int main(int argc, char **argv)
+{
+	const char *join = getenv("SLURM_CH_JOIN");
+	const char *rest;
+	int plan;
+
+	if (argc > 3 && !strncmp(argv[1], "--plan=", 7) && !strcmp(argv[2], "--")) {
+		rest = argv[1] + 7;
+		plan = number(&rest);
+		if (plan >= 0 && !*rest) {
+			char *callers = getcwd(NULL, 0);
+
+			/* `slurm-ch run` passes where it was called in PWD's place. */
+			if (getenv("SLURM_CH_CWD")) {
+				free(callers);
+				callers = need(strdup(getenv("SLURM_CH_CWD")));
+				unsetenv("SLURM_CH_CWD");
+			}
+			change_directory(carry_out_plan(plan), callers);
+			run(argv + 3);
+		}
+	}
+	if (!join)
+		die(EXIT_USAGE, "ch-join is started by Slurm's plugin, not by hand");
+	through_ticket(join, argv);
+	return EXIT_SETUP;
+}

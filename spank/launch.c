@@ -1,0 +1,90 @@
+/* The launcher's start: a grandchild of local task 0, as the user.
+ *
+ * A grandchild, because slurmstepd waits for its own children, and the task's
+ * command must not find a child that it didn't start.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "ch-join.h"
+#include "plugin.h"
+
+#define FACTS_FD 3
+#define SOCKET_FD 4
+
+static void __attribute__((noreturn)) refuse(int sock, const char *what, const char *path)
+{
+	struct {
+		char magic[8];
+		unsigned char code[4];
+	} head = { .code = { EXIT_SETUP } };
+	int error = errno;
+
+	memcpy(head.magic, TICKET_MAGIC, sizeof(head.magic));
+	dprintf(STDERR_FILENO, "slurm-ch: error: %s: %s: %s\n", what, path, strerror(error));
+	send(sock, &head, sizeof(head), MSG_NOSIGNAL);
+	_exit(EXIT_SETUP);
+}
+
+static void __attribute__((noreturn)) become(const struct launch *l)
+{
+	char *argv[] = { (char *)l->python, "-I", "-S", (char *)l->launcher, "3", "4", NULL };
+	char *envp[] = { NULL };
+	sigset_t none;
+	int facts, sock, null;
+
+	/* Above what they shall become: any of 0 to 4 may be in use, or closed. */
+	facts = fcntl(l->facts, F_DUPFD_CLOEXEC, 10);
+	sock = fcntl(l->socket, F_DUPFD_CLOEXEC, 10);
+	null = open("/dev/null", O_RDWR | O_CLOEXEC);
+	if (facts < 0 || sock < 0 || null < 0)
+		refuse(l->socket, "can't start launcher", l->python);
+	/* The terminal's signals are for the task. */
+	setsid();
+	for (int s = 1; s < NSIG; s++)
+		signal(s, SIG_DFL);
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
+	if (fcntl(STDERR_FILENO, F_GETFD) < 0)
+		dup2(null, STDERR_FILENO);
+	if (dup2(null, STDIN_FILENO) < 0 || dup2(null, STDOUT_FILENO) < 0 ||
+	    dup2(facts, FACTS_FD) < 0 || dup2(sock, SOCKET_FD) < 0)
+		refuse(sock, "can't start launcher", l->python);
+	/* Neither the task's descriptors nor slurmstepd's are the launcher's. */
+	syscall(SYS_close_range, SOCKET_FD + 1, ~0U, 0);
+	if (access(l->launcher, R_OK))
+		refuse(SOCKET_FD, "can't start launcher", l->launcher);
+	execve(l->python, argv, envp);
+	refuse(SOCKET_FD, "can't start launcher", l->python);
+}
+
+/* Start the launcher; -1 with errno if there can be no process. */
+int launch_start(const struct launch *l)
+{
+	pid_t child = fork(), done;
+	int status;
+
+	if (child < 0)
+		return -1;
+	if (child == 0) {
+		pid_t grandchild = fork();
+
+		if (grandchild == 0)
+			become(l);
+		_exit(grandchild < 0 ? errno : 0);
+	}
+	while ((done = waitpid(child, &status, 0)) < 0 && errno == EINTR)
+		;
+	if (done < 0)
+		return -1;
+	errno = WIFEXITED(status) ? WEXITSTATUS(status) : ECHILD;
+	return errno ? -1 : 0;
+}

@@ -1,0 +1,49 @@
+/* The plugin's parts and what they share. */
+#ifndef PLUGIN_H
+#define PLUGIN_H
+
+#include <stdbool.h>
+#include <slurm/slurm.h>
+#include <slurm/spank.h>
+
+enum kind { KIND_ONE, KIND_LIST, KIND_FLAG, KIND_OPTIONAL };
+
+struct option {
+	const char *name;     /* "ch-bind" */
+	const char *variable; /* "BIND": what follows SLURM_CH_ in a default's name */
+	const char *arg;      /* metavariable, or NULL */
+	const char *help;
+	const char *bare; /* the value when none is given */
+	enum kind kind;
+	int has_arg; /* as Slurm has it: 0 no, 1 required, 2 optional */
+};
+
+extern const struct option options[];
+extern const int option_count;
+
+/* The step's request travels in this variable, written where the user submits
+ * and read on the node. Slurm exports SLURM_* whatever --export says; of a
+ * repeated option it would carry the last value only. */
+#define REQUEST_VARIABLE "SLURM_CH_REQUEST"
+#define JOIN_VARIABLE "SLURM_CH_JOIN"
+
+/* submit.c: in srun, sbatch and salloc */
+int submit_register(spank_t sp);
+int submit_post_opt(void);
+void submit_free(void);
+bool submit_remote_saw_option(void);
+
+/* node.c: in slurmstepd and the tasks */
+int node_user_init(spank_t sp);
+int node_task_init(spank_t sp, int ac, char **av);
+int node_task_post_fork(void);
+void node_free(void);
+
+/* launch.c: the task's child that becomes the launcher */
+struct launch {
+	const char *python, *launcher;
+	int facts, socket;
+};
+int launch_start(const struct launch *l);
+
+#endif

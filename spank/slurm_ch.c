@@ -1,0 +1,59 @@
+/* Slurm's way in: a switch, nothing more. */
+#include "plugin.h"
+
+#pragma GCC visibility push(default)
+SPANK_PLUGIN(slurm_ch, 1);
+
+int slurm_spank_init(spank_t sp, int ac, char **av);
+int slurm_spank_init_post_opt(spank_t sp, int ac, char **av);
+int slurm_spank_user_init(spank_t sp, int ac, char **av);
+int slurm_spank_task_init(spank_t sp, int ac, char **av);
+int slurm_spank_task_post_fork(spank_t sp, int ac, char **av);
+int slurm_spank_exit(spank_t sp, int ac, char **av);
+#pragma GCC visibility pop
+
+#define UNUSED (void)sp, (void)ac, (void)av
+
+static bool submitting(void)
+{
+	return spank_context() == S_CTX_LOCAL || spank_context() == S_CTX_ALLOCATOR;
+}
+
+int slurm_spank_init(spank_t sp, int ac, char **av)
+{
+	UNUSED;
+	if (submitting() || spank_context() == S_CTX_REMOTE)
+		return submit_register(sp);
+	return ESPANK_SUCCESS;
+}
+
+int slurm_spank_init_post_opt(spank_t sp, int ac, char **av)
+{
+	UNUSED;
+	return submitting() ? submit_post_opt() : ESPANK_SUCCESS;
+}
+
+int slurm_spank_user_init(spank_t sp, int ac, char **av)
+{
+	UNUSED;
+	return node_user_init(sp);
+}
+
+int slurm_spank_task_init(spank_t sp, int ac, char **av)
+{
+	return node_task_init(sp, ac, av);
+}
+
+int slurm_spank_task_post_fork(spank_t sp, int ac, char **av)
+{
+	UNUSED;
+	return node_task_post_fork();
+}
+
+int slurm_spank_exit(spank_t sp, int ac, char **av)
+{
+	UNUSED;
+	submit_free();
+	node_free();
+	return ESPANK_SUCCESS;
+}

@@ -1,0 +1,231 @@
+/* Where the user submits: options in, one request out.
+ *
+ * Strings are collected and forwarded; what they mean is the launcher's
+ * business. What can be refused here, is: before the job waits in the queue.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "ch-join.h"
+#include "plugin.h"
+
+const struct option options[] = {
+#include "options.inc"
+};
+const int option_count = sizeof(options) / sizeof(options[0]);
+
+struct setting {
+	int option;
+	char *value;
+};
+
+static struct setting *settings; /* as given, in order */
+static size_t setting_count;
+static bool remote_saw_option;
+
+static int add(int option, const char *value)
+{
+	struct setting *more = realloc(settings, (setting_count + 1) * sizeof(*settings));
+
+	if (!more)
+		return -1;
+	settings = more;
+	settings[setting_count].option = option;
+	settings[setting_count].value = strdup(value);
+	return settings[setting_count].value ? (setting_count++, 0) : -1;
+}
+
+static int on_option(int val, const char *optarg, int remote)
+{
+	const char *value = optarg ? optarg : options[val].bare;
+
+	/* On the node the request counts, which has every value; that there was
+	 * an option at all must agree with it. */
+	if (remote) {
+		remote_saw_option = true;
+		return 0;
+	}
+	if (strchr(value, '\n')) {
+		slurm_error("slurm_ch: --%s: the value has a newline in it", options[val].name);
+		return -1;
+	}
+	/* An empty image is a forgotten shell variable; the host is no answer. */
+	if (!*value && options[val].has_arg == 1) {
+		slurm_error("slurm_ch: --%s: the value is empty", options[val].name);
+		return -1;
+	}
+	return add(val, value);
+}
+
+int submit_register(spank_t sp)
+{
+	for (int i = 0; i < option_count; i++) {
+		const struct option *o = &options[i];
+		struct spank_option so = { (char *)o->name, (char *)o->arg, (char *)o->help,
+					   o->has_arg, i, on_option };
+
+		if (spank_option_register(sp, &so) != ESPANK_SUCCESS) {
+			slurm_error("slurm_ch: can't register --%s", o->name);
+			return ESPANK_ERROR;
+		}
+	}
+	return ESPANK_SUCCESS;
+}
+
+bool submit_remote_saw_option(void)
+{
+	return remote_saw_option;
+}
+
+void submit_free(void)
+{
+	for (size_t i = 0; i < setting_count; i++)
+		free(settings[i].value);
+	free(settings);
+	settings = NULL;
+	setting_count = 0;
+}
+
+/* As Slurm's own options have it: each command has its own defaults. */
+static const char *prefix(void)
+{
+	if (!strcmp(program_invocation_short_name, "sbatch"))
+		return "SBATCH_CH_";
+	if (!strcmp(program_invocation_short_name, "salloc"))
+		return "SALLOC_CH_";
+	return "SLURM_CH_";
+}
+
+static bool given(int option, size_t explicit_count)
+{
+	for (size_t i = 0; i < explicit_count; i++)
+		if (settings[i].option == option)
+			return true;
+	return false;
+}
+
+/* Put the environment's defaults behind what was given explicitly. */
+static int add_defaults(size_t explicit_count)
+{
+	for (int i = 0; i < option_count; i++) {
+		char name[128];
+		char *copy, *line, *rest;
+		int failed = 0;
+
+		snprintf(name, sizeof(name), "%s%s", prefix(), options[i].variable);
+		if (given(i, explicit_count) || !getenv(name))
+			continue;
+		if (!*getenv(name)) /* empty is as good as unset */
+			continue;
+		if (options[i].kind != KIND_LIST && strchr(getenv(name), '\n')) {
+			slurm_error("slurm_ch: %s: the value has a newline in it", name);
+			return -1;
+		}
+		copy = rest = strdup(getenv(name));
+		if (!copy)
+			return -1;
+		while (!failed && (line = strsep(&rest, "\n")))
+			if (*line)
+				failed = add(i, line);
+		free(copy);
+		if (failed)
+			return -1;
+	}
+	return 0;
+}
+
+static void write_line(FILE *out, const struct setting *s)
+{
+	fprintf(out, "%s=%s\n", options[s->option].name + strlen("ch-"), s->value);
+}
+
+/* Defaults first, in the table's order, then what was given, in the order given. */
+static int publish_request(size_t explicit_count)
+{
+	char *text = NULL;
+	size_t size;
+	FILE *out = open_memstream(&text, &size);
+	int failed;
+
+	if (!out)
+		return -1;
+	for (size_t i = explicit_count; i < setting_count; i++)
+		write_line(out, &settings[i]);
+	for (size_t i = 0; i < explicit_count; i++)
+		write_line(out, &settings[i]);
+	if (fclose(out)) {
+		free(text);
+		return -1;
+	}
+	failed = setenv(REQUEST_VARIABLE, text, 1);
+	free(text);
+	return failed;
+}
+
+/* What sbatch and salloc were given is the default of the steps inside. */
+static int publish_defaults(void)
+{
+	for (int i = 0; i < option_count; i++) {
+		char name[128];
+		char *text = NULL;
+		size_t size;
+		FILE *out;
+		int n = 0, failed;
+
+		if (!given(i, setting_count))
+			continue;
+		out = open_memstream(&text, &size);
+		if (!out)
+			return -1;
+		for (size_t s = 0; s < setting_count; s++) {
+			if (settings[s].option != i)
+				continue;
+			if (options[i].kind != KIND_LIST)
+				rewind(out);
+			fprintf(out, "%s%s", n++ && options[i].kind == KIND_LIST ? "\n" : "",
+				settings[s].value);
+		}
+		if (fclose(out)) {
+			free(text);
+			return -1;
+		}
+		snprintf(name, sizeof(name), "SLURM_CH_%s", options[i].variable);
+		failed = setenv(name, text, 1);
+		free(text);
+		if (failed)
+			return -1;
+	}
+	return 0;
+}
+
+/* Slurm 22.05's srun would go on, and end with status 0, if this failed. */
+static void __attribute__((noreturn)) refuse(void)
+{
+	exit(EXIT_USAGE);
+}
+
+int submit_post_opt(void)
+{
+	size_t explicit_count = setting_count;
+
+	if (add_defaults(explicit_count)) {
+		slurm_error("slurm_ch: can't collect the options");
+		refuse();
+	}
+	unsetenv(REQUEST_VARIABLE);
+	if (!given(0, setting_count)) { /* the image is the table's first */
+		if (!explicit_count)
+			return ESPANK_SUCCESS;
+		slurm_error("slurm_ch: --%s: --ch-image is missing", options[settings[0].option].name);
+		refuse();
+	}
+	if (publish_request(explicit_count) ||
+	    (spank_context() == S_CTX_ALLOCATOR && publish_defaults())) {
+		slurm_error("slurm_ch: can't publish the options: %s", strerror(errno));
+		refuse();
+	}
+	return ESPANK_SUCCESS;
+}

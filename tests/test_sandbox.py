@@ -7,6 +7,7 @@ import pty
 import pwd
 import re
 import select
+import shlex
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ import click
 import pytest
 
 from slurm_ch.cluster import Cluster, ClusterError, config, host
+from slurm_ch.cluster.supervisor import descendants
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("slurmctld", path="/usr/sbin:/usr/bin") is None,
@@ -142,6 +144,18 @@ def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
         time.sleep(0.02)
 
 
+def directories_beneath(pid: int) -> set[str]:
+    """Return the directories of the clusters that `pid` has started."""
+    found = set()
+    for child in descendants(pid):
+        try:
+            arguments = Path(f"/proc/{child}/cmdline").read_text().split("\0")
+        except OSError:
+            continue
+        found |= {arguments[n + 1] for n, x in enumerate(arguments) if x.endswith("/supervisor.py")}
+    return found
+
+
 def assert_gone(directory: str) -> None:
     assert processes_of(directory) == []
     assert not os.path.exists(directory)
@@ -223,18 +237,30 @@ def test_two_clusters_at_once(cluster: Cluster, user: str) -> None:
     assert cluster.run(["srun", "true"], user=user, timeout=20).returncode == 0
 
 
-def test_stop_lets_jobs_clean_up(parent: Path, user: str) -> None:
+@pytest.mark.parametrize("kind", ["srun", "sbatch"])
+def test_stop_lets_jobs_clean_up(parent: Path, user: str, kind: str) -> None:
     mark = parent / "mark"
+    os.mkfifo(fifo := parent / "fifo")
+    for path in (mark, fifo):
+        path.touch()
+        path.chmod(0o666)
+    script = f"trap 'echo term > {mark}; exit' TERM; echo > {fifo}; while :; do sleep 0.1; done"
     with Cluster(plugstack_lines=[], directory_parent=str(parent)) as one:
-        mark.touch()
-        mark.chmod(0o666)
-        script = f"trap 'echo term > {mark}; exit' TERM; echo up; while :; do sleep 0.1; done"
-        job = one.popen(["srun", "-u", "sh", "-c", script], user=user, stdout=subprocess.PIPE)
-        assert job.stdout is not None
-        assert job.stdout.readline() == b"up\n"
-    job.communicate(timeout=30)
+        if kind == "srun":
+            one.popen(["srun", "-u", "sh", "-c", script], user=user)
+        else:
+            batch = f"#!/bin/sh\nsrun sh -c {shlex.quote(script)}\n"
+            one.run(["sbatch", "--output=/dev/null"], user=user, input=batch)
+        assert fifo.read_text() == "\n"
     assert mark.read_text() == "term\n"
     mark.unlink()
+    fifo.unlink()
+
+
+def test_stop_ends_clients(user: str) -> None:
+    with Cluster(plugstack_lines=[]) as one:
+        client = one.popen(["srun", "sleep", "600"], user=user)
+    assert client.returncode is not None
 
 
 def test_stop_ends_what_left_its_job(parent: Path, user: str) -> None:
@@ -349,7 +375,8 @@ def test_user_is_who_called_sudo(user: str) -> None:
 def test_closed_directory_becomes_home(user: str, tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
     done = sandbox("--user", user, "pwd", cwd=str(tmp_path))
-    assert done.stdout.strip() == pwd.getpwnam(user).pw_dir
+    home = pwd.getpwnam(user).pw_dir
+    assert done.stdout.strip() == (home if os.path.isdir(home) else "/")
 
 
 def test_orphans_of_the_command_end(user: str) -> None:
@@ -450,15 +477,10 @@ def test_kill_9_leaves_nothing(user: str) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_during_the_start(user: str, number: signal.Signals) -> None:
     """Wherever in the start it comes, nothing is left."""
-    before = set(os.listdir("/tmp"))
     terminal = Terminal("--user", user, "sleep", "60")
-
-    def directories() -> set[str]:
-        return {x for x in set(os.listdir("/tmp")) - before if x.startswith("slurm-ch-")}
-
-    wait_until(lambda: directories() != set())
-    (directory,) = directories()
+    wait_until(lambda: directories_beneath(terminal.pid) != set())
+    (directory,) = directories_beneath(terminal.pid)
     # To all, as a terminal does it: if the start is over already, it is the command's.
     os.killpg(terminal.pid, number)
     assert terminal.status() == 128 + number
-    assert_gone(f"/tmp/{directory}")
+    assert_gone(directory)

@@ -149,21 +149,27 @@ def _greeting(cluster: Cluster) -> str:
 
 def _run(cluster: Cluster, entry: pwd.struct_passwd, argv: Sequence[str], signals: _Signals) -> int:
     """Run `argv` in the foreground and return its exit status, 128 + signal if killed."""
+    directory = _directory(cluster, entry)
+    # A signal must find either no command, or one that we know to forward it to.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, (*_FROM_TERMINAL, *_FORWARDED))
+
+    def in_command() -> None:
+        # A killed sandbox takes its command along; set here as a new uid clears it.
+        set_parent_death_signal(signal.SIGHUP)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
     try:
         command = cluster.popen(
-            argv,
-            user=entry.pw_name,
-            cwd=_directory(cluster, entry),
-            umask=-1,
-            # A killed sandbox takes its command along; set here as a new uid clears it.
-            preexec_fn=lambda: set_parent_death_signal(signal.SIGHUP),
+            argv, user=entry.pw_name, cwd=directory, umask=-1, preexec_fn=in_command
         )
+        signals.command = os.pidfd_open(command.pid)
     except OSError as error:
         failure = errors.ChError(f"{argv[0]}: {error.strerror}")
         missing = isinstance(error, FileNotFoundError)
         failure.code = errors.EXIT_NOT_FOUND if missing else errors.EXIT_CANNOT_EXECUTE
         raise failure from None
-    signals.command = os.pidfd_open(command.pid)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     # Reap the orphans of CMD too (each srun leaves one), or a long session fills up with them.
     while (ended := os.wait())[0] != command.pid:
         pass

@@ -30,6 +30,8 @@ __all__ = ["Cluster", "ClusterError"]
 START_SECONDS = 20.0
 STOP_SECONDS = 20.0
 SINFO_SECONDS = 10.0
+# An srun ends its tasks within KillWait (2 s) and a little.
+CLIENT_SECONDS = 4.0
 ATTEMPTS = 5
 LOG_LINES = 10
 _POLL_SECONDS = 0.004
@@ -66,6 +68,7 @@ class Cluster:
         self.version: tuple[int, ...] = ()
         self._port = 0
         self._supervisor: subprocess.Popen[bytes] | None = None
+        self._clients: list[subprocess.Popen[Any]] = []
         self._reports = b""
         self._deadline = 0.0
 
@@ -104,8 +107,31 @@ class Cluster:
                 raise
 
     def stop(self) -> None:
-        """Cancel all jobs, kill all that came from the daemons, remove the directory."""
+        """End what `popen` started, cancel jobs, kill all from the daemons, remove the directory.
+
+        Raises ClusterError when something can't be killed within `STOP_SECONDS`.
+        """
         supervisor, self._supervisor = self._supervisor, None
+        try:
+            # First, as an srun without its controller tries on for ten seconds.
+            self._end_clients()
+        finally:
+            self._end_supervisor(supervisor)
+
+    def _end_clients(self) -> None:
+        clients = [client for client in self._clients if client.poll() is None]
+        self._clients.clear()
+        for client in clients:
+            client.terminate()
+        deadline = time.monotonic() + CLIENT_SECONDS
+        for client in clients:
+            try:
+                client.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                client.kill()
+                client.wait()
+
+    def _end_supervisor(self, supervisor: subprocess.Popen[bytes] | None) -> None:
         try:
             if supervisor is not None and supervisor.stdin and supervisor.stdout:
                 # From this moment the supervisor does it all, even if we are interrupted.
@@ -127,7 +153,10 @@ class Cluster:
         return {**host.environ_of(user), "SLURM_CONF": self.conf}
 
     def popen(self, argv: Sequence[str], *, user: str, **kw: Any) -> subprocess.Popen[Any]:
-        """Start `argv` as `user` with all their groups, in `/`; `kw` as for subprocess.Popen."""
+        """Start `argv` as `user` with all their groups, in `/`; `kw` as for subprocess.Popen.
+
+        What still runs when the cluster stops gets SIGTERM then, and after `CLIENT_SECONDS` SIGKILL.
+        """
         entry = host.user_entry(user)
         settings: dict[str, Any] = {
             "user": entry.pw_uid,
@@ -137,7 +166,10 @@ class Cluster:
             "env": self.environ(user),
             "umask": 0o022,
         }
-        return subprocess.Popen(argv, **{**settings, **kw})
+        process: subprocess.Popen[Any] = subprocess.Popen(argv, **{**settings, **kw})
+        self._clients = [other for other in self._clients if other.returncode is None]
+        self._clients.append(process)
+        return process
 
     def run(
         self, argv: Sequence[str], *, user: str, timeout: float = 60, **kw: Any

@@ -1,0 +1,78 @@
+"""What all tests share: an ordinary user, and real images."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+USER = "chuser"
+
+# Programs that the tests' image has besides busybox's own.
+DIRECTORIES = ("bin", "dev", "etc", "home", "lib", "mnt", "opt", "proc", "root", "srv", "sys", "tmp", "usr/bin", "var/spool")
+
+
+def make_image(root: Path, marker: str) -> Path:
+    """Make a directory image around busybox at `root`; /marker tells which it is."""
+    for name in DIRECTORIES:
+        (root / name).mkdir(parents=True, exist_ok=True)
+    busybox = root / "bin/busybox"
+    shutil.copy("/bin/busybox", busybox)
+    applets = subprocess.run([busybox, "--list"], check=True, capture_output=True, text=True).stdout.split()
+    for applet in applets:
+        if applet != "busybox":
+            (root / "bin" / applet).symlink_to("busybox")
+    for name in ("passwd", "group", "hosts", "resolv.conf", "machine-id"):
+        (root / "etc" / name).touch()
+    (root / "marker").write_text(marker + "\n")
+    return root
+
+
+def squash(root: Path, to: Path) -> Path:
+    """Make a SquashFS image of the directory `root`."""
+    command = ["mksquashfs", str(root), str(to), "-quiet", "-no-progress", "-noappend"]
+    subprocess.run(command, check=True, capture_output=True)
+    to.chmod(0o644)
+    return to
+
+
+@pytest.fixture(scope="session")
+def user() -> str:
+    """An ordinary user; the Makefile made it."""
+    pwd.getpwnam(USER)
+    return USER
+
+
+@pytest.fixture(scope="session")
+def world_tmp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A directory that every user can reach, removed at the end."""
+    path = Path("/tmp") / f"slurm-ch-tests-{os.getpid()}"
+    path.mkdir(mode=0o755)
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture(scope="session")
+def image_dir(world_tmp: Path, user: str) -> Path:
+    """A directory image that belongs to the user; don't change it."""
+    root = make_image(world_tmp / "image", "one")
+    subprocess.run(["chown", "-hR", f"{user}:", str(root)], check=True)
+    return root
+
+
+@pytest.fixture(scope="session")
+def image_sqfs(world_tmp: Path, image_dir: Path) -> Path:
+    """The same as a SquashFS file."""
+    return squash(image_dir, world_tmp / "image.sqfs")
+
+
+@pytest.fixture(scope="session")
+def other_sqfs(world_tmp: Path) -> Path:
+    """Another image, whose marker says so."""
+    return squash(make_image(world_tmp / "other", "two"), world_tmp / "other.sqfs")

@@ -20,12 +20,12 @@ static int tasks_end = -1, launcher_end = -1;
 /* user_init's errors don't reach the user: kept for task_init. */
 static int socket_errno;
 
-static const char *request(char **env)
+static const char *variable(char **env, const char *name)
 {
-	size_t n = strlen(REQUEST_VARIABLE);
+	size_t n = strlen(name);
 
 	for (char **e = env; e && *e; e++)
-		if (!strncmp(*e, REQUEST_VARIABLE, n) && (*e)[n] == '=')
+		if (!strncmp(*e, name, n) && (*e)[n] == '=')
 			return *e + n + 1;
 	return NULL;
 }
@@ -41,7 +41,7 @@ static char **wanted(spank_t sp, uint32_t *step)
 	/* salloc's own shell stays on the host: its options are for the steps. */
 	if (*step == SLURM_EXTERN_CONT || *step == SLURM_INTERACTIVE_STEP)
 		return NULL;
-	return request(env) ? env : NULL;
+	return variable(env, REQUEST_VARIABLE) ? env : NULL;
 }
 
 int node_user_init(spank_t sp)
@@ -125,7 +125,7 @@ static int write_facts(spank_t sp, uint32_t step, char **env, int ac, char **av)
 	fputc('\0', out);
 	for (int i = 0; i < ac; i++)
 		record(out, 'a', av[i]);
-	record(out, 'r', request(env));
+	record(out, 'r', variable(env, REQUEST_VARIABLE));
 	for (char **e = env; *e; e++)
 		record(out, 'e', *e);
 	if (spank_get_item(sp, S_JOB_LOCAL_TASK_COUNT, &tasks) == ESPANK_SUCCESS) {
@@ -166,46 +166,84 @@ static int start_launcher(spank_t sp, uint32_t step, char **env, int ac, char **
 	return failed;
 }
 
+/* Whether srun sent a --multi-prog file's text in place of arguments. Its first
+ * line that says something begins with task numbers. */
+static bool is_multi_prog(char **env, int argc, char **argv)
+{
+	const char *text;
+
+	if (!variable(env, MULTI_PROG_VARIABLE) || argc < 2)
+		return false;
+	for (text = argv[1]; *text == '#' || *text == '\n' || *text == ' ' || *text == '\t';)
+		text += *text == '#' ? strcspn(text, "\n") : 1;
+	return *text == '*' || (*text >= '0' && *text <= '9');
+}
+
 typedef spank_err_t prepend_f(spank_t, int, const char **);
 
-/* Put ch-join in front of the command. What travels to it is `join`. */
-static int prepend(spank_t sp, uint32_t step, char *path)
+/* Put `path` in front of the command the way that Slurm has for it, since 23.02.5. */
+static int prepend_by_api(spank_t sp, prepend_f *api, const char *path, char **join)
+{
+	const char *first[] = { path };
+
+	if (asprintf(join, "%d", tasks_end) < 0)
+		return -1;
+	return api(sp, 1, first) == ESPANK_SUCCESS ? 0 : -1;
+}
+
+/* Before that: put `path` in the command's place, which travels in `join`. */
+static int replace_command(spank_t sp, int id, char **env, const char *path, char **join)
+{
+	char **argv = NULL, *copy;
+	int argc = 0;
+
+	if (spank_get_item(sp, S_JOB_ARGV, &argc, &argv) != ESPANK_SUCCESS || argc < 1)
+		return -1;
+	if (is_multi_prog(env, argc, argv)) {
+		/* Each task has an argument array of its own, out of reach. */
+		if (id == 0)
+			slurm_error("slurm_ch: --ch-image and --multi-prog together need Slurm "
+				    "23.02.5 or later; refusing to run on the host");
+		return -2;
+	}
+	if (asprintf(join, "%d %s", tasks_end, argv[0]) < 0)
+		return -1;
+	copy = strdup(path);
+	if (!copy)
+		return -1;
+	argv[0] = copy; /* Slurm's now, for as long as the task is */
+	return 0;
+}
+
+/* Put ch-join in front of the command. */
+static int prepend(spank_t sp, int id, char **env, const char *path)
 {
 	prepend_f *api = (prepend_f *)dlsym(RTLD_DEFAULT, "spank_prepend_task_argv");
-	const char *first[] = { path };
-	char **argv = NULL, *join = NULL;
-	int argc = 0, n;
-	spank_err_t rc;
+	char *join = NULL;
+	int failed = api ? prepend_by_api(sp, api, path, &join) :
+			   replace_command(sp, id, env, path, &join);
 
-	if (api) {
-		rc = api(sp, 1, first);
-		n = asprintf(&join, "%d", tasks_end);
-	} else {
-		rc = spank_get_item(sp, S_JOB_ARGV, &argc, &argv);
-		if (rc == ESPANK_SUCCESS && argc < 1)
-			rc = ESPANK_ERROR;
-		/* Before 23.02.5. With --multi-prog each task has an array of
-		 * its own, that no plugin reaches; srun sends the file's text
-		 * as the second argument. */
-		if (rc == ESPANK_SUCCESS && step != SLURM_BATCH_SCRIPT &&
-		    0)
-			return -1;
-		n = rc == ESPANK_SUCCESS ? asprintf(&join, "%d %s", tasks_end, argv[0]) : -1;
-		if (n >= 0)
-			argv[0] = strdup(path);
-	}
-	if (rc != ESPANK_SUCCESS || n < 0)
-		return -1;
-	rc = spank_setenv(sp, JOIN_VARIABLE, join, 1);
+	if (!failed)
+		failed = spank_setenv(sp, JOIN_VARIABLE, join, 1) == ESPANK_SUCCESS ? 0 : -1;
+	if (failed == -1)
+		slurm_error("slurm_ch: can't put ch-join in front of the command");
 	free(join);
-	return rc == ESPANK_SUCCESS ? 0 : -1;
+	spank_unsetenv(sp, MULTI_PROG_VARIABLE);
+	return failed;
+}
+
+/* Slurm goes on to run the command, on the host, when this plugin is optional
+ * or returns a positive error: only the end of the process is sure. */
+static void __attribute__((noreturn)) refuse(void)
+{
+	_exit(EXIT_SETUP);
 }
 
 int node_task_init(spank_t sp, int ac, char **av)
 {
-	uint32_t step;
+	uint32_t step = SLURM_EXTERN_CONT;
 	char **env = wanted(sp, &step);
-	int id = -1, failed;
+	int id = -1;
 	char *path;
 
 	if (!env) {
@@ -214,28 +252,32 @@ int node_task_init(spank_t sp, int ac, char **av)
 			return ESPANK_SUCCESS;
 		slurm_error("slurm_ch: --ch-* options were given, but " REQUEST_VARIABLE
 			    " did not get here; refusing to run on the host");
-		return ESPANK_ERROR;
+		refuse();
+	}
+	if (spank_get_item(sp, S_TASK_ID, &id) != ESPANK_SUCCESS) {
+		slurm_error("slurm_ch: can't find out which task this is");
+		refuse();
 	}
 	if (tasks_end < 0) {
-		slurm_error("slurm_ch: can't create a socket pair: %s", strerror(socket_errno));
-		return ESPANK_ERROR;
+		if (id == 0)
+			slurm_error("slurm_ch: can't create a socket pair: %s",
+				    strerror(socket_errno));
+		refuse();
 	}
-	if (spank_get_item(sp, S_TASK_ID, &id) != ESPANK_SUCCESS)
-		return ESPANK_ERROR;
 	if (id == 0 && start_launcher(sp, step, env, ac, av))
-		return ESPANK_ERROR;
+		refuse();
 	close_end(&launcher_end);
-	spank_unsetenv(sp, REQUEST_VARIABLE);
 	path = path_of("ch_join", "ch-join", ac, av);
-	failed = !path || access(path, X_OK);
-	if (failed)
-		slurm_error("slurm_ch: can't execute ch-join: %s: %s", path ? path : "?",
-			    strerror(errno));
-	else
-		failed = prepend(sp, step, path);
+	if (!path || access(path, X_OK)) {
+		if (id == 0) /* once is enough: it is the same for all */
+			slurm_error("slurm_ch: can't execute ch-join: %s: %s",
+				    path ? path : "?", strerror(errno));
+		refuse();
+	}
 	/* The one descriptor that the command's exec must not close. */
-	if (!failed)
-		failed = fcntl(tasks_end, F_SETFD, 0);
+	if (prepend(sp, id, env, path) || fcntl(tasks_end, F_SETFD, 0))
+		refuse();
+	spank_unsetenv(sp, REQUEST_VARIABLE);
 	free(path);
-	return failed ? ESPANK_ERROR : ESPANK_SUCCESS;
+	return ESPANK_SUCCESS;
 }

@@ -26,6 +26,8 @@ extern const int option_count;
  * repeated option it would carry the last value only. */
 #define REQUEST_VARIABLE "SLURM_CH_REQUEST"
 #define JOIN_VARIABLE "SLURM_CH_JOIN"
+/* Set by srun's side if --multi-prog may have been given. */
+#define MULTI_PROG_VARIABLE "SLURM_CH_MULTI_PROG"
 
 /* submit.c: in srun, sbatch and salloc */
 int submit_register(spank_t sp);

@@ -201,6 +201,24 @@ static int publish_defaults(void)
 	return 0;
 }
 
+/* Whether --multi-prog may have been given: no plugin is told. A word of the
+ * command may look like it; the node looks closer. */
+static bool may_be_multi_prog(void)
+{
+	static const char option[] = "--multi-prog";
+	FILE *in = fopen("/proc/self/cmdline", "re");
+	char *word = NULL;
+	size_t size = 0;
+	bool found = getenv("SLURM_SRUN_MULTI") != NULL;
+
+	while (in && !found && getdelim(&word, &size, '\0', in) > 0)
+		found = strlen(word) >= strlen("--mu") && !strncmp(word, option, strlen(word));
+	free(word);
+	if (in)
+		fclose(in);
+	return found;
+}
+
 /* Slurm 22.05's srun would go on, and end with status 0, if this failed. */
 static void __attribute__((noreturn)) refuse(void)
 {
@@ -222,7 +240,9 @@ int submit_post_opt(void)
 		slurm_error("slurm_ch: --%s: --ch-image is missing", options[settings[0].option].name);
 		refuse();
 	}
-	if (publish_request(explicit_count) ||
+	unsetenv(MULTI_PROG_VARIABLE);
+	if ((may_be_multi_prog() && setenv(MULTI_PROG_VARIABLE, "1", 1)) ||
+	    publish_request(explicit_count) ||
 	    (spank_context() == S_CTX_ALLOCATOR && publish_defaults())) {
 		slurm_error("slurm_ch: can't publish the options: %s", strerror(errno));
 		refuse();

@@ -173,9 +173,7 @@ def test_all_nodes_are_idle(cluster: Cluster) -> None:
 
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_srun_on_nodes(cluster: Cluster, user: str, nodes: int) -> None:
-    done = cluster.run(
-        ["srun", f"-N{nodes}", "sh", "-c", "echo $SLURMD_NODENAME"], user=user, timeout=20
-    )
+    done = cluster.run(["srun", f"-N{nodes}", "sh", "-c", "echo $SLURMD_NODENAME"], user=user, timeout=20)
     assert done.returncode == 0, done.stderr
     assert len(set(done.stdout.split())) == nodes
 
@@ -189,9 +187,7 @@ def test_run_is_the_user_with_their_groups(cluster: Cluster, user: str) -> None:
         assert set(map(int, groups.split())) == set(os.getgrouplist(user, entry.pw_gid))
 
 
-def test_environment_is_the_users(
-    cluster: Cluster, user: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_environment_is_the_users(cluster: Cluster, user: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     monkeypatch.setenv("TERM", "vt100")
     environ = cluster.environ(user)
@@ -203,20 +199,18 @@ def test_environment_is_the_users(
 
 
 def test_jobs_share_the_nodes(cluster: Cluster, user: str) -> None:
-    """Two jobs of 64 tasks on the same CPUs can only meet if they run at once."""
-    jobs = [
-        cluster.popen(
-            ["srun", "-N2", "--overcommit", "-n64", "sleep", "0.5"],
-            user=user,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]
+    """Jobs that ask for all CPUs run beside each other."""
+    command = ["srun", "-Jpair", "-N2", "--overcommit", "-n64", "sleep", "60"]
+    jobs = [cluster.popen(command, user=user, stderr=subprocess.DEVNULL) for _ in range(2)]
+
+    def running() -> int:
+        listed = cluster.run(["squeue", "--noheader", "--name=pair", "--states=running"], user=user)
+        return len(listed.stdout.splitlines())
+
+    wait_until(lambda: running() == len(jobs))
+    cluster.run(["scancel", "--name=pair"], user=user)
     for job in jobs:
-        _, said = job.communicate(timeout=60)
-        assert job.returncode == 0
-        assert "queued" not in said
+        job.wait(timeout=30)
 
 
 def test_run_timeout_ends_the_job(cluster: Cluster, user: str) -> None:
@@ -266,9 +260,7 @@ def test_stop_ends_clients(user: str) -> None:
 def test_stop_ends_what_left_its_job(parent: Path, user: str) -> None:
     """A daemon of a job that is over belongs to nobody but the supervisor."""
     with Cluster(plugstack_lines=[], directory_parent=str(parent)) as one:
-        done = one.run(
-            ["srun", "sh", "-c", "setsid -f sleep 600 >/dev/null 2>&1"], user=user, timeout=20
-        )
+        done = one.run(["srun", "sh", "-c", "setsid -f sleep 600 >/dev/null 2>&1"], user=user, timeout=20)
         assert done.returncode == 0
         assert any("sleep" in line for line in processes_of(parent))
 
@@ -296,9 +288,7 @@ def test_unrelated_children_survive() -> None:
 
 def test_a_daemon_that_fails_is_named(parent: Path) -> None:
     with pytest.raises(ClusterError, match=r"slurmctld did not start \(status 1\)") as caught:
-        Cluster(
-            plugstack_lines=[], slurm_conf_extra="Nonsense=yes", directory_parent=str(parent)
-        ).start()
+        Cluster(plugstack_lines=[], slurm_conf_extra="Nonsense=yes", directory_parent=str(parent)).start()
     assert "Nonsense" in str(caught.value)
 
 
@@ -423,9 +413,7 @@ def test_must_be_root(user: str, tmp_path: Path) -> None:
 
 def test_ctrl_c_ends_the_command_only(user: str) -> None:
     """The command gets it from the terminal; the sandbox waits and leaves nothing."""
-    terminal = Terminal(
-        "--user", user, "sh", "-c", "echo $SLURM_CONF; exec srun -u sh -c 'echo in; sleep 60'"
-    )
+    terminal = Terminal("--user", user, "sh", "-c", "echo $SLURM_CONF; exec srun -u sh -c 'echo in; sleep 60'")
     directory = os.path.dirname(terminal.expect(r"(/\S+/slurm\.conf)")[1])
     terminal.expect("in\r")
     # srun wants two within a second.

@@ -81,9 +81,7 @@ class _Signals:
     help="CPUs of each node; may be more than this machine has.",
 )
 @click.option("--user", metavar="USER", help="Who runs CMD [default: the caller before sudo].")
-@click.option(
-    "--slurm-conf", multiple=True, metavar="LINE", help="Line to add to slurm.conf; repeatable."
-)
+@click.option("--slurm-conf", multiple=True, metavar="LINE", help="Line to add to slurm.conf; repeatable.")
 @click.option(
     "--plugstack",
     multiple=True,
@@ -92,6 +90,7 @@ class _Signals:
 )
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[-- CMD...]")
 def sandbox(
+    *,
     nodes: int,
     cpus: int,
     user: str | None,
@@ -119,9 +118,7 @@ def sandbox(
             try:
                 if not command:
                     click.echo(_greeting(cluster), err=True)
-                status = _run(
-                    cluster, entry, command or (cluster.environ(entry.pw_name)["SHELL"],), signals
-                )
+                status = _run(cluster, entry, command or (cluster.environ(entry.pw_name)["SHELL"],), signals)
             finally:
                 signals.ending = True
     finally:
@@ -159,9 +156,7 @@ def _run(cluster: Cluster, entry: pwd.struct_passwd, argv: Sequence[str], signal
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     try:
-        command = cluster.popen(
-            argv, user=entry.pw_name, cwd=directory, umask=-1, preexec_fn=in_command
-        )
+        command = cluster.popen(argv, user=entry.pw_name, cwd=directory, umask=-1, preexec_fn=in_command)
         signals.command = os.pidfd_open(command.pid)
     except OSError as error:
         failure = errors.ChError(f"{argv[0]}: {error.strerror}")

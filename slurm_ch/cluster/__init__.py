@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -30,8 +31,8 @@ __all__ = ["Cluster", "ClusterError"]
 START_SECONDS = 20.0
 STOP_SECONDS = 20.0
 SINFO_SECONDS = 10.0
-# An srun ends its tasks within KillWait (2 s) and a little.
-CLIENT_SECONDS = 4.0
+JOBS_SECONDS = 5.0
+CLIENT_SECONDS = 1.0
 ATTEMPTS = 5
 LOG_LINES = 10
 _POLL_SECONDS = 0.004
@@ -89,9 +90,7 @@ class Cluster:
         if os.geteuid() != 0:
             raise ClusterError("must be root to start a cluster")
         daemons = {name: host.program(name) for name in ("munged", "slurmctld", "slurmd", "sinfo")}
-        said = subprocess.run(
-            [daemons["slurmctld"], "-V"], check=False, capture_output=True, text=True
-        )
+        said = subprocess.run([daemons["slurmctld"], "-V"], check=False, capture_output=True, text=True)
         self.version = config.parse_version(said.stdout)
         for attempt in range(1, ATTEMPTS + 1):
             try:
@@ -112,36 +111,20 @@ class Cluster:
         Raises ClusterError when something can't be killed within `STOP_SECONDS`.
         """
         supervisor, self._supervisor = self._supervisor, None
-        try:
-            # First, as an srun without its controller tries on for ten seconds.
-            self._end_clients()
-        finally:
-            self._end_supervisor(supervisor)
-
-    def _end_clients(self) -> None:
         clients = [client for client in self._clients if client.poll() is None]
         self._clients.clear()
-        for client in clients:
-            client.terminate()
-        deadline = time.monotonic() + CLIENT_SECONDS
-        for client in clients:
-            try:
-                client.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                client.kill()
-                client.wait()
-
-    def _end_supervisor(self, supervisor: subprocess.Popen[bytes] | None) -> None:
         try:
-            if supervisor is not None and supervisor.stdin and supervisor.stdout:
-                # From this moment the supervisor does it all, even if we are interrupted.
-                supervisor.stdin.close()
+            if supervisor is not None:
                 try:
-                    supervisor.wait(STOP_SECONDS)
-                except subprocess.TimeoutExpired as error:
-                    raise ClusterError(f"{self.directory}: cluster does not stop") from error
+                    if clients:
+                        _end_jobs(supervisor)
+                        _end_clients(clients)
                 finally:
-                    supervisor.stdout.close()
+                    # From this moment the supervisor does it all, even if we are interrupted.
+                    _close(supervisor)
+                supervisor.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise ClusterError(f"{self.directory}: cluster does not stop") from error
         finally:
             if self.directory:
                 shutil.rmtree(self.directory, ignore_errors=True)
@@ -155,7 +138,7 @@ class Cluster:
     def popen(self, argv: Sequence[str], *, user: str, **kw: Any) -> subprocess.Popen[Any]:
         """Start `argv` as `user` with all their groups, in `/`; `kw` as for subprocess.Popen.
 
-        What still runs when the cluster stops gets SIGTERM then, and after `CLIENT_SECONDS` SIGKILL.
+        What still runs when the cluster stops and its jobs are gone, gets SIGTERM, then SIGKILL.
         """
         entry = host.user_entry(user)
         settings: dict[str, Any] = {
@@ -305,9 +288,7 @@ class Cluster:
         while not ready():
             self._raise_if_exited()
             if time.monotonic() > self._deadline:
-                raise ClusterError(
-                    f"{name} is not ready after {START_SECONDS:.0f} s{self._end_of(name)}"
-                )
+                raise ClusterError(f"{name} is not ready after {START_SECONDS:.0f} s{self._end_of(name)}")
 
     def _raise_if_exited(self) -> None:
         """Wait a moment for a daemon's end, and raise ClusterError for the first one."""
@@ -352,12 +333,47 @@ def _status(status: int) -> str:
 def _end_group(process: subprocess.Popen[str]) -> tuple[str | None, str | None]:
     """End the process group that `process` leads and return what else it wrote."""
     for number, seconds in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, number)
-        except ProcessLookupError:
-            pass
         try:
             return process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
             pass
     return None, None
+
+
+def _close(supervisor: subprocess.Popen[bytes]) -> None:
+    for pipe in (supervisor.stdin, supervisor.stdout):
+        if pipe is not None:
+            pipe.close()
+
+
+def _end_jobs(supervisor: subprocess.Popen[bytes]) -> None:
+    """Let the supervisor cancel all jobs, and wait for its word that they are gone."""
+    assert supervisor.stdin is not None and supervisor.stdout is not None
+    try:
+        supervisor.stdin.write(b'{"end": "jobs"}\n')
+    except BrokenPipeError:
+        return
+    deadline = time.monotonic() + JOBS_SECONDS
+    said = b""
+    while b"jobs" not in said and (left := deadline - time.monotonic()) > 0:
+        if select.select([supervisor.stdout], [], [], left)[0]:
+            if not (data := supervisor.stdout.read(4096)):
+                return
+            said += data
+
+
+def _end_clients(clients: list[subprocess.Popen[Any]]) -> None:
+    """Give each client `CLIENT_SECONDS` to notice the end of its job, then end it.
+
+    An srun that loses its controller instead tries to reach it for ten seconds more.
+    """
+    for end in (None, signal.SIGTERM, signal.SIGKILL):
+        deadline = time.monotonic() + CLIENT_SECONDS
+        for client in clients:
+            if end is not None:
+                client.send_signal(end)
+        for client in clients:
+            with suppress(subprocess.TimeoutExpired):
+                client.wait(max(0.0, deadline - time.monotonic()))

@@ -19,9 +19,7 @@ def node_names(nodes: int) -> list[str]:
     return [f"n{number}" for number in range(1, nodes + 1)]
 
 
-def slurm_conf(
-    *, directory: str, host: str, port: int, nodes: int, cpus: int, memory: int, extra: str
-) -> str:
+def slurm_conf(*, directory: str, host: str, port: int, nodes: int, cpus: int, memory: int, extra: str) -> str:
     """Return slurm.conf: slurmctld on `port`, the nodes on those after it; `memory` in MiB."""
     span = f"[1-{nodes}]" if nodes > 1 else "1"
     ports = f"[{port + 1}-{port + nodes}]" if nodes > 1 else f"{port + 1}"
@@ -57,9 +55,11 @@ MpiDefault=none
 SlurmdParameters=config_overrides
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
-SchedulerType=sched/builtin
-SchedulerParameters=batch_sched_delay=0
+# sched/builtin queues a job behind one that has only just come, for seconds.
+SchedulerType=sched/backfill
+SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
 ReturnToService=2
+MaxTasksPerNode=65000
 MailProg=/bin/true
 KillWait=2
 # Slurm drains a node at this timeout; newer ones want five times MessageTimeout at least.

@@ -46,9 +46,7 @@ def environ_of(name: str) -> dict[str, str]:
     """Return the caller's environment as user `name` would have it, outside of any job."""
     entry = user_entry(name)
     kept = {
-        key: value
-        for key, value in os.environ.items()
-        if key not in _FOREIGN and not key.startswith(_FOREIGN_PREFIXES)
+        key: value for key, value in os.environ.items() if key not in _FOREIGN and not key.startswith(_FOREIGN_PREFIXES)
     }
     return {
         **kept,
@@ -88,7 +86,7 @@ def free_ports(count: int) -> int:
     """Return the first of `count` adjacent TCP ports that nobody listens on."""
     taken = listening()
     for _ in range(200):
-        first = random.randrange(PORTS.start, PORTS.stop - count)
+        first = random.randrange(PORTS.start, PORTS.stop - count)  # noqa: S311 no secret
         if taken.isdisjoint(range(first, first + count)):
             return first
     raise ClusterError(f"no {count} adjacent free ports from {PORTS.start} to {PORTS.stop}")

@@ -9,8 +9,10 @@ killed, with no guess from names or environments.
 It runs by path under `python -I -S` and needs the standard library only.
 
     argument     the cluster's directory, removed at the end
-    stdin        one JSON object a line: {"name", "argv", "log"} of a daemon
-    stdout       "NAME STATUS" a line when a daemon has exited, as waitpid(2) has it
+    stdin        one JSON object a line: {"name", "argv", "log"} of a daemon to start,
+                 or {"end": "jobs"}
+    stdout       "NAME STATUS" a line when a daemon has exited, as waitpid(2) has it;
+                 "jobs 0" when all jobs have ended
     end          on end of file (so also when our parent was killed), SIGTERM, SIGHUP, SIGINT
 """
 
@@ -24,6 +26,8 @@ import shutil
 import signal
 import sys
 import time
+from contextlib import suppress
+from typing import Any
 
 # slurmstepd gets this long to end its tasks in good order; more than the cluster's KillWait.
 JOBS_GRACE = 3.0
@@ -79,16 +83,12 @@ def kill_descendants(spared: frozenset[int] = frozenset()) -> None:
     """
     while victims := descendants(os.getpid(), spared):
         for pid in victims:
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         for pid in victims:
             # Ours to reap, or a grandchild that becomes ours when its parent has been reaped.
-            try:
+            with suppress(ChildProcessError):
                 os.waitpid(pid, 0)
-            except ChildProcessError:
-                pass
 
 
 def _command_name(pid: int) -> str:
@@ -148,7 +148,7 @@ def _end_jobs(directory: str) -> None:
             waiting.discard(fd)
 
 
-def _serve() -> None:
+def _serve(directory: str) -> None:
     """Start what stdin asks for and report each daemon's end, until it is time to go."""
     wake, wakeup = os.pipe()
     os.set_blocking(wakeup, False)
@@ -156,7 +156,7 @@ def _serve() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
         signal.signal(number, lambda _number, _frame: None)
     names: dict[int, str] = {}
-    buffer = b""
+    orders = b""
     while True:
         ready = select.select([0, wake], [], [])[0]
         if wake in ready:
@@ -166,13 +166,19 @@ def _serve() -> None:
                 if pid in names:
                     os.write(1, f"{names.pop(pid)} {status}\n".encode())
         if 0 in ready:
-            data = os.read(0, 65536)
-            if not data:
+            if not (data := os.read(0, 65536)):
                 return
-            *lines, buffer = (buffer + data).split(b"\n")
+            *lines, orders = (orders + data).split(b"\n")
             for line in lines:
-                daemon = json.loads(line)
-                names[_spawn(daemon["argv"], daemon["log"])] = daemon["name"]
+                _obey(json.loads(line), names, directory)
+
+
+def _obey(order: dict[str, Any], names: dict[int, str], directory: str) -> None:
+    if "argv" in order:
+        names[_spawn(order["argv"], order["log"])] = order["name"]
+    else:
+        _end_jobs(directory)
+        os.write(1, b"jobs 0\n")
 
 
 def _reap() -> list[tuple[int, int]]:
@@ -189,7 +195,7 @@ def main(directory: str) -> None:
     """Supervise until told to end, then leave no process and no file."""
     set_child_subreaper(True)
     try:
-        _serve()
+        _serve(directory)
         _end_jobs(directory)
     finally:
         # From here on a signal must not stop us half way.

@@ -60,6 +60,25 @@ static int on_option(int val, const char *optarg, int remote)
 	return add(val, value);
 }
 
+/* In an allocation, Slurm hands sbatch's and salloc's options to srun through
+ * the environment as if given there: of a repeated one only the last. Our own
+ * SLURM_CH_* variables have them all. */
+static void drop_inherited(const struct option *o)
+{
+	static const char *const prefixes[] = { "SLURM_SPANK__SLURM_SPANK_OPTION_slurm_ch_",
+						"_SLURM_SPANK_OPTION_slurm_ch_" };
+
+	for (size_t p = 0; p < sizeof(prefixes) / sizeof(prefixes[0]); p++) {
+		char name[128];
+
+		snprintf(name, sizeof(name), "%s%s", prefixes[p], o->name);
+		for (char *c = name; *c; c++)
+			if (*c == '-')
+				*c = '_';
+		unsetenv(name);
+	}
+}
+
 int submit_register(spank_t sp)
 {
 	for (int i = 0; i < option_count; i++) {
@@ -71,6 +90,8 @@ int submit_register(spank_t sp)
 			slurm_error("slurm_ch: can't register --%s", o->name);
 			return ESPANK_ERROR;
 		}
+		if (spank_context() != S_CTX_REMOTE)
+			drop_inherited(o);
 	}
 	return ESPANK_SUCCESS;
 }

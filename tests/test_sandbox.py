@@ -44,16 +44,6 @@ COMMAND = [sys.executable, "-c", RUNNER]
 BARE = ["--plugstack", "# none"]
 
 
-@pytest.fixture(scope="session")
-def user() -> str:
-    """Return an ordinary user's name; to be replaced by conftest's."""
-    try:
-        pwd.getpwnam("chuser")
-    except KeyError:
-        subprocess.run(["useradd", "-m", "chuser"], check=True)
-    return "chuser"
-
-
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     with Cluster(nodes=2, plugstack_lines=[]) as started:

@@ -1,0 +1,75 @@
+"""What must not be left behind: a snapshot of the machine, and the difference."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+# How long something that is on its way out may take.
+PATIENCE_SECONDS = 10.0
+
+
+def parents() -> dict[int, int]:
+    """Return every process's parent, zombies left out."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if fields[0] != "Z":
+            found[int(entry.name)] = int(fields[1])
+    return found
+
+
+def descendants(ancestor: int) -> dict[int, str]:
+    """Return the command lines of all living processes below `ancestor`, by pid."""
+    up = parents()
+    found = {}
+    for pid in up:
+        above = pid
+        while above in up and above != ancestor:
+            above = up[above]
+        if above == ancestor and pid != ancestor:
+            try:
+                found[pid] = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+            except OSError:
+                continue
+    return found
+
+
+def ours(ancestor: int) -> list[str]:
+    """Return the processes below `ancestor` that only a running container has."""
+    words = ("squashfuse_ll", "launch.py", "ch-join", "slurmstepd")
+    return sorted(line for line in descendants(ancestor).values() if any(word in line for word in words))
+
+
+def files() -> set[str]:
+    """Return what lies where a container could leave something."""
+    return {
+        str(path)
+        for directory in ("/dev/shm", "/tmp", "/var/tmp")
+        for path in Path(directory).glob("*")
+        if "slurm_ch" in path.name or "ch-run" in path.name
+    }
+
+
+def mounts() -> set[str]:
+    """Return the mounts that this process sees and that are of our making."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return {line for line in lines if "slurm_ch" in line}
+
+
+def wait_until_clean(ancestor: int, before: set[str]) -> None:
+    """Return when nothing is left; AssertionError with what is, if that takes too long."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        left = [*ours(ancestor), *sorted(files() - before), *sorted(mounts())]
+        if not left:
+            return
+        assert time.monotonic() < deadline, f"left behind: {left}"
+        # A killed process's end can't be waited for by who isn't its parent.
+        os.sched_yield()

@@ -12,7 +12,7 @@ import sys
 
 from . import container as engine
 from . import log, namespaces, spec, step, tickets
-from .errors import EXIT_SETUP, EXIT_USAGE, ChError, UsageError, describe, exit_code
+from .errors import EXIT_SETUP, EXIT_USAGE, ChError, describe, exit_code
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,14 +60,11 @@ def read_facts(fd: int) -> Facts:
     return facts
 
 
-def _check_count(facts: Facts) -> int:
-    """Return this node's task count; UsageError if Slurm contradicts itself."""
-    if facts.script is not None:
-        return 1
-    counted = step.local_task_count(facts.environment)
-    if facts.local_tasks is not None and counted != facts.local_tasks:
-        raise UsageError(f"SLURM_STEP_TASKS_PER_NODE says {counted} tasks here, Slurm {facts.local_tasks}")
-    return counted
+def task_count(facts: Facts) -> int:
+    """Return this node's task count: Slurm's own word, else worked out from the environment."""
+    if facts.local_tasks is not None:
+        return facts.local_tasks
+    return 1 if facts.script is not None else step.local_task_count(facts.environment)
 
 
 def launch(facts: Facts, office: tickets.Office) -> None:
@@ -77,8 +74,7 @@ def launch(facts: Facts, office: tickets.Office) -> None:
     wanted = spec.meet(site, spec.parse_request(facts.request))
     log.configure(level=wanted.verbosity)
     tag = step.tag(env)
-    count = _check_count(facts)
-    log.info(f"container {tag} for {count} tasks: {wanted.image}")
+    log.info(f"container {tag} for {task_count(facts)} tasks: {wanted.image}")
     caller = engine.Caller(env, script=facts.script)
     # Task 0's core is not the place for the FUSE server: it serves them all.
     # The kernel keeps this within the step's cpuset.

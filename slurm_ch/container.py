@@ -136,7 +136,8 @@ class Container:
     def plan(self) -> tuple[Action, ...]:
         """Return everything that is to be done, in order."""
         spec = self.spec
-        actions: list[Action] = [Nest((self.caller.uid, self.caller.gid), (0, 0)), self._image_action(), Stage(self.image.reference)]
+        actions: list[Action] = [Nest((self.caller.uid, self.caller.gid), (0, 0)), self._image_action()]
+        actions.append(Stage(self.image.reference))
         if not spec.write:
             actions.append(ReadOnlyRoot())
         if spec.write_fake is not None:

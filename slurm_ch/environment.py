@@ -52,9 +52,7 @@ def first_records(home: str) -> list[Record]:
     return [("E", f"HOME={home}"), ("P", ""), ("U", "TMPDIR")]
 
 
-def rule_records(
-    rules: Sequence[tuple[str, str]], expand: bool, read_file: Callable[[str], str]
-) -> list[Record]:
+def rule_records(rules: Sequence[tuple[str, str]], expand: bool, read_file: Callable[[str], str]) -> list[Record]:
     """Return the records for the user's rules; `read_file` gives a file's text by its path."""
     assign = "X" if expand else "E"
     records: list[Record] = []

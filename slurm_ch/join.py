@@ -120,9 +120,7 @@ class Peer:
         self._wait(lambda: self._header()[1] == _PUBLISHED, "for the winner")
         pid = self._read_slot(0)[0]
         try:
-            fds = tuple(
-                os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC) for kind in ("user", "mnt")
-            )
+            fds = tuple(os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC) for kind in ("user", "mnt"))
         except OSError as error:
             raise self._abort(f"can't open the namespaces of the winner, pid {pid}") from error
         if not self._alive(0):
@@ -300,16 +298,18 @@ class Peer:
         magic, state, count, arrived, code = _HEADER.unpack_from(self._map, 0)
         return magic, state, count, arrived, code
 
-    def _set_state(self, state: int, code: int = 0) -> None:
+    def _set_state(self, state: int, code: int = 0) -> bool:
+        """Change the state unless the join failed before; return whether it was changed."""
         self._lock_mutex()
         try:
-            magic, before, count, arrived, old = self._header()
-            # The first failure is the one that counts.
-            if before not in (_FAILED, _ABORTED):
-                _HEADER.pack_into(self._map, 0, magic, state, count, arrived, code or old)
+            magic, before, count, arrived, _ = self._header()
+            changed = before not in (_FAILED, _ABORTED)
+            if changed:
+                _HEADER.pack_into(self._map, 0, magic, state, count, arrived, code)
         finally:
             self._unlock_mutex()
         self._wake()
+        return changed
 
     @staticmethod
     def _offset(slot: int) -> int:
@@ -366,9 +366,9 @@ class Peer:
         if self._header()[1] == _EMPTY and not self._alive(0):
             raise self._abort(f"the winner, {self._who(0)}, died")
         alive = _siblings_alive()
-        if alive is not None and alive < self.count and self._header()[1] < _FAILED:
-            if self._joined() < self.count:
-                raise self._abort(f"only {alive} of {self.count} tasks are alive")
+        # Who has joined may end at any time once all have: look at that last.
+        if alive is not None and alive < self.count and self._joined() < self.count:
+            raise self._abort(f"only {alive} of {self.count} tasks are alive")
 
     def _missing(self, what: str) -> str:
         arrived = self._header()[3]
@@ -382,8 +382,7 @@ class Peer:
 
     def _abort(self, why: str) -> JoinError:
         """Let everybody fail; return the error to raise: loud for the first who saw it."""
-        first = self._header()[1] not in (_FAILED, _ABORTED)
-        self._set_state(_ABORTED, EXIT_JOIN)
+        first = self._set_state(_ABORTED, EXIT_JOIN)
         self._leave()
         text = f"join: {self.tag}: {why}"
         return JoinError(text) if first else JoinFailed(text, EXIT_JOIN)

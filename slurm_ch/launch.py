@@ -7,6 +7,6 @@ import sys
 
 sys.path.insert(0, __file__.rpartition("/slurm_ch/")[0])
 
-from slurm_ch.launcher import run  # noqa: E402
+from slurm_ch.launcher import run
 
 run()

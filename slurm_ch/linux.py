@@ -80,9 +80,7 @@ def setns(fd: int, nstype: int = 0) -> None:
 
 def mount(source: str | None, target: str, fstype: str | None, flags: int, data: str | None) -> None:
     """Mount, bind, move or remount, as mount(2)."""
-    done = _libc.mount(
-        _bytes(source), _bytes(target), _bytes(fstype), ctypes.c_ulong(flags), _bytes(data)
-    )
+    done = _libc.mount(_bytes(source), _bytes(target), _bytes(fstype), ctypes.c_ulong(flags), _bytes(data))
     if done != 0:
         raise _fail(source or fstype, target)
 
@@ -138,18 +136,14 @@ def fsopen(fstype: str, flags: int = FSOPEN_CLOEXEC) -> int:
 
 def fsconfig(fd: int, command: int, key: str | None = None, value: str | None = None) -> None:
     """Set one parameter of a new file system, or create it, as fsconfig(2)."""
-    done = _syscall(
-        ctypes.c_long(_NR_FSCONFIG), fd, ctypes.c_uint(command), _bytes(key), _bytes(value), 0
-    )
+    done = _syscall(ctypes.c_long(_NR_FSCONFIG), fd, ctypes.c_uint(command), _bytes(key), _bytes(value), 0)
     if done != 0:
         raise _fail(f"{key}={value}" if key else None)
 
 
 def fsmount(fd: int, flags: int, attributes: int) -> int:
     """Return a descriptor of a new, detached mount, as fsmount(2)."""
-    mount_fd: int = _syscall(
-        ctypes.c_long(_NR_FSMOUNT), fd, ctypes.c_uint(flags), ctypes.c_uint(attributes)
-    )
+    mount_fd: int = _syscall(ctypes.c_long(_NR_FSMOUNT), fd, ctypes.c_uint(flags), ctypes.c_uint(attributes))
     if mount_fd < 0:
         raise _fail()
     return mount_fd

@@ -155,9 +155,7 @@ class Bind(Action):
             linux.move_mount(source, "", target, "", flags)
         except OSError as error:
             if error.errno in (errno.ENOTDIR, errno.EINVAL) and _kinds_differ(source, target):
-                raise ChError(
-                    f"{self._why()} {self.src} at {self.dst}: one is a directory, the other is not"
-                ) from None
+                raise ChError(f"{self._why()} {self.src} at {self.dst}: one is a directory, the other is not") from None
             raise ChError(f"{self._why()} {self.src} at {self.dst}") from error
 
     def _merge(self, build: Build) -> None:
@@ -200,9 +198,7 @@ def _exists_at(directory: int, name: str) -> bool:
 
 def look_up(build: Build, path: str, follow: bool) -> int:
     """Return an O_PATH descriptor of `path` in the new root; OSError, EXDEV if it escapes."""
-    return linux.openat2(
-        build.root_fd, path.lstrip("/") or ".", os.O_PATH, _IN_ROOT if follow else _BENEATH
-    )
+    return linux.openat2(build.root_fd, path.lstrip("/") or ".", os.O_PATH, _IN_ROOT if follow else _BENEATH)
 
 
 def open_file(build: Build, path: str) -> int:
@@ -223,9 +219,7 @@ def create(build: Build, path: str, directory: bool) -> int:
     try:
         parent = _writeable(build, parent, path)
         name = os.path.basename(path)
-        fd = os.open(
-            name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=parent
-        )
+        fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=parent)
         os.close(fd)
         return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
     except OSError as error:

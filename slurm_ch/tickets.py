@@ -8,10 +8,9 @@ many tasks there are, and none can take another's share.
 
 from __future__ import annotations
 
+import _socket
 import fcntl
 import os
-
-import _socket
 
 from . import log
 from .errors import ChError

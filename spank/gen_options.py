@@ -7,7 +7,7 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 
-from slurm_ch import spec  # noqa: E402
+from slurm_ch import spec
 
 _KINDS = {spec.ONE: "KIND_ONE", spec.LIST: "KIND_LIST", spec.FLAG: "KIND_FLAG", spec.OPTIONAL: "KIND_OPTIONAL"}
 

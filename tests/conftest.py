@@ -14,7 +14,22 @@ import pytest
 USER = "chuser"
 
 # Programs that the tests' image has besides busybox's own.
-DIRECTORIES = ("bin", "dev", "etc", "home", "lib", "mnt", "opt", "proc", "root", "srv", "sys", "tmp", "usr/bin", "var/spool")
+DIRECTORIES = (
+    "bin",
+    "dev",
+    "etc",
+    "home",
+    "lib",
+    "mnt",
+    "opt",
+    "proc",
+    "root",
+    "srv",
+    "sys",
+    "tmp",
+    "usr/bin",
+    "var/spool",
+)
 
 
 def make_image(root: Path, marker: str) -> Path:

@@ -13,7 +13,7 @@ from .options import OrderedCommand, click_options, image_and_command
 
 
 @click.pass_context
-def _explain(ctx: click.Context, words: tuple[str, ...], **_: object) -> None:
+def _explain(ctx: click.Context, /, words: tuple[str, ...], **_: object) -> None:
     """Show what running in a container made from IMAGE would do, one action a line."""
     settings: list[spec.Setting] = ctx.obj
     image, _argv = image_and_command(words, with_image=True)

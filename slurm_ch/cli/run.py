@@ -12,7 +12,7 @@ from .options import OrderedCommand, click_options, image_and_command
 
 
 @click.pass_context
-def _run(ctx: click.Context, words: tuple[str, ...], **_: object) -> None:
+def _run(ctx: click.Context, /, words: tuple[str, ...], **_: object) -> None:
     """Run CMD in a container made from IMAGE: a SquashFS file, a directory, or an image's name.
 
     Under srun, with --join, all tasks of a node share one container.

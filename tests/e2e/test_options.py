@@ -38,12 +38,16 @@ def test_each_option_does_what_it_says(good: Good, user: str) -> None:
     assert good("srun --ch-image=$IMG --ch-cd=/srv sh -c 'pwd; echo $PWD'") == "/srv\n/srv\n"
     assert good("srun --ch-image=$IMG --ch-set-env=A=1 --ch-set-env='B=$A:x' sh -c 'echo $B'") == "1:x\n"
     assert good("srun --ch-image=$IMG --ch-env-no-expand --ch-set-env='B=$A' sh -c 'echo $B'") == "$A\n"
-    assert good("A1=x A2=y srun --ch-image=$IMG --ch-unset-env='A*' sh -c 'echo ${A1-gone} ${A2-gone}'") == "gone gone\n"
+    assert (
+        good("A1=x A2=y srun --ch-image=$IMG --ch-unset-env='A*' sh -c 'echo ${A1-gone} ${A2-gone}'") == "gone gone\n"
+    )
     assert good("srun --ch-image=$IMG --ch-private-tmp ls -A /tmp") == ""
     assert good("srun --ch-image=$IMG --ch-no-passwd cat /etc/passwd") == ""
     assert good("srun --ch-image=$IMG --ch-write-fake sh -c 'echo x > /new; cat /new'") == "x\n"
     assert good("srun --ch-image=$IMG --ch-write-fake=1M df -k /").split("\n")[1].split()[1] == "1024"
-    assert good("srun --ch-image=$IMG --ch-home sh -c 'echo $HOME; test -w $HOME && echo mine'") == f"/home/{user}\nmine\n"
+    assert (
+        good("srun --ch-image=$IMG --ch-home sh -c 'echo $HOME; test -w $HOME && echo mine'") == f"/home/{user}\nmine\n"
+    )
     assert good("srun --ch-image=$IMG --ch-uid=0 --ch-gid=0 sh -c 'id -u; id -g'") == "0\n0\n"
     assert "info: executing true" in good("srun --ch-image=$IMG --ch-verbose true 2>&1")
 
@@ -89,7 +93,9 @@ def batch(good: Good, world_tmp: Path, script: str, options: str = "") -> list[s
 
 @pytest.mark.parametrize("options", ["", "--export=NONE", "--ch-private-tmp", "--ch-write-fake"])
 def test_batch_script_runs_in_the_container(good: Good, world_tmp: Path, image_sqfs: Path, options: str) -> None:
-    script = f'#!/bin/sh\n#SBATCH --ch-image={image_sqfs}\ncat /marker\necho "$@"\ntype srun >/dev/null || echo no srun\n'
+    script = (
+        f'#!/bin/sh\n#SBATCH --ch-image={image_sqfs}\ncat /marker\necho "$@"\ntype srun >/dev/null || echo no srun\n'
+    )
     assert batch(good, world_tmp, script, options) == ["one", "first second", "no srun"]
 
 
@@ -118,14 +124,18 @@ echo host ${{CH_RUNNING-none}}
 
 def test_sbatch_options_are_the_defaults_of_steps_inside(good: Good, image_sqfs: Path) -> None:
     line = f"salloc -Q --ch-image={image_sqfs} --ch-set-env=A=1 --ch-set-env=B=2 bash -c "
-    inner = 'echo ${CH_RUNNING-host}; srun sh -c "cat /marker; echo \\$A \\$B"; srun --ch-set-env=A=3 sh -c "echo \\$A\\$B"'
+    inner = (
+        'echo ${CH_RUNNING-host}; srun sh -c "cat /marker; echo \\$A \\$B"; srun --ch-set-env=A=3 sh -c "echo \\$A\\$B"'
+    )
     assert good(f"{line}'{inner}'").splitlines() == ["host", "one", "1 2", "3"]
 
 
 def test_a_default_of_the_login_environment_is_not_sbatchs(good: Good, world_tmp: Path) -> None:
     path = world_tmp / "plain.sh"
     path.write_text("#!/bin/bash\necho ${CH_RUNNING-host}\nsrun cat /marker\n")
-    out = good(f"export SLURM_CH_IMAGE=$IMG; sbatch -W -o $HOME/out.txt {path} >&2; cat $HOME/out.txt; rm $HOME/out.txt")
+    out = good(
+        f"export SLURM_CH_IMAGE=$IMG; sbatch -W -o $HOME/out.txt {path} >&2; cat $HOME/out.txt; rm $HOME/out.txt"
+    )
     assert out.splitlines() == ["host", "one"]
 
 
@@ -141,7 +151,10 @@ def test_site_arguments(user: str, image_sqfs: Path, world_tmp: Path) -> None:
             return done.returncode, done.stdout, done.stderr
 
         assert run("", "ls /srv; ls -A /tmp; echo $SITE")[:2] == (0, "site\n1\n")
-        assert run("--ch-private-tmp=no --ch-set-env=A=1", f"ls -d {data}; echo ${{SITE-none}}")[:2] == (0, f"{data}\nnone\n")
+        assert run("--ch-private-tmp=no --ch-set-env=A=1", f"ls -d {data}; echo ${{SITE-none}}")[:2] == (
+            0,
+            f"{data}\nnone\n",
+        )
         code, out, err = run("--ch-uid=0", "id")
         assert (code, out) == (64, "")
         assert "--ch-uid=0: not allowed at this site" in err

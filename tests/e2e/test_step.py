@@ -39,7 +39,9 @@ def test_tasks_of_a_node_share_one_pair_of_namespaces(good: Good) -> None:
 
 
 def test_command_runs_in_the_image_as_the_user(good: Good, user: str) -> None:
-    out = good("srun --ch-image=$IMG sh -c 'cat /marker; id -un; echo $CH_RUNNING; test -e /usr/bin/srun || echo no srun'")
+    out = good(
+        "srun --ch-image=$IMG sh -c 'cat /marker; id -un; echo $CH_RUNNING; test -e /usr/bin/srun || echo no srun'"
+    )
     assert out.splitlines() == ["one", user, out.splitlines()[2], "no srun"]
     assert out.splitlines()[2].endswith("image.sqfs")
 
@@ -71,7 +73,9 @@ def test_steps_over_two_nodes(good: Good, how: str) -> None:
 
 @pytest.mark.parametrize("count", [200, 600])
 def test_many_tasks_on_one_node(good: Good, count: int) -> None:
-    out = good(f"ulimit -n 1024; srun -N1 --overcommit -n{count} --ch-image=$IMG readlink /proc/self/ns/mnt", timeout=120)
+    out = good(
+        f"ulimit -n 1024; srun -N1 --overcommit -n{count} --ch-image=$IMG readlink /proc/self/ns/mnt", timeout=120
+    )
     assert len(out.splitlines()) == count
     assert len(set(out.splitlines())) == 1
 
@@ -110,12 +114,12 @@ def test_nothing_of_ours_is_in_the_command(good: Good) -> None:
     inside = good("srun --ch-image=$IMG sh -c 'for f in /proc/$$/fd/*; do echo ${f##*/}; done; env'").splitlines()
     assert [line for line in inside if line.isdigit()] == [line for line in bare if line.isdigit()]
     names = {line.partition("=")[0] for line in inside if "=" in line}
-    assert {name for name in names if "CH_" in name and "LAUNCH_" not in name and not name.startswith("PIP_")} == {"CH_RUNNING"}
+    assert {name for name in names if "CH_" in name and "LAUNCH_" not in name and not name.startswith("PIP_")} == {
+        "CH_RUNNING"
+    }
 
 
-def test_no_python_stays_and_the_server_stands_apart(
-    cluster: Cluster, user: str, sh: Run, image_sqfs: Path
-) -> None:
+def test_no_python_stays_and_the_server_stands_apart(cluster: Cluster, user: str, sh: Run, image_sqfs: Path) -> None:
     """While a command runs, what is ours is one server, in a session of its own."""
     srun = cluster.popen(
         ["srun", "-w", "n1", "--overcommit", "-n4", f"--ch-image={image_sqfs}", "sh", "-c", "echo up $$; cat"],
@@ -208,7 +212,9 @@ def test_hostile_environment_reaches_the_command_only(good: Good, world_tmp: Pat
     evil = world_tmp / "evil"
     evil.mkdir()
     source = evil / "evil.c"
-    source.write_text('#include <unistd.h>\n__attribute__((constructor)) void f(void) { write(2, "PRELOADED\\n", 10); }\n')
+    source.write_text(
+        '#include <unistd.h>\n__attribute__((constructor)) void f(void) { write(2, "PRELOADED\\n", 10); }\n'
+    )
     subprocess.run(["cc", "-shared", "-fPIC", "-o", evil / "evil.so", source], check=True)
     (evil / "python3").write_text("#!/bin/sh\necho EVIL PYTHON >&2\nexit 1\n")
     (evil / "python3").chmod(0o755)

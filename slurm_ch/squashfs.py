@@ -8,9 +8,9 @@ own mount keeps itself alive for ever.
 
 from __future__ import annotations
 
+import _signal
 import errno
 import os
-import signal
 
 from . import linux, log
 from .actions import Action, Build
@@ -101,8 +101,8 @@ def _start(server: str, image: int, fuse: int) -> int:
     if child == 0:
         code = 126
         try:
-            for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGQUIT):
-                signal.signal(number, signal.SIG_IGN)
+            for number in (_signal.SIGHUP, _signal.SIGINT, _signal.SIGTERM, _signal.SIGPIPE, _signal.SIGQUIT):
+                _signal.signal(number, _signal.SIG_IGN)
             os.chdir("/")
             null = os.open("/dev/null", os.O_RDWR)
             actions = [

@@ -39,11 +39,14 @@ MAX_COUNT = 1 << 14
 
 # Waiters look around at least this often: a death wakes nobody.
 _LOOK_SECONDS = 0.05
+# For so long a failed join tells late peers so; then its tag is free again.
+_MOURNING_SECONDS = 30
+
 # What is younger may be somebody's who is just about to lock it.
 _NEWBORN_SECONDS = 5.0
 
 _MAGIC = 0x736C6A32
-_HEADER = struct.Struct("=IIIIi")  # magic, state, count, arrived, code
+_HEADER = struct.Struct("=IIIIiI")  # magic, state, count, arrived, code, time of failure
 _SLOT = struct.Struct("=iI32s")  # pid, state, name
 _FLOCK = struct.Struct("@hhqqi0q")
 
@@ -210,9 +213,16 @@ class Peer:
     def _register(self) -> bool:
         size = os.fstat(self._fd).st_size
         known = os.pread(self._fd, _HEADER.size, 0)
-        fields = _HEADER.unpack(known) if len(known) == _HEADER.size else (0, 0, 0, 0, 0)
-        magic, state, count, arrived, code = fields
-        if magic != _MAGIC or not self._anyone_alive():
+        fields = _HEADER.unpack(known) if len(known) == _HEADER.size else (0,) * 6
+        magic, state, count, arrived, code, failed_at = fields
+        failed = magic == _MAGIC and state in (_FAILED, _ABORTED)
+        alive = self._anyone_alive()
+        if failed and arrived < count and (alive or _now() - failed_at < _MOURNING_SECONDS):
+            os.pwrite(self._fd, _HEADER.pack(magic, state, count, arrived + 1, code, failed_at), 0)
+            if arrived + 1 == count and not alive:
+                self._unlink()
+            raise JoinFailed(f"join: {self.tag} failed before", code or EXIT_JOIN)
+        if magic != _MAGIC or not alive:
             # New, or of peers that are all dead: ours from now on.
             if arrived:
                 log.info(f"join: taking over from {arrived} dead peers")
@@ -221,8 +231,6 @@ class Peer:
             state, count, arrived = _EMPTY, self.count, 0
         elif count != self.count or size < _HEADER.size + count * _SLOT.size:
             raise UsageError(f"--join-ct={self.count}: other peers of {self.tag} say {count}")
-        elif state in (_FAILED, _ABORTED):
-            raise JoinFailed(f"join: {self.tag} failed before", code or EXIT_JOIN)
         elif arrived >= count:
             raise JoinError(f"join: more than {count} peers of {self.tag}")
         self._map = mmap.mmap(self._fd, _HEADER.size + self.count * _SLOT.size)
@@ -230,7 +238,7 @@ class Peer:
         fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, FIRST_SLOT + self._slot)
         name = self.name.encode("utf-8", "replace")[:32]
         _SLOT.pack_into(self._map, self._offset(self._slot), os.getpid(), _ARRIVED, name)
-        _HEADER.pack_into(self._map, 0, _MAGIC, state, count, arrived + 1, 0)
+        _HEADER.pack_into(self._map, 0, _MAGIC, state, count, arrived + 1, 0, 0)
         if self._slot == 0:
             self._sweep()
         return self._slot == 0
@@ -295,7 +303,7 @@ class Peer:
     # ---- The segment's contents ----
 
     def _header(self) -> tuple[int, int, int, int, int]:
-        magic, state, count, arrived, code = _HEADER.unpack_from(self._map, 0)
+        magic, state, count, arrived, code, _ = _HEADER.unpack_from(self._map, 0)
         return magic, state, count, arrived, code
 
     def _set_state(self, state: int, code: int = 0) -> bool:
@@ -305,7 +313,7 @@ class Peer:
             magic, before, count, arrived, _ = self._header()
             changed = before not in (_FAILED, _ABORTED)
             if changed:
-                _HEADER.pack_into(self._map, 0, magic, state, count, arrived, code)
+                _HEADER.pack_into(self._map, 0, magic, state, count, arrived, code, _now())
         finally:
             self._unlock_mutex()
         self._wake()
@@ -388,13 +396,15 @@ class Peer:
         return JoinError(text) if first else JoinFailed(text, EXIT_JOIN)
 
     def _leave(self) -> None:
-        """Go after a failure; whoever is alone removes the objects."""
+        """Go after a failure; the last one removes the objects, unless some are still to hear of it."""
         if self._fd < 0:
             return
         try:
             self._lock_mutex()
             fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, FIRST_SLOT + self._slot)
-            if not self._anyone_alive() and self._is_linked():
+            _, _, count, arrived, _ = self._header()
+            nobody_to_come = arrived >= count or time.monotonic() > self._deadline
+            if nobody_to_come and not self._anyone_alive() and self._is_linked():
                 self._unlink()
         finally:
             self._close()
@@ -414,6 +424,10 @@ class Peer:
         self._close_segment()
         self._semaphore.close()
         os.close(self._shm)
+
+
+def _now() -> int:
+    return int(time.clock_gettime(time.CLOCK_BOOTTIME))
 
 
 def _locked(fd: int, start: int, length: int) -> bool:

@@ -1,0 +1,76 @@
+# slurm_ch. On a fresh Debian machine, as root: `make demo`, `make test`.
+
+SHELL = /bin/bash
+PYTHON ?= /usr/bin/python3
+prefix ?= /usr/local
+sysconfdir ?= /etc
+DESTDIR ?=
+VENV = .venv
+USER_NAME = chuser
+
+PACKAGES = slurmctld slurmd slurm-client libslurm-dev munge squashfuse squashfs-tools busybox-static \
+    gcc libc6-dev make python3 python3-venv util-linux bsdutils cppcheck
+
+libdir = $(prefix)/lib/slurm_ch
+
+all: build
+
+# What the tests and the demo need on this machine: packages, /dev/fuse as
+# distributions ship it, and an ordinary user.
+deps:
+	@PACKAGES="$(PACKAGES)" USER_NAME=$(USER_NAME) etc/prepare-machine
+
+# A working .venv/bin/slurm-ch and the plugin, in this checkout.
+build: $(VENV)/.built native
+
+$(VENV)/.built: pyproject.toml
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --editable '.[test,lint]'
+	touch $@
+
+# The launcher runs as a user who can't write its cached bytecode.
+native:
+	$(MAKE) --no-print-directory -C spank PYTHON=$(PYTHON)
+	$(PYTHON) -m compileall -q slurm_ch
+
+demo: deps
+	@$(MAKE) --no-print-directory build
+	@$(VENV)/bin/python etc/demo.py $(USER_NAME)
+
+test: deps
+	@$(MAKE) --no-print-directory build lint
+	$(VENV)/bin/python -m pytest
+
+lint:
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	cppcheck --quiet --enable=warning,portability --inline-suppr --error-exitcode=1 \
+	    --suppress=missingIncludeSystem spank
+
+# Everything beside each other: the plugin finds the launcher by its own place.
+install: native
+	install -d $(DESTDIR)$(libdir)/slurm_ch/{cli,cluster,native} $(DESTDIR)$(prefix)/bin $(DESTDIR)$(prefix)/lib/slurm
+	install -m 644 slurm_ch/*.py $(DESTDIR)$(libdir)/slurm_ch
+	install -m 644 slurm_ch/cli/*.py $(DESTDIR)$(libdir)/slurm_ch/cli
+	install -m 644 slurm_ch/cluster/*.py $(DESTDIR)$(libdir)/slurm_ch/cluster
+	install -m 755 slurm_ch/native/ch-join slurm_ch/native/slurm_ch.so $(DESTDIR)$(libdir)/slurm_ch/native
+	$(PYTHON) -m compileall -q -s '$(DESTDIR)' $(DESTDIR)$(libdir)/slurm_ch
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --upgrade --target $(DESTDIR)$(libdir)/vendor 'click>=8.1' 'posix_ipc>=1.1'
+	sed 's|@LIBDIR@|$(libdir)|g; s|@PYTHON@|$(PYTHON)|g' etc/slurm-ch.in > $(DESTDIR)$(prefix)/bin/slurm-ch
+	chmod 755 $(DESTDIR)$(prefix)/bin/slurm-ch
+	ln -sf $(libdir)/slurm_ch/native/slurm_ch.so $(DESTDIR)$(prefix)/lib/slurm/slurm_ch.so
+	install -d $(DESTDIR)$(prefix)/share/slurm_ch
+	sed 's|@LIBDIR@|$(libdir)|g' etc/plugstack.conf.in > $(DESTDIR)$(prefix)/share/slurm_ch/plugstack.conf
+
+uninstall:
+	rm -rf $(DESTDIR)$(libdir) $(DESTDIR)$(prefix)/share/slurm_ch
+	rm -f $(DESTDIR)$(prefix)/bin/slurm-ch $(DESTDIR)$(prefix)/lib/slurm/slurm_ch.so
+
+clean:
+	$(MAKE) --no-print-directory -C spank clean
+	rm -rf $(VENV) build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: all deps build native demo test lint install uninstall clean

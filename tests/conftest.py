@@ -50,7 +50,7 @@ def make_image(root: Path, marker: str) -> Path:
 
 def squash(root: Path, to: Path) -> Path:
     """Make a SquashFS image of the directory `root`."""
-    command = ["mksquashfs", str(root), str(to), "-quiet", "-no-progress", "-noappend"]
+    command = ["mksquashfs", str(root), str(to), "-quiet", "-no-progress", "-noappend", "-all-root"]
     subprocess.run(command, check=True, capture_output=True)
     to.chmod(0o644)
     return to

@@ -35,11 +35,12 @@ def click_options() -> list[click.Parameter]:
     return params
 
 
-def fill_in(args: Sequence[str]) -> Iterator[str]:
+def fill_in(args: Sequence[str], interspersed: bool) -> Iterator[str]:
     """Give each option whose value was left out its default one.
 
     click would take the next word for the value; here only what is attached
-    (`--write-fake=1G`, `-W1G`) is one.
+    (`--write-fake=1G`, `-W1G`) is one. Unless options are `interspersed`, they
+    end at the first word that is none.
     """
     words = iter(args)
     for word in words:
@@ -59,6 +60,8 @@ def fill_in(args: Sequence[str]) -> Iterator[str]:
                 yield from _next(words)
         else:
             yield word
+            if not interspersed:
+                yield from words
 
 
 def _next(words: Iterator[str]) -> Iterator[str]:
@@ -94,10 +97,10 @@ class OrderedCommand(click.Command):
     options_may_follow = False
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        filled = list(fill_in(args))
         # With "--" options may follow the image; without, the command's own
         # options begin behind it.
-        ctx.allow_interspersed_args = self.options_may_follow or "--" in filled
+        ctx.allow_interspersed_args = self.options_may_follow or "--" in args
+        filled = list(fill_in(args, ctx.allow_interspersed_args))
         opts, _, order = self.make_parser(ctx).parse_args(list(filled))
         ctx.obj = settings_in_order(opts, [param.name or "" for param in order])
         return super().parse_args(ctx, filled)

@@ -1,0 +1,164 @@
+"""Small pure parts: images, passwd, environment files, errors, hooks."""
+
+from __future__ import annotations
+
+import errno
+import grp
+import pwd
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pytest_mock import MockerFixture
+
+from slurm_ch import container, environment, errors, image, linux, namespaces, passwd
+from slurm_ch.errors import ChError, JoinError, UsageError
+
+
+def test_storage_directory_in_order() -> None:
+    assert image.storage_directory("/opt", {"CH_IMAGE_STORAGE": "/env"}, "me") == "/opt"
+    assert image.storage_directory(None, {"CH_IMAGE_STORAGE": "/env"}, "me") == "/env"
+    assert image.storage_directory(None, {}, "me") == "/var/tmp/me.ch"
+
+
+def test_resolve_kinds(tmp_path: Path) -> None:
+    (tmp_path / "s/img/a%b+c").mkdir(parents=True)
+    (tmp_path / "dir").mkdir()
+    (tmp_path / "sq").write_bytes(b"hsqs....")
+    storage, cwd = str(tmp_path / "s"), str(tmp_path)
+    assert image.resolve("a/b:c", storage, cwd).path == f"{storage}/img/a%b+c"
+    assert (image.resolve("dir", storage, cwd).kind, image.resolve("sq", storage, cwd).kind) == (
+        "directory",
+        "SquashFS",
+    )
+    # A name comes before a path.
+    (tmp_path / "s/img/dir").mkdir()
+    assert image.resolve("dir", storage, cwd).path == f"{storage}/img/dir"
+
+
+def test_read_error_of_an_image(tmp_path: Path, mocker: MockerFixture) -> None:
+    (tmp_path / "sq").write_bytes(b"hsqs....")
+    mocker.patch("os.read", side_effect=OSError(errno.EIO, "Input/output error"))
+    with pytest.raises(ChError) as caught:
+        image.resolve("sq", "/nonexistent", str(tmp_path))
+    assert errors.describe(caught.value) == "can't read image: sq: Input/output error"
+
+
+@pytest.mark.parametrize("uid", [0, 1, 65534, 4000000])
+def test_passwd_has_each_id_once(uid: int) -> None:
+    for text in (passwd.passwd_text(uid, uid), passwd.group_text(uid)):
+        ids = [line.split(":")[2] for line in text.splitlines()]
+        assert len(set(ids)) == len(ids)
+        assert {"0", "65534", str(uid)} == set(ids)
+
+
+def test_passwd_takes_the_hosts_names(mocker: MockerFixture) -> None:
+    mocker.patch.object(pwd, "getpwuid", return_value=SimpleNamespace(pw_name="me", pw_gecos="A: B\nC"))
+    mocker.patch.object(grp, "getgrgid", return_value=SimpleNamespace(gr_name="ours"))
+    assert passwd.passwd_text(7, 8).splitlines()[-1] == "me:x:7:8:A  B C:/:/bin/sh"
+    assert passwd.group_text(8).splitlines()[-1] == "ours:x:8:"
+
+
+def test_passwd_dummies(mocker: MockerFixture) -> None:
+    mocker.patch.object(pwd, "getpwuid", side_effect=KeyError)
+    mocker.patch.object(grp, "getgrgid", side_effect=KeyError)
+    assert passwd.passwd_text(7, 8).splitlines()[-1] == "charlie:x:7:8:Charlie:/:/bin/sh"
+    assert passwd.group_text(8).splitlines()[-1] == "charliegroup:x:8:"
+    assert passwd.user_name(7) == "7"
+
+
+def test_environment_file() -> None:
+    assert environment.parse_file("A=1\n\nB=x=y\nC='q'\nD=''\nE='\n F=2 \n", "f") == [
+        "A=1",
+        "B=x=y",
+        "C=q",
+        "D=",
+        "E='",
+        " F=2 ",
+    ]
+
+
+@pytest.mark.parametrize("line", ["nonsense", "=value", "# comment"])
+def test_environment_file_refuses(line: str) -> None:
+    with pytest.raises(UsageError, match="--set-env=f: line 2 is not NAME=VALUE"):
+        environment.parse_file(f"A=1\n{line}\n", "f")
+
+
+@given(st.text(max_size=100))
+def test_environment_file_of_any_text(text: str) -> None:
+    try:
+        environment.encode(environment.rule_records([("file", "f")], True, lambda _: text))
+    except UsageError:
+        pass
+
+
+def test_plan_records() -> None:
+    records = environment.rule_records([("set", "A=1"), ("unset", "B*"), ("file", "f")], False, lambda _: "C=2\n")
+    assert records == [("E", "A=1"), ("U", "B*"), ("E", "C=2")]
+    assert environment.rule_records([("set", "A=$B")], True, str)[0] == ("X", "A=$B")
+    assert environment.encode([("E", "A=\udcff")]) == b"slurm_ch plan 1\0EA=\xff\0"
+    with pytest.raises(ChError, match="a NUL"):
+        environment.encode([("E", "A=\0")])
+
+
+def test_description_of_errors() -> None:
+    assert errors.describe(OSError(errno.ENOENT, "No such file", "/a", None, "/b")) == "/a -> /b: No such file"
+    try:
+        try:
+            raise OSError(errno.EPERM, "Operation not permitted")
+        except OSError as error:
+            raise ChError("can't do it") from error
+    except ChError as error:
+        assert errors.describe(error) == "can't do it: Operation not permitted"
+    assert [errors.exit_code(e) for e in (ChError(), UsageError(), JoinError(), ValueError())] == [31, 64, 32, 31]
+
+
+def test_hooks_run_in_order_and_once() -> None:
+    seen: list[tuple[object, object]] = []
+    hooks = container.Hooks("host")
+    hooks.add("a", lambda c, data: seen.append((c, data)), 1)
+    hooks.add("b", lambda c, data: seen.append((c, data)), 2)
+    hooks.run("container")  # type: ignore[arg-type]
+    assert seen == [("container", 1), ("container", 2)]
+    with pytest.raises(ChError, match="hooks already ran: host"):
+        hooks.run("container")  # type: ignore[arg-type]
+
+
+def test_duplicate_hooks() -> None:
+    seen: list[object] = []
+    hooks = container.Hooks("guest")
+    hooks.add("a", lambda c, data: seen.append(data), 1)
+    hooks.add("a", lambda c, data: seen.append(data), 2, container.HOOK_SKIP)
+    hooks.add("a", lambda c, data: seen.append(data), 3, container.HOOK_ALLOW)
+    with pytest.raises(ChError, match="duplicate hook: a"):
+        hooks.add("a", lambda c, data: seen.append(data), 4, container.HOOK_FAIL)
+    hooks.run("container")  # type: ignore[arg-type]
+    assert seen == [1, 3]
+
+
+def test_setns_is_tried_again_on_einval(mocker: MockerFixture) -> None:
+    fault = OSError(errno.EINVAL, "Invalid argument")
+    setns = mocker.patch.object(linux, "setns", side_effect=[fault, fault, None, None])
+    namespaces.enter(10, 11, "pid 7")
+    assert [call.args[0] for call in setns.call_args_list] == [10, 10, 10, 11]
+
+
+def test_setns_gives_up_and_says_where(mocker: MockerFixture) -> None:
+    setns = mocker.patch.object(linux, "setns", side_effect=[None, *[OSError(errno.EINVAL, "Invalid argument")] * 5])
+    with pytest.raises(ChError) as caught:
+        namespaces.enter(10, 11, "pid 7")
+    assert errors.describe(caught.value) == "can't join mnt namespace of pid 7: Invalid argument"
+    assert setns.call_count == 6
+    mocker.patch.object(linux, "setns", side_effect=OSError(errno.EPERM, "Operation not permitted"))
+    with pytest.raises(ChError, match="can't join user namespace of pid 7"):
+        namespaces.enter(10, 11, "pid 7")
+
+
+def test_no_user_namespaces_gets_a_hint(mocker: MockerFixture) -> None:
+    mocker.patch.object(linux, "unshare", side_effect=OSError(errno.EPERM, "Operation not permitted"))
+    with pytest.raises(
+        ChError, match=r"can't create user and mount namespaces \(are unprivileged user namespaces allowed"
+    ):
+        namespaces.Nest((1, 1), (0, 0)).apply(container.Build())

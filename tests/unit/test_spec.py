@@ -1,0 +1,239 @@
+"""The option table, and what options become: no system calls."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slurm_ch import environment, errors, launcher, spec, tickets
+from slurm_ch.errors import ChError, UsageError
+from slurm_ch.spec import Bind, Setting
+
+ROOT = Path(__file__).parents[2]
+
+
+def made(*words: str) -> spec.Spec:
+    """Return the Spec for words like the plugin's: `bind=/a:/b`."""
+    return spec.make("img", spec.parse_request("\n".join(words)))
+
+
+def test_every_option_has_a_parser() -> None:
+    spec.check_complete()
+
+
+def test_c_table_has_every_option_of_the_plugin() -> None:
+    out = subprocess.run(
+        [sys.executable, "-I", ROOT / "spank/gen_options.py"], check=True, capture_output=True, text=True
+    ).stdout
+    names = re.findall(r'\{ "ch-([a-z-]+)", "([A-Z_]+)"', out)
+    wanted = [(o.name, o.variable) for o in spec.OPTIONS if o.where & spec.PLUGIN]
+    assert names == wanted
+    # The C side takes the first for the image.
+    assert names[0] == ("image", "IMAGE")
+
+
+def test_c_and_python_agree_on_constants() -> None:
+    header = (ROOT / "spank/ch-join.h").read_text()
+    for name in ("SETUP", "LAUNCHER_DIED", "USAGE", "CANNOT_EXECUTE", "NOT_FOUND"):
+        assert f"#define EXIT_{name} {getattr(errors, 'EXIT_' + name)}\n" in header
+    assert f'#define TICKET_MAGIC "{tickets.MAGIC.decode()}"' in header
+    assert f'#define PLAN_HEADER "{environment.PLAN_HEADER.rstrip(bytes(1)).decode()}"' in header
+    assert f'#define FACTS_MAGIC "{launcher._MAGIC.decode()}"' in header
+
+
+def test_defaults() -> None:
+    plain = made()
+    assert (plain.binds, plain.write, plain.write_fake, plain.home, plain.passwd) == ([], False, None, False, True)
+    assert (plain.private_tmp, plain.env_expand, plain.uid, plain.gid, plain.verbosity) == (False, True, None, None, 0)
+
+
+@pytest.mark.parametrize(
+    ("words", "binds"),
+    [
+        (["bind=/a"], [("/a", "/a")]),
+        (["bind=/a:/b"], [("/a", "/b")]),
+        (["bind=/a:/b,/c"], [("/a", "/b"), ("/c", "/c")]),
+        (["bind=/a", "bind=/b:/c"], [("/a", "/a"), ("/b", "/c")]),
+        (["bind=/a:/b:c"], [("/a", "/b:c")]),
+        (["bind=rel:/b"], [("rel", "/b")]),
+        (["bind=/a\\,b:/c"], [("/a,b", "/c")]),
+    ],
+)
+def test_binds(words: list[str], binds: list[tuple[str, str]]) -> None:
+    assert made(*words).binds == [Bind(src, dst) for src, dst in binds]
+
+
+@pytest.mark.parametrize(
+    ("word", "size"),
+    [("12%", "12%"), ("1G", "1g"), ("500m", "500m"), ("1024", "1024"), ("yes", "12%"), ("no", None), ("2T", "2t")],
+)
+def test_write_fake(word: str, size: str | None) -> None:
+    assert made(f"write-fake={word}").write_fake == size
+
+
+def test_home_implies_write_fake() -> None:
+    assert made("home=yes").write_fake == "12%"
+    assert made("home=yes", "write-fake=1G").write_fake == "1g"
+
+
+def test_environment_rules_keep_their_order() -> None:
+    rules = made("set-env=A=1", "unset-env=B*", "set-env=/file", "set-env=C==x").env_rules
+    assert rules == [("set", "A=1"), ("unset", "B*"), ("file", "/file"), ("set", "C==x")]
+
+
+@pytest.mark.parametrize("word", ["1", "yes", "true", "on", "YES"])
+def test_yes(word: str) -> None:
+    assert made(f"private-tmp={word}").private_tmp
+
+
+@pytest.mark.parametrize("word", ["0", "no", "false", "off"])
+def test_no(word: str) -> None:
+    assert not made("private-tmp=yes", f"private-tmp={word}").private_tmp
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["write-fake=banana"], "--ch-write-fake=banana: not a size"),
+        (["write-fake=0"], "--ch-write-fake=0: not a size"),
+        (["write-fake=101%"], "--ch-write-fake=101%: more than 100 %"),
+        (["write-fake=-1"], "--ch-write-fake=-1: not a size"),
+        (["write-fake=١"], "not a size"),
+        (["private-tmp=maybe"], "--ch-private-tmp=maybe: neither yes nor no"),
+        (["bind=:/x"], "--ch-bind=:/x: the source of a bind is empty"),
+        (["bind="], "the source of a bind is empty"),
+        (["bind=/a,"], "the source of a bind is empty"),
+        (["bind=/a:b"], "the destination is not absolute: b"),
+        (["bind=rel"], "a relative source needs a destination"),
+        (["cd="], "--ch-cd=: the directory's name is empty"),
+        (["set-env="], "the variable's name is empty"),
+        (["set-env==1"], "--ch-set-env==1: the variable's name is empty"),
+        (["unset-env="], "the pattern is empty"),
+        (["uid=x"], "--ch-uid=x: not a whole number from 0 to 4294967294"),
+        (["gid=4294967295"], "--ch-gid=4294967295: not a whole number"),
+        (["uid=-1"], "--ch-uid=-1: not a whole number"),
+        (["verbose=x"], "--ch-verbose=x: not a whole number"),
+        (["storage="], "--ch-storage=: the directory's name is empty"),
+        (["write=1", "write-fake=1G"], "--ch-write=1: contradicts --ch-write-fake"),
+        (["write=1", "home=1"], "--ch-write=1: contradicts --ch-home"),
+        (["bananas=1"], "--ch-bananas: this node's slurm_ch doesn't know the option"),
+        (["join=yes"], "--ch-join: this node's slurm_ch doesn't know the option"),
+        (["cd=/a\0b"], "has a newline or NUL"),
+    ],
+)
+def test_refusals_name_option_and_value(words: list[str], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        made(*words)
+    assert message in str(caught.value)
+    assert caught.value.code == 64
+
+
+def test_an_image_is_required() -> None:
+    with pytest.raises(UsageError, match="--ch-image: an image is required"):
+        spec.make(None, [])
+
+
+def test_site_and_user_meet() -> None:
+    site = spec.parse_site(
+        [
+            "python=/usr/bin/python3",
+            "storage=/images",
+            "bind=/s1,/s2:/x",
+            "bind=/s3",
+            "default=private-tmp",
+            "default=set-env=A=1",
+            "default=verbose",
+            "squashfuse=/opt/sq",
+            "forbid=write,uid",
+        ]
+    )
+    met = spec.meet(site, spec.parse_request("image=i\nbind=/mine\n"))
+    assert met.image == "i"
+    assert [bind.src for bind in met.binds] == ["/s1", "/s2", "/s3", "/mine"]
+    assert (met.private_tmp, met.env_rules, met.verbosity, met.storage) == (True, [("set", "A=1")], 1, "/images")
+    assert site.squashfuse == "/opt/sq"
+    # The user's word replaces the site's default, and the site's place for images.
+    met = spec.meet(site, spec.parse_request("image=i\nprivate-tmp=no\nset-env=B=2\nstorage=/my"))
+    assert (met.private_tmp, met.env_rules, met.storage) == (False, [("set", "B=2")], "/my")
+    with pytest.raises(UsageError, match="--ch-uid=0: not allowed at this site"):
+        spec.meet(site, spec.parse_request("image=i\nuid=0"))
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("bananas=1", "bananas=1: unknown argument"),
+        ("storage", "storage: a value is missing"),
+        ("storage=", "a value is missing"),
+        ("default=image=/x", "not an option that can have a default"),
+        ("default=bananas", "not an option that can have a default"),
+        ("default=cd", "the option needs a value"),
+        ("forbid=image", "no such option: image"),
+        ("forbid=write,apples", "no such option: apples"),
+        ("bind=/a:b", "the destination is not absolute"),
+    ],
+)
+def test_wrong_site_arguments(argument: str, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        spec.parse_site([argument])
+    assert str(caught.value).startswith("plugstack.conf: ")
+    assert message in str(caught.value)
+
+
+@given(st.lists(st.tuples(st.sampled_from([o.name for o in spec.OPTIONS]), st.text(max_size=30)), max_size=5))
+def test_nothing_a_user_can_write_makes_another_error(pairs: list[tuple[str, str]]) -> None:
+    settings = [Setting(name, value, f"--{name}") for name, value in pairs]
+    try:
+        spec.make("img", settings)
+    except UsageError as error:
+        assert "\n" not in errors.describe(error)
+
+
+@given(st.text(max_size=200))
+def test_request_of_any_text(text: str) -> None:
+    try:
+        spec.meet(spec.Site(), spec.parse_request(text))
+    except UsageError:
+        pass
+
+
+@given(st.text(max_size=60))
+def test_site_argument_of_any_text(text: str) -> None:
+    try:
+        spec.parse_site([text])
+    except UsageError:
+        pass
+
+
+def test_facts_of_another_version_are_refused() -> None:
+    import os
+
+    for data in (b"", b"x", b"slurm_ch facts 1", b"slurm_ch facts 2\0", b"slurm_ch facts 1\0zwhat\0"):
+        fd = tickets.plan_file(data)
+        with pytest.raises(ChError, match="different versions"):
+            launcher.read_facts(fd)
+        os.close(fd)
+
+
+def test_facts() -> None:
+    fd = tickets.plan_file(b"slurm_ch facts 1\0abind=/x\0rimage=i\ncd=/y\n\0eA=1\0eB=\xff=2\0t4\0b/spool/script\0")
+    facts = launcher.read_facts(fd)
+    assert (facts.site, facts.request, facts.local_tasks, facts.script) == (
+        ["bind=/x"],
+        "image=i\ncd=/y\n",
+        4,
+        "/spool/script",
+    )
+    assert facts.environment == {"A": "1", "B": "\udcff=2"}
+    assert launcher.task_count(facts) == 4
+    facts.local_tasks = None
+    assert launcher.task_count(facts) == 1
+    facts.script = None
+    facts.environment |= {"SLURM_STEP_TASKS_PER_NODE": "2,1", "SLURM_NODEID": "1"}
+    assert launcher.task_count(facts) == 1

@@ -51,6 +51,10 @@ class Office:
         """Tell the tasks to exit with `code`."""
         self._send(code, ())
 
+    def close(self) -> None:
+        """Let go of the socket: tasks without a ticket read end of file."""
+        self._socket.close()
+
     def _send(self, code: int, fds: Sequence[int]) -> None:
         message = MAGIC + code.to_bytes(4, "little")
         rights = b"".join(fd.to_bytes(4, "little") for fd in fds)

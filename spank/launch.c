@@ -45,6 +45,8 @@ static void __attribute__((noreturn)) become(const struct launch *l)
 	facts = fcntl(l->facts, F_DUPFD_CLOEXEC, 10);
 	sock = fcntl(l->socket, F_DUPFD_CLOEXEC, 10);
 	null = open("/dev/null", O_RDWR | O_CLOEXEC);
+	if (null >= 0)
+		null = fcntl(null, F_DUPFD_CLOEXEC, 10);
 	if (facts < 0 || sock < 0 || null < 0)
 		refuse(l->socket, "can't start launcher", l->python);
 	/* The terminal's signals are for the task. */

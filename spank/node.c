@@ -30,26 +30,30 @@ static const char *variable(char **env, const char *name)
 	return NULL;
 }
 
-/* The environment if this step runs in a container, else NULL. */
-static char **wanted(spank_t sp, uint32_t *step)
-{
-	char **env = NULL;
+enum wish { HOST, CONTAINER, UNKNOWN };
 
-	if (spank_get_item(sp, S_JOB_STEPID, step) != ESPANK_SUCCESS ||
-	    spank_get_item(sp, S_JOB_ENV, &env) != ESPANK_SUCCESS)
-		return NULL;
+/* Whether this step runs in a container, and if so, its environment. */
+static enum wish wanted(spank_t sp, uint32_t *step, char ***env)
+{
+	if (spank_get_item(sp, S_JOB_STEPID, step) != ESPANK_SUCCESS)
+		return UNKNOWN;
 	/* salloc's own shell stays on the host: its options are for the steps. */
 	if (*step == SLURM_EXTERN_CONT || *step == SLURM_INTERACTIVE_STEP)
-		return NULL;
-	return variable(env, REQUEST_VARIABLE) ? env : NULL;
+		return HOST;
+	if (spank_get_item(sp, S_JOB_ENV, env) != ESPANK_SUCCESS || !*env)
+		return UNKNOWN;
+	if (variable(*env, REQUEST_VARIABLE))
+		return CONTAINER;
+	return submit_remote_saw_option() ? UNKNOWN : HOST;
 }
 
 int node_user_init(spank_t sp)
 {
 	uint32_t step;
+	char **env;
 	int pair[2];
 
-	if (!wanted(sp, &step))
+	if (wanted(sp, &step, &env) != CONTAINER)
 		return ESPANK_SUCCESS;
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair)) {
 		socket_errno = errno;
@@ -241,15 +245,18 @@ static void __attribute__((noreturn)) refuse(void)
 
 int node_task_init(spank_t sp, int ac, char **av)
 {
-	uint32_t step = SLURM_EXTERN_CONT;
-	char **env = wanted(sp, &step);
+	uint32_t step;
+	char **env = NULL;
+	enum wish wish = wanted(sp, &step, &env);
 	int id = -1;
 	char *path;
 
-	if (!env) {
-		if (!submit_remote_saw_option() || step == SLURM_EXTERN_CONT ||
-		    step == SLURM_INTERACTIVE_STEP)
-			return ESPANK_SUCCESS;
+	/* Slurm doesn't tell, and nobody asked for a container: as without us. */
+	if (wish == UNKNOWN && tasks_end < 0 && !submit_remote_saw_option())
+		wish = HOST;
+	if (wish == HOST)
+		return ESPANK_SUCCESS;
+	if (wish == UNKNOWN) {
 		slurm_error("slurm_ch: --ch-* options were given, but " REQUEST_VARIABLE
 			    " did not get here; refusing to run on the host");
 		refuse();

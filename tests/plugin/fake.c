@@ -1,0 +1,315 @@
+/* A Slurm of the test's own: as much of SPANK as the plugin uses, and a driver.
+ *
+ *   fake submit OPTION...        the submitting side; then prints SLURM_CH_*
+ *   fake remote TASKS STEP CMD   slurmstepd: one process a task, which execs CMD
+ *   fake errors STEP CMD         the same for one task, with every API call failing once
+ *
+ * FAKE_CONTEXT local or allocator; FAKE_SITE site arguments, one a line;
+ * FAKE_OPTION an option that reaches the node; FAKE_FAIL the number of the API
+ * call that fails; FAKE_CLOSE closes the tasks' streams. The job's environment
+ * is this process's without FAKE_*.
+ */
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <stdarg.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <slurm/slurm.h>
+#include <slurm/spank.h>
+
+extern char **environ;
+
+static spank_context_t context;
+static struct spank_option registered[64];
+static int registered_count;
+static char **job_env, **job_argv;
+static int job_argc, task_id, calls, fail_at;
+static uint32_t job_step, job_tasks;
+
+static int api(void)
+{
+	return ++calls == fail_at;
+}
+
+spank_context_t spank_context(void)
+{
+	return context;
+}
+
+spank_err_t spank_option_register(spank_t sp, struct spank_option *o)
+{
+	(void)sp;
+	if (api())
+		return ESPANK_ERROR;
+	registered[registered_count++] = *o;
+	return ESPANK_SUCCESS;
+}
+
+spank_err_t spank_get_item(spank_t sp, spank_item_t item, ...)
+{
+	va_list args;
+
+	(void)sp;
+	if (api())
+		return ESPANK_ERROR;
+	va_start(args, item);
+	switch (item) {
+	case S_JOB_STEPID:
+		*va_arg(args, uint32_t *) = job_step;
+		break;
+	case S_JOB_ENV:
+		*va_arg(args, char ***) = job_env;
+		break;
+	case S_TASK_ID:
+		*va_arg(args, int *) = task_id;
+		break;
+	case S_JOB_LOCAL_TASK_COUNT:
+		*va_arg(args, uint32_t *) = job_tasks;
+		break;
+	case S_JOB_ARGV:
+		*va_arg(args, int *) = job_argc;
+		*va_arg(args, char ***) = job_argv;
+		break;
+	default:
+		abort();
+	}
+	va_end(args);
+	return ESPANK_SUCCESS;
+}
+
+static void drop(const char *name)
+{
+	size_t n = strlen(name);
+	char **to = job_env;
+
+	for (char **e = job_env; *e; e++)
+		if (strncmp(*e, name, n) || (*e)[n] != '=')
+			*to++ = *e;
+	*to = NULL;
+}
+
+spank_err_t spank_unsetenv(spank_t sp, const char *name)
+{
+	(void)sp;
+	if (api())
+		return ESPANK_ERROR;
+	drop(name);
+	return ESPANK_SUCCESS;
+}
+
+spank_err_t spank_setenv(spank_t sp, const char *name, const char *value, int overwrite)
+{
+	int n = 0;
+
+	(void)sp, (void)overwrite;
+	if (api())
+		return ESPANK_ERROR;
+	drop(name);
+	while (job_env[n])
+		n++;
+	if (asprintf(&job_env[n], "%s=%s", name, value) < 0)
+		abort();
+	job_env[n + 1] = NULL;
+	return ESPANK_SUCCESS;
+}
+
+#ifdef WITH_API
+spank_err_t spank_prepend_task_argv(spank_t sp, int argc, const char *argv[])
+{
+	char **more = calloc(job_argc + argc + 1, sizeof(char *));
+
+	(void)sp;
+	if (api()) {
+		free(more);
+		return ESPANK_ERROR;
+	}
+	for (int i = 0; i < argc; i++)
+		more[i] = strdup(argv[i]);
+	memcpy(more + argc, job_argv, job_argc * sizeof(char *));
+	job_argv = more;
+	job_argc += argc;
+	return ESPANK_SUCCESS;
+}
+#endif
+
+void slurm_error(const char *format, ...)
+{
+	va_list args;
+
+	va_start(args, format);
+	fprintf(stderr, "error: ");
+	vfprintf(stderr, format, args);
+	fprintf(stderr, "\n");
+	va_end(args);
+}
+
+int slurm_spank_init(spank_t, int, char **);
+int slurm_spank_init_post_opt(spank_t, int, char **);
+int slurm_spank_user_init(spank_t, int, char **);
+int slurm_spank_task_init(spank_t, int, char **);
+int slurm_spank_task_post_fork(spank_t, int, char **);
+int slurm_spank_exit(spank_t, int, char **);
+
+static int descriptors(void)
+{
+	DIR *d = opendir("/proc/self/fd");
+	int n = -1;
+
+	while (readdir(d))
+		n++;
+	closedir(d);
+	return n;
+}
+
+static int give(const char *word, int remote)
+{
+	for (int i = 0; i < registered_count; i++) {
+		struct spank_option *o = &registered[i];
+		size_t n = strlen(o->name);
+
+		if (strncmp(word, o->name, n) || (word[n] && word[n] != '='))
+			continue;
+		return o->cb(o->val, word[n] ? word + n + 1 : NULL, remote);
+	}
+	abort();
+}
+
+static int submit(int argc, char **argv)
+{
+	context = getenv("FAKE_CONTEXT") ? S_CTX_ALLOCATOR : S_CTX_LOCAL;
+	if (slurm_spank_init(NULL, 0, NULL))
+		return 2;
+	for (int i = 0; i < argc; i++)
+		if (give(argv[i] + 2, 0)) {
+			slurm_spank_exit(NULL, 0, NULL);
+			return 3;
+		}
+	if (slurm_spank_init_post_opt(NULL, 0, NULL))
+		return 4;
+	for (char **e = environ; *e; e++)
+		if (strstr(*e, "SLURM_") && strstr(*e, "ch_"))
+			printf("%s%c", *e, 0);
+		else if (!strncmp(*e, "SLURM_CH_", 9))
+			printf("%s%c", *e, 0);
+	fflush(stdout);
+	return slurm_spank_exit(NULL, 0, NULL);
+}
+
+static void copy_environment(void)
+{
+	int n = 0;
+
+	while (environ[n])
+		n++;
+	job_env = calloc(n + 8, sizeof(char *));
+	n = 0;
+	for (char **e = environ; *e; e++)
+		if (strncmp(*e, "FAKE_", 5))
+			job_env[n++] = *e;
+}
+
+static void task(int id, int ac, char **av)
+{
+	int rc;
+
+	task_id = id;
+	if (getenv("FAKE_CLOSE"))
+		for (int fd = 0; fd < 3; fd++)
+			close(fd);
+	rc = slurm_spank_task_init(NULL, ac, av);
+	if (rc)
+		_exit(90);
+	if (getenv("FAKE_NO_EXEC"))
+		_exit(0);
+	execve(job_argv[0], job_argv, job_env);
+	_exit(91);
+}
+
+static int remote(char **argv, int argc)
+{
+	char *site = getenv("FAKE_SITE"), *av[16];
+	int ac = 0, before, status, worst = 0;
+	struct sigaction old;
+	mode_t mask = umask(022);
+
+	umask(mask);
+	context = S_CTX_REMOTE;
+	job_tasks = atoi(argv[0]);
+	job_step = strtoul(argv[1], NULL, 0);
+	job_argv = calloc(argc, sizeof(char *));
+	for (job_argc = 0; job_argc < argc - 2; job_argc++)
+		job_argv[job_argc] = argv[job_argc + 2];
+	if (getenv("FAKE_FAIL"))
+		fail_at = atoi(getenv("FAKE_FAIL"));
+	for (char *word = site ? strtok(site, "\n") : NULL; word; word = strtok(NULL, "\n"))
+		av[ac++] = word;
+	copy_environment();
+	before = descriptors();
+	if (slurm_spank_init(NULL, ac, av))
+		return 2;
+	if (getenv("FAKE_OPTION"))
+		give(getenv("FAKE_OPTION"), 1);
+	if (slurm_spank_user_init(NULL, ac, av))
+		return 5;
+	if (getenv("FAKE_CLOEXEC"))
+		return execl("/bin/ls", "ls", "/proc/self/fd", NULL);
+	for (uint32_t i = 0; i < job_tasks; i++)
+		if (fork() == 0)
+			task(i, ac, av);
+	for (uint32_t i = 0; i < job_tasks; i++)
+		slurm_spank_task_post_fork(NULL, ac, av);
+	if (descriptors() != before)
+		fprintf(stderr, "descriptors: %d before, %d after\n", before, descriptors());
+	while (wait(&status) > 0) {
+		int code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+
+		printf("task: %d\n", code);
+		if (code > worst)
+			worst = code;
+	}
+	slurm_spank_exit(NULL, ac, av);
+	if (umask(mask) != mask)
+		fprintf(stderr, "umask changed\n");
+	for (int s = 1; s < NSIG; s++)
+		if (!sigaction(s, NULL, &old) && old.sa_handler != SIG_DFL && s != SIGPIPE &&
+		    s != SIGSEGV && s != SIGBUS && s != SIGFPE)
+			fprintf(stderr, "signal %d changed\n", s);
+	return worst;
+}
+
+static int many(char **argv, int argc)
+{
+	int before;
+
+	context = S_CTX_REMOTE;
+	job_step = 0;
+	job_tasks = 1;
+	job_argv = argv;
+	job_argc = argc;
+	copy_environment();
+	before = descriptors();
+	for (int i = 0; i < 500; i++) {
+		registered_count = 0;
+		if (slurm_spank_init(NULL, 0, NULL) || slurm_spank_user_init(NULL, 0, NULL) ||
+		    slurm_spank_exit(NULL, 0, NULL))
+			return 2;
+	}
+	return descriptors() == before ? 0 : 6;
+}
+
+int main(int argc, char **argv)
+{
+	if (argc >= 2 && !strcmp(argv[1], "submit"))
+		return submit(argc - 2, argv + 2);
+	if (argc >= 5 && !strcmp(argv[1], "remote"))
+		return remote(argv + 2, argc - 2);
+	if (argc >= 3 && !strcmp(argv[1], "many"))
+		return many(argv + 2, argc - 2);
+	return 1;
+}

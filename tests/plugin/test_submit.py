@@ -1,0 +1,118 @@
+"""The submitting side: options in, one request out."""
+
+from __future__ import annotations
+
+import pytest
+
+from .conftest import Fake, variables
+
+
+def request(done: object) -> list[str]:
+    assert done.returncode == 0, done  # type: ignore[attr-defined]
+    return variables(done.stdout)["SLURM_CH_REQUEST"].splitlines()  # type: ignore[attr-defined]
+
+
+def test_options_in_the_order_given(fake: Fake) -> None:
+    words = [
+        "--ch-image=i",
+        "--ch-set-env=A=1",
+        "--ch-unset-env=B",
+        "--ch-set-env=C=2",
+        "--ch-bind=/a",
+        "--ch-bind=/b,/c",
+    ]
+    expected = ["image=i", "set-env=A=1", "unset-env=B", "set-env=C=2", "bind=/a", "bind=/b,/c"]
+    assert request(fake("submit", *words)) == expected
+
+
+def test_bare_options(fake: Fake) -> None:
+    words = [
+        "--ch-image=i",
+        "--ch-write-fake",
+        "--ch-private-tmp",
+        "--ch-set-env",
+        "--ch-verbose",
+        "--ch-write-fake=1G",
+    ]
+    expected = ["image=i", "write-fake=12%", "private-tmp=yes", "set-env=/ch/environment", "verbose=1", "write-fake=1G"]
+    assert request(fake("submit", *words)) == expected
+
+
+def test_environment_defaults_come_first_and_give_way(fake: Fake) -> None:
+    env = {
+        "SLURM_CH_IMAGE": "e",
+        "SLURM_CH_CD": "/e",
+        "SLURM_CH_SET_ENV": "A=1\n\nB=2",
+        "SLURM_CH_BIND": "/x,/y",
+        "SLURM_CH_HOME": "",
+    }
+    assert request(fake("submit", **env)) == ["image=e", "bind=/x,/y", "cd=/e", "set-env=A=1", "set-env=B=2"]
+    assert request(fake("submit", "--ch-image=i", "--ch-set-env=C=3", **env)) == [
+        "bind=/x,/y",
+        "cd=/e",
+        "image=i",
+        "set-env=C=3",
+    ]
+
+
+@pytest.mark.parametrize(("name", "prefix"), [("srun", "SLURM"), ("sbatch", "SBATCH"), ("salloc", "SALLOC")])
+def test_each_command_has_its_own_defaults(fake: Fake, name: str, prefix: str) -> None:
+    env = {f"{each}_CH_IMAGE": each for each in ("SLURM", "SBATCH", "SALLOC")}
+    assert request(fake("submit", name=name, **env)) == [f"image={prefix}"]
+
+
+def test_no_image_means_no_request(fake: Fake) -> None:
+    done = fake("submit", SLURM_CH_REQUEST="image=stale", SLURM_CH_PRIVATE_TMP="1")
+    assert done.returncode == 0
+    assert "SLURM_CH_REQUEST" not in variables(done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--ch-bind=/a"], 64, "--ch-bind: --ch-image is missing"),
+        (["--ch-image="], 3, "--ch-image: the value is empty"),
+        (["--ch-image=i", "--ch-cd=/a\nb"], 3, "--ch-cd: the value has a newline in it"),
+    ],
+)
+def test_refusals(fake: Fake, words: list[str], code: int, message: str) -> None:
+    done = fake("submit", *words)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert message in done.stderr
+
+
+def test_newline_in_a_default(fake: Fake) -> None:
+    done = fake("submit", "--ch-image=i", SLURM_CH_CD="/a\n/b")
+    assert done.returncode == 64
+    assert "SLURM_CH_CD: the value has a newline in it" in done.stderr
+
+
+def test_an_allocations_options_are_its_steps_defaults(fake: Fake) -> None:
+    words = ["--ch-image=i", "--ch-set-env=A=1", "--ch-set-env=B=2", "--ch-cd=/a", "--ch-cd=/b"]
+    found = variables(fake("submit", *words, name="sbatch", FAKE_CONTEXT="allocator").stdout)
+    del found["SLURM_CH_REQUEST"]
+    assert found == {"SLURM_CH_IMAGE": "i", "SLURM_CH_SET_ENV": "A=1\nB=2", "SLURM_CH_CD": "/b"}
+    # srun publishes none: its options are its own step's.
+    assert set(variables(fake("submit", *words).stdout)) == {"SLURM_CH_REQUEST"}
+
+
+def test_what_slurm_hands_on_is_dropped(fake: Fake) -> None:
+    env = {"SLURM_SPANK__SLURM_SPANK_OPTION_slurm_ch_ch_set_env": "x", "_SLURM_SPANK_OPTION_slurm_ch_ch_image": "x"}
+    assert set(variables(fake("submit", "--ch-image=i", **env).stdout)) == {"SLURM_CH_REQUEST"}
+
+
+@pytest.mark.parametrize(
+    ("words", "marked"), [(["--multi-prog"], True), (["--multi"], True), (["-m"], False), ([], False)]
+)
+def test_multi_prog_is_marked(fake: Fake, words: list[str], marked: bool) -> None:
+    # Behind an option that the fake takes, where srun's own would be.
+    done = fake("submit", "--ch-image=i", name=words[0] if words else "srun")
+    assert ("SLURM_CH_MULTI_PROG" in variables(done.stdout)) is marked
+
+
+def test_multi_prog_by_its_variable(fake: Fake) -> None:
+    assert "SLURM_CH_MULTI_PROG" in variables(fake("submit", "--ch-image=i", SLURM_SRUN_MULTI="1").stdout)
+
+
+def test_a_failing_registration(fakes: object, fake: Fake) -> None:
+    assert fake("remote", 1, 0, "/bin/true", FAKE_FAIL="1").returncode == 2

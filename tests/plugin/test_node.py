@@ -99,15 +99,12 @@ def test_one_launcher_well_started(fake: Fake, world_tmp: Path, way: str) -> Non
     assert clean(done.stderr) == []
     (line,) = report.read_text().splitlines()
     found = json.loads(line)
-    assert found["argv"] == ["-I", "-S", "/etc/hostname", "3", "4"][: len(found["argv"])] or found["argv"][-2:] == [
-        "3",
-        "4",
-    ]
+    assert found["argv"] == ["-I", "-S", "/etc/hostname", "3", "4"]
     assert set(found["env"]) <= {"LC_CTYPE"}
     assert found["sid"]
     assert int(found["blocked"], 16) == 0
-    # Python itself ignores SIGPIPE and SIGXFSZ.
-    assert int(found["ignored"], 16) & ~(1 << 12 | 1 << 24) == 0
+    # Python itself ignores SIGPIPE and SIGXFSZ; 32 and 33 are the C library's, out of reach.
+    assert int(found["ignored"], 16) & ~(1 << 12 | 1 << 24 | 3 << 31) == 0
     names = {fd: to.split(":")[0] for fd, to in found["fds"].items()}
     assert {fd: names[fd] for fd in ("0", "1", "3", "4")} == {
         "0": "/dev/null",

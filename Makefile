@@ -33,15 +33,17 @@ native:
 	$(MAKE) --no-print-directory -C spank PYTHON=$(PYTHON)
 	$(PYTHON) -m compileall -q slurm_ch
 
-demo: deps
-	@$(MAKE) --no-print-directory build
+# In this checkout, or in a copy where the ordinary user can't reach it.
+demo test: deps
+	@etc/where-user-can $(USER_NAME) $(MAKE) --no-print-directory $@-here
+
+demo-here: build
 	@$(VENV)/bin/python etc/demo.py $(USER_NAME)
 
-test: deps
-	@$(MAKE) --no-print-directory build lint
+test-here: build lint
 	$(VENV)/bin/python -m pytest
 
-lint:
+lint: $(VENV)/.built
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
@@ -73,4 +75,4 @@ clean:
 	rm -rf $(VENV) build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: all deps build native demo test lint install uninstall clean
+.PHONY: all deps build native demo test demo-here test-here lint install uninstall clean

@@ -3,7 +3,6 @@
 SHELL = /bin/bash
 PYTHON ?= /usr/bin/python3
 prefix ?= /usr/local
-sysconfdir ?= /etc
 DESTDIR ?=
 VENV = .venv
 USER_NAME = chuser

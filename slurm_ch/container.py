@@ -118,13 +118,16 @@ class Container:
     Raises ChError when the image isn't one.
     """
 
-    __slots__ = ("caller", "gid", "hooks_all", "hooks_guest", "hooks_host", "image", "spec", "squashfuse", "tag", "uid")
+    __slots__ = (
+        "build", "caller", "gid", "hooks_all", "hooks_guest", "hooks_host", "image", "spec", "squashfuse", "tag", "uid",
+    )  # fmt: skip
 
     def __init__(self, spec: Spec, caller: Caller, tag: str = "", squashfuse: str | None = None) -> None:
         self.spec = spec
         self.caller = caller
         self.tag = tag
         self.squashfuse = squashfuse
+        self.build = Build()  # for hooks that add to the tree
         self.uid = caller.uid if spec.uid is None else spec.uid
         self.gid = caller.gid if spec.gid is None else spec.gid
         storage = image.storage_directory(spec.storage, caller.environment, caller.user)
@@ -195,7 +198,7 @@ def containerize(container: Container) -> Build:
     A failure leaves this process in a half-built namespace that is good for
     nothing but to exit; everything built goes with it.
     """
-    build = Build()
+    build = container.build
     for action in container.plan():
         log.debug(action.describe())
         try:

@@ -100,7 +100,7 @@ class Bind(Action):
             return
         try:
             if self.dst_merge:
-                self._merge(build)
+                self._merge(build, source)
                 return
             target = self._open_target(build, source)
             if target < 0:
@@ -158,7 +158,7 @@ class Bind(Action):
                 raise ChError(f"{self._why()} {self.src} at {self.dst}: one is a directory, the other is not") from None
             raise ChError(f"{self._why()} {self.src} at {self.dst}") from error
 
-    def _merge(self, build: Build) -> None:
+    def _merge(self, build: Build, source: int) -> None:
         """Link the destination into one bind of the source's parent."""
         parent, name = os.path.split(os.path.normpath(self.src))
         point = f"{MERGE_POINT}/{parent.replace('/', '_')}"
@@ -172,15 +172,37 @@ class Bind(Action):
             self._refuse(error)
         last = os.path.basename(self.dst)
         try:
-            if _exists_at(directory, last):
-                os.rename(last, last + ".orig", src_dir_fd=directory, dst_dir_fd=directory)
-            elif not self.dst_create:
+            directory = _writeable(build, directory, self.dst)
+            if not _exists_at(directory, last) and not self.dst_create:
                 raise ChError(f"{self._why()}: destination not found: {self.dst}")
-            os.symlink(f"{point}/{name}", last, dir_fd=directory)
+            if self._move_away(directory, last):
+                os.symlink(f"{point}/{name}", last, dir_fd=directory)
+            else:
+                self._bind_plainly(build, source)
         except OSError as error:
             raise ChError(f"{self._why()}: can't link {self.dst}") from error
         finally:
             os.close(directory)
+
+    def _move_away(self, directory: int, name: str) -> bool:
+        """Give what is at `name` the name NAME.orig; return whether `name` is free now."""
+        if not _exists_at(directory, name):
+            return True
+        try:
+            os.rename(name, name + ".orig", src_dir_fd=directory, dst_dir_fd=directory)
+        except OSError as error:
+            # overlayfs can't rename a directory of its lower layer.
+            if error.errno != errno.EXDEV:
+                raise
+            return False
+        return True
+
+    def _bind_plainly(self, build: Build, source: int) -> None:
+        target = look_up(build, self.dst, self.follow)
+        try:
+            self._attach(source, target)
+        finally:
+            os.close(target)
 
 
 def _kinds_differ(source: int, target: int) -> bool:

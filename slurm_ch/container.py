@@ -11,7 +11,7 @@ import os
 
 from . import environment, image, linux, log, mounts, passwd, squashfs
 from .actions import Action, Build
-from .errors import ChError
+from .errors import ChError, UsageError
 from .namespaces import Nest
 from .spec import Bind as BindSpec
 
@@ -119,28 +119,43 @@ class Container:
     """
 
     __slots__ = (
-        "build", "caller", "gid", "hooks_all", "hooks_guest", "hooks_host", "image", "spec", "squashfuse", "tag", "uid",
+        "build", "caller", "gid", "hooks_all", "hooks_guest", "hooks_host", "image", "spec", "squashfuse", "uid",
     )  # fmt: skip
 
-    def __init__(self, spec: Spec, caller: Caller, tag: str = "", squashfuse: str | None = None) -> None:
+    def __init__(self, spec: Spec, caller: Caller, squashfuse: str | None = None) -> None:
         self.spec = spec
         self.caller = caller
-        self.tag = tag
         self.squashfuse = squashfuse
         self.build = Build()  # for hooks that add to the tree
         self.uid = caller.uid if spec.uid is None else spec.uid
         self.gid = caller.gid if spec.gid is None else spec.gid
         storage = image.storage_directory(spec.storage, caller.environment, caller.user)
         self.image = image.resolve(spec.image, storage, caller.cwd)
+        if spec.write and self.image.kind == image.SQUASHFS:
+            raise UsageError(f"{spec.labels['write']}: SquashFS can't be written to, only write-fake: {spec.image}")
         self.hooks_host = Hooks("host")
         self.hooks_guest = Hooks("guest")
         self.hooks_all = Hooks("all")
 
     def plan(self) -> tuple[Action, ...]:
         """Return everything that is to be done, in order."""
+        tree = self._tree()
+        return (
+            Nest((self.caller.uid, self.caller.gid), (0, 0)),
+            self._image_action(),
+            OpenSources([action for action in tree if isinstance(action, mounts.Bind)]),
+            Stage(self.image.reference),
+            *tree,
+            RunHooks(self, self.hooks_host),
+            Pivot(),
+            Nest((0, 0), (self.uid, self.gid)),
+            RunHooks(self, self.hooks_guest),
+        )
+
+    def _tree(self) -> list[Action]:
+        """Return what is done to the new root."""
         spec = self.spec
-        actions: list[Action] = [Nest((self.caller.uid, self.caller.gid), (0, 0)), self._image_action()]
-        actions.append(Stage(self.image.reference))
+        actions: list[Action] = []
         if not spec.write:
             actions.append(ReadOnlyRoot())
         if spec.write_fake is not None:
@@ -157,11 +172,7 @@ class Container:
         if self.caller.script:
             actions.append(ShowScript(self.caller.script))
         actions.append(Environment(spec, self.caller))
-        actions.append(RunHooks(self, self.hooks_host))
-        actions.append(Pivot())
-        actions.append(Nest((0, 0), (self.uid, self.gid)))
-        actions.append(RunHooks(self, self.hooks_guest))
-        return tuple(actions)
+        return actions
 
     def _image_action(self) -> Action:
         if self.image.kind == image.SQUASHFS:
@@ -182,10 +193,10 @@ class Container:
         return mounts.Bind(self.caller.environment.get("TMPDIR") or "/tmp", "/tmp", follow=True)
 
     def _home(self) -> Action:
-        home = self.caller.environment.get("HOME")
+        home, label = self.caller.environment.get("HOME"), self.spec.labels["home"]
         if not home:
-            raise ChError("--home: HOME is not set")
-        return mounts.Bind(home, self.caller.home_directory(), dst_create=True, label="--home")
+            raise UsageError(f"{label}: HOME is not set")
+        return mounts.Bind(home, self.caller.home_directory(), dst_create=True, label=label)
 
     def _user_bind(self, bind: BindSpec) -> Action:
         source = os.path.join(self.caller.cwd, bind.src)
@@ -226,6 +237,26 @@ class OpenDirectory(Action):
             build.image_fd = linux.open_tree(linux.AT_FDCWD, self.path, flags)
         except OSError as error:
             raise ChError(f"can't open image: {self.path}") from error
+
+
+class OpenSources(Action):
+    """Take hold of every bind's source while "/" is still the host's root.
+
+    Later, a path that climbs above the root would end up in the staging tmpfs.
+    """
+
+    __slots__ = ("binds",)
+
+    def __init__(self, binds: Sequence[mounts.Bind]) -> None:
+        self.binds = binds
+
+    def describe(self) -> str:
+        return f"open the sources of {len(self.binds)} binds"
+
+    def apply(self, build: Build) -> None:
+        del build
+        for bind in self.binds:
+            bind.open_source()
 
 
 class Stage(Action):

@@ -76,12 +76,19 @@ def launch(facts: Facts, office: tickets.Office) -> None:
     tag = step.tag(env)
     log.info(f"container {tag} for {task_count(facts)} tasks: {wanted.image}")
     caller = engine.Caller(env, script=facts.script)
-    # Task 0's core is not the place for the FUSE server: it serves them all.
-    # The kernel keeps this within the step's cpuset.
-    os.sched_setaffinity(0, range(os.cpu_count() or 1))
-    build = engine.containerize(engine.Container(wanted, caller, tag, site.squashfuse))
+    _leave_first_core()
+    build = engine.containerize(engine.Container(wanted, caller, site.squashfuse))
     user_fd, mount_fd = namespaces.open_own()
     office.issue(user_fd, mount_fd, tickets.plan_file(engine.plan_bytes(build)))
+
+
+def _leave_first_core() -> None:
+    """Let the FUSE server run anywhere: it serves all tasks, and we were pinned with task 0."""
+    try:
+        # The kernel keeps this within the step's cpuset.
+        os.sched_setaffinity(0, range(os.cpu_count() or 1))
+    except OSError as error:
+        log.info(f"can't widen the CPU affinity: {error.strerror}")
 
 
 def main(argv: Sequence[str]) -> int:

@@ -42,7 +42,10 @@ def mount_id(fd: int) -> int:
 class Bind(Action):
     """Bind a file or directory of the host, recursively, at a place in the new root."""
 
-    __slots__ = ("dst", "dst_create", "dst_merge", "dst_optional", "follow", "label", "readonly", "src", "src_optional")
+    __slots__ = (
+        "_source", "dst", "dst_create", "dst_merge", "dst_optional", "follow", "label", "readonly", "src",
+        "src_optional",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -77,6 +80,7 @@ class Bind(Action):
         self.readonly = readonly
         self.follow = follow
         self.label = label
+        self._source: int | None = None  # a descriptor, or -1 for none
 
     def describe(self) -> str:
         notes = [
@@ -95,7 +99,8 @@ class Bind(Action):
         return f"{self.label}: can't bind" if self.label else "can't bind"
 
     def apply(self, build: Build) -> None:
-        source = self._clone_source()
+        source = self.open_source()
+        self._source = None
         if source < 0:
             return
         try:
@@ -111,6 +116,12 @@ class Bind(Action):
                 os.close(target)
         finally:
             os.close(source)
+
+    def open_source(self) -> int:
+        """Return the source as a detached mount, opened once, or -1 when it may be missing and is."""
+        if self._source is None:
+            self._source = self._clone_source()
+        return self._source
 
     def _clone_source(self) -> int:
         flags = linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC | linux.AT_RECURSIVE
@@ -278,19 +289,16 @@ def create_parents(build: Build, path: str) -> int:
 def _writeable(build: Build, directory: int, path: str) -> int:
     """Return `directory`, or a writeable overmount of it, in which a name can be made.
 
-    Takes over the descriptor. ChError when the directory is in a mount from
-    the host: creating there would create on the host.
+    Where it returns another descriptor, `directory` is closed. ChError when the
+    directory is in a mount from the host: creating there would create on the host.
     """
     if mount_id(directory) not in build.mounts:
         where = os.readlink(f"/proc/self/fd/{directory}")
-        os.close(directory)
         raise ChError(f"{path}: {where} is bound from the host; nothing is created there")
     if os.access(f"/proc/self/fd/{directory}", os.W_OK):
         return directory
-    try:
-        over = _overmount(build, directory)
-    finally:
-        os.close(directory)
+    over = _overmount(build, directory)
+    os.close(directory)
     return over
 
 

@@ -59,7 +59,7 @@ def _join(spec: Spec, caller: engine.Caller) -> Build:
     peer = join.Peer(tag, count, timeout=spec.join_timeout, name=step.task_name(env))
     if peer.arrive():
         try:
-            build = engine.containerize(engine.Container(spec, caller, tag))
+            build = engine.containerize(engine.Container(spec, caller))
         except ChError as error:
             peer.fail(error.code)
             raise

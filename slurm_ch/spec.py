@@ -107,11 +107,13 @@ class Spec:
 
     __slots__ = (
         "binds", "cd", "env_expand", "env_rules", "gid", "home", "image", "join", "join_count", "join_pid",
-        "join_tag", "join_timeout", "passwd", "private_tmp", "storage", "uid", "verbosity", "write", "write_fake",
+        "join_tag", "join_timeout", "labels", "passwd", "private_tmp", "storage", "uid", "verbosity", "write",
+        "write_fake",
     )  # fmt: skip
 
     def __init__(self, image: str) -> None:
         self.image = image
+        self.labels: dict[str, str] = {}  # how its giver knows each option
         self.binds: list[Bind] = []
         self.cd: str | None = None
         self.env_rules: list[tuple[str, str]] = []
@@ -158,6 +160,7 @@ def make(image: str | None, settings: Iterable[Setting], image_label: str = "--c
         if option.kind != LIST:
             given[setting.name] = setting
         _PARSERS[setting.name](spec, setting)
+        spec.labels[setting.name] = setting.label
     if not spec.image and spec.join_pid is None:
         raise UsageError(f"{image_label}: an image is required")
     _check_combination(spec, given)

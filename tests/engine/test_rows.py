@@ -166,6 +166,10 @@ def test_write_reaches_the_directory(run: Run, good: Good, world_tmp: Path, imag
     assert (copy / "new").read_text() == "x\n"
 
 
+def test_write_is_refused_where_it_cannot_be(fails: Fails, image_sqfs: Path) -> None:
+    assert fails(64, "-w", image_sqfs, "--", "true").startswith("--write: SquashFS can't be written to")
+
+
 def test_t3_write_fake(good: Good, image: Path) -> None:
     out = good(
         "-W",
@@ -318,6 +322,14 @@ def test_b2_missing_source(fails: Fails, image: Path) -> None:
     assert line == "--bind=/nonexistent:/mnt: can't bind: source not found: /nonexistent"
 
 
+def test_b2_source_that_climbs_above_the_root(good: Good, image: Path, world_tmp: Path) -> None:
+    link = world_tmp / "climbs"
+    if not link.is_symlink():
+        link.symlink_to("../" * 20 + "usr/share")
+    for source in ("/../usr/share", "/usr/../../../usr/share", link):
+        assert good("-b", f"{source}:/mnt", image, "--", "ls", "-d", "/mnt/doc") == "/mnt/doc\n"
+
+
 def test_b3_missing_destination(fails: Fails, good: Good, image: Path) -> None:
     line = fails(31, "-b", "/usr:/a/b", image, "--", "true")
     assert line == "--bind=/usr:/a/b: can't bind: destination not found: /a/b"
@@ -365,6 +377,8 @@ def test_b5_nothing_is_created_through_a_bind(fails: Fails, world_tmp: Path, ima
     line = fails(31, "-W", "-b", f"{host}:/mnt", "-b", "/usr:/mnt/new", image, "--", "true")
     assert "is bound from the host; nothing is created there" in line
     line = fails(31, "-W", "-b", "/usr:/tmp/slurm_ch-new", image, "--", "true")
+    assert "is bound from the host; nothing is created there" in line
+    line = fails(31, "-W", "-b", f"{host}:/mnt", "-b", "/etc/passwd:/mnt/new", image, "--", "true")
     assert "is bound from the host; nothing is created there" in line
     assert list(host.iterdir()) == []
     assert not Path("/tmp/slurm_ch-new").exists()

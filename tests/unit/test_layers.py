@@ -16,6 +16,7 @@ LAYERS = (
     {"launch"},
     {"launcher", "runner", "cluster"},
     {"container"},
+    {"tree"},
     {"join", "tickets", "mounts", "squashfs", "namespaces", "passwd"},
     {"actions", "spec", "image", "environment", "step"},
     {"linux", "log", "paths"},
@@ -28,7 +29,7 @@ LOADED = {
     "__future__", "_ctypes", "_socket", "_struct", "ctypes", "ctypes._endian", "errno", "fcntl", "grp", "pwd", "struct", "types",
     "slurm_ch", "slurm_ch.actions", "slurm_ch.container", "slurm_ch.environment", "slurm_ch.errors", "slurm_ch.image",
     "slurm_ch.launcher", "slurm_ch.linux", "slurm_ch.log", "slurm_ch.mounts", "slurm_ch.namespaces", "slurm_ch.passwd",
-    "slurm_ch.spec", "slurm_ch.squashfs", "slurm_ch.step", "slurm_ch.tickets",
+    "slurm_ch.spec", "slurm_ch.squashfs", "slurm_ch.step", "slurm_ch.tickets", "slurm_ch.tree",
 }  # fmt: skip
 
 # What a bare interpreter loads anyway, or not, with its version.

@@ -312,12 +312,21 @@ class Peer:
         try:
             magic, before, count, arrived, _ = self._header()
             changed = before not in (_FAILED, _ABORTED)
+            if changed and state == _ABORTED:
+                count = self._still_to_hear(count, arrived)
             if changed:
                 _HEADER.pack_into(self._map, 0, magic, state, count, arrived, code, _now())
         finally:
             self._unlock_mutex()
         self._wake()
         return changed
+
+    def _still_to_hear(self, count: int, arrived: int) -> int:
+        """Return how many peers will have come when all who live have heard of the failure."""
+        alive = _siblings_alive()
+        if alive is None:
+            return count
+        return min(count, alive + sum(not self._alive(slot) for slot in range(arrived)))
 
     @staticmethod
     def _offset(slot: int) -> int:

@@ -1,0 +1,81 @@
+"""Without the plugin: `srun slurm-ch run --join`, the peers finding each other by name."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from .conftest import Run
+
+Good = Callable[..., str]
+
+SLURM_CH = Path(sys.executable).parent / "slurm-ch"
+RUN = f"{SLURM_CH} run --join $IMG --"
+
+
+def ours_in_shm() -> list[str]:
+    return [name for name in os.listdir("/dev/shm") if "slurm_ch" in name]
+
+
+def test_peers_of_each_node_share_one_container(good: Good) -> None:
+    out = good(
+        f"srun --overcommit -N2 -n7 {RUN} sh -c 'echo $SLURMD_NODENAME $SLURM_PROCID $(readlink /proc/self/ns/mnt)'"
+    )
+    tasks = [line.split() for line in out.splitlines()]
+    assert {int(rank) for _, rank, _ in tasks} == set(range(7))
+    for node in ("n1", "n2"):
+        assert len({namespace for where, _, namespace in tasks if where == node}) == 1
+    assert len({namespace for _, _, namespace in tasks}) == 2
+    assert ours_in_shm() == []
+
+
+def test_a_command_that_ends_at_once(good: Good) -> None:
+    for _ in range(5):
+        good(f"srun -N1 --overcommit -n16 {RUN} true")
+    assert ours_in_shm() == []
+
+
+def test_two_joins_in_a_row_and_their_own_tag(good: Good) -> None:
+    join = f"{SLURM_CH} run --join-ct=2 --join-tag=mine $IMG -- cat /marker"
+    assert good(f"srun -N1 --overcommit -n2 sh -c '{join}; {join}'") == "one\n" * 4
+
+
+def test_values_stay_each_tasks_own(good: Good) -> None:
+    out = good(f"srun -N1 --overcommit -n4 {RUN} sh -c 'echo $SLURM_PROCID $SLURM_LOCALID'")
+    assert sorted(out.splitlines()) == [f"{n} {n}" for n in range(4)]
+
+
+def test_an_image_that_is_none_fails_all(sh: Run) -> None:
+    done = sh(f"srun -N1 --overcommit -n4 {SLURM_CH} run --join /nonexistent -- true")
+    assert done.returncode in (31, 32)
+    assert "can't stat image: /nonexistent: No such file or directory" in done.stderr
+    assert ours_in_shm() == []
+
+
+def test_a_task_killed_before_it_arrives_costs_no_timeout(sh: Run) -> None:
+    line = f'test $SLURM_PROCID != 2 || exec sh -c "kill -9 \\$\\$"; exec {RUN} echo joined'
+    # The join's own timeout is 30 s.
+    done = sh(f"srun -N1 --overcommit -n4 sh -c '{line}'", timeout=20)
+    assert done.returncode != 0
+    assert "joined" not in done.stdout
+    assert "of 4 tasks are alive" in done.stderr
+    assert ours_in_shm() == []
+
+
+def test_contradicting_environment_names_the_variable(sh: Run) -> None:
+    done = sh(f"srun -N1 -n1 env SLURM_STEP_TASKS_PER_NODE=bananas {RUN} true")
+    assert done.returncode == 64
+    assert "SLURM_STEP_TASKS_PER_NODE=bananas: not a list of task counts" in done.stderr
+    done = sh(f"srun -N1 -n1 env SLURM_NODEID=7 {RUN} true")
+    assert done.returncode == 64
+    assert "SLURM_NODEID=7: not among the nodes" in done.stderr
+
+
+def test_join_timeout_is_bounded_and_says_who_is_missing(sh: Run) -> None:
+    done = sh(
+        f"srun -N1 -n1 env -u SLURM_JOB_ID OMPI_COMM_WORLD_LOCAL_SIZE=2 {SLURM_CH} run --join --join-timeout=1 $IMG -- true"
+    )
+    assert done.returncode == 32
+    assert "1 of 2" in done.stderr

@@ -8,7 +8,7 @@ VENV = .venv
 USER_NAME = chuser
 
 PACKAGES = slurmctld slurmd slurm-client libslurm-dev munge squashfuse squashfs-tools busybox-static \
-    gcc libc6-dev make python3 python3-venv util-linux bsdutils cppcheck
+    gcc libc6-dev make python3 python3-dev python3-venv util-linux bsdutils cppcheck
 
 libdir = $(prefix)/lib/slurm_ch
 

@@ -44,9 +44,7 @@ def tag(env: Mapping[str, str], ppid: int | None = None) -> str:
             return f"mpirun-{ppid}"
         raise UsageError("--join-tag: required outside Slurm")
     job = _number(env, "SLURM_JOB_ID")
-    step = env.get("SLURM_STEP_ID", "4294967291")
-    if not _digits(step):
-        raise UsageError(f"SLURM_STEP_ID={step}: not a number")
+    step = _step_id(env.get("SLURM_STEP_ID", "4294967291"))
     component = env.get("SLURM_HET_JOB_OFFSET") or env.get("SLURM_GTIDS", "0").partition(",")[0]
     if not _digits(component):
         raise UsageError(f"SLURM_GTIDS={env.get('SLURM_GTIDS')}: not task ids")
@@ -55,6 +53,13 @@ def tag(env: Mapping[str, str], ppid: int | None = None) -> str:
     if restarts != "0":
         parts.append(_safe(restarts))
     return ".".join(parts)
+
+
+def _step_id(text: str) -> str:
+    """Return a step id as an unsigned number; newer Slurms write -5 for 4294967291."""
+    if not _digits(text.removeprefix("-")):
+        raise UsageError(f"SLURM_STEP_ID={text}: not a number")
+    return str(int(text) % 2**32)
 
 
 def _safe(text: str) -> str:

@@ -28,7 +28,8 @@ def test_tag_has_all_that_tells_steps_apart() -> None:
 
 def test_tag_of_a_batch_step() -> None:
     env = {"SLURM_JOB_ID": "12", "SLURMD_NODENAME": "n1"}
-    assert step.tag(env) == step.tag({**env, "SLURM_STEP_ID": "4294967291"}) == "12.batch.0.n1"
+    for number in ("4294967291", "-5"):
+        assert step.tag(env) == step.tag({**env, "SLURM_STEP_ID": number}) == "12.batch.0.n1"
 
 
 def test_tag_has_only_letters_that_a_name_may_have() -> None:
@@ -36,7 +37,7 @@ def test_tag_has_only_letters_that_a_name_may_have() -> None:
 
 
 @pytest.mark.parametrize("name", ["SLURM_JOB_ID", "SLURM_STEP_ID"])
-@pytest.mark.parametrize("value", ["", "x", "-1", "1 ", "٣", "9" * 40])
+@pytest.mark.parametrize("value", ["", "x", "-", "--1", "1 ", "٣", "9" * 40])
 def test_tag_refuses_nonsense(name: str, value: str) -> None:
     with pytest.raises(UsageError, match=f"^{name}={value}: not a number$"):
         step.tag({**BASE, name: value})

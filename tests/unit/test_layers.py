@@ -71,7 +71,13 @@ def loaded(code: str) -> set[str]:
 
 
 def test_what_the_launcher_loads() -> None:
-    assert loaded("import slurm_ch.launcher") - loaded("pass") - _BARE == LOADED
+    found = loaded("import slurm_ch.launcher") - loaded("pass") - _BARE
+    assert {name for name in found if name.startswith("slurm_ch")} == {
+        name for name in LOADED if name.startswith("slurm_ch")
+    }
+    # Since 3.14 ctypes itself loads a dozen more; nothing that we can do about it.
+    if "ctypes._layout" not in found:
+        assert found == LOADED
 
 
 def test_what_the_named_join_adds() -> None:

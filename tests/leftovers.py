@@ -41,10 +41,10 @@ def descendants(ancestor: int) -> dict[int, str]:
     return found
 
 
-def ours(ancestor: int) -> list[str]:
-    """Return the processes below `ancestor` that only a running container has."""
+def ours(ancestor: int) -> dict[int, str]:
+    """Return the processes below `ancestor` that only a running container has, by pid."""
     words = ("squashfuse_ll", "launch.py", "ch-join", "slurmstepd")
-    return sorted(line for line in descendants(ancestor).values() if any(word in line for word in words))
+    return {pid: line for pid, line in descendants(ancestor).items() if any(word in line for word in words)}
 
 
 def files() -> set[str]:
@@ -63,13 +63,23 @@ def mounts() -> set[str]:
     return {line for line in lines if "slurm_ch" in line}
 
 
-def wait_until_clean(ancestor: int, before: set[str]) -> None:
-    """Return when nothing is left; AssertionError with what is, if that takes too long."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while True:
-        left = [*ours(ancestor), *sorted(files() - before), *sorted(mounts())]
-        if not left:
-            return
-        assert time.monotonic() < deadline, f"left behind: {left}"
-        # A killed process's end can't be waited for by who isn't its parent.
-        os.sched_yield()
+class Snapshot:
+    """What is there before a test, somebody else's included."""
+
+    def __init__(self, ancestor: int) -> None:
+        self.ancestor = ancestor
+        self.files = files()
+        self.processes = set(ours(ancestor))
+
+    def left(self) -> list[str]:
+        """Return what has come since and is still there."""
+        processes = [line for pid, line in ours(self.ancestor).items() if pid not in self.processes]
+        return [*processes, *sorted(files() - self.files), *sorted(mounts())]
+
+    def wait_until_clean(self) -> None:
+        """Return when nothing is left; AssertionError with what is, if that takes too long."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while left := self.left():
+            assert time.monotonic() < deadline, f"left behind: {left}"
+            # A killed process's end can't be waited for by who isn't its parent.
+            os.sched_yield()

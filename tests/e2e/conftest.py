@@ -29,15 +29,15 @@ def cluster() -> Iterator[Cluster]:
 @pytest.fixture
 def sh(cluster: Cluster, user: str, image_sqfs: Path) -> Iterator[Run]:
     """Run a line of shell as the user, IMG being the image; afterwards all must be as it was."""
-    before = leftovers.files()
+    assert cluster._supervisor is not None
+    before = leftovers.Snapshot(cluster._supervisor.pid)
 
     def run(line: str, timeout: float = TIMEOUT, **kw: object) -> subprocess.CompletedProcess[str]:
         env = {**cluster.environ(user), "IMG": str(image_sqfs), "PATH": "/usr/bin:/bin"}
         return cluster.run(["bash", "-c", line], user=user, timeout=timeout, **{"env": env, **kw})
 
     yield run
-    assert cluster._supervisor is not None
-    leftovers.wait_until_clean(cluster._supervisor.pid, before)
+    before.wait_until_clean()
     assert set(cluster.node_states().values()) <= {"idle", "completing"}
 
 

@@ -34,7 +34,7 @@ def settings(user: str) -> dict[str, object]:
 @pytest.fixture
 def run(user: str, image_dir: Path) -> Iterator[Run]:
     """Run `slurm-ch run` with the given words; afterwards everything must be as before."""
-    before_files, before_tree = leftovers.files(), tree(image_dir)
+    before, before_tree = leftovers.Snapshot(1), tree(image_dir)
 
     def call(*words: object, **kw: object) -> subprocess.CompletedProcess[str]:
         keywords = {**settings(user), "stdin": subprocess.DEVNULL, "timeout": TIMEOUT, **kw}
@@ -42,7 +42,7 @@ def run(user: str, image_dir: Path) -> Iterator[Run]:
         return subprocess.run(command, check=False, capture_output=True, text=True, **keywords)  # type: ignore[call-overload, no-any-return]
 
     yield call
-    leftovers.wait_until_clean(1, before_files)
+    before.wait_until_clean()
     assert tree(image_dir) == before_tree
 
 

@@ -475,6 +475,7 @@ def test_r4_status_and_signal_pass(run: Run, fails: Fails, image: Path) -> None:
 
 
 def test_server_stands_apart_and_ends_by_itself(image_sqfs: Path, user: str) -> None:
+    before = leftovers.Snapshot(1)
     first = subprocess.Popen(
         [SLURM_CH, "run", str(image_sqfs), "--", "sh", "-c", "echo up; read line; cat /marker"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True, **settings(user),  # type: ignore[call-overload]
@@ -494,7 +495,7 @@ def test_server_stands_apart_and_ends_by_itself(image_sqfs: Path, user: str) -> 
         assert {os.readlink(f"/proc/{server}/fd/{fd}") for fd in (0, 1)} == {"/dev/null"}
     out, _ = first.communicate("\n", timeout=20)
     assert (out, first.returncode) == ("one\n", 0)
-    leftovers.wait_until_clean(1, leftovers.files())
+    before.wait_until_clean()
 
 
 def test_command_has_no_child_that_it_did_not_start(good: Good, image_sqfs: Path) -> None:

@@ -2,7 +2,7 @@
  *
  *   fake submit OPTION...        the submitting side; then prints SLURM_CH_*
  *   fake remote TASKS STEP CMD   slurmstepd: one process a task, which execs CMD
- *   fake errors STEP CMD         the same for one task, with every API call failing once
+ *   fake many CMD                500 steps that end before they have tasks
  *
  * FAKE_CONTEXT local or allocator; FAKE_SITE site arguments, one a line;
  * FAKE_OPTION an option that reaches the node; FAKE_FAIL the number of the API

@@ -165,21 +165,11 @@ def test_a_launcher_that_dies(fake: Fake, world_tmp: Path, way: str) -> None:
 
 
 @pytest.mark.parametrize("part", ["python", "launcher"])
-def test_a_launcher_that_cannot_start(fake: Fake, world_tmp: Path, part: str) -> None:
-    interpreter, _ = launcher(world_tmp)
-    done = fake(
-        "remote",
-        3,
-        0,
-        "/bin/true",
-        FAKE_SITE=site(**{"interpreter": interpreter, part: "/nonexistent"}),
-        SLURM_CH_REQUEST="image=i\n",
-    )
-    if part == "launcher":
-        assert done.stdout == "task: 31\n" * 3
-        assert clean(done.stderr) == ["slurm-ch: error: can't start launcher: /nonexistent: No such file or directory"]
-    else:
-        assert done.stdout == "task: 31\n" * 3
+def test_a_launcher_that_cannot_start(fake: Fake, part: str) -> None:
+    arguments = site("/bin/true", **{part: "/nonexistent"})
+    done = fake("remote", 3, 0, "/bin/true", FAKE_SITE=arguments, SLURM_CH_REQUEST="image=i\n")
+    assert done.stdout == "task: 31\n" * 3
+    assert clean(done.stderr) == ["slurm-ch: error: can't start launcher: /nonexistent: No such file or directory"]
 
 
 def test_no_ch_join(fake: Fake, world_tmp: Path) -> None:

@@ -55,5 +55,5 @@ def main() -> None:
         sys.exit(130)
     except Exception as error:
         if not getattr(error, "silent", False):
-            log.error(describe(error))
+            log.error(str(error) if getattr(error, "has_log", False) else describe(error))
         sys.exit(exit_code(error))

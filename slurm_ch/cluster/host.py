@@ -18,7 +18,9 @@ _FOREIGN = ("DBUS_SESSION_BUS_ADDRESS", "MAIL", "OLDPWD", "PWD")
 
 
 class ClusterError(ChError):
-    """A sandbox cluster could not be started, or doesn't answer."""
+    """A sandbox cluster could not be started, or doesn't answer; a log's end may follow the line."""
+
+    has_log = True
 
 
 def search_path() -> str:

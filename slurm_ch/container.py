@@ -112,22 +112,26 @@ def _cwd() -> str:
 class Container:
     """A container to be: the spec, checked against this machine, and its hooks.
 
-    Raises ChError when the image isn't one.
+    Raises ChError when the image isn't one; a peer that is `joining` another's
+    container doesn't look.
     """
 
     __slots__ = (
         "build", "caller", "gid", "hooks_all", "hooks_guest", "hooks_host", "image", "spec", "squashfuse", "uid",
     )  # fmt: skip
 
-    def __init__(self, spec: Spec, caller: Caller, squashfuse: str | None = None) -> None:
+    def __init__(self, spec: Spec, caller: Caller, squashfuse: str | None = None, joining: bool = False) -> None:
         self.spec = spec
         self.caller = caller
         self.squashfuse = squashfuse
         self.build = Build()  # for hooks that add to the tree
         self.uid = caller.uid if spec.uid is None else spec.uid
         self.gid = caller.gid if spec.gid is None else spec.gid
-        storage = image.storage_directory(spec.storage, caller.environment, caller.user)
-        self.image = image.resolve(spec.image, storage, caller.cwd)
+        if joining:
+            self.image = image.Image(spec.image, image.JOINED, "/")
+        else:
+            storage = image.storage_directory(spec.storage, caller.environment, caller.user)
+            self.image = image.resolve(spec.image, storage, caller.cwd)
         if spec.write and self.image.kind == image.SQUASHFS:
             raise UsageError(f"{spec.labels['write']}: SquashFS can't be written to, only write-fake: {spec.image}")
         self.hooks_host = Hooks("host")

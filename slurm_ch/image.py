@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 DIRECTORY = "directory"
 SQUASHFS = "SquashFS"
+JOINED = "joined"  # somebody else has looked it up
 
 # https://dr-emann.github.io/squashfs/ : the superblock's magic, little-endian.
 _SQUASHFS_MAGIC = b"hsqs"

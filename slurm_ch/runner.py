@@ -15,14 +15,27 @@ from .errors import ChError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import NoReturn
 
     from .spec import Spec
 
 
-def run(spec: Spec, argv: Sequence[str], env: Mapping[str, str]) -> NoReturn:
-    """Run `argv` in the container that `spec` asks for; ChError if that can't be."""
+def no_hooks(container: engine.Container) -> None:
+    """Add no hooks."""
+
+
+def run(
+    spec: Spec,
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    add_hooks: Callable[[engine.Container], None] = no_hooks,
+) -> NoReturn:
+    """Run `argv` in the container that `spec` asks for; ChError if that can't be.
+
+    `add_hooks` gets the container of whoever makes one, and of every peer that
+    joins it, where only the hooks for all run.
+    """
     log.configure(level=spec.verbosity, node=env.get("SLURMD_NODENAME", ""))
     caller = engine.Caller(env)
     try:
@@ -32,10 +45,16 @@ def run(spec: Spec, argv: Sequence[str], env: Mapping[str, str]) -> NoReturn:
     if spec.join_pid is not None:
         build = _enter(spec, caller, spec.join_pid)
     elif spec.join:
-        build = _join(spec, caller)
+        build = _join(spec, caller, add_hooks)
     else:
-        build = engine.containerize(engine.Container(spec, caller))
+        build = _make(spec, caller, add_hooks)
     _become(ch_join, engine.plan_bytes(build), argv, env, caller.cwd)
+
+
+def _make(spec: Spec, caller: engine.Caller, add_hooks: Callable[[engine.Container], None]) -> Build:
+    container = engine.Container(spec, caller)
+    add_hooks(container)
+    return engine.containerize(container)
 
 
 def _enter(spec: Spec, caller: engine.Caller, pid: int) -> Build:
@@ -52,23 +71,26 @@ def _inside(environment: engine.Environment) -> Build:
     return build
 
 
-def _join(spec: Spec, caller: engine.Caller) -> Build:
+def _join(spec: Spec, caller: engine.Caller, add_hooks: Callable[[engine.Container], None]) -> Build:
     env = caller.environment
     tag = spec.join_tag or step.tag(env, ppid=os.getppid())
     count = spec.join_count or step.local_task_count(env)
     peer = join.Peer(tag, count, timeout=spec.join_timeout, name=step.task_name(env))
     if peer.arrive():
         try:
-            build = engine.containerize(engine.Container(spec, caller))
+            build = _make(spec, caller, add_hooks)
         except ChError as error:
             peer.fail(error.code)
             raise
         peer.publish()
     else:
         environment = engine.Environment(spec, caller)
+        container = engine.Container(spec, caller, joining=True)
+        add_hooks(container)
         user_fd, mount_fd = peer.wait_for_winner()
         namespaces.enter(user_fd, mount_fd, "the join's winner")
         build = _inside(environment)
+        container.hooks_all.run(container)
     peer.done()
     return build
 

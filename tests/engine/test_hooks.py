@@ -74,3 +74,23 @@ def test_b6_a_directory_of_the_image_is_covered(user: str, image_sqfs: Path, wor
         show="ls -d /opt/bash /usr/share 2>/dev/null; test -L /opt || echo no link",
     )
     assert done.stdout.splitlines()[3:] == ["/opt/bash", "no link"], done
+
+
+PEER = """
+import os, sys
+from slurm_ch import runner, spec
+tag = spec.Setting("join-tag", "hooks", "--join-tag")
+wanted = spec.make(sys.argv[1], [spec.Setting("join-ct", "3", "--join-ct"), tag])
+def add(container):
+    for hooks in (container.hooks_host, container.hooks_guest, container.hooks_all):
+        hooks.add("say", lambda c, when: print(when, flush=True), hooks.when)
+runner.run(wanted, ["cat", "/marker"], dict(os.environ), add)
+"""
+
+
+def test_h1_hooks_of_peers_that_join(user: str, image_sqfs: Path) -> None:
+    """Host and guest hooks run in the winner only, the hooks for all in every peer."""
+    command = [sys.executable, "-c", PEER, str(image_sqfs)]
+    peers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **settings(user)) for _ in range(3)]  # type: ignore[call-overload]
+    said = sorted(peer.communicate(timeout=30)[0].split() for peer in peers)
+    assert said == [["all", "one"], ["all", "one"], ["host", "guest", "all", "one"]]

@@ -11,7 +11,7 @@ import os
 import sys
 
 from . import container as engine
-from . import log, namespaces, spec, step, tickets
+from . import log, namespaces, site, spec, step, tickets
 from .errors import EXIT_SETUP, EXIT_USAGE, ChError, describe, exit_code
 
 TYPE_CHECKING = False
@@ -70,14 +70,14 @@ def task_count(facts: Facts) -> int:
 def launch(facts: Facts, office: tickets.Office) -> None:
     """Make the step's container on this node and hand out the ticket."""
     env = facts.environment
-    site = spec.parse_site(facts.site)
-    wanted = spec.meet(site, spec.parse_request(facts.request))
+    here = site.parse(facts.site)
+    wanted = site.meet(here, spec.parse_request(facts.request))
     log.configure(level=wanted.verbosity)
     tag = step.tag(env)
     log.info(f"container {tag} for {task_count(facts)} tasks: {wanted.image}")
     caller = engine.Caller(env, script=facts.script)
     _leave_first_core()
-    build = engine.containerize(engine.Container(wanted, caller, site.squashfuse))
+    build = engine.containerize(engine.Container(wanted, caller, here.squashfuse))
     user_fd, mount_fd = namespaces.open_own()
     office.issue(user_fd, mount_fd, tickets.plan_file(engine.plan_bytes(build)))
 

@@ -1,82 +1,18 @@
-"""The option table, and the record that options become.
+"""The record that options become.
 
-This is the one place that knows which options there are. The command line
-(click), the plugin's C table (generated) and the launcher all read OPTIONS.
 Here strings become a `Spec`; nothing is looked up in the file system.
 """
 
 from __future__ import annotations
 
 from .errors import UsageError
+from .options import BY_NAME, DEFAULT_WRITE_FAKE, LIST, PLUGIN, Setting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
-# How often an option counts and whether it takes a value.
-ONE = "one"  # one value, the last given wins
-LIST = "list"  # each occurrence adds
-FLAG = "flag"  # yes or no, bare means yes
-OPTIONAL = "optional"  # one value, bare means `bare`
-
-DEFAULT_WRITE_FAKE = "12%"
 MAX_ID = 2**32 - 2
-
-PLUGIN = 1  # --ch-NAME of srun, sbatch, salloc
-COMMAND = 2  # --NAME of `slurm-ch run`
-BOTH = PLUGIN | COMMAND
-
-
-class Option:
-    """One option: its name, kind, metavariable, help, where it exists, short form."""
-
-    __slots__ = ("arg", "bare", "help", "kind", "name", "short", "where")
-
-    def __init__(
-        self, name: str, kind: str, arg: str, help: str, *, where: int = BOTH, short: str = "", bare: str = "yes"
-    ) -> None:
-        self.name = name
-        self.kind = kind
-        self.arg = arg
-        self.help = help
-        self.where = where
-        self.short = short
-        self.bare = bare
-
-    @property
-    def variable(self) -> str:
-        """The part of an environment default's name that follows SLURM_CH_."""
-        return self.name.upper().replace("-", "_")
-
-
-# Slurm cuts a plugin option's help at 75 characters.
-OPTIONS = (
-    Option("image", ONE, "IMAGE", "run in this image: SquashFS file, directory or image name", where=PLUGIN),
-    Option("bind", LIST, "SRC[:DST]", "bind SRC from the host at DST; repeat, or separate by commas", short="b"),
-    Option("cd", ONE, "DIR", "initial working directory in the container", short="c"),
-    Option("set-env", LIST, "NAME=VALUE|FILE", "set a variable, or all in FILE; bare: /ch/environment",
-           bare="/ch/environment"),
-    Option("unset-env", LIST, "GLOB", "unset variables whose name matches the shell pattern"),
-    Option("env-no-expand", FLAG, "", "don't expand $NAME in the values of --set-env"),
-    Option("private-tmp", FLAG, "", "a fresh /tmp instead of the host's", short="t"),
-    Option("no-passwd", FLAG, "", "leave the image's /etc/passwd and /etc/group alone"),
-    Option("write", FLAG, "", "mount the image read-write", short="w"),
-    Option("write-fake", OPTIONAL, "SIZE", "writeable image, changes kept in memory and lost [12%]",
-           short="W", bare=DEFAULT_WRITE_FAKE),
-    Option("home", FLAG, "", "bind your home directory at /home/$USER (implies write-fake)"),
-    Option("uid", ONE, "UID", "user id in the container [yours]", short="u"),
-    Option("gid", ONE, "GID", "group id in the container [yours]", short="g"),
-    Option("storage", ONE, "DIR", "where images by name are [/var/tmp/$USER.ch]", short="s"),
-    Option("verbose", OPTIONAL, "LEVEL", "say what is done; 2: in detail", short="v", bare="1"),
-    Option("quiet", FLAG, "", "no warnings", where=COMMAND, short="q"),
-    Option("join", FLAG, "", "share one container among this node's peers", where=COMMAND, short="j"),
-    Option("join-ct", ONE, "N", "number of peers [this node's task count]; implies --join", where=COMMAND),
-    Option("join-tag", ONE, "TAG", "name of the join [from job and step]; implies --join", where=COMMAND),
-    Option("join-pid", ONE, "PID", "enter the container of this process", where=COMMAND),
-    Option("join-timeout", ONE, "SECONDS", "how long to wait for peers [30]", where=COMMAND),
-)  # fmt: skip
-
-BY_NAME = {option.name: option for option in OPTIONS}
 
 _YES = ("1", "yes", "true", "on")
 _NO = ("0", "no", "false", "off")
@@ -134,21 +70,6 @@ class Spec:
         self.join_timeout = 30.0
 
 
-class Setting:
-    """One option as given: name, value, and the words by which its giver knows it."""
-
-    __slots__ = ("label", "name", "value")
-
-    def __init__(self, name: str, value: str, label: str) -> None:
-        self.name = name
-        self.value = value
-        self.label = label
-
-    def wrong(self, why: str) -> UsageError:
-        """Return the error that names the option, its value and the reason."""
-        return UsageError(f"{self.label}={self.value}: {why}")
-
-
 def make(image: str | None, settings: Iterable[Setting], image_label: str = "--ch-image") -> Spec:
     """Return the Spec for `settings` in the order given; UsageError names the culprit."""
     spec = Spec(image or "")
@@ -201,7 +122,8 @@ def split_commas(text: str) -> list[str]:
     return [part.replace("\0", ",") for part in text.replace("\\,", "\0").split(",")]
 
 
-def _bind(spec: Spec, setting: Setting) -> None:
+def bind(spec: Spec, setting: Setting) -> None:
+    """Add the binds of a value; UsageError if one has no source or no absolute destination."""
     # Only the plugin's option is split: on a command line one repeats it.
     parts = [setting.value] if setting.label.startswith("--bind") else split_commas(setting.value)
     for part in parts:
@@ -326,7 +248,7 @@ def _join_timeout(spec: Spec, setting: Setting) -> None:
 
 _PARSERS = {
     "image": _image,
-    "bind": _bind,
+    "bind": bind,
     "cd": _cd,
     "set-env": _set_env,
     "unset-env": _unset_env,
@@ -370,82 +292,3 @@ def parse_request(text: str) -> list[Setting]:
             raise UsageError(f"--ch-{name}: this node's slurm_ch doesn't know the option")
         settings.append(Setting(name, value, f"--ch-{name}"))
     return settings
-
-
-class Site:
-    """What plugstack.conf's arguments say: the site's part of every container."""
-
-    __slots__ = ("binds", "defaults", "forbidden", "squashfuse", "storage")
-
-    def __init__(self) -> None:
-        self.binds: list[Bind] = []
-        self.defaults: list[Setting] = []
-        self.forbidden: set[str] = set()
-        self.squashfuse: str | None = None
-        self.storage: str | None = None
-
-
-def parse_site(arguments: Sequence[str]) -> Site:
-    """Return the Site for plugstack.conf's `arguments`; UsageError names the wrong one."""
-    site = Site()
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        setting = Setting(key, value, f"plugstack.conf: {key}")
-        if not equals or not value:
-            raise UsageError(f"plugstack.conf: {argument}: a value is missing")
-        if key in ("python", "launcher", "ch_join"):
-            continue  # the plugin's own
-        if key == "storage":
-            site.storage = value
-        elif key == "squashfuse":
-            site.squashfuse = value
-        elif key == "bind":
-            scratch = Spec("/")
-            _bind(scratch, setting)
-            site.binds += scratch.binds
-        elif key == "default":
-            site.defaults.append(_site_default(setting))
-        elif key == "forbid":
-            site.forbidden |= _site_forbidden(setting)
-        else:
-            raise UsageError(f"plugstack.conf: {argument}: unknown argument")
-    return site
-
-
-def _site_default(setting: Setting) -> Setting:
-    name, equals, value = setting.value.partition("=")
-    option = BY_NAME.get(name)
-    if option is None or not option.where & PLUGIN or name == "image":
-        raise setting.wrong("not an option that can have a default")
-    if not equals:
-        if option.kind not in (FLAG, OPTIONAL):
-            raise setting.wrong("the option needs a value")
-        value = option.bare
-    return Setting(name, value, f"plugstack.conf: default={name}")
-
-
-def _site_forbidden(setting: Setting) -> set[str]:
-    names = set(setting.value.split(","))
-    unknown = sorted(n for n in names if n not in BY_NAME or n == "image")
-    if unknown:
-        raise setting.wrong(f"no such option: {', '.join(unknown)}")
-    return names
-
-
-def meet(site: Site, request: Sequence[Setting]) -> Spec:
-    """Return the Spec that site and user make together.
-
-    The user's word replaces the site's default of the same option; the site's
-    binds always come, before the user's.
-    """
-    asked = {setting.name for setting in request}
-    for setting in request:
-        if setting.name in site.forbidden:
-            raise setting.wrong("not allowed at this site")
-    defaults = [setting for setting in site.defaults if setting.name not in asked]
-    image = next((s.value for s in reversed(request) if s.name == "image"), None)
-    spec = make(image, [*defaults, *request])
-    spec.binds[:0] = site.binds
-    if spec.storage is None:
-        spec.storage = site.storage
-    return spec

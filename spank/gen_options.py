@@ -1,4 +1,4 @@
-"""Print the plugin's C table of options, from the one in slurm_ch/spec.py."""
+"""Print the plugin's C table of options, from the one in slurm_ch/options.py."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 
-from slurm_ch import spec
+from slurm_ch import options, spec
 
-_KINDS = {spec.ONE: "KIND_ONE", spec.LIST: "KIND_LIST", spec.FLAG: "KIND_FLAG", spec.OPTIONAL: "KIND_OPTIONAL"}
+_KINDS = {
+    options.ONE: "KIND_ONE",
+    options.LIST: "KIND_LIST",
+    options.FLAG: "KIND_FLAG",
+    options.OPTIONAL: "KIND_OPTIONAL",
+}
 
 # SPANK_OPTION_MAXLEN: Slurm cuts what is longer.
 _HELP_MAX = 75
@@ -20,11 +25,11 @@ def quote(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def row(option: spec.Option) -> str:
+def row(option: options.Option) -> str:
     """Return one row of the table."""
     if len(option.help) > _HELP_MAX:
         raise SystemExit(f"{option.name}: help is longer than {_HELP_MAX} characters")
-    has_arg = 1 if option.kind in (spec.ONE, spec.LIST) and option.bare == "yes" else 2
+    has_arg = 1 if option.kind in (options.ONE, options.LIST) and option.bare == "yes" else 2
     arg = quote(option.arg) if option.arg else "NULL"
     fields = [quote("ch-" + option.name), quote(option.variable), arg, quote(option.help)]
     fields += [quote(option.bare), _KINDS[option.kind], str(has_arg)]
@@ -33,7 +38,7 @@ def row(option: spec.Option) -> str:
 
 if __name__ == "__main__":
     spec.check_complete()
-    print("/* Generated from slurm_ch/spec.py. */")
-    for one in spec.OPTIONS:
-        if one.where & spec.PLUGIN:
+    print("/* Generated from slurm_ch/options.py. */")
+    for one in options.OPTIONS:
+        if one.where & options.PLUGIN:
             print(row(one))

@@ -8,6 +8,7 @@ import click
 
 from slurm_ch import container as engine
 from slurm_ch import spec
+from slurm_ch.options import Setting
 
 from .options import OrderedCommand, click_options, image_and_command
 
@@ -15,7 +16,7 @@ from .options import OrderedCommand, click_options, image_and_command
 @click.pass_context
 def _explain(ctx: click.Context, /, words: tuple[str, ...], **_: object) -> None:
     """Show what running in a container made from IMAGE would do, one action a line."""
-    settings: list[spec.Setting] = ctx.obj
+    settings: list[Setting] = ctx.obj
     image, _argv = image_and_command(words, with_image=True)
     wanted = spec.make(image, settings, "IMAGE")
     container = engine.Container(wanted, engine.Caller(dict(os.environ)))

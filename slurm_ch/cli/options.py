@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from slurm_ch import spec
+from slurm_ch import options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-_TABLE = {option.name: option for option in spec.OPTIONS if option.where & spec.COMMAND}
+_TABLE = {option.name: option for option in options.OPTIONS if option.where & options.COMMAND}
 _SHORT = {option.short: option for option in _TABLE.values() if option.short}
 
 
-def _takes_bare(option: spec.Option) -> bool:
+def _takes_bare(option: options.Option) -> bool:
     """Whether the option has a value that may be left out."""
-    return option.kind == spec.OPTIONAL or (option.kind == spec.LIST and option.bare != "yes")
+    return option.kind == options.OPTIONAL or (option.kind == options.LIST and option.bare != "yes")
 
 
 def click_options() -> list[click.Parameter]:
@@ -27,7 +27,7 @@ def click_options() -> list[click.Parameter]:
         names = [f"--{option.name}", option.name.replace("-", "_")]
         if option.short:
             names.append(f"-{option.short}")
-        if option.kind == spec.FLAG:
+        if option.kind == options.FLAG:
             params.append(click.Option(names, is_flag=True, multiple=False, help=option.help))
         else:
             metavar = f"[{option.arg}]" if _takes_bare(option) else option.arg
@@ -51,7 +51,7 @@ def fill_in(args: Sequence[str], interspersed: bool) -> Iterator[str]:
         if word.startswith("--"):
             option = _TABLE.get(word[2:])
             yield f"{word}={option.bare}" if option and _takes_bare(option) else word
-            if option and option.kind != spec.FLAG and not _takes_bare(option):
+            if option and option.kind != options.FLAG and not _takes_bare(option):
                 yield from _next(words)
         elif word.startswith("-") and len(word) > 1:
             filled, wants_value = _fill_in_cluster(word)
@@ -78,7 +78,7 @@ def _fill_in_cluster(word: str) -> tuple[list[str], bool]:
         rest = word[index + 1 :]
         if option is None:
             return [word], False
-        if option.kind == spec.FLAG:
+        if option.kind == options.FLAG:
             out.append(f"-{letter}")
         elif option.name == "verbose" and not rest[:1].isdigit():
             out.append("-v1")
@@ -106,17 +106,17 @@ class OrderedCommand(click.Command):
         return super().parse_args(ctx, filled)
 
 
-def settings_in_order(opts: dict[str, Any], order: Sequence[str]) -> list[spec.Setting]:
+def settings_in_order(opts: dict[str, Any], order: Sequence[str]) -> list[options.Setting]:
     """Return the settings for what click's parser found, in the order given."""
     taken: dict[str, int] = {}
-    settings: list[spec.Setting] = []
+    settings: list[options.Setting] = []
     level = 0
     for name in order:
         option = _TABLE.get(name.replace("_", "-"))
         if option is None:
             continue
         value = opts[name]
-        if option.kind == spec.FLAG:
+        if option.kind == options.FLAG:
             text = "yes"
         else:
             index = taken.get(name, 0)
@@ -125,7 +125,7 @@ def settings_in_order(opts: dict[str, Any], order: Sequence[str]) -> list[spec.S
         if option.name == "verbose" and text.isdigit():
             level += int(text)
             text = str(level)
-        settings.append(spec.Setting(option.name, text, f"--{option.name}"))
+        settings.append(options.Setting(option.name, text, f"--{option.name}"))
     return settings
 
 

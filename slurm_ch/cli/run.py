@@ -7,6 +7,7 @@ import os
 import click
 
 from slurm_ch import runner, spec
+from slurm_ch.options import Setting
 
 from .options import OrderedCommand, click_options, image_and_command
 
@@ -17,7 +18,7 @@ def _run(ctx: click.Context, /, words: tuple[str, ...], **_: object) -> None:
 
     Under srun, with --join, all tasks of a node share one container.
     """
-    settings: list[spec.Setting] = ctx.obj
+    settings: list[Setting] = ctx.obj
     by_pid = any(setting.name == "join-pid" for setting in settings)
     image, argv = image_and_command(words, with_image=not by_pid or len(words) > 1)
     wanted = spec.make(image, settings, "IMAGE")

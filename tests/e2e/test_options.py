@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm_ch import paths, spec
+from slurm_ch import options, paths
 from slurm_ch.cluster import Cluster
 
 from .conftest import Run
@@ -18,8 +18,8 @@ Good = Callable[..., str]
 def test_help_shows_every_option(good: Good) -> None:
     for command in ("srun", "sbatch", "salloc"):
         text = good(f"{command} --help")
-        for option in spec.OPTIONS:
-            if option.where & spec.PLUGIN:
+        for option in options.OPTIONS:
+            if option.where & options.PLUGIN:
                 assert f"--ch-{option.name}" in text
 
 

@@ -10,9 +10,9 @@ from .conftest import settings
 
 SCRIPT = """
 import os, sys
-from slurm_ch import container as engine, errors, mounts, spec
+from slurm_ch import container as engine, errors, mounts, options, spec
 image, *words = sys.argv[1:]
-wanted = spec.make(image, [spec.Setting("write-fake", "yes", "--write-fake")])
+wanted = spec.make(image, [options.Setting("write-fake", "yes", "--write-fake")])
 box = engine.Container(wanted, engine.Caller(dict(os.environ)))
 def say(container, data):
     print(data, container.image.kind, os.path.exists("/marker"), flush=True)
@@ -78,9 +78,9 @@ def test_b6_a_directory_of_the_image_is_covered(user: str, image_sqfs: Path, wor
 
 PEER = """
 import os, sys
-from slurm_ch import runner, spec
-tag = spec.Setting("join-tag", "hooks", "--join-tag")
-wanted = spec.make(sys.argv[1], [spec.Setting("join-ct", "3", "--join-ct"), tag])
+from slurm_ch import options, runner, spec
+tag = options.Setting("join-tag", "hooks", "--join-tag")
+wanted = spec.make(sys.argv[1], [options.Setting("join-ct", "3", "--join-ct"), tag])
 def add(container):
     for hooks in (container.hooks_host, container.hooks_guest, container.hooks_all):
         hooks.add("say", lambda c, when: print(when, flush=True), hooks.when)

@@ -17,9 +17,9 @@ LAYERS = (
     {"launcher", "runner", "cluster"},
     {"container"},
     {"tree"},
-    {"join", "tickets", "mounts", "squashfs", "namespaces", "passwd"},
+    {"join", "tickets", "mounts", "squashfs", "namespaces", "passwd", "site"},
     {"actions", "spec", "image", "environment", "step"},
-    {"linux", "log", "paths"},
+    {"linux", "log", "options", "paths"},
     {"errors"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -28,8 +28,8 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 LOADED = {
     "__future__", "_ctypes", "_socket", "_struct", "ctypes", "ctypes._endian", "errno", "fcntl", "grp", "pwd", "struct", "types",
     "slurm_ch", "slurm_ch.actions", "slurm_ch.container", "slurm_ch.environment", "slurm_ch.errors", "slurm_ch.image",
-    "slurm_ch.launcher", "slurm_ch.linux", "slurm_ch.log", "slurm_ch.mounts", "slurm_ch.namespaces", "slurm_ch.passwd",
-    "slurm_ch.spec", "slurm_ch.squashfs", "slurm_ch.step", "slurm_ch.tickets", "slurm_ch.tree",
+    "slurm_ch.launcher", "slurm_ch.linux", "slurm_ch.log", "slurm_ch.mounts", "slurm_ch.namespaces", "slurm_ch.options", "slurm_ch.passwd",
+    "slurm_ch.site", "slurm_ch.spec", "slurm_ch.squashfs", "slurm_ch.step", "slurm_ch.tickets", "slurm_ch.tree",
 }  # fmt: skip
 
 # What a bare interpreter loads anyway, or not, with its version.

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slurm_ch import environment, errors, launcher, spec, tickets
+from slurm_ch import environment, errors, launcher, options, site, spec, tickets
 from slurm_ch.errors import ChError, UsageError
-from slurm_ch.spec import Bind, Setting
+from slurm_ch.options import Setting
+from slurm_ch.spec import Bind
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,7 +33,7 @@ def test_c_table_has_every_option_of_the_plugin() -> None:
         [sys.executable, "-I", ROOT / "spank/gen_options.py"], check=True, capture_output=True, text=True
     ).stdout
     names = re.findall(r'\{ "ch-([a-z-]+)", "([A-Z_]+)"', out)
-    wanted = [(o.name, o.variable) for o in spec.OPTIONS if o.where & spec.PLUGIN]
+    wanted = [(o.name, o.variable) for o in options.OPTIONS if o.where & options.PLUGIN]
     assert names == wanted
     # The C side takes the first for the image.
     assert names[0] == ("image", "IMAGE")
@@ -140,7 +141,7 @@ def test_an_image_is_required() -> None:
 
 
 def test_site_and_user_meet() -> None:
-    site = spec.parse_site(
+    here = site.parse(
         [
             "python=/usr/bin/python3",
             "storage=/images",
@@ -153,16 +154,16 @@ def test_site_and_user_meet() -> None:
             "forbid=write,uid",
         ]
     )
-    met = spec.meet(site, spec.parse_request("image=i\nbind=/mine\n"))
+    met = site.meet(here, spec.parse_request("image=i\nbind=/mine\n"))
     assert met.image == "i"
     assert [bind.src for bind in met.binds] == ["/s1", "/s2", "/s3", "/mine"]
     assert (met.private_tmp, met.env_rules, met.verbosity, met.storage) == (True, [("set", "A=1")], 1, "/images")
-    assert site.squashfuse == "/opt/sq"
+    assert here.squashfuse == "/opt/sq"
     # The user's word replaces the site's default, and the site's place for images.
-    met = spec.meet(site, spec.parse_request("image=i\nprivate-tmp=no\nset-env=B=2\nstorage=/my"))
+    met = site.meet(here, spec.parse_request("image=i\nprivate-tmp=no\nset-env=B=2\nstorage=/my"))
     assert (met.private_tmp, met.env_rules, met.storage) == (False, [("set", "B=2")], "/my")
     with pytest.raises(UsageError, match="--ch-uid=0: not allowed at this site"):
-        spec.meet(site, spec.parse_request("image=i\nuid=0"))
+        site.meet(here, spec.parse_request("image=i\nuid=0"))
 
 
 @pytest.mark.parametrize(
@@ -181,12 +182,12 @@ def test_site_and_user_meet() -> None:
 )
 def test_wrong_site_arguments(argument: str, message: str) -> None:
     with pytest.raises(UsageError) as caught:
-        spec.parse_site([argument])
+        site.parse([argument])
     assert str(caught.value).startswith("plugstack.conf: ")
     assert message in str(caught.value)
 
 
-@given(st.lists(st.tuples(st.sampled_from([o.name for o in spec.OPTIONS]), st.text(max_size=30)), max_size=5))
+@given(st.lists(st.tuples(st.sampled_from([o.name for o in options.OPTIONS]), st.text(max_size=30)), max_size=5))
 def test_nothing_a_user_can_write_makes_another_error(pairs: list[tuple[str, str]]) -> None:
     settings = [Setting(name, value, f"--{name}") for name, value in pairs]
     try:
@@ -198,7 +199,7 @@ def test_nothing_a_user_can_write_makes_another_error(pairs: list[tuple[str, str
 @given(st.text(max_size=200))
 def test_request_of_any_text(text: str) -> None:
     try:
-        spec.meet(spec.Site(), spec.parse_request(text))
+        site.meet(site.Site(), spec.parse_request(text))
     except UsageError:
         pass
 
@@ -206,7 +207,7 @@ def test_request_of_any_text(text: str) -> None:
 @given(st.text(max_size=60))
 def test_site_argument_of_any_text(text: str) -> None:
     try:
-        spec.parse_site([text])
+        site.parse([text])
     except UsageError:
         pass
 

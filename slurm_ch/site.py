@@ -1,0 +1,90 @@
+"""plugstack.conf's arguments: the site's part of every container."""
+
+from __future__ import annotations
+
+from . import spec
+from .errors import UsageError
+from .options import BY_NAME, FLAG, OPTIONAL, PLUGIN, Setting
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class Site:
+    """What plugstack.conf's arguments say: the site's part of every container."""
+
+    __slots__ = ("binds", "defaults", "forbidden", "squashfuse", "storage")
+
+    def __init__(self) -> None:
+        self.binds: list[spec.Bind] = []
+        self.defaults: list[Setting] = []
+        self.forbidden: set[str] = set()
+        self.squashfuse: str | None = None
+        self.storage: str | None = None
+
+
+def parse(arguments: Sequence[str]) -> Site:
+    """Return the Site for plugstack.conf's `arguments`; UsageError names the wrong one."""
+    site = Site()
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        setting = Setting(key, value, f"plugstack.conf: {key}")
+        if not equals or not value:
+            raise UsageError(f"plugstack.conf: {argument}: a value is missing")
+        if key in ("python", "launcher", "ch_join"):
+            continue  # the plugin's own
+        if key == "storage":
+            site.storage = value
+        elif key == "squashfuse":
+            site.squashfuse = value
+        elif key == "bind":
+            scratch = spec.Spec("/")
+            spec.bind(scratch, setting)
+            site.binds += scratch.binds
+        elif key == "default":
+            site.defaults.append(_site_default(setting))
+        elif key == "forbid":
+            site.forbidden |= _site_forbidden(setting)
+        else:
+            raise UsageError(f"plugstack.conf: {argument}: unknown argument")
+    return site
+
+
+def _site_default(setting: Setting) -> Setting:
+    name, equals, value = setting.value.partition("=")
+    option = BY_NAME.get(name)
+    if option is None or not option.where & PLUGIN or name == "image":
+        raise setting.wrong("not an option that can have a default")
+    if not equals:
+        if option.kind not in (FLAG, OPTIONAL):
+            raise setting.wrong("the option needs a value")
+        value = option.bare
+    return Setting(name, value, f"plugstack.conf: default={name}")
+
+
+def _site_forbidden(setting: Setting) -> set[str]:
+    names = set(setting.value.split(","))
+    unknown = sorted(n for n in names if n not in BY_NAME or n == "image")
+    if unknown:
+        raise setting.wrong(f"no such option: {', '.join(unknown)}")
+    return names
+
+
+def meet(site: Site, request: Sequence[Setting]) -> spec.Spec:
+    """Return the Spec that site and user make together.
+
+    The user's word replaces the site's default of the same option; the site's
+    binds always come, before the user's.
+    """
+    asked = {setting.name for setting in request}
+    for setting in request:
+        if setting.name in site.forbidden:
+            raise setting.wrong("not allowed at this site")
+    defaults = [setting for setting in site.defaults if setting.name not in asked]
+    image = next((s.value for s in reversed(request) if s.name == "image"), None)
+    wanted = spec.make(image, [*defaults, *request])
+    wanted.binds[:0] = site.binds
+    if wanted.storage is None:
+        wanted.storage = site.storage
+    return wanted

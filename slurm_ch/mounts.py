@@ -43,7 +43,7 @@ class Bind(Action):
     """Bind a file or directory of the host, recursively, at a place in the new root."""
 
     __slots__ = (
-        "_source", "dst", "dst_create", "dst_merge", "dst_optional", "follow", "label", "readonly", "src",
+        "_source", "attributes", "dst", "dst_create", "dst_merge", "dst_optional", "follow", "label", "src",
         "src_optional",
     )  # fmt: skip
 
@@ -57,11 +57,13 @@ class Bind(Action):
         dst_create: bool = False,
         dst_merge: bool = False,
         readonly: bool = False,
+        attributes: int = 0,
         follow: bool = False,
         label: str = "",
     ) -> None:
         """Describe a bind; ChError on a combination that makes no sense.
 
+        `attributes` are the kernel's MOUNT_ATTR_*, added to what the source has.
         `follow` lets the image's absolute symbolic links point within the
         image, for places that we choose; for the user's, they are an escape.
         """
@@ -77,7 +79,7 @@ class Bind(Action):
         self.dst_optional = dst_optional
         self.dst_create = dst_create
         self.dst_merge = dst_merge
-        self.readonly = readonly
+        self.attributes = attributes | (linux.MOUNT_ATTR_RDONLY if readonly else 0)
         self.follow = follow
         self.label = label
         self._source: int | None = None  # a descriptor, or -1 for none
@@ -86,7 +88,7 @@ class Bind(Action):
         notes = [
             word
             for word, true in (
-                ("read-only", self.readonly),
+                ("read-only", self.attributes & linux.MOUNT_ATTR_RDONLY),
                 ("if there", self.src_optional or self.dst_optional),
                 ("create destination", self.dst_create),
                 ("merge", self.dst_merge),
@@ -148,7 +150,7 @@ class Bind(Action):
             self._refuse(error)
         directory = stat.S_ISDIR(os.fstat(source).st_mode)
         try:
-            return create(build, self.dst, directory)
+            return create(build, self.dst, directory, self.follow)
         except ChError as error:
             raise ChError(f"{self._why()}: {error}") from error.__cause__
 
@@ -160,9 +162,9 @@ class Bind(Action):
     def _attach(self, source: int, target: int) -> None:
         flags = linux.MOVE_MOUNT_F_EMPTY_PATH | linux.MOVE_MOUNT_T_EMPTY_PATH
         try:
-            if self.readonly:
+            if self.attributes:
                 # Only the mount itself: /dev/shm below /dev stays writeable.
-                linux.mount_setattr(source, 0, linux.MOUNT_ATTR_RDONLY)
+                linux.mount_setattr(source, 0, self.attributes)
             linux.move_mount(source, "", target, "", flags)
         except OSError as error:
             if error.errno in (errno.ENOTDIR, errno.EINVAL) and _kinds_differ(source, target):
@@ -178,12 +180,12 @@ class Bind(Action):
         except FileNotFoundError:
             Bind(parent, point, dst_create=True, follow=True, label=self.label).apply(build)
         try:
-            directory = create_parents(build, os.path.dirname(self.dst))
+            directory = create_parents(build, os.path.dirname(self.dst), self.follow)
         except OSError as error:
             self._refuse(error)
         last = os.path.basename(self.dst)
         try:
-            directory = _writeable(build, directory, self.dst)
+            directory = writeable(build, directory, self.dst)
             if not _exists_at(directory, last) and not self.dst_create:
                 raise ChError(f"{self._why()}: destination not found: {self.dst}")
             if self._move_away(directory, last):
@@ -239,18 +241,18 @@ def open_file(build: Build, path: str) -> int:
     return linux.openat2(build.root_fd, path.lstrip("/"), os.O_RDONLY, _IN_ROOT)
 
 
-def create(build: Build, path: str, directory: bool) -> int:
+def create(build: Build, path: str, directory: bool, follow: bool = False) -> int:
     """Make a mount point at `path`, with the directories above it, and return it opened."""
     try:
         if directory:
-            return create_parents(build, path)
-        parent = create_parents(build, os.path.dirname(path))
+            return create_parents(build, path, follow)
+        parent = create_parents(build, os.path.dirname(path), follow)
     except OSError as error:
         if error.errno == errno.EXDEV:
             raise ChError(f"{path} not subdirectory of the image's root") from None
         raise ChError(f"can't create {path}") from error
     try:
-        parent = _writeable(build, parent, path)
+        parent = writeable(build, parent, path)
         name = os.path.basename(path)
         fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=parent)
         os.close(fd)
@@ -261,14 +263,14 @@ def create(build: Build, path: str, directory: bool) -> int:
         os.close(parent)
 
 
-def create_parents(build: Build, path: str) -> int:
+def create_parents(build: Build, path: str, follow: bool = False) -> int:
     """Return the directory `path` opened, made with all above it where missing."""
     parts = [part for part in path.split("/") if part not in ("", ".")]
     here = look_up(build, "/", False)
     done = 0
     for index in range(len(parts)):
         try:
-            deeper = look_up(build, "/".join(parts[: index + 1]), False)
+            deeper = look_up(build, "/".join(parts[: index + 1]), follow)
         except FileNotFoundError:
             break
         os.close(here)
@@ -278,7 +280,7 @@ def create_parents(build: Build, path: str) -> int:
         if name == "..":
             os.close(here)
             raise ChError(f"can't create a directory below '..': {path}")
-        here = _writeable(build, here, path)
+        here = writeable(build, here, path)
         os.mkdir(name, 0o755, dir_fd=here)
         deeper = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=here)
         os.close(here)
@@ -286,7 +288,7 @@ def create_parents(build: Build, path: str) -> int:
     return here
 
 
-def _writeable(build: Build, directory: int, path: str) -> int:
+def writeable(build: Build, directory: int, path: str) -> int:
     """Return `directory`, or a writeable overmount of it, in which a name can be made.
 
     Where it returns another descriptor, `directory` is closed. ChError when the
@@ -310,10 +312,37 @@ def _overmount(build: Build, directory: int) -> int:
     os.makedirs(f"{layers}/upper", 0o755)
     os.mkdir(f"{layers}/work", 0o700)
     cover = overlay(f"/proc/self/fd/{directory}", f"{layers}/upper", f"{layers}/work")
+    below = _mounts_below(directory)
     flags = linux.MOVE_MOUNT_F_EMPTY_PATH | linux.MOVE_MOUNT_T_EMPTY_PATH
     linux.move_mount(cover, "", directory, "", flags)
+    for name, fd in below:
+        # The overlay has the places, but not what is mounted on them.
+        place = linux.openat2(cover, name, os.O_PATH, _BENEATH | linux.RESOLVE_NO_SYMLINKS)
+        linux.move_mount(fd, "", place, "", flags)
+        os.close(place)
+        os.close(fd)
     build.mounts.add(mount_id(cover))
     return cover
+
+
+def _mounts_below(directory: int) -> list[tuple[str, int]]:
+    """Return the mounts on places below `directory`, each as relative path and descriptor."""
+    base, parent = os.fsencode(os.readlink(f"/proc/self/fd/{directory}")) + b"/", b"%d" % mount_id(directory)
+    with open("/proc/self/mountinfo", "rb") as file:
+        lines = [line.split(b" ", 5) for line in file]
+    found = []
+    for _, above, _, _, point, _ in lines:
+        path = _unescape(point)
+        if above == parent and path.startswith(base):
+            name = os.fsdecode(path[len(base) :])
+            found.append((name, linux.open_tree(directory, name, linux.OPEN_TREE_CLOEXEC)))
+    return found
+
+
+def _unescape(field: bytes) -> bytes:
+    """Return a path of mountinfo as it is: blanks, newlines and backslashes are octal there."""
+    first, *rest = field.split(b"\\")
+    return first + b"".join(bytes([int(part[:3], 8)]) + part[3:] for part in rest)
 
 
 def overlay(lower: str, upper: str, work: str) -> int:

@@ -153,8 +153,8 @@ class Write(Action):
         os.fchmod(fd, 0o644)
         os.write(fd, self.text.encode("utf-8", "surrogateescape"))
         os.close(fd)
+        # Never unlinked: a mount of what has no name can't be moved again.
         mounts.Bind(name, self.path, follow=True).apply(build)
-        os.unlink(name)
 
 
 class PrivateTmp(Action):

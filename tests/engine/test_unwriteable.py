@@ -1,0 +1,33 @@
+"""Directories of the image that belong to somebody else [B3]: covered, with all that is mounted in them kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import make_image
+
+Good = Callable[..., str]
+
+
+@pytest.fixture(scope="session")
+def others_image(world_tmp: Path) -> Path:
+    """A directory image that belongs to root."""
+    root = make_image(world_tmp / "others", "root's")
+    (root / "etc/kept").write_text("kept\n")
+    return root
+
+
+def test_b3_binds_in_a_covered_directory_stay(good: Good, others_image: Path, world_tmp: Path, user: str) -> None:
+    source = world_tmp / "bound"
+    source.write_text("bound\n")
+    odd = world_tmp / "od d\\n"
+    odd.write_text("odd\n")
+    (others_image / "etc/od d\\n").touch()
+    out = good(
+        "-W", "-b", f"{odd}:/etc/od d\\n", "-b", f"{source}:/etc/new", others_image, "--",
+        "sh", "-c", f"grep -c ^{user}: /etc/passwd /etc/group; cat /etc/kept /etc/new /etc/od*",
+    )  # fmt: skip
+    assert out == "/etc/passwd:1\n/etc/group:1\nkept\nbound\nodd\n"

@@ -42,6 +42,11 @@ demo-here: build
 test-here: build lint
 	$(VENV)/bin/python -m pytest
 
+# The whole suite on Debian bookworm, trixie and forky, each with its own Slurm
+# (22.05, 24.11, 26.05); needs root and a gigabyte a release below build/.
+matrix:
+	@$(PYTHON) etc/matrix.py $(RELEASES)
+
 lint: $(VENV)/.built
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -74,4 +79,4 @@ clean:
 	rm -rf $(VENV) build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: all deps build native demo test demo-here test-here lint install uninstall clean
+.PHONY: all deps build native demo test demo-here test-here matrix lint install uninstall clean

@@ -19,7 +19,7 @@ SANITIZE = [
     "-fsanitize=address,undefined",
     "-fno-sanitize-recover=all",
 ]
-SOURCES = [str(SPANK / name) for name in ("slurm_ch.c", "submit.c", "node.c", "launch.c")]
+SOURCES = [str(SPANK / name) for name in ("slurm_ch.c", "submit.c", "node.c", "launch.c", "version.c")]
 
 Fake = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -1,0 +1,46 @@
+/* A plugin built for another Slurm release says so.
+ *
+ * Slurm refuses such a plugin, and names neither release in a way that helps.
+ * The loader's constructors run before Slurm looks at the version.
+ */
+#include <string.h>
+
+#include "plugin.h"
+
+#define DIGITS(n) '0' + (n) / 10, '0' + (n) % 10
+
+/* `slurm-ch doctor` looks for this in the file. */
+static const struct {
+	char magic[20];
+	char release[6];
+} built_for __attribute__((used)) = {
+	"slurm_ch for Slurm ",
+	{ DIGITS(SLURM_VERSION_MAJOR(SLURM_VERSION_NUMBER)), '.',
+	  DIGITS(SLURM_VERSION_MINOR(SLURM_VERSION_NUMBER)), '\0' },
+};
+
+/* Weak: the file can be loaded by what isn't Slurm. */
+extern long slurm_api_version(void) __attribute__((weak));
+
+/* The library's own number, the only one that it tells: 38 is 22.05. */
+#define FIRST_API 38
+static const char *const releases[] = { "22.05", "23.02", "23.11", "24.05",
+					"24.11", "25.05", "25.11", "26.05" };
+
+static const char *version_of_slurm(long api)
+{
+	size_t n = SLURM_VERSION_MAJOR(api) - FIRST_API;
+
+	/* Unknown, or from before: no word rather than a wrong one. */
+	return n < sizeof(releases) / sizeof(*releases) ? releases[n] : NULL;
+}
+
+static void __attribute__((constructor)) say_if_other_release(void)
+{
+	const char *running = slurm_api_version ? version_of_slurm(slurm_api_version()) : NULL;
+
+	if (running && strcmp(running, built_for.release))
+		slurm_error("slurm_ch: this plugin was built for Slurm %s, and this is Slurm %s; "
+			    "build and install it anew on this release",
+			    built_for.release, running);
+}

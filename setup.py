@@ -21,7 +21,7 @@ class BuildWithChJoin(build_py):
         if self.editable_mode:
             return
         out = os.path.abspath(os.path.join(self.build_lib, "slurm_ch", "native"))
-        subprocess.run(["make", "-C", "spank", f"OUT={out}", f"{out}/ch-join"], check=True)
+        subprocess.run(["make", "-C", "spank", f"OUT={out}", "programs"], check=True)
 
 
 class Native(Distribution):

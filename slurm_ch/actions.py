@@ -15,7 +15,9 @@ class Build:
     of the host is hidden, and none has to exist for it.
     """
 
-    __slots__ = ("image_fd", "mounts", "overmounts", "proc_fd", "records", "root", "root_fd", "server_stderr")
+    __slots__ = (
+        "image_fd", "mounts", "overmounts", "proc_fd", "records", "relay_fd", "root", "root_fd", "server_stderr",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.image_fd = -1  # the image as a detached mount
@@ -26,6 +28,7 @@ class Build:
         self.proc_fd = -1  # the host's /proc/self
         self.records: list[tuple[str, str]] = []  # for the plan that ch-join gets
         self.server_stderr = -1
+        self.relay_fd = -1  # where Slurm's commands are called from inside
 
 
 class Action:

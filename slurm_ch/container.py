@@ -173,7 +173,22 @@ class Container:
         if self.caller.script:
             actions.append(tree.ShowScript(self.caller.script))
         actions.append(Environment(spec, self.caller))
+        # A writeable image's directories stay as they are, unless asked for.
+        if spec.relay or (spec.relay is None and self.caller.script and not spec.write and spec.relay_commands):
+            actions.append(self._relay())
         return actions
+
+    def _relay(self) -> Action:
+        from . import paths, relay
+
+        return relay.Offer(
+            self.spec.relay_commands,
+            paths.CH_RELAY,
+            self.caller.environment.get("PATH", ""),
+            lifetime=relay.TASK if self.caller.script else relay.STEP,
+            label=self.spec.labels.get("relay", ""),
+            writeable=self.spec.write_fake is not None,
+        )
 
     def _image_action(self) -> Action:
         if self.image.kind == image.SQUASHFS:

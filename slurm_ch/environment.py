@@ -11,6 +11,7 @@ A plan is a sequence of NUL-terminated records, the first byte its kind:
     P              give PATH a /bin if it has none
     C DIR          change to DIR, or fail
     V LEVEL        verbosity
+    B ...          what starts the relay's broker (before all else, on the host)
 """
 
 from __future__ import annotations
@@ -87,5 +88,6 @@ def describe(record: Record) -> str:
         "P": "add /bin to PATH if it has none",
         "C": "change directory to",
         "V": "verbosity",
+        "B": "relay",
     }
     return f"environment: {words[kind]} {value}".rstrip()

@@ -79,7 +79,7 @@ def launch(facts: Facts, office: tickets.Office) -> None:
     _leave_first_core()
     build = engine.containerize(engine.Container(wanted, caller, here.squashfuse))
     user_fd, mount_fd = namespaces.open_own()
-    office.issue(user_fd, mount_fd, tickets.plan_file(engine.plan_bytes(build)))
+    office.issue(user_fd, mount_fd, tickets.plan_file(engine.plan_bytes(build)), build.relay_fd)
 
 
 def _leave_first_core() -> None:

@@ -61,6 +61,7 @@ OPTIONS = (
     Option("uid", ONE, "UID", "user id in the container [yours]", short="u"),
     Option("gid", ONE, "GID", "group id in the container [yours]", short="g"),
     Option("storage", ONE, "DIR", "where images by name are [/var/tmp/$USER.ch]", short="s"),
+    Option("relay", FLAG, "", "let srun, squeue, ... be called inside [in batch scripts]", where=PLUGIN),
     Option("verbose", OPTIONAL, "LEVEL", "say what is done; 2: in detail", short="v", bare="1"),
     Option("quiet", FLAG, "", "no warnings", where=COMMAND, short="q"),
     Option("join", FLAG, "", "share one container among this node's peers", where=COMMAND, short="j"),

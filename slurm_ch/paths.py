@@ -8,5 +8,6 @@ PACKAGE = os.path.dirname(os.path.abspath(__file__))
 LAUNCHER = os.path.join(PACKAGE, "launch.py")
 NATIVE = os.path.join(PACKAGE, "native")
 CH_JOIN = os.path.join(NATIVE, "ch-join")
+CH_RELAY = os.path.join(NATIVE, "ch-relay")
 PLUGIN = os.path.join(NATIVE, "slurm_ch.so")
 PYTHON = "/usr/bin/python3"

@@ -11,15 +11,25 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+# Slurm's commands that make sense inside. Not salloc: what it starts would be on the host.
+RELAYED = (
+    "srun", "sbatch", "sbcast", "scancel", "scontrol", "sinfo", "squeue", "sacct", "sattach", "sprio", "sshare",
+    "sstat",
+)  # fmt: skip
+# What a site may add.
+_RELAYABLE = frozenset((*RELAYED, "sacctmgr", "salloc", "scrontab", "sdiag", "sreport", "strigger"))
+
+
 class Site:
     """What plugstack.conf's arguments say: the site's part of every container."""
 
-    __slots__ = ("binds", "defaults", "forbidden", "squashfuse", "storage")
+    __slots__ = ("binds", "defaults", "forbidden", "relayed", "squashfuse", "storage")
 
     def __init__(self) -> None:
         self.binds: list[spec.Bind] = []
         self.defaults: list[Setting] = []
         self.forbidden: set[str] = set()
+        self.relayed: Sequence[str] = RELAYED
         self.squashfuse: str | None = None
         self.storage: str | None = None
 
@@ -46,6 +56,8 @@ def parse(arguments: Sequence[str]) -> Site:
             site.defaults.append(_site_default(setting))
         elif key == "forbid":
             site.forbidden |= _site_forbidden(setting)
+        elif key == "relay":
+            site.relayed = _site_relayed(setting)
         else:
             raise UsageError(f"plugstack.conf: {argument}: unknown argument")
     return site
@@ -71,6 +83,18 @@ def _site_forbidden(setting: Setting) -> set[str]:
     return names
 
 
+def _site_relayed(setting: Setting) -> Sequence[str]:
+    if setting.value == "no":
+        return ()
+    if setting.value == "yes":
+        return RELAYED
+    names = setting.value.split(",")
+    unknown = sorted(name for name in set(names) if name not in _RELAYABLE)
+    if unknown:
+        raise setting.wrong(f"neither yes nor no, nor commands of Slurm's: {', '.join(unknown)}")
+    return names
+
+
 def meet(site: Site, request: Sequence[Setting]) -> spec.Spec:
     """Return the Spec that site and user make together.
 
@@ -85,6 +109,9 @@ def meet(site: Site, request: Sequence[Setting]) -> spec.Spec:
     image = next((s.value for s in reversed(request) if s.name == "image"), None)
     wanted = spec.make(image, [*defaults, *request])
     wanted.binds[:0] = site.binds
+    wanted.relay_commands = site.relayed
+    if wanted.relay and not site.relayed:
+        raise UsageError(f"{wanted.labels['relay']}: not available at this site")
     if wanted.storage is None:
         wanted.storage = site.storage
     return wanted

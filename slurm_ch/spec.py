@@ -10,7 +10,7 @@ from .options import BY_NAME, DEFAULT_WRITE_FAKE, LIST, PLUGIN, Setting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
 MAX_ID = 2**32 - 2
 
@@ -43,8 +43,8 @@ class Spec:
 
     __slots__ = (
         "binds", "cd", "env_expand", "env_rules", "gid", "home", "image", "join", "join_count", "join_pid",
-        "join_tag", "join_timeout", "labels", "passwd", "private_tmp", "storage", "uid", "verbosity", "write",
-        "write_fake",
+        "join_tag", "join_timeout", "labels", "passwd", "private_tmp", "relay", "relay_commands", "storage", "uid",
+        "verbosity", "write", "write_fake",
     )  # fmt: skip
 
     def __init__(self, image: str) -> None:
@@ -62,6 +62,8 @@ class Spec:
         self.uid: int | None = None
         self.gid: int | None = None
         self.storage: str | None = None
+        self.relay: bool | None = None  # None: as the kind of step has it
+        self.relay_commands: Sequence[str] = ()  # the site's word
         self.verbosity = 0
         self.join = False
         self.join_count: int | None = None
@@ -215,6 +217,10 @@ def _storage(spec: Spec, setting: Setting) -> None:
     spec.storage = setting.value
 
 
+def _relay(spec: Spec, setting: Setting) -> None:
+    spec.relay = boolean(setting)
+
+
 def _verbose(spec: Spec, setting: Setting) -> None:
     spec.verbosity = number(setting, 0, 9)
 
@@ -261,6 +267,7 @@ _PARSERS = {
     "uid": _uid,
     "gid": _gid,
     "storage": _storage,
+    "relay": _relay,
     "verbose": _verbose,
     "quiet": _quiet,
     "join": _join,

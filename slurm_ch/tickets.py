@@ -1,7 +1,7 @@
 """The ticket: what the launcher hands to a node's tasks.
 
-One SEQPACKET message: a header and three descriptors (user namespace, mount
-namespace, plan). It is sent once: every task looks at it without taking it
+One SEQPACKET message: a header and three or four descriptors (user namespace,
+mount namespace, plan, the relay's socket). It is sent once: every task looks at it without taking it
 (MSG_PEEK duplicates the descriptors), so two namespaces are in flight however
 many tasks there are, and none can take another's share.
 """
@@ -43,9 +43,9 @@ class Office:
         except OSError as error:
             raise ChError(f"not a socket: descriptor {fd}") from error
 
-    def issue(self, user_fd: int, mount_fd: int, plan_fd: int) -> None:
+    def issue(self, user_fd: int, mount_fd: int, plan_fd: int, relay_fd: int = -1) -> None:
         """Hand out the ticket; ChError if the kernel refuses."""
-        self._send(0, (user_fd, mount_fd, plan_fd))
+        self._send(0, (user_fd, mount_fd, plan_fd, relay_fd)[: 3 + (relay_fd >= 0)])
 
     def refuse(self, code: int) -> None:
         """Tell the tasks to exit with `code`."""

@@ -28,6 +28,7 @@
 #include <unistd.h>
 
 #include "ch-join.h"
+#include "relay.h"
 
 extern char **environ;
 
@@ -76,6 +77,7 @@ static void __attribute__((format(printf, 1, 2))) info(const char *format, ...)
 
 struct ticket {
 	int user_fd, mount_fd, plan_fd;
+	int relay_fd; /* -1: no relay */
 };
 
 /* Only one task of a node repeats what is wrong with all of them. */
@@ -94,7 +96,7 @@ static void read_ticket(int sock, struct ticket *t)
 		unsigned char code[4];
 	} head;
 	union {
-		char space[CMSG_SPACE(3 * sizeof(int))];
+		char space[CMSG_SPACE(4 * sizeof(int))];
 		struct cmsghdr align;
 	} control;
 	struct iovec iov = { &head, sizeof(head) };
@@ -131,9 +133,10 @@ static void read_ticket(int sock, struct ticket *t)
 		exit(code & 0xff ? code & 0xff : EXIT_SETUP);
 	c = CMSG_FIRSTHDR(&msg);
 	if (msg.msg_flags & MSG_CTRUNC || !c || c->cmsg_type != SCM_RIGHTS ||
-	    c->cmsg_len != CMSG_LEN(sizeof(int) * 3))
+	    (c->cmsg_len != CMSG_LEN(sizeof(int) * 3) && c->cmsg_len != CMSG_LEN(sizeof(int) * 4)))
 		die(EXIT_SETUP, "can't receive the ticket: out of file descriptors");
-	memcpy(t, CMSG_DATA(c), sizeof(int) * 3);
+	t->relay_fd = -1;
+	memcpy(t, CMSG_DATA(c), c->cmsg_len - CMSG_LEN(0));
 }
 
 static void enter(int fd, const char *kind)
@@ -271,15 +274,20 @@ static void carry_out(const char *record, const char **directory)
 	case 'V':
 		verbosity = atoi(rest);
 		break;
+	case 'B': /* done, on the host */
+		break;
 	default:
 		die(EXIT_SETUP, "launcher and ch-join are of different versions");
 	}
 }
 
-/* Carry out the plan; return the directory it asks for, or NULL. */
-static const char *carry_out_plan(int fd)
+struct plan {
+	const char *first, *end;
+};
+
+static struct plan read_plan(int fd)
 {
-	const char *directory = NULL, *plan, *end;
+	const char *plan, *end;
 	struct stat st;
 
 	if (fstat(fd, &st) || st.st_size < (off_t)sizeof(PLAN_HEADER))
@@ -291,9 +299,27 @@ static const char *carry_out_plan(int fd)
 	end = plan + st.st_size;
 	if (memcmp(plan, PLAN_HEADER, sizeof(PLAN_HEADER)) || end[-1])
 		die(EXIT_SETUP, "launcher and ch-join are of different versions");
-	for (const char *r = plan + sizeof(PLAN_HEADER); r < end; r += strlen(r) + 1)
+	return (struct plan){ plan + sizeof(PLAN_HEADER), end };
+}
+
+/* Carry out the plan; return the directory it asks for, or NULL. */
+static const char *carry_out_plan(struct plan plan)
+{
+	const char *directory = NULL;
+
+	for (const char *r = plan.first; r < plan.end; r += strlen(r) + 1)
 		carry_out(r, &directory);
 	return directory;
+}
+
+/* Start what carries out Slurm's commands on the host, once per node. */
+static void start_broker(struct plan plan, int listen_fd)
+{
+	for (const char *r = plan.first; r < plan.end && is_first_task(); r += strlen(r) + 1)
+		if (*r == 'B' && relay_start(r + 1, listen_fd))
+			die(EXIT_SETUP, "can't start the relay of Slurm's commands: %s",
+			    strerror(errno));
+	close(listen_fd);
 }
 
 /* ---- The command ---- */
@@ -345,8 +371,9 @@ static int number(const char **text)
 static void through_ticket(const char *join, char **argv)
 {
 	struct ticket t;
+	struct plan plan;
 	const char *rest = join;
-	char *callers = getcwd(NULL, 0);
+	const char *callers = getcwd(NULL, 0);
 	char *command = NULL;
 	int sock = number(&rest);
 
@@ -357,6 +384,9 @@ static void through_ticket(const char *join, char **argv)
 	unsetenv("SLURM_CH_JOIN");
 	read_ticket(sock, &t);
 	close(sock);
+	plan = read_plan(t.plan_fd);
+	if (t.relay_fd >= 0)
+		start_broker(plan, t.relay_fd);
 	enter(t.user_fd, "user");
 	enter(t.mount_fd, "mount");
 	if (command)
@@ -365,7 +395,9 @@ static void through_ticket(const char *join, char **argv)
 		argv++;
 	if (!argv[0])
 		die(EXIT_USAGE, "no command given");
-	change_directory(carry_out_plan(t.plan_fd), callers);
+	if (relay_take_variables(&callers))
+		need(NULL);
+	change_directory(carry_out_plan(plan), callers);
 	run(argv);
 }
 
@@ -387,7 +419,7 @@ int main(int argc, char **argv)
 				callers = need(strdup(getenv("SLURM_CH_CWD")));
 				unsetenv("SLURM_CH_CWD");
 			}
-			change_directory(carry_out_plan(plan), callers);
+			change_directory(carry_out_plan(read_plan(plan)), callers);
 			run(argv + 3);
 		}
 	}

@@ -88,7 +88,7 @@ def test_an_empty_image_is_refused_at_submission(sh: Run, command: str) -> None:
 def with_plugin(arguments: str, user: str, command: str) -> subprocess.CompletedProcess[str]:
     with Cluster(nodes=1, plugstack_lines=[f"required {paths.PLUGIN} {arguments}"]) as own:
         done = own.run(["bash", "-c", command], user=user)
-        assert own.node_states() == {"n1": "idle"}
+        assert own.node_states()["n1"] in ("idle", "completing")
     return done
 
 

@@ -67,7 +67,9 @@ def fake(fakes: dict[str, Path]) -> Fake:
 def ch_join_sanitized(world_tmp: Path) -> Path:
     """ch-join with sanitizers, for what its parsers make of nonsense."""
     to = world_tmp / "ch-join-sanitized"
-    subprocess.run(["cc", *SANITIZE, "-o", to, SPANK / "ch-join.c"], check=True, capture_output=True)
+    subprocess.run(
+        ["cc", *SANITIZE, "-o", to, SPANK / "ch-join.c", SPANK / "relay-task.c"], check=True, capture_output=True
+    )
     return to
 
 

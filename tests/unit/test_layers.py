@@ -16,7 +16,7 @@ LAYERS = (
     {"launch"},
     {"launcher", "runner", "cluster"},
     {"container"},
-    {"tree"},
+    {"relay", "tree"},
     {"join", "tickets", "mounts", "squashfs", "namespaces", "passwd", "site"},
     {"actions", "spec", "image", "environment", "step"},
     {"linux", "log", "options", "paths"},

@@ -1,0 +1,178 @@
+"""Slurm's commands inside a container whose image has none: the part inside.
+
+A socket, a small program, and links to it under the commands' names. The other
+end is started by `ch-join`, on the host, from the record that is left here.
+Only loaded where it is wanted.
+"""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import os
+
+from . import linux, log, mounts
+from .actions import Action, Build
+from .errors import ChError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# Where the commands go: the first of these that the image has and PATH names.
+PLACES = ("/usr/local/bin", "/usr/bin", "/bin")
+# The directory beside the commands that holds the program and the socket.
+ROOM = ".slurm-ch"
+
+# Callers that may wait for the broker to look up; the kernel cuts it.
+_BACKLOG = 4096
+
+_LAYER = "relay/layer"
+_ROOM = "relay/room"
+
+_ATTRIBUTES = linux.MOUNT_ATTR_RDONLY | linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV
+_ONTO = linux.MOVE_MOUNT_F_EMPTY_PATH | linux.MOVE_MOUNT_T_EMPTY_PATH
+
+TASK = "t"  # the broker lives as long as the task that starts it
+STEP = "s"  # ... as long as the step
+
+
+class Offer(Action):
+    """Make `commands` callable in the container.
+
+    `label` is how the user asked for it; where nobody asked, what doesn't work
+    is only worth a warning.
+    """
+
+    __slots__ = ("commands", "label", "lifetime", "path", "program", "writeable")
+
+    def __init__(
+        self, commands: Sequence[str], program: str, path: str, *, lifetime: str, label: str, writeable: bool
+    ) -> None:
+        self.commands = commands
+        self.program = program
+        self.path = path
+        self.lifetime = lifetime
+        self.label = label
+        self.writeable = writeable
+
+    def describe(self) -> str:
+        return f"pass {', '.join(self.commands)} on to the host"
+
+    def apply(self, build: Build) -> None:
+        try:
+            self._offer(build)
+        except (ChError, OSError) as error:
+            if self.label:
+                raise ChError(f"{self.label}: can't {self.describe()}: {error}") from error.__cause__
+            log.warning(f"srun and its like won't work in this container: {error}")
+
+    def _offer(self, build: Build) -> None:
+        places = self._places(build)
+        try:
+            if not places:
+                raise ChError(f"the image has none of {', '.join(PLACES)}")
+            listener = self._furnish()
+            for path, directory in places:
+                self._settle(build, path, directory)
+            build.relay_fd = listener.detach()
+            build.records.append(("B", f"{self.lifetime}{','.join(self.commands)}:{self.program}"))
+        finally:
+            for _, directory in places:
+                os.close(directory)
+
+    def _places(self, build: Build) -> list[tuple[str, int]]:
+        """Return where the commands go, and where an srun of the image's must not win."""
+        on_path = [*self.path.split(":"), "/bin"]
+        found: list[tuple[str, int]] = []
+        seen = set()
+        chosen = False
+        for path in PLACES:
+            try:
+                directory = mounts.look_up(build, path, True)
+            except OSError:
+                continue
+            status = os.fstat(directory)
+            wanted = path in on_path and not chosen
+            if (
+                (status.st_dev, status.st_ino) not in seen
+                and mounts.mount_id(directory) in build.mounts
+                and (wanted or _has(directory, "srun"))
+            ):
+                seen.add((status.st_dev, status.st_ino))
+                chosen = chosen or wanted
+                found.append((path, directory))
+            else:
+                os.close(directory)
+        return found if chosen else []
+
+    def _furnish(self) -> _socket.socket:
+        """Make, in the staging tmpfs, what is to be mounted; return the listening socket."""
+        os.mkdir("relay", 0o700)
+        os.mkdir(_LAYER, 0o755)
+        self._fill(os.open(_LAYER, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        os.mkdir(_ROOM, 0o700)
+        os.close(os.open(f"{_ROOM}/relay", os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o700))
+        program = linux.open_tree(linux.AT_FDCWD, self.program, linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC)
+        linux.mount_setattr(program, 0, _ATTRIBUTES)
+        linux.move_mount(program, "", linux.AT_FDCWD, f"{_ROOM}/relay", linux.MOVE_MOUNT_F_EMPTY_PATH)
+        os.close(program)
+        listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
+        # The room is the user's only; so is the socket, before anybody can call.
+        listener.bind(f"{_ROOM}/socket")
+        os.chmod(f"{_ROOM}/socket", 0o600)
+        listener.listen(_BACKLOG)
+        return listener
+
+    def _fill(self, directory: int) -> None:
+        """Put the links and the room's place into `directory`, in place of what is there; closes it."""
+        try:
+            for name in (*self.commands, ROOM):
+                if _has(directory, name):
+                    os.unlink(name, dir_fd=directory)
+            for name in self.commands:
+                os.symlink(f"{ROOM}/relay", name, dir_fd=directory)
+            os.mkdir(ROOM, 0o755, dir_fd=directory)
+        finally:
+            os.close(directory)
+
+    def _settle(self, build: Build, path: str, directory: int) -> None:
+        """Show the commands in `directory`: in it where it is writeable, else in a cover of it."""
+        if self.writeable:
+            self._fill(mounts.writeable(build, os.dup(directory), path))
+        else:
+            _cover(build, directory)
+        room = linux.open_tree(
+            linux.AT_FDCWD, _ROOM, linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC | linux.AT_RECURSIVE
+        )
+        linux.mount_setattr(room, 0, _ATTRIBUTES)
+        point = mounts.look_up(build, f"{path}/{ROOM}", True)
+        linux.move_mount(room, "", point, "", _ONTO)
+        os.close(point)
+        os.close(room)
+
+
+def _has(directory: int, name: str) -> bool:
+    try:
+        os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        return False
+    return True
+
+
+def _cover(build: Build, directory: int) -> None:
+    """Lay our layer over `directory`, read-only: what can't be kept can't be written."""
+    context = linux.fsopen("overlay")
+    try:
+        for key, value in (("source", "slurm_ch"), ("lowerdir", f"{_LAYER}:/proc/self/fd/{directory}")):
+            linux.fsconfig(context, linux.FSCONFIG_SET_STRING, key, value)
+        linux.fsconfig(context, linux.FSCONFIG_SET_FLAG, "userxattr")
+        linux.fsconfig(context, linux.FSCONFIG_CMD_CREATE)
+        cover = linux.fsmount(context, linux.FSMOUNT_CLOEXEC, _ATTRIBUTES)
+    finally:
+        os.close(context)
+    linux.move_mount(cover, "", directory, "", _ONTO)
+    build.mounts.add(mounts.mount_id(cover))
+    os.close(cover)

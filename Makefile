@@ -69,6 +69,7 @@ install: native
 	ln -sf $(libdir)/slurm_ch/native/slurm_ch.so $(DESTDIR)$(prefix)/lib/slurm/slurm_ch.so
 	install -d $(DESTDIR)$(prefix)/share/slurm_ch
 	sed 's|@LIBDIR@|$(libdir)|g' etc/plugstack.conf.in > $(DESTDIR)$(prefix)/share/slurm_ch/plugstack.conf
+	install -m 755 etc/task-prolog $(DESTDIR)$(prefix)/share/slurm_ch
 
 uninstall:
 	rm -rf $(DESTDIR)$(libdir) $(DESTDIR)$(prefix)/share/slurm_ch

@@ -132,8 +132,7 @@ class Container:
         else:
             storage = image.storage_directory(spec.storage, caller.environment, caller.user)
             self.image = image.resolve(spec.image, storage, caller.cwd)
-        if spec.write and self.image.kind == image.SQUASHFS:
-            raise UsageError(f"{spec.labels['write']}: SquashFS can't be written to, only write-fake: {spec.image}")
+        check_writeable(spec, self.image)
         self.hooks_host = Hooks("host")
         self.hooks_guest = Hooks("guest")
         self.hooks_all = Hooks("all")
@@ -217,6 +216,12 @@ class Container:
     def _user_bind(self, bind: BindSpec) -> Action:
         source = os.path.join(self.caller.cwd, bind.src)
         return mounts.Bind(source, bind.dst, dst_create=self.spec.write_fake is not None, label=bind.label)
+
+
+def check_writeable(spec: Spec, found: image.Image) -> None:
+    """Raise UsageError if the image is of a kind that can't be written to, and shall be."""
+    if spec.write and found.kind == image.SQUASHFS:
+        raise UsageError(f"{spec.labels['write']}: SquashFS can't be written to, only write-fake: {spec.image}")
 
 
 def containerize(container: Container) -> Build:

@@ -60,6 +60,12 @@ def read_facts(fd: int) -> Facts:
     return facts
 
 
+def asked_for(facts: Facts) -> tuple[site.Site, spec.Spec]:
+    """Return what the site says, and what site and user together ask for; UsageError if it is wrong."""
+    ours = site.parse(facts.site)
+    return ours, site.meet(ours, spec.parse_request(facts.request))
+
+
 def task_count(facts: Facts) -> int:
     """Return this node's task count: Slurm's own word, else worked out from the environment."""
     if facts.local_tasks is not None:

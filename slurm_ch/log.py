@@ -30,10 +30,14 @@ def level() -> int:
     return _level
 
 
+def line(kind: str, text: str) -> str:
+    """Return the line that says `text`."""
+    return f"{_prefix}{kind}: {text}\n"
+
+
 def _write(kind: str, text: str) -> None:
-    line = f"{_prefix}{kind}: {text}\n"
     try:
-        os.write(2, line.encode("utf-8", "surrogateescape"))
+        os.write(2, line(kind, text).encode("utf-8", "surrogateescape"))
     except OSError:
         # Nobody listens; there is no better place to say so.
         pass

@@ -4,9 +4,10 @@
  * environment: no loader, no LD_PRELOAD, no library of the image's.
  *
  * Two ways in:
- *   SLURM_CH_JOIN="FD[ ARGV0]"  from the plugin: wait on socket FD for the
- *       launcher's ticket, enter its namespaces, carry out its plan. ARGV0,
- *       where given, is the command that the plugin's own path replaced.
+ *   SLURM_CH_JOIN="FD[ ARGV0|+ARGV0]"  from the plugin: wait on socket FD for
+ *       the launcher's ticket, enter its namespaces, carry out its plan. ARGV0,
+ *       where given, is the command, in the place of the first word (this
+ *       program's own path), or, behind a "+", of the one after it.
  *   ch-join --plan=FD -- CMD...  from `slurm-ch run`: already in the container.
  */
 #define _GNU_SOURCE
@@ -376,8 +377,9 @@ static void through_ticket(const char *join, char **argv)
 	const char *callers = getcwd(NULL, 0);
 	char *command = NULL;
 	int sock = number(&rest);
+	bool behind = *rest != ' ';
 
-	if (sock < 0 || (*rest && *rest != ' '))
+	if (sock < 0 || (*rest && *rest != ' ' && *rest != '+'))
 		die(EXIT_USAGE, "ch-join is started by Slurm's plugin, not by hand");
 	if (*rest)
 		command = need(strdup(rest + 1));
@@ -389,12 +391,11 @@ static void through_ticket(const char *join, char **argv)
 		start_broker(plan, t.relay_fd);
 	enter(t.user_fd, "user");
 	enter(t.mount_fd, "mount");
-	if (command)
-		argv[0] = command;
-	else
-		argv++;
+	argv += behind;
 	if (!argv[0])
 		die(EXIT_USAGE, "no command given");
+	if (command)
+		argv[0] = command;
 	if (relay_take_variables(&callers))
 		need(NULL);
 	change_directory(carry_out_plan(plan), callers);

@@ -85,74 +85,30 @@ void node_free(void)
 	node_task_post_fork();
 }
 
-/* A site argument's value, or what lies at `beside` this plugin's directory. */
-static char *path_of(const char *key, const char *beside, int ac, char **av)
-{
-	size_t n = strlen(key);
-	Dl_info self;
-	char real[PATH_MAX], *path, *slash;
-
-	for (int i = 0; i < ac; i++)
-		if (!strncmp(av[i], key, n) && av[i][n] == '=' && av[i][n + 1])
-			return strdup(av[i] + n + 1);
-	if (*beside == '/')
-		return strdup(beside);
-	if (!dladdr(path_of, &self) || !realpath(self.dli_fname, real) ||
-	    !(slash = strrchr(real, '/')))
-		return NULL;
-	*slash = '\0';
-	return asprintf(&path, "%s/%s", real, beside) < 0 ? NULL : path;
-}
-
-static void record(FILE *out, char kind, const char *text)
-{
-	fprintf(out, "%c%s", kind, text);
-	fputc('\0', out);
-}
-
 /* Everything that the launcher may need to know, as data. */
 static int write_facts(spank_t sp, uint32_t step, char **env, int ac, char **av)
 {
 	uint32_t tasks;
 	char count[16], **argv = NULL;
-	int argc, fd, copy;
-	FILE *out;
+	int argc, fd;
+	FILE *out = facts_open(&fd, variable(env, REQUEST_VARIABLE), env, ac, av);
 
-	fd = memfd_create("slurm_ch-facts", MFD_CLOEXEC);
-	if (fd < 0)
-		return -1;
-	copy = fcntl(fd, F_DUPFD_CLOEXEC, 10);
-	out = copy < 0 ? NULL : fdopen(copy, "w");
 	if (!out)
-		goto fail;
-	fprintf(out, "%s", FACTS_MAGIC);
-	fputc('\0', out);
-	for (int i = 0; i < ac; i++)
-		record(out, 'a', av[i]);
-	record(out, 'r', variable(env, REQUEST_VARIABLE));
-	for (char **e = env; *e; e++)
-		record(out, 'e', *e);
+		return -1;
 	if (spank_get_item(sp, S_JOB_LOCAL_TASK_COUNT, &tasks) == ESPANK_SUCCESS) {
 		snprintf(count, sizeof(count), "%u", tasks);
-		record(out, 't', count);
+		facts_record(out, 't', count);
 	}
 	if (step == SLURM_BATCH_SCRIPT &&
 	    spank_get_item(sp, S_JOB_ARGV, &argc, &argv) == ESPANK_SUCCESS && argc > 0)
-		record(out, 'b', argv[0]);
-	if (!fclose(out))
-		return fd;
-	copy = -1;
-fail:
-	if (copy >= 0)
-		close(copy);
-	close(fd);
-	return -1;
+		facts_record(out, 'b', argv[0]);
+	return facts_close(fd, out);
 }
 
 static int start_launcher(spank_t sp, uint32_t step, char **env, int ac, char **av)
 {
-	char *python = path_of("python", "/usr/bin/python3", ac, av);
-	char *launcher = path_of("launcher", "../launch.py", ac, av);
+	char *python = site_path("python", "/usr/bin/python3", ac, av);
+	char *launcher = site_path("launcher", "../launch.py", ac, av);
 	struct launch l = { python, launcher, -1, launcher_end };
 	int failed = -1;
 
@@ -185,37 +141,28 @@ static bool is_multi_prog(char **env, int argc, char **argv)
 
 typedef spank_err_t prepend_f(spank_t, int, const char **);
 
-/* Put `path` in front of the command the way that Slurm has for it, since 23.02.5. */
-static int prepend_by_api(spank_t sp, prepend_f *api, const char *path, char **join)
+/* Put `path` in front of the command the way that Slurm has for it, since
+ * 23.02.5. ch-join passes over itself, and with a "+" puts the command in. */
+static int prepend_by_api(spank_t sp, prepend_f *api, const char *path, const char *command, char **join)
 {
 	const char *first[] = { path };
 
-	if (asprintf(join, "%d", tasks_end) < 0)
+	if (asprintf(join, command ? "%d+%s" : "%d", tasks_end, command) < 0)
 		return -1;
 	return api(sp, 1, first) == ESPANK_SUCCESS ? 0 : -1;
 }
 
 /* Before that: put `path` in the command's place, which travels in `join`. */
-static int replace_command(spank_t sp, int id, char **env, const char *path, char **join)
+static int replace_command(const char *path, const char *command, char **word, char **join)
 {
-	char **argv = NULL, *copy;
-	int argc = 0;
+	char *copy;
 
-	if (spank_get_item(sp, S_JOB_ARGV, &argc, &argv) != ESPANK_SUCCESS || argc < 1)
-		return -1;
-	if (is_multi_prog(env, argc, argv)) {
-		/* Each task has an argument array of its own, out of reach. */
-		if (id == 0)
-			slurm_error("slurm_ch: --ch-image and --multi-prog together need Slurm "
-				    "23.02.5 or later; refusing to run on the host");
-		return -2;
-	}
-	if (asprintf(join, "%d %s", tasks_end, argv[0]) < 0)
+	if (asprintf(join, "%d %s", tasks_end, command ? command : *word) < 0)
 		return -1;
 	copy = strdup(path);
 	if (!copy)
 		return -1;
-	argv[0] = copy; /* Slurm's now, for as long as the task is */
+	*word = copy; /* Slurm's now, for as long as the task is */
 	return 0;
 }
 
@@ -223,16 +170,34 @@ static int replace_command(spank_t sp, int id, char **env, const char *path, cha
 static int prepend(spank_t sp, int id, char **env, const char *path)
 {
 	prepend_f *api = (prepend_f *)dlsym(RTLD_DEFAULT, "spank_prepend_task_argv");
-	char *join = NULL;
-	int failed = api ? prepend_by_api(sp, api, path, &join) :
-			   replace_command(sp, id, env, path, &join);
+	const char *command = NULL;
+	char **argv = NULL, *join = NULL;
+	int argc = 0, failed = -1;
 
+	if (spank_get_item(sp, S_JOB_ARGV, &argc, &argv) != ESPANK_SUCCESS || argc < 1)
+		goto out;
+	if (guard_is(argv[0])) {
+		command = variable(env, COMMAND_VARIABLE);
+		if (!command)
+			goto out;
+	}
+	if (!api && is_multi_prog(env, argc, argv)) {
+		/* Each task has an argument array of its own, out of reach. */
+		if (id == 0)
+			slurm_error("slurm_ch: --ch-image and --multi-prog together need Slurm "
+				    "23.02.5 or later; refusing to run on the host");
+		return -1;
+	}
+	failed = api ? prepend_by_api(sp, api, path, command, &join) :
+		       replace_command(path, command, argv, &join);
 	if (!failed)
 		failed = spank_setenv(sp, JOIN_VARIABLE, join, 1) == ESPANK_SUCCESS ? 0 : -1;
-	if (failed == -1)
+out:
+	if (failed)
 		slurm_error("slurm_ch: can't put ch-join in front of the command");
 	free(join);
 	spank_unsetenv(sp, MULTI_PROG_VARIABLE);
+	spank_unsetenv(sp, COMMAND_VARIABLE);
 	return failed;
 }
 
@@ -254,8 +219,10 @@ int node_task_init(spank_t sp, int ac, char **av)
 	/* Slurm doesn't tell, and nobody asked for a container: as without us. */
 	if (wish == UNKNOWN && tasks_end < 0 && !submit_remote_saw_option())
 		wish = HOST;
-	if (wish == HOST)
+	if (wish == HOST) {
+		spank_unsetenv(sp, REQUEST_VARIABLE); /* salloc's, for its steps */
 		return ESPANK_SUCCESS;
+	}
 	if (wish == UNKNOWN) {
 		slurm_error("slurm_ch: --ch-* options were given, but " REQUEST_VARIABLE
 			    " did not get here; refusing to run on the host");
@@ -274,7 +241,7 @@ int node_task_init(spank_t sp, int ac, char **av)
 	if (id == 0 && start_launcher(sp, step, env, ac, av))
 		refuse();
 	close_end(&launcher_end);
-	path = path_of("ch_join", "ch-join", ac, av);
+	path = site_path("ch_join", "ch-join", ac, av);
 	if (!path || access(path, X_OK)) {
 		if (id == 0) /* once is enough: it is the same for all */
 			slurm_error("slurm_ch: can't execute ch-join: %s: %s",

@@ -3,6 +3,7 @@
 #define PLUGIN_H
 
 #include <stdbool.h>
+#include <stdio.h>
 #include <slurm/slurm.h>
 #include <slurm/spank.h>
 
@@ -29,11 +30,27 @@ extern const int option_count;
 /* Set by srun's side if --multi-prog may have been given. */
 #define MULTI_PROG_VARIABLE "SLURM_CH_MULTI_PROG"
 
+/* The command's first word, where the guard is in its place. */
+#define COMMAND_VARIABLE "SLURM_CH_COMMAND"
+
 /* submit.c: in srun, sbatch and salloc */
 int submit_register(spank_t sp);
-int submit_post_opt(void);
+int submit_post_opt(int ac, char **av);
 void submit_free(void);
 bool submit_remote_saw_option(void);
+
+/* check.c: the request, before it waits in the queue */
+void check_request(const char *request, const char *image, bool plain, int ac, char **av);
+
+/* guard.c: a node without this plugin must not run the command on the host */
+int guard_local_user_init(spank_t sp);
+bool guard_is(const char *word);
+
+/* facts.c: what the launcher and the checker are told, and where they are */
+char *site_path(const char *key, const char *beside, int ac, char **av);
+FILE *facts_open(int *fd, const char *request, char **env, int ac, char **av);
+void facts_record(FILE *out, char kind, const char *text);
+int facts_close(int fd, FILE *out);
 
 /* node.c: in slurmstepd and the tasks */
 int node_user_init(spank_t sp);

@@ -6,6 +6,7 @@ SPANK_PLUGIN(slurm_ch, 1);
 
 int slurm_spank_init(spank_t sp, int ac, char **av);
 int slurm_spank_init_post_opt(spank_t sp, int ac, char **av);
+int slurm_spank_local_user_init(spank_t sp, int ac, char **av);
 int slurm_spank_user_init(spank_t sp, int ac, char **av);
 int slurm_spank_task_init(spank_t sp, int ac, char **av);
 int slurm_spank_task_post_fork(spank_t sp, int ac, char **av);
@@ -29,8 +30,14 @@ int slurm_spank_init(spank_t sp, int ac, char **av)
 
 int slurm_spank_init_post_opt(spank_t sp, int ac, char **av)
 {
+	(void)sp;
+	return submitting() ? submit_post_opt(ac, av) : ESPANK_SUCCESS;
+}
+
+int slurm_spank_local_user_init(spank_t sp, int ac, char **av)
+{
 	UNUSED;
-	return submitting() ? submit_post_opt() : ESPANK_SUCCESS;
+	return guard_local_user_init(sp);
 }
 
 int slurm_spank_user_init(spank_t sp, int ac, char **av)

@@ -24,7 +24,7 @@ struct setting {
 
 static struct setting *settings; /* as given, in order */
 static size_t setting_count;
-static bool remote_saw_option;
+static bool remote_saw_option, unusable;
 
 static int add(int option, const char *value)
 {
@@ -50,12 +50,9 @@ static int on_option(int val, const char *optarg, int remote)
 	}
 	if (strchr(value, '\n')) {
 		slurm_error("slurm_ch: --%s: the value has a newline in it", options[val].name);
-		return -1;
-	}
-	/* An empty image is a forgotten shell variable; the host is no answer. */
-	if (!*value && options[val].has_arg == 1) {
-		slurm_error("slurm_ch: --%s: the value is empty", options[val].name);
-		return -1;
+		/* An error from here would end some commands with a status of Slurm's. */
+		unusable = true;
+		return 0;
 	}
 	return add(val, value);
 }
@@ -158,32 +155,82 @@ static int add_defaults(size_t explicit_count)
 	return 0;
 }
 
+/* Whether a word of the command line is `word`, cut to no less than `least` letters. */
+static bool command_line_has(const char *word, size_t least)
+{
+	FILE *in = fopen("/proc/self/cmdline", "re");
+	char *one = NULL;
+	size_t size = 0;
+	bool found = false;
+
+	while (in && !found && getdelim(&one, &size, '\0', in) > 0)
+		found = strlen(one) >= least && !strncmp(one, word, strlen(one));
+	free(one);
+	if (in)
+		fclose(in);
+	return found;
+}
+
 static void write_line(FILE *out, const struct setting *s)
 {
 	fprintf(out, "%s=%s\n", options[s->option].name + strlen("ch-"), s->value);
 }
 
-/* Defaults first, in the table's order, then what was given, in the order given. */
-static int publish_request(size_t explicit_count)
+/* Defaults first, in the table's order, then what was given, in the order given.
+ * Freed by the caller; NULL if there is no memory. */
+static char *write_request(size_t explicit_count)
 {
 	char *text = NULL;
 	size_t size;
 	FILE *out = open_memstream(&text, &size);
-	int failed;
 
 	if (!out)
-		return -1;
+		return NULL;
 	for (size_t i = explicit_count; i < setting_count; i++)
 		write_line(out, &settings[i]);
 	for (size_t i = 0; i < explicit_count; i++)
 		write_line(out, &settings[i]);
 	if (fclose(out)) {
 		free(text);
-		return -1;
+		return NULL;
 	}
-	failed = setenv(REQUEST_VARIABLE, text, 1);
-	free(text);
-	return failed;
+	return text;
+}
+
+/* The image that counts; whether nothing else was asked for but one flag, which
+ * alone can't be wrong (--ch-write can: with a SquashFS image). */
+static const char *image_of(bool *plain)
+{
+	const char *image = NULL;
+	size_t others = 0;
+
+	*plain = true;
+	for (size_t i = 0; i < setting_count; i++) {
+		const struct option *o = &options[settings[i].option];
+
+		if (settings[i].option == 0)
+			image = settings[i].value;
+		else if (++others > 1 || o->kind != KIND_FLAG || !strcmp(o->name, "ch-write") ||
+			 strcmp(settings[i].value, o->bare))
+			*plain = false;
+	}
+	return image;
+}
+
+/* An srun or salloc of several components has one set of options: to Slurm's
+ * plugins all are one command line. */
+static bool differs_by_component(void)
+{
+	const char *first = NULL;
+
+	for (size_t i = 0; i < setting_count; i++) {
+		if (settings[i].option != 0)
+			continue;
+		if (first && strcmp(first, settings[i].value))
+			return command_line_has(":", 1);
+		first = settings[i].value;
+	}
+	return false;
 }
 
 /* What sbatch and salloc were given is the default of the steps inside. */
@@ -226,18 +273,7 @@ static int publish_defaults(void)
  * command may look like it; the node looks closer. */
 static bool may_be_multi_prog(void)
 {
-	static const char option[] = "--multi-prog";
-	FILE *in = fopen("/proc/self/cmdline", "re");
-	char *word = NULL;
-	size_t size = 0;
-	bool found = getenv("SLURM_SRUN_MULTI") != NULL;
-
-	while (in && !found && getdelim(&word, &size, '\0', in) > 0)
-		found = strlen(word) >= strlen("--mu") && !strncmp(word, option, strlen(word));
-	free(word);
-	if (in)
-		fclose(in);
-	return found;
+	return getenv("SLURM_SRUN_MULTI") || command_line_has("--multi-prog", strlen("--mu"));
 }
 
 /* Slurm 22.05's srun would go on, and end with status 0, if this failed. */
@@ -246,27 +282,42 @@ static void __attribute__((noreturn)) refuse(void)
 	exit(EXIT_USAGE);
 }
 
-int submit_post_opt(void)
+int submit_post_opt(int ac, char **av)
 {
 	size_t explicit_count = setting_count;
+	const char *image;
+	char *request;
+	bool plain;
 
+	unsetenv(REQUEST_VARIABLE);
+	unsetenv(MULTI_PROG_VARIABLE);
+	unsetenv(COMMAND_VARIABLE);
+	if (unusable)
+		refuse();
 	if (add_defaults(explicit_count)) {
 		slurm_error("slurm_ch: can't collect the options");
 		refuse();
 	}
-	unsetenv(REQUEST_VARIABLE);
-	if (!given(0, setting_count)) { /* the image is the table's first */
+	image = image_of(&plain);
+	if (!image) {
 		if (!explicit_count)
 			return ESPANK_SUCCESS;
 		slurm_error("slurm_ch: --%s: --ch-image is missing", options[settings[0].option].name);
 		refuse();
 	}
-	unsetenv(MULTI_PROG_VARIABLE);
-	if ((may_be_multi_prog() && setenv(MULTI_PROG_VARIABLE, "1", 1)) ||
-	    publish_request(explicit_count) ||
+	if (differs_by_component()) {
+		slurm_error("slurm_ch: --ch-image=%s: all components of one command have the same image; "
+			    "use an srun for each", image);
+		refuse();
+	}
+	request = write_request(explicit_count);
+	if (!request || setenv(REQUEST_VARIABLE, request, 1) ||
+	    (may_be_multi_prog() && setenv(MULTI_PROG_VARIABLE, "1", 1)) ||
 	    (spank_context() == S_CTX_ALLOCATOR && publish_defaults())) {
 		slurm_error("slurm_ch: can't publish the options: %s", strerror(errno));
 		refuse();
 	}
+	check_request(request, image, plain, ac, av);
+	free(request);
 	return ESPANK_SUCCESS;
 }

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Any
@@ -46,6 +46,8 @@ class _AddressInUse(ClusterError):
 class Cluster:
     """A Slurm cluster of `nodes` virtual nodes with `cpus` CPUs each; a context manager.
 
+    `files` are further files beside slurm.conf (gres.conf, for instance); `node_conf` is added
+    to the nodes' line in it, `plugstack_of` replaces `plugstack_lines` for the nodes named there.
     Raises ClusterError, with the end of the log of the daemon to blame, when it can't start.
     """
 
@@ -56,6 +58,10 @@ class Cluster:
         plugstack_lines: Sequence[str] | None = None,
         slurm_conf_extra: str = "",
         directory_parent: str = "/tmp",
+        *,
+        files: Mapping[str, str] | None = None,
+        node_conf: str = "",
+        plugstack_of: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         if plugstack_lines is None:
             plugstack_lines = [f"required {paths.PLUGIN}"] if os.path.exists(paths.PLUGIN) else []
@@ -63,6 +69,9 @@ class Cluster:
         self.cpus = cpus
         self.plugstack_lines = list(plugstack_lines)
         self.slurm_conf_extra = slurm_conf_extra
+        self.files = dict(files or {})
+        self.node_conf = node_conf
+        self.plugstack_of = dict(plugstack_of or {})
         self.directory_parent = os.path.abspath(directory_parent)
         self.directory = ""
         self.conf = ""
@@ -231,10 +240,17 @@ class Cluster:
             nodes=nodes,
             cpus=self.cpus,
             memory=host.memory_mib(),
+            node_extra=self.node_conf,
             extra=self.slurm_conf_extra,
         )
         self._write("slurm.conf", text.encode())
         self._write("plugstack.conf", "".join(f"{x}\n" for x in self.plugstack_lines).encode())
+        for name, lines in self.plugstack_of.items():
+            self._write(f"plugstack.{name}.conf", "".join(f"{x}\n" for x in lines).encode())
+            own = text.replace(self._path("plugstack.conf"), self._path(f"plugstack.{name}.conf"))
+            self._write(f"slurm.{name}.conf", own.encode())
+        for name, text in self.files.items():
+            self._write(name, text.encode())
         cgroup = config.cgroup_conf(self.version)
         if cgroup is not None:
             self._write("cgroup.conf", cgroup.encode())
@@ -267,7 +283,8 @@ class Cluster:
         self._daemon("slurmctld", [program["slurmctld"], "-D", "-f", self.conf])
         self._wait("slurmctld", lambda: self._port in host.listening())
         for name in self.node_names:
-            self._daemon(name, [program["slurmd"], "-D", "-f", self.conf, "-N", name])
+            conf = self._path(f"slurm.{name}.conf") if name in self.plugstack_of else self.conf
+            self._daemon(name, [program["slurmd"], "-D", "-f", conf, "-N", name])
         self._wait("slurmctld", self._all_idle)
 
     def _all_idle(self) -> bool:

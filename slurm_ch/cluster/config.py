@@ -19,7 +19,9 @@ def node_names(nodes: int) -> list[str]:
     return [f"n{number}" for number in range(1, nodes + 1)]
 
 
-def slurm_conf(*, directory: str, host: str, port: int, nodes: int, cpus: int, memory: int, extra: str) -> str:
+def slurm_conf(
+    *, directory: str, host: str, port: int, nodes: int, cpus: int, memory: int, extra: str, node_extra: str = ""
+) -> str:
     """Return slurm.conf: slurmctld on `port`, the nodes on those after it; `memory` in MiB."""
     span = f"[1-{nodes}]" if nodes > 1 else "1"
     ports = f"[{port + 1}-{port + nodes}]" if nodes > 1 else f"{port + 1}"
@@ -66,7 +68,7 @@ KillWait=2
 MessageTimeout=10
 UnkillableStepTimeout=50
 
-NodeName=n{span} NodeHostname={host} NodeAddr=127.0.0.1 Port={ports} CPUs={cpus} RealMemory={memory}
+NodeName=n{span} NodeHostname={host} NodeAddr=127.0.0.1 Port={ports} CPUs={cpus} RealMemory={memory} {node_extra}
 PartitionName=sandbox Nodes=n{span} Default=YES State=UP MaxTime=INFINITE OverSubscribe=FORCE:64
 {extra.rstrip()}
 """

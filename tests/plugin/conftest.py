@@ -19,7 +19,9 @@ SANITIZE = [
     "-fsanitize=address,undefined",
     "-fno-sanitize-recover=all",
 ]
-SOURCES = [str(SPANK / name) for name in ("slurm_ch.c", "submit.c", "node.c", "launch.c", "version.c")]
+SOURCES = [
+    str(SPANK / f"{name}.c") for name in ("slurm_ch", "submit", "check", "guard", "facts", "node", "launch", "version")
+]
 
 Fake = Callable[..., "subprocess.CompletedProcess[str]"]
 

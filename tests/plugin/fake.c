@@ -1,6 +1,7 @@
 /* A Slurm of the test's own: as much of SPANK as the plugin uses, and a driver.
  *
- *   fake submit OPTION...        the submitting side; then prints SLURM_CH_*
+ *   fake submit OPTION...        the submitting side, twice with FAKE_COMMAND
+ *                                as the command; then prints it and SLURM_CH_*
  *   fake remote TASKS STEP CMD   slurmstepd: one process a task, which execs CMD
  *   fake many CMD                500 steps that end before they have tasks
  *
@@ -151,6 +152,7 @@ void slurm_error(const char *format, ...)
 
 int slurm_spank_init(spank_t, int, char **);
 int slurm_spank_init_post_opt(spank_t, int, char **);
+int slurm_spank_local_user_init(spank_t, int, char **);
 int slurm_spank_user_init(spank_t, int, char **);
 int slurm_spank_task_init(spank_t, int, char **);
 int slurm_spank_task_post_fork(spank_t, int, char **);
@@ -180,8 +182,21 @@ static int give(const char *word, int remote)
 	abort();
 }
 
+static int site_arguments(char **av)
+{
+	char *site = getenv("FAKE_SITE");
+	int ac = 0;
+
+	for (char *word = site ? strtok(site, "\n") : NULL; word; word = strtok(NULL, "\n"))
+		av[ac++] = word;
+	return ac;
+}
+
 static int submit(int argc, char **argv)
 {
+	char *av[16];
+	int ac = site_arguments(av);
+
 	context = getenv("FAKE_CONTEXT") ? S_CTX_ALLOCATOR : S_CTX_LOCAL;
 	if (slurm_spank_init(NULL, 0, NULL))
 		return 2;
@@ -190,8 +205,20 @@ static int submit(int argc, char **argv)
 			slurm_spank_exit(NULL, 0, NULL);
 			return 3;
 		}
-	if (slurm_spank_init_post_opt(NULL, 0, NULL))
+	if (slurm_spank_init_post_opt(NULL, ac, av))
 		return 4;
+	if (getenv("FAKE_COMMAND")) {
+		char *words[] = { getenv("FAKE_COMMAND"), "word", NULL };
+
+		job_argv = words;
+		job_argc = 2;
+		for (int i = 0; i < 2; i++)
+			if (slurm_spank_local_user_init(NULL, 0, NULL))
+				return 5;
+		printf("COMMAND=%s%c", words[0], 0);
+		if (words[0] != getenv("FAKE_COMMAND"))
+			free(words[0]);
+	}
 	for (char **e = environ; *e; e++)
 		if (strstr(*e, "SLURM_") && strstr(*e, "ch_"))
 			printf("%s%c", *e, 0);
@@ -233,8 +260,8 @@ static void task(int id, int ac, char **av)
 
 static int remote(char **argv, int argc)
 {
-	char *site = getenv("FAKE_SITE"), *av[16];
-	int ac = 0, before, status, worst = 0;
+	char *av[16];
+	int ac = site_arguments(av), before, status, worst = 0;
 	struct sigaction old;
 	mode_t mask = umask(022);
 
@@ -247,8 +274,6 @@ static int remote(char **argv, int argc)
 		job_argv[job_argc] = argv[job_argc + 2];
 	if (getenv("FAKE_FAIL"))
 		fail_at = atoi(getenv("FAKE_FAIL"));
-	for (char *word = site ? strtok(site, "\n") : NULL; word; word = strtok(NULL, "\n"))
-		av[ac++] = word;
 	copy_environment();
 	before = descriptors();
 	if (slurm_spank_init(NULL, ac, av))

@@ -264,6 +264,13 @@ def test_the_command_that_was_replaced(namespaces: list[int]) -> None:
     assert "SLURM_CH_JOIN" not in end(join(tasks_end, "env"))[1]
 
 
+def test_the_command_that_was_guarded(namespaces: list[int]) -> None:
+    tasks_end, launcher_end = pair()
+    issue(launcher_end, namespaces)
+    task = join(tasks_end, "/proc/guard", "one", "two words", value=f"{tasks_end.fileno()}+echo")
+    assert end(task) == (0, "one two words\n", "")
+
+
 def test_refusal_and_death(namespaces: list[int]) -> None:
     tasks_end, launcher_end = pair()
     tasks = [join(tasks_end, "true", SLURM_LOCALID=str(n)) for n in range(3)]

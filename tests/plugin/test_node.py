@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from slurm_ch import paths
 
-from .conftest import Fake, write_script
+from .conftest import SPANK, Fake, write_script
 
 WAYS = ["argv0", "api"]
 BATCH, EXTERN, INTERACTIVE = 0xFFFFFFFB, 0xFFFFFFFC, 0xFFFFFFFA
@@ -199,6 +200,24 @@ def test_multi_prog_is_refused_where_it_cannot_work(fake: Fake, world_tmp: Path,
     assert fake("remote", 2, 0, "/bin/echo", "x" + text, **env).stdout == "task: 77\n" * 2
     del env["SLURM_CH_MULTI_PROG"]
     assert fake("remote", 2, 0, "/bin/echo", text, **env).stdout == "task: 77\n" * 2
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_guarded_command_is_put_back(fake: Fake, world_tmp: Path, way: str) -> None:
+    interpreter, _ = launcher(world_tmp, REFUSE)
+    words = write_script(world_tmp / "words", '#!/bin/sh\necho "$SLURM_CH_JOIN|$*|$(env | grep -c SLURM_CH_)"\n')
+    env = {"FAKE_SITE": site(interpreter, ch_join=words), "SLURM_CH_REQUEST": "image=i\n", "SLURM_CH_COMMAND": "/app x"}
+    guard = re.search(r'#define GUARD "(.*)"', (SPANK / "guard.c").read_text())
+    assert guard
+    said = fake("remote", 1, 0, guard[1], "a", "b", way=way, **env).stdout.splitlines()[0]
+    # ch-join's own variable is the only one of ours that is left.
+    assert re.fullmatch(r"\d+ /app x\|a b\|1" if way == "argv0" else rf"\d+\+/app x\|{guard[1]} a b\|1", said), said
+    # A command of another name is none of the guard's.
+    said = fake("remote", 1, 0, "/bin/c", "a", way=way, **env).stdout.splitlines()[0]
+    assert re.fullmatch(r"\d+ /bin/c\|a\|1" if way == "argv0" else r"\d+\|/bin/c a\|1", said), said
+    # The guard alone is never a command.
+    del env["SLURM_CH_COMMAND"]
+    assert fake("remote", 1, 0, guard[1], way=way, **env).stdout == "task: 31\n"
 
 
 def test_the_sockets_are_close_on_exec(fake: Fake) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from .conftest import Fake, variables
+from .conftest import Fake, variables, write_script
 
 
 def request(done: object) -> list[str]:
@@ -71,8 +73,7 @@ def test_no_image_means_no_request(fake: Fake) -> None:
     ("words", "code", "message"),
     [
         (["--ch-bind=/a"], 64, "--ch-bind: --ch-image is missing"),
-        (["--ch-image="], 3, "--ch-image: the value is empty"),
-        (["--ch-image=i", "--ch-cd=/a\nb"], 3, "--ch-cd: the value has a newline in it"),
+        (["--ch-image=i", "--ch-cd=/a\nb"], 64, "--ch-cd: the value has a newline in it"),
     ],
 )
 def test_refusals(fake: Fake, words: list[str], code: int, message: str) -> None:
@@ -112,6 +113,62 @@ def test_multi_prog_is_marked(fake: Fake, words: list[str], marked: bool) -> Non
 
 def test_multi_prog_by_its_variable(fake: Fake) -> None:
     assert "SLURM_CH_MULTI_PROG" in variables(fake("submit", "--ch-image=i", SLURM_SRUN_MULTI="1").stdout)
+
+
+def test_the_command_is_guarded(fake: Fake) -> None:
+    found = variables(fake("submit", "--ch-image=i", FAKE_COMMAND="app", SLURM_CH_COMMAND="stale").stdout)
+    assert found["COMMAND"].startswith("/proc/no-slurm_ch-plugin")
+    assert found["SLURM_CH_COMMAND"] == "app"
+
+
+@pytest.mark.parametrize(("words", "env"), [([], {}), (["--ch-image=i"], {"SLURM_SRUN_MULTI": "1"})])
+def test_a_command_that_needs_no_guard_or_can_have_none(fake: Fake, words: list[str], env: dict[str, str]) -> None:
+    found = variables(fake("submit", *words, FAKE_COMMAND="app", SLURM_CH_COMMAND="stale", **env).stdout)
+    assert found["COMMAND"] == "app"
+    assert "SLURM_CH_COMMAND" not in found
+
+
+@pytest.mark.parametrize(
+    ("verdict", "code", "stderr"),
+    [
+        ("64 slurm-ch: error: so\n", 64, "slurm-ch: error: so\n"),
+        ("", 0, ""),
+        ("Traceback", 0, ""),
+        ("0 no error\n", 0, ""),
+        ("64", 0, ""),
+        ("300 x\n", 0, ""),
+        ("31 " + "x" * 100000, 31, "x" * 8188),
+    ],
+)
+def test_the_checkers_verdict(fake: Fake, world_tmp: Path, verdict: str, code: int, stderr: str) -> None:
+    said = world_tmp / "verdict"
+    said.write_text(verdict)
+    checker = write_script(world_tmp / "checker", f"#!/bin/sh\necho noise >&2\ncat {said}\n")
+    done = fake("submit", "--ch-image=i", "--ch-cd=/", FAKE_SITE=f"python={checker}\nlauncher=/etc/hostname")
+    assert (done.returncode, done.stderr) == (code, stderr)
+
+
+def test_a_plain_good_image_needs_no_checker(fake: Fake, world_tmp: Path) -> None:
+    checker = write_script(world_tmp / "checker", "#!/bin/sh\necho 64 asked\n")
+    (world_tmp / "plain.sqfs").write_bytes(b"hsqs")
+    (world_tmp / "plain.txt").write_bytes(b"text")
+    site = f"python={checker}\nlauncher=/etc/hostname"
+    plain = f"--ch-image={world_tmp}/plain.sqfs"
+
+    def asked(*words: str, more: str = "") -> bool:
+        return fake("submit", *words, FAKE_SITE=site + more).returncode == 64
+
+    assert not asked(plain)
+    assert not asked(f"--ch-image={world_tmp}")
+    assert not asked("--ch-image=/not/here", "--ch-private-tmp")
+    assert asked(f"--ch-image={world_tmp}/plain.txt")
+    assert asked("--ch-image=")
+    assert asked(plain, "--ch-write")
+    assert asked(plain, "--ch-private-tmp=x")
+    assert asked(plain, "--ch-private-tmp", "--ch-no-passwd")
+    assert asked(plain, "--ch-cd=/")
+    assert asked(plain, more="\nforbid=cd")
+    assert asked(plain, more="\ndefault=cd=/")
 
 
 def test_a_failing_registration(fakes: object, fake: Fake) -> None:

@@ -14,6 +14,7 @@ PACKAGE = Path(slurm_ch.__file__).parent
 LAYERS = (
     {"cli"},
     {"launch"},
+    {"check"},
     {"launcher", "runner", "cluster"},
     {"container"},
     {"relay", "tree"},

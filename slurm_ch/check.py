@@ -38,7 +38,7 @@ def check(facts: launcher.Facts, command: Sequence[str]) -> None:
         if isinstance(error.__cause__, OSError):
             return  # not here, or not to be read here
         raise
-    container.check_writeable(wanted, found)
+    container.check_image(wanted, found, storage)
 
 
 def _starts_elsewhere(command: Sequence[str], env: Mapping[str, str]) -> bool:

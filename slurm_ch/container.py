@@ -13,11 +13,13 @@ from . import environment, image, log, mounts, passwd, squashfs, tree
 from .actions import Action, Build
 from .errors import ChError, UsageError
 from .namespaces import Nest
+from .options import IMAGE_ENVIRONMENT
 from .spec import Bind as BindSpec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from typing import BinaryIO
 
     from .spec import Spec
 
@@ -37,6 +39,9 @@ OPTIONAL_BINDS = (
     "/var/opt/cray/alps",
     "/var/spool/slurmd",
 )
+
+# More than the kernel passes on to any command.
+_ENVIRONMENT_FILE_MAX = 4 << 20
 
 HOOK_ALLOW = "allow"
 HOOK_SKIP = "skip"
@@ -132,10 +137,20 @@ class Container:
         else:
             storage = image.storage_directory(spec.storage, caller.environment, caller.user)
             self.image = image.resolve(spec.image, storage, caller.cwd)
-        check_writeable(spec, self.image)
+            check_image(spec, self.image, storage)
+            if spec.mount_point is not None:
+                self._check_mount_point(spec.mount_point)
         self.hooks_host = Hooks("host")
         self.hooks_guest = Hooks("guest")
         self.hooks_all = Hooks("all")
+
+    def _check_mount_point(self, path: str) -> None:
+        """Say of a mount point what ch-run says; the mount itself is made detached and needs none."""
+        label = self.spec.labels["mount"]
+        if self.image.kind != image.SQUASHFS:
+            log.warning(f"{label}={path}: ignored: the image is no SquashFS file")
+        elif not os.path.isdir(os.path.join(self.caller.cwd, path)):
+            raise UsageError(f"{label}={path}: the mount point is not a directory")
 
     def plan(self) -> tuple[Action, ...]:
         """Return everything that is to be done, in order."""
@@ -160,12 +175,13 @@ class Container:
             actions.append(tree.ReadOnlyRoot())
         if spec.write_fake is not None:
             actions.append(tree.WriteFake(spec.write_fake))
-        actions += self._default_binds()
-        if spec.passwd:
-            uid, gid = self.uid, self.gid
-            actions.append(tree.Write("/etc/passwd", passwd.passwd_text(uid, gid)))
-            actions.append(tree.Write("/etc/group", passwd.group_text(gid)))
-        actions.append(self._tmp())
+        if self.image.kind == image.HOST:
+            # All that is bound by default is there already.
+            actions += [tree.PrivateTmp()] if spec.private_tmp else []
+        else:
+            actions += self._default_binds()
+            actions += self._passwd() if spec.passwd else []
+            actions.append(self._tmp())
         if spec.home:
             actions.append(self._home())
         actions += [self._user_bind(bind) for bind in spec.binds]
@@ -189,9 +205,16 @@ class Container:
             writeable=self.spec.write_fake is not None,
         )
 
+    def _passwd(self) -> list[Action]:
+        uid, gid = self.uid, self.gid
+        return [
+            tree.Write("/etc/passwd", passwd.passwd_text(uid, gid)),
+            tree.Write("/etc/group", passwd.group_text(gid)),
+        ]
+
     def _image_action(self) -> Action:
         if self.image.kind == image.SQUASHFS:
-            return squashfs.ServeSquashFS(self.image.path, self.image.path, self.squashfuse)
+            return squashfs.ServeSquashFS(self.image.path, self.image.path, self.squashfuse, self.spec.fuse_single)
         return tree.OpenDirectory(self.image.path)
 
     def _default_binds(self) -> list[Action]:
@@ -218,10 +241,15 @@ class Container:
         return mounts.Bind(source, bind.dst, dst_create=self.spec.write_fake is not None, label=bind.label)
 
 
-def check_writeable(spec: Spec, found: image.Image) -> None:
-    """Raise UsageError if the image is of a kind that can't be written to, and shall be."""
+def check_image(spec: Spec, found: image.Image, storage: str) -> None:
+    """Raise UsageError where an option asks for what an image of this kind can't do."""
     if spec.write and found.kind == image.SQUASHFS:
         raise UsageError(f"{spec.labels['write']}: SquashFS can't be written to, only write-fake: {spec.image}")
+    if spec.write and image.in_storage(found, storage):
+        raise UsageError(f"{spec.labels['write']}: an image in {storage} is ch-image's to write: {spec.image}")
+    if spec.write_fake is not None and found.kind == image.HOST:
+        label = spec.labels.get("write-fake") or spec.labels["home"]
+        raise UsageError(f"{label}: the host as image can't be overlaid: the kernel hides the mounts below /")
 
 
 def containerize(container: Container) -> Build:
@@ -255,23 +283,30 @@ class Environment(Action):
         self.caller = caller
         self.host_files: dict[str, str] = {}
         for kind, path in spec.env_rules:
-            if kind == "file":
+            if kind in ("file", "file0") and path != IMAGE_ENVIRONMENT:
                 text = _host_text(path, caller.cwd)
                 if text is not None:
                     self.host_files[path] = text
 
     def describe(self) -> str:
         words = "".join(f", {kind} {value}" for kind, value in self.spec.env_rules)
-        return f"environment: HOME, PATH, TMPDIR{words}, CH_RUNNING"
+        first = "" if image.is_host(self.spec.image) else "HOME, PATH, TMPDIR, "
+        root = "; emulate root" if self.spec.seccomp else ""
+        return f"environment: {first}CH_RUNNING{words}{root}"
 
     def apply(self, build: Build) -> None:
         spec = self.spec
-        records = environment.first_records(self._home(build))
+        records = [("V", str(spec.verbosity))]
+        if log.colored():
+            records.append(("K", ""))
+        if not image.is_host(spec.image):
+            records += environment.first_records(self._home(build))
         records += environment.rule_records(spec.env_rules, spec.env_expand, lambda path: self._read(build, path))
         records.append(("E", f"CH_RUNNING={spec.image}"))
         if spec.cd is not None:
             records.append(("C", spec.cd))
-        records.append(("V", str(spec.verbosity)))
+        if spec.seccomp:
+            records.append(("S", ""))
         build.records = records
 
     def _home(self, build: Build) -> str:
@@ -288,7 +323,7 @@ class Environment(Action):
             return self.host_files[path]
         try:
             with open(mounts.open_file(build, path), "rb") as file:
-                return os.fsdecode(file.read())
+                return _text(file, path)
         except OSError as error:
             raise ChError(f"can't read environment file: {path}") from error
 
@@ -297,11 +332,18 @@ def _host_text(path: str, cwd: str) -> str | None:
     """Return the text of the host's file, or None when there is none of that name."""
     try:
         with open(os.path.join(cwd, path), "rb") as file:
-            return os.fsdecode(file.read())
+            return _text(file, path)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise ChError(f"can't read environment file: {path}") from error
+
+
+def _text(file: BinaryIO, path: str) -> str:
+    data = file.read(_ENVIRONMENT_FILE_MAX + 1)
+    if len(data) > _ENVIRONMENT_FILE_MAX:
+        raise UsageError(f"environment file is larger than {_ENVIRONMENT_FILE_MAX >> 20} MiB: {path}")
+    return os.fsdecode(data)
 
 
 class RunHooks(Action):

@@ -10,8 +10,10 @@ A plan is a sequence of NUL-terminated records, the first byte its kind:
     U GLOB         unset by shell pattern
     P              give PATH a /bin if it has none
     C DIR          change to DIR, or fail
-    V LEVEL        verbosity
     B ...          what starts the relay's broker (before all else, on the host)
+    V LEVEL        verbosity, below 0 for quiet
+    K              color messages
+    S              emulate root by seccomp
 """
 
 from __future__ import annotations
@@ -24,28 +26,38 @@ if TYPE_CHECKING:
 
 Record = tuple[str, str]
 
+# So much of a wrong line is shown.
+_SHOWN = 80
+
 PLAN_HEADER = b"slurm_ch plan 1\0"
 
 
-def parse_file(text: str, source: str) -> list[str]:
+def parse_file(text: str, source: str, separator: str = "\n") -> list[str]:
     """Return the assignments of an environment file: one a line, blank lines skipped.
 
-    One pair of single quotes around a value is taken off. UsageError names the
-    line that is no assignment.
+    With NUL for a `separator` a line may have newlines in it. UsageError names
+    the line that is no assignment.
     """
+    option = "--set-env" if separator == "\n" else "--set-env0"
     assignments = []
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(text.split(separator), 1):
         if not line:
             continue
-        name, equals, value = line.partition("=")
+        name, equals, _ = line.partition("=")
         if not equals or not name:
-            raise UsageError(f"--set-env={source}: line {number} is not NAME=VALUE: {line}")
-        if len(value) >= 2 and value[0] == value[-1] == "'":
-            value = value[1:-1]
+            raise UsageError(f"{option}={source}: line {number} is not NAME=VALUE: {line[:_SHOWN]}")
         if "\0" in line:
-            raise UsageError(f"--set-env={source}: line {number} has a NUL in it")
-        assignments.append(f"{name}={value}")
+            raise UsageError(f"{option}={source}: line {number} has a NUL in it")
+        assignments.append(unquoted(line))
     return assignments
+
+
+def unquoted(assignment: str) -> str:
+    """Return an assignment without the one pair of single quotes around its value."""
+    name, _, value = assignment.partition("=")
+    if len(value) >= 2 and value[0] == value[-1] == "'":
+        value = value[1:-1]
+    return f"{name}={value}"
 
 
 def first_records(home: str) -> list[Record]:
@@ -61,9 +73,10 @@ def rule_records(rules: Sequence[tuple[str, str]], expand: bool, read_file: Call
         if kind == "unset":
             records.append(("U", value))
         elif kind == "set":
-            records.append((assign, value))
+            records.append((assign, unquoted(value)))
         else:
-            records += [(assign, line) for line in parse_file(read_file(value), value)]
+            separator = "\0" if kind == "file0" else "\n"
+            records += [(assign, line) for line in parse_file(read_file(value), value, separator)]
     return records
 
 
@@ -89,5 +102,7 @@ def describe(record: Record) -> str:
         "C": "change directory to",
         "V": "verbosity",
         "B": "relay",
+        "K": "color messages",
+        "S": "emulate root",
     }
     return f"environment: {words[kind]} {value}".rstrip()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 DIRECTORY = "directory"
 SQUASHFS = "SquashFS"
+HOST = "host"
 JOINED = "joined"  # somebody else has looked it up
 
 # https://dr-emann.github.io/squashfs/ : the superblock's magic, little-endian.
@@ -43,11 +44,18 @@ def name_to_path(name: str, storage: str) -> str:
     return os.path.join(storage, "img", name.replace("/", "%").replace(":", "+"))
 
 
+def is_host(reference: str) -> bool:
+    """Whether the reference is the host's own root directory."""
+    return reference.startswith("/") and not os.path.normpath(reference).strip("/")
+
+
 def resolve(reference: str, storage: str, cwd: str) -> Image:
     """Return the image that `reference` names, relative paths taken from `cwd`.
 
     Raises ChError when there is none, with the path and the reason.
     """
+    if is_host(reference):
+        return Image(reference, HOST, "/")
     named = name_to_path(reference, storage)
     if os.path.isdir(named):
         return Image(reference, DIRECTORY, named)
@@ -62,6 +70,11 @@ def resolve(reference: str, storage: str, cwd: str) -> Image:
         raise ChError(f"unknown image type: {reference}")
     _check_magic(reference, path)
     return Image(reference, SQUASHFS, path)
+
+
+def in_storage(image: Image, storage: str) -> bool:
+    """Whether the image belongs to `ch-image`, by name or by path."""
+    return os.path.realpath(image.path).startswith(os.path.realpath(storage) + "/img/")
 
 
 def _check_magic(reference: str, path: str) -> None:

@@ -7,18 +7,24 @@ from __future__ import annotations
 
 import os
 
-QUIET = -1
+NO_WARNINGS = -2
 WARNING = 0
 INFO = 1
 DEBUG = 2
 
 _level = WARNING
 _prefix = "slurm-ch: "
+_colored = False
+
+# ANSI's select graphic rendition, as ch-run has it: red, and yellow for less.
+_COLORS = {"error": "31", "warning": "31", "info": "33", "debug": "36"}
 
 
-def configure(level: int | None = None, node: str | None = None) -> None:
-    """Set what is shown (`QUIET` to `DEBUG`) and the node that lines name."""
-    global _level, _prefix
+def configure(level: int | None = None, node: str | None = None, color: bool | None = None) -> None:
+    """Set what is shown (`NO_WARNINGS` to `DEBUG`), the node that lines name, and whether in color."""
+    global _level, _prefix, _colored
+    if color is not None:
+        _colored = color
     if level is not None:
         _level = level
     if node is not None:
@@ -30,9 +36,15 @@ def level() -> int:
     return _level
 
 
+def colored() -> bool:
+    """Whether lines are in color."""
+    return _colored
+
+
 def line(kind: str, text: str) -> str:
     """Return the line that says `text`."""
-    return f"{_prefix}{kind}: {text}\n"
+    whole = f"{_prefix}{kind}: {text}"
+    return f"\033[0;{_COLORS[kind]}m{whole}\033[0m\n" if _colored else whole + "\n"
 
 
 def _write(kind: str, text: str) -> None:
@@ -50,7 +62,7 @@ def error(text: str) -> None:
 
 def warning(text: str) -> None:
     """Show something odd that doesn't stop us."""
-    if _level >= WARNING:
+    if _level > NO_WARNINGS:
         _write("warning", text)
 
 

@@ -15,6 +15,8 @@ FLAG = "flag"  # yes or no, bare means yes
 OPTIONAL = "optional"  # one value, bare means `bare`
 
 DEFAULT_WRITE_FAKE = "12%"
+# Where Charliecloud keeps what the image was built with.
+IMAGE_ENVIRONMENT = "/ch/environment"
 
 PLUGIN = 1  # --ch-NAME of srun, sbatch, salloc
 COMMAND = 2  # --NAME of `slurm-ch run`
@@ -49,7 +51,9 @@ OPTIONS = (
     Option("bind", LIST, "SRC[:DST]", "bind SRC from the host at DST; repeat, or separate by commas", short="b"),
     Option("cd", ONE, "DIR", "initial working directory in the container", short="c"),
     Option("set-env", LIST, "NAME=VALUE|FILE", "set a variable, or all in FILE; bare: /ch/environment",
-           bare="/ch/environment"),
+           bare=IMAGE_ENVIRONMENT),
+    Option("set-env0", LIST, "NAME=VALUE|FILE", "like set-env, the assignments in FILE end with NUL",
+           bare=IMAGE_ENVIRONMENT),
     Option("unset-env", LIST, "GLOB", "unset variables whose name matches the shell pattern"),
     Option("env-no-expand", FLAG, "", "don't expand $NAME in the values of --set-env"),
     Option("private-tmp", FLAG, "", "a fresh /tmp instead of the host's", short="t"),
@@ -62,8 +66,13 @@ OPTIONS = (
     Option("gid", ONE, "GID", "group id in the container [yours]", short="g"),
     Option("storage", ONE, "DIR", "where images by name are [/var/tmp/$USER.ch]", short="s"),
     Option("relay", FLAG, "", "let srun, squeue, ... be called inside [in batch scripts]", where=PLUGIN),
-    Option("verbose", OPTIONAL, "LEVEL", "say what is done; 2: in detail", short="v", bare="1"),
-    Option("quiet", FLAG, "", "no warnings", where=COMMAND, short="q"),
+    Option("seccomp", FLAG, "", "emulate root: chown, setuid, mknod and the like succeed, in vain"),
+    Option("fuse-single", FLAG, "", "serve a SquashFS image with one thread"),
+    Option("verbose", OPTIONAL, "LEVEL", "say what is done; 2: in detail; 3: each variable", short="v", bare="1"),
+    Option("quiet", OPTIONAL, "LEVEL", "hide CMD's output; 2: warnings too; 3: CMD's errors too",
+           where=COMMAND, short="q", bare="1"),
+    Option("color", OPTIONAL, "WHEN", "color messages: auto, yes, no [auto]", where=COMMAND, bare="yes"),
+    Option("mount", ONE, "DIR", "ch-run's mount point for SquashFS; not needed", where=COMMAND, short="m"),
     Option("join", FLAG, "", "share one container among this node's peers", where=COMMAND, short="j"),
     Option("join-ct", ONE, "N", "number of peers [this node's task count]; implies --join", where=COMMAND),
     Option("join-tag", ONE, "TAG", "name of the join [from job and step]; implies --join", where=COMMAND),

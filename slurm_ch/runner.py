@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from .spec import Spec
 
 
+def configure_log(spec: Spec, env: Mapping[str, str]) -> None:
+    """Show what the options ask for, in the way they ask for it."""
+    color = os.isatty(2) if spec.color is None else spec.color
+    log.configure(level=spec.verbosity, node=env.get("SLURMD_NODENAME", ""), color=color)
+
+
 def no_hooks(container: engine.Container) -> None:
     """Add no hooks."""
 
@@ -36,7 +42,7 @@ def run(
     `add_hooks` gets the container of whoever makes one, and of every peer that
     joins it, where only the hooks for all run.
     """
-    log.configure(level=spec.verbosity, node=env.get("SLURMD_NODENAME", ""))
+    configure_log(spec, env)
     caller = engine.Caller(env)
     try:
         ch_join = os.open(paths.CH_JOIN, os.O_PATH | os.O_CLOEXEC)

@@ -42,9 +42,9 @@ class Spec:
     """What a container shall be, as asked for: checked for form, not against the node."""
 
     __slots__ = (
-        "binds", "cd", "env_expand", "env_rules", "gid", "home", "image", "join", "join_count", "join_pid",
-        "join_tag", "join_timeout", "labels", "passwd", "private_tmp", "relay", "relay_commands", "storage", "uid",
-        "verbosity", "write", "write_fake",
+        "binds", "cd", "color", "env_expand", "env_rules", "fuse_single", "gid", "home", "image", "join",
+        "join_count", "join_pid", "join_tag", "join_timeout", "labels", "mount_point", "passwd", "private_tmp",
+        "relay", "relay_commands", "seccomp", "storage", "uid", "verbosity", "write", "write_fake",
     )  # fmt: skip
 
     def __init__(self, image: str) -> None:
@@ -64,7 +64,11 @@ class Spec:
         self.storage: str | None = None
         self.relay: bool | None = None  # None: as the kind of step has it
         self.relay_commands: Sequence[str] = ()  # the site's word
+        self.seccomp = False
+        self.fuse_single = False
+        self.mount_point: str | None = None
         self.verbosity = 0
+        self.color: bool | None = None  # None: if standard error is a terminal
         self.join = False
         self.join_count: int | None = None
         self.join_tag: str | None = None
@@ -97,6 +101,8 @@ def _check_combination(spec: Spec, given: Mapping[str, Setting]) -> None:
         raise given["write"].wrong(f"contradicts {given['home'].label}, which implies write-fake")
     if spec.home and spec.write_fake is None:
         spec.write_fake = DEFAULT_WRITE_FAKE
+    if "quiet" in given and "verbose" in given:
+        raise given["quiet"].wrong(f"contradicts {given['verbose'].label}")
     if spec.join_pid is not None and spec.join:
         raise given["join-pid"].wrong("contradicts --join, --join-ct and --join-tag")
 
@@ -129,14 +135,18 @@ def bind(spec: Spec, setting: Setting) -> None:
     # Only the plugin's option is split: on a command line one repeats it.
     parts = [setting.value] if setting.label.startswith("--bind") else split_commas(setting.value)
     for part in parts:
-        src, _, dst = part.partition(":")
-        dst = dst or src
+        src, colon, dst = part.partition(":")
         if not src:
             raise setting.wrong("the source of a bind is empty")
+        if colon and not dst:
+            raise setting.wrong("the destination of a bind is empty")
+        dst = dst or src
         if not src.startswith("/") and dst == src:
             raise setting.wrong("a relative source needs a destination")
         if not dst.startswith("/"):
             raise setting.wrong(f"the destination is not absolute: {dst}")
+        if all(name in ("", ".", "..") for name in dst.split("/")):
+            raise setting.wrong("the destination can't be /")
         spec.binds.append(Bind(src, dst, f"{setting.label}={part}"))
 
 
@@ -147,10 +157,18 @@ def _cd(spec: Spec, setting: Setting) -> None:
 
 
 def _set_env(spec: Spec, setting: Setting) -> None:
+    _add_rule(spec, setting, "file")
+
+
+def _set_env0(spec: Spec, setting: Setting) -> None:
+    _add_rule(spec, setting, "file0")
+
+
+def _add_rule(spec: Spec, setting: Setting, kind_of_file: str) -> None:
     name, equals, _ = setting.value.partition("=")
     if not setting.value or (equals and not name):
         raise setting.wrong("the variable's name is empty")
-    spec.env_rules.append(("set" if equals else "file", setting.value))
+    spec.env_rules.append(("set" if equals else kind_of_file, setting.value))
 
 
 def _unset_env(spec: Spec, setting: Setting) -> None:
@@ -222,12 +240,38 @@ def _relay(spec: Spec, setting: Setting) -> None:
 
 
 def _verbose(spec: Spec, setting: Setting) -> None:
-    spec.verbosity = number(setting, 0, 9)
+    spec.verbosity = number(setting, 0, 3)
 
 
 def _quiet(spec: Spec, setting: Setting) -> None:
-    if boolean(setting):
-        spec.verbosity = -1
+    spec.verbosity = -number(setting, 0, 3)
+
+
+def _color(spec: Spec, setting: Setting) -> None:
+    words = {
+        None: ("auto", "tty", "if-tty"),
+        True: ("yes", "always", "force"),
+        False: ("no", "never", "none"),
+    }
+    for meaning, names in words.items():
+        if setting.value in names:
+            spec.color = meaning
+            return
+    raise setting.wrong("neither auto, yes nor no")
+
+
+def _mount(spec: Spec, setting: Setting) -> None:
+    if not setting.value:
+        raise setting.wrong("the mount point's name is empty")
+    spec.mount_point = setting.value
+
+
+def _seccomp(spec: Spec, setting: Setting) -> None:
+    spec.seccomp = boolean(setting)
+
+
+def _fuse_single(spec: Spec, setting: Setting) -> None:
+    spec.fuse_single = boolean(setting)
 
 
 def _join(spec: Spec, setting: Setting) -> None:
@@ -240,6 +284,8 @@ def _join_ct(spec: Spec, setting: Setting) -> None:
 
 
 def _join_tag(spec: Spec, setting: Setting) -> None:
+    if not setting.value:
+        raise setting.wrong("the tag is empty")
     spec.join_tag = setting.value
     spec.join = True
 
@@ -257,6 +303,7 @@ _PARSERS = {
     "bind": bind,
     "cd": _cd,
     "set-env": _set_env,
+    "set-env0": _set_env0,
     "unset-env": _unset_env,
     "env-no-expand": _env_no_expand,
     "private-tmp": _private_tmp,
@@ -270,6 +317,10 @@ _PARSERS = {
     "relay": _relay,
     "verbose": _verbose,
     "quiet": _quiet,
+    "color": _color,
+    "mount": _mount,
+    "seccomp": _seccomp,
+    "fuse-single": _fuse_single,
     "join": _join,
     "join-ct": _join_ct,
     "join-tag": _join_tag,

@@ -25,12 +25,13 @@ _STDERR_BYTES = 4096
 class ServeSquashFS(Action):
     """Mount a SquashFS file, detached, and start the process that serves it."""
 
-    __slots__ = ("path", "server", "source")
+    __slots__ = ("path", "server", "single", "source")
 
-    def __init__(self, path: str, source: str, server: str | None) -> None:
+    def __init__(self, path: str, source: str, server: str | None, single: bool = False) -> None:
         self.path = path
         self.source = source
         self.server = server
+        self.single = single  # one thread, where the server would have more
 
     def describe(self) -> str:
         return f"mount SquashFS {self.path} with {self.server or SERVERS[0]}"
@@ -43,7 +44,7 @@ class ServeSquashFS(Action):
             raise ChError(f"can't open image: {self.path}") from error
         fuse = _open_fuse()
         build.image_fd = _mount_fuse(fuse, self.source)
-        build.server_stderr = _start(server, image, fuse)
+        build.server_stderr = _start(server, image, fuse, self.single)
         os.close(image)
         os.close(fuse)
         try:
@@ -91,7 +92,7 @@ def _mount_fuse(fuse: int, source: str) -> int:
         raise ChError("can't mount FUSE") from error
 
 
-def _start(server: str, image: int, fuse: int) -> int:
+def _start(server: str, image: int, fuse: int, single: bool) -> int:
     """Start the server as nobody's child and return the end of a pipe with its errors."""
     reader, writer = os.pipe()
     # Neither the terminal's nor the step's signals may end the server before
@@ -112,7 +113,7 @@ def _start(server: str, image: int, fuse: int) -> int:
                 (os.POSIX_SPAWN_DUP2, image, image),
                 (os.POSIX_SPAWN_DUP2, fuse, fuse),
             ]
-            argv = [server, "-f", f"/dev/fd/{image}", f"/dev/fd/{fuse}"]
+            argv = [server, "-f", *(["-s"] if single else []), f"/dev/fd/{image}", f"/dev/fd/{fuse}"]
             os.posix_spawn(server, argv, {}, file_actions=actions, setsid=True)
             code = 0
         except OSError as error:

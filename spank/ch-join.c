@@ -29,31 +29,43 @@
 #include <unistd.h>
 
 #include "ch-join.h"
+#include "join.h"
 #include "relay.h"
 
 extern char **environ;
 
+/* As the options -v and -q: above 0 more, below 0 less. */
 static int verbosity;
+static bool colored;
+static bool emulating_root;
+
+/* Where messages go: the command's standard error may be hidden. */
+static int messages = STDERR_FILENO;
+
+#define HIDES_OUTPUT -1
+#define HIDES_ERRORS -3
 
 static void say(const char *kind, const char *format, va_list args)
 {
 	char text[PATH_MAX + 512];
 	const char *node = getenv("SLURMD_NODENAME");
-	int n = snprintf(text, sizeof(text), "slurm-ch: %s%s%s: ", node ? node : "", node ? ": " : "",
-			 kind);
+	const char *color = !colored ? "" : *kind == 'e' ? "\033[0;31m" : "\033[0;33m";
+	const char *end = colored ? "\033[0m\n" : "\n";
+	int n = snprintf(text, sizeof(text), "%sslurm-ch: %s%s%s: ", color, node ? node : "",
+			 node ? ": " : "", kind);
 
 	/* A long environment variable for a node's name is not worth a failure. */
 	if (n < 0 || n >= PATH_MAX)
 		n = 0;
-	n += vsnprintf(text + n, sizeof(text) - n - 1, format, args);
-	if (n > (int)sizeof(text) - 2)
-		n = sizeof(text) - 2;
-	text[n] = '\n';
-	if (write(STDERR_FILENO, text, n + 1) < 0)
+	n += vsnprintf(text + n, sizeof(text) - n, format, args);
+	if (n > (int)(sizeof(text) - strlen(end) - 1))
+		n = sizeof(text) - strlen(end) - 1;
+	strcpy(text + n, end);
+	if (write(messages, text, n + strlen(end)) < 0)
 		return;
 }
 
-static void __attribute__((noreturn, format(printf, 2, 3))) die(int code, const char *format, ...)
+void die(int code, const char *format, ...)
 {
 	va_list args;
 
@@ -63,11 +75,12 @@ static void __attribute__((noreturn, format(printf, 2, 3))) die(int code, const 
 	exit(code);
 }
 
-static void __attribute__((format(printf, 1, 2))) info(const char *format, ...)
+/* Say something that is asked for from this level on. */
+static void __attribute__((format(printf, 2, 3))) info(int level, const char *format, ...)
 {
 	va_list args;
 
-	if (verbosity < 1)
+	if (verbosity < level)
 		return;
 	va_start(args, format);
 	say("info", format, args);
@@ -152,7 +165,7 @@ static void enter(int fd, const char *kind)
 
 /* ---- The plan ---- */
 
-static char *need(char *allocated)
+char *need(char *allocated)
 {
 	if (!allocated)
 		die(EXIT_SETUP, "out of memory");
@@ -211,6 +224,7 @@ static void set(const char *assignment, bool expanding)
 	value = expanding ? expand(equals + 1) : need(strdup(equals + 1));
 	if (setenv(name, value, 1))
 		die(EXIT_SETUP, "can't set %s: %s", name, strerror(errno));
+	info(3, "environment: %s=%s", name, value);
 	free(name);
 	free(value);
 }
@@ -222,9 +236,10 @@ static void unset(const char *pattern)
 		char *name = need(strndup(*e, n));
 
 		/* A nameless entry can't be unset, and must not loop. */
-		if (n && !fnmatch(pattern, name, 0) && !unsetenv(name))
+		if (n && !fnmatch(pattern, name, FNM_EXTMATCH) && !unsetenv(name)) {
+			info(3, "environment: unset %s", name);
 			e = environ; /* unsetenv moved the rest */
-		else
+		} else
 			e++;
 		free(name);
 	}
@@ -276,6 +291,12 @@ static void carry_out(const char *record, const char **directory)
 		verbosity = atoi(rest);
 		break;
 	case 'B': /* done, on the host */
+		break;
+	case 'K':
+		colored = true;
+		break;
+	case 'S':
+		emulating_root = true;
 		break;
 	default:
 		die(EXIT_SETUP, "launcher and ch-join are of different versions");
@@ -334,7 +355,7 @@ static void change_directory(const char *asked, const char *callers)
 		if (chdir(asked))
 			die(EXIT_SETUP, "can't cd to %s: %s", asked, strerror(errno));
 	} else if (!callers || chdir(callers)) {
-		info("working directory %s is not in the container; using /",
+		info(1, "working directory %s is not in the container; using /",
 		     callers ? callers : "(unknown)");
 		if (chdir("/"))
 			die(EXIT_SETUP, "can't cd to /: %s", strerror(errno));
@@ -344,13 +365,42 @@ static void change_directory(const char *asked, const char *callers)
 	setenv("PWD", here, 1);
 }
 
+/* Send what the command writes nowhere, as -q and -qqq ask for. */
+static void hide(int fd)
+{
+	int null = open("/dev/null", O_WRONLY | O_CLOEXEC);
+
+	if (null < 0 || dup2(null, fd) < 0)
+		die(EXIT_SETUP, "can't open /dev/null: %s", strerror(errno));
+	close(null);
+}
+
+static void hide_streams(void)
+{
+	int own;
+
+	if (verbosity <= HIDES_OUTPUT)
+		hide(STDOUT_FILENO);
+	if (verbosity <= HIDES_ERRORS) {
+		own = fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+		hide(STDERR_FILENO);
+		if (own >= 0)
+			messages = own;
+	}
+}
+
 static void __attribute__((noreturn)) run(char **argv)
 {
 	int code;
 
+	if (!strcmp(argv[0], "-"))
+		argv = images_own(argv);
 	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 		die(EXIT_SETUP, "can't set no_new_privs: %s", strerror(errno));
-	info("executing %s", argv[0]);
+	hide_streams();
+	if (emulating_root)
+		emulate_root();
+	info(1, "executing %s", argv[0]);
 	execvp(argv[0], argv);
 	code = errno == ENOENT || errno == ENOTDIR ? EXIT_NOT_FOUND : EXIT_CANNOT_EXECUTE;
 	die(code, "can't execute %s: %s", argv[0], strerror(errno));

@@ -17,7 +17,7 @@ from .options import OrderedCommand, click_options, image_and_command
 def _explain(ctx: click.Context, /, words: tuple[str, ...], **_: object) -> None:
     """Show what running in a container made from IMAGE would do, one action a line."""
     settings: list[Setting] = ctx.obj
-    image, _argv = image_and_command(words, with_image=True)
+    image, _command = image_and_command(ctx, words)
     wanted = spec.make(image, settings, "IMAGE")
     container = engine.Container(wanted, engine.Caller(dict(os.environ)))
     for line in engine.explain(container):
@@ -30,4 +30,3 @@ explain = OrderedCommand(
     params=[*click_options(), click.Argument(["words"], nargs=-1, metavar="IMAGE [OPTIONS]")],
     help=_explain.__doc__,
 )
-explain.options_may_follow = True

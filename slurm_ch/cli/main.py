@@ -42,13 +42,25 @@ def slurm_ch() -> None:
 
 
 def main() -> None:
-    """Run the command line; every failure is one line on standard error."""
+    """Run the command line of `slurm-ch`."""
+    _call(slurm_ch, "slurm-ch")
+
+
+def ch_run() -> None:
+    """Run the command line of `ch-run`: `slurm-ch run` under the name that scripts know."""
+    from .run import run
+
+    _call(run, "ch-run")
+
+
+def _call(command: click.Command, name: str) -> None:
+    """Run a command and exit; every failure is one line on standard error."""
     try:
-        slurm_ch.main(prog_name="slurm-ch", standalone_mode=False)
+        sys.exit(command.main(prog_name=name, standalone_mode=False) or 0)
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
     except click.UsageError as error:
-        where = error.ctx.command_path if error.ctx else "slurm-ch"
+        where = error.ctx.command_path if error.ctx else name
         log.error(f"{error.format_message()} (see {where} --help)")
         sys.exit(EXIT_USAGE)
     except click.Abort:

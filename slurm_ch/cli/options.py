@@ -1,4 +1,10 @@
-"""click options made from the option table, with the order of the command line kept."""
+"""click options made from the option table, with the order of the command line kept.
+
+    [OPTIONS] IMAGE [OPTIONS] [--] CMD...
+
+Options end at `--` or at the first word behind the image that is none: what
+follows is the command's own.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +15,16 @@ import click
 from slurm_ch import options
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
 _TABLE = {option.name: option for option in options.OPTIONS if option.where & options.COMMAND}
 _SHORT = {option.short: option for option in _TABLE.values() if option.short}
+
+# What each repetition raises, instead of replacing it.
+_LEVELS = ("verbose", "quiet")
+
+# The command that stands for the image's own.
+IMAGES_OWN = "-"
 
 
 def _takes_bare(option: options.Option) -> bool:
@@ -20,10 +32,10 @@ def _takes_bare(option: options.Option) -> bool:
     return option.kind == options.OPTIONAL or (option.kind == options.LIST and option.bare != "yes")
 
 
-def click_options() -> list[click.Parameter]:
+def click_options(rows: Iterable[options.Option] = _TABLE.values()) -> list[click.Parameter]:
     """Return one click option for each row of the table."""
     params: list[click.Parameter] = []
-    for option in _TABLE.values():
+    for option in rows:
         names = [f"--{option.name}", option.name.replace("-", "_")]
         if option.short:
             names.append(f"-{option.short}")
@@ -35,74 +47,92 @@ def click_options() -> list[click.Parameter]:
     return params
 
 
-def fill_in(args: Sequence[str], interspersed: bool) -> Iterator[str]:
-    """Give each option whose value was left out its default one.
+class _Reader:
+    """Tells options, image and command apart, and gives each bare option its value.
 
-    click would take the next word for the value; here only what is attached
-    (`--write-fake=1G`, `-W1G`) is one. Unless options are `interspersed`, they
-    end at the first word that is none.
+    click would take the next word for a value that was left out; here only
+    what is attached (`--write-fake=1G`, `-W1G`) is one. As with getopt_long, an
+    option's name may be cut short where that leaves no doubt.
     """
-    words = iter(args)
-    for word in words:
-        if word == "--":
-            yield word
-            yield from words
+
+    def __init__(self, args: Sequence[str], names: Iterable[str]) -> None:
+        self.options: list[str] = []
+        self.words: list[str] = []
+        self.separated: int | None = None  # how many words stood before "--"
+        self._names = tuple(names)
+        self._rest = iter(args)
+        for word in self._rest:
+            if word == "--":
+                self.separated = len(self.words)
+                break
+            if word.startswith("--"):
+                self._long(word[2:])
+            elif word.startswith("-") and len(word) > 1:
+                self._cluster(word)
+            else:
+                self.words.append(word)
+                if len(self.words) > 1:
+                    break
+        self.words += self._rest
+
+    def _long(self, word: str) -> None:
+        name, equals, value = word.partition("=")
+        name = self._in_full(name)
+        option = _TABLE.get(name)
+        if option and not equals and _takes_bare(option):
+            equals, value = "=", option.bare
+        self.options.append(f"--{name}{equals}{value}")
+        if not equals and (option.kind != options.FLAG if option else name in _OWN_WITH_VALUE):
+            self._value(f"--{name}")
+
+    def _in_full(self, name: str) -> str:
+        if name in self._names:
+            return name
+        found = [known for known in self._names if known.startswith(name)]
+        return found[0] if name and len(found) == 1 else name
+
+    def _value(self, name: str) -> None:
+        for word in self._rest:
+            self.options.append(word)
             return
-        if word.startswith("--"):
-            option = _TABLE.get(word[2:])
-            yield f"{word}={option.bare}" if option and _takes_bare(option) else word
-            if option and option.kind != options.FLAG and not _takes_bare(option):
-                yield from _next(words)
-        elif word.startswith("-") and len(word) > 1:
-            filled, wants_value = _fill_in_cluster(word)
-            yield from filled
-            if wants_value:
-                yield from _next(words)
-        else:
-            yield word
-            if not interspersed:
-                yield from words
+        raise click.BadOptionUsage(name, f"Option {name!r} requires an argument.")
+
+    def _cluster(self, word: str) -> None:
+        """Spell out a cluster of short options."""
+        for index, letter in enumerate(word[1:], 1):
+            option = _SHORT.get(letter)
+            rest = word[index + 1 :]
+            if option is None:
+                self.options.append(f"-{word[index:]}")
+                return
+            if option.kind == options.FLAG:
+                self.options.append(f"-{letter}")
+            elif option.name in _LEVELS and not rest[:1].isdigit():
+                self.options.append(f"-{letter}{option.bare}")
+            elif _takes_bare(option):
+                self.options.append(f"-{letter}{rest or option.bare}")
+                return
+            else:
+                self.options.append(f"-{letter}{rest}")
+                if not rest:
+                    self._value(f"-{letter}")
+                return
 
 
-def _next(words: Iterator[str]) -> Iterator[str]:
-    for word in words:
-        yield word
-        return
-
-
-def _fill_in_cluster(word: str) -> tuple[list[str], bool]:
-    """Return a cluster of short options spelled out, and whether its last one wants a value."""
-    out: list[str] = []
-    for index, letter in enumerate(word[1:], 1):
-        option = _SHORT.get(letter)
-        rest = word[index + 1 :]
-        if option is None:
-            return [word], False
-        if option.kind == options.FLAG:
-            out.append(f"-{letter}")
-        elif option.name == "verbose" and not rest[:1].isdigit():
-            out.append("-v1")
-        elif _takes_bare(option):
-            out.append(f"-{letter}{rest or option.bare}")
-            return out, False
-        else:
-            out.append(f"-{letter}{rest}")
-            return out, not rest
-    return out, False
+# Options of `run` that are about itself: no row of the table.
+_OWN_WITH_VALUE = ("feature", "test")
 
 
 class OrderedCommand(click.Command):
     """A command whose options are kept in the order given, as settings in `ctx.obj`."""
 
-    options_may_follow = False
-
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        # With "--" options may follow the image; without, the command's own
-        # options begin behind it.
-        ctx.allow_interspersed_args = self.options_may_follow or "--" in args
-        filled = list(fill_in(args, ctx.allow_interspersed_args))
+        names = [name[2:] for param in self.get_params(ctx) for name in param.opts if name.startswith("--")]
+        reader = _Reader(args, names)
+        filled = [*reader.options, "--", *reader.words]
         opts, _, order = self.make_parser(ctx).parse_args(list(filled))
         ctx.obj = settings_in_order(opts, [param.name or "" for param in order])
+        ctx.meta["separated"] = reader.separated
         return super().parse_args(ctx, filled)
 
 
@@ -110,7 +140,7 @@ def settings_in_order(opts: dict[str, Any], order: Sequence[str]) -> list[option
     """Return the settings for what click's parser found, in the order given."""
     taken: dict[str, int] = {}
     settings: list[options.Setting] = []
-    level = 0
+    levels = dict.fromkeys(_LEVELS, 0)
     for name in order:
         option = _TABLE.get(name.replace("_", "-"))
         if option is None:
@@ -122,17 +152,25 @@ def settings_in_order(opts: dict[str, Any], order: Sequence[str]) -> list[option
             index = taken.get(name, 0)
             taken[name] = index + 1
             text = value[index]
-        if option.name == "verbose" and text.isdigit():
-            level += int(text)
-            text = str(level)
+        if option.name in levels and text.isascii() and text.isdigit() and len(text) == 1:
+            levels[option.name] += int(text)
+            text = str(levels[option.name])
         settings.append(options.Setting(option.name, text, f"--{option.name}"))
     return settings
 
 
-def image_and_command(words: Sequence[str], with_image: bool) -> tuple[str | None, list[str]]:
-    """Return the image and the command among the words that are no options."""
-    if not with_image:
+def image_and_command(ctx: click.Context, words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Return the image and the command.
+
+    With --join-pid there may be no image: `--join-pid=N -- CMD`, `--join-pid=N CMD`.
+    """
+    separated: int | None = ctx.meta["separated"]
+    by_pid = any(setting.name == "join-pid" for setting in ctx.obj)
+    if by_pid and (separated == 0 or (separated is None and len(words) == 1)):
         return None, list(words)
     if not words:
-        raise click.UsageError("Missing argument 'IMAGE'.")
-    return words[0], list(words[1:])
+        raise click.UsageError("Missing argument 'IMAGE'.", ctx)
+    command = list(words[1:])
+    if not command and separated is not None:
+        command = [IMAGES_OWN]
+    return words[0], command

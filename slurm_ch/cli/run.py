@@ -1,4 +1,4 @@
-"""`slurm-ch run`: a command in a container, without the plugin."""
+"""`slurm-ch run`, or `ch-run` where it is installed: a command in a container, without the plugin."""
 
 from __future__ import annotations
 
@@ -6,30 +6,64 @@ import os
 
 import click
 
-from slurm_ch import runner, spec
+from slurm_ch import __version__, features, log, runner, spec
+from slurm_ch.errors import ChError, UsageError
 from slurm_ch.options import Setting
 
 from .options import OrderedCommand, click_options, image_and_command
 
 
 @click.pass_context
-def _run(ctx: click.Context, /, words: tuple[str, ...], **_: object) -> None:
+def _run(ctx: click.Context, /, words: tuple[str, ...], feature: str | None, test: str | None, **_: object) -> None:
     """Run CMD in a container made from IMAGE: a SquashFS file, a directory, or an image's name.
+
+    IMAGE may be /, the host itself. CMD may be left out behind --, or be a lone
+    hyphen: that is the image's own entrypoint and command.
 
     Under srun, with --join, all tasks of a node share one container.
     """
     settings: list[Setting] = ctx.obj
-    by_pid = any(setting.name == "join-pid" for setting in settings)
-    image, argv = image_and_command(words, with_image=not by_pid or len(words) > 1)
+    if feature is not None:
+        ctx.exit(features.status(feature))
+    if test is not None:
+        _log_test(spec.make("/", settings), test)
+        return
+    image, argv = image_and_command(ctx, words)
     wanted = spec.make(image, settings, "IMAGE")
     if not argv:
         raise click.UsageError("Missing argument 'CMD'.", ctx)
     runner.run(wanted, argv, dict(os.environ))
 
 
-run = OrderedCommand(
+def _log_test(wanted: spec.Spec, test: str) -> None:
+    """Show a line of each kind that the options leave visible."""
+    if test not in ("log", "log-fail"):
+        raise UsageError(f"--test={test}: neither log nor log-fail")
+    runner.configure_log(wanted, os.environ)
+    log.debug("a line of detail (-vv)")
+    log.info("a line of information (-v)")
+    log.warning("a line of warning (hidden by -qq)")
+    if test == "log-fail":
+        raise ChError("a failure, as --test=log-fail asks for")
+
+
+def _usage(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        click.echo(ctx.get_usage())
+        ctx.exit()
+
+
+_OWN_OPTIONS: list[click.Parameter] = [
+    click.Option(["--feature"], metavar="FEAT", help=f"Succeed if there is FEAT: {', '.join(features.CHECKS)}."),
+    click.Option(["--test"], metavar="TEST", help="Show what messages look like: log, log-fail."),
+    click.Option(["--usage"], is_flag=True, is_eager=True, expose_value=False, callback=_usage, help="Show the usage."),
+]
+
+run: click.Command = OrderedCommand(
     "run",
     callback=_run,
-    params=[*click_options(), click.Argument(["words"], nargs=-1, metavar="IMAGE [--] CMD...")],
+    params=[*click_options(), *_OWN_OPTIONS, click.Argument(["words"], nargs=-1, metavar="IMAGE [--] CMD...")],
     help=_run.__doc__,
+    context_settings={"help_option_names": ["-?", "-h", "--help"]},
 )
+run = click.version_option(__version__, "-V", "--version", prog_name="slurm-ch")(run)

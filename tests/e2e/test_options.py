@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -164,3 +165,31 @@ def test_a_wrong_site_argument_says_so(user: str, image_sqfs: Path) -> None:
         assert done.returncode == 64
         assert "plugstack.conf: bananas=1: unknown argument" in done.stderr
         assert own.run(["srun", "echo", "bare"], user=user).stdout == "bare\n"
+
+
+def test_root_emulation_holds_in_every_task(good: Good) -> None:
+    inner = "'touch /f; chown 1:2 /f && mknod /null$SLURM_PROCID c 1 3 && grep Seccomp: /proc/self/status'"
+    out = good(f"srun -n3 --ch-image=$IMG --ch-seccomp --ch-write-fake sh -c {inner}")
+    assert out.split() == ["Seccomp:", "2"] * 3
+    assert "Seccomp:\t0" in good("srun --ch-image=$IMG --ch-seccomp=no cat /proc/self/status")
+
+
+def test_the_host_as_image(good: Good, user: str) -> None:
+    out = good("srun -n2 --ch-image=/ /bin/sh -c 'echo $HOME $CH_RUNNING; touch /x 2>/dev/null || echo read-only'")
+    assert out.splitlines().count(f"/home/{user} /") == 2
+    assert out.splitlines().count("read-only") == 2
+
+
+def test_the_images_own_command(good: Good, sh: Run, world_tmp: Path, image_dir: Path) -> None:
+    copy = world_tmp / "own-command"
+    subprocess.run(["cp", "-a", image_dir, copy], check=True)
+    (copy / "ch").mkdir()
+    (copy / "ch/entrypoint").write_bytes(b"angi\0\0\0\x04echo\0\0\0\x05hello")
+    (copy / "ch/environment").write_text("IMAGES=own\n")
+    assert good(f"srun -n2 --ch-image={copy} - there") == "hello there\n" * 2
+    assert (
+        good(f"srun --ch-image={copy} --ch-set-env0 --ch-set-env0=A=$'1\\t2' sh -c 'echo $IMAGES \"$A\"'")
+        == "own 1\t2\n"
+    )
+    assert sh("srun --ch-image=$IMG -").returncode == 64
+    assert good("srun --ch-image=$IMG --ch-fuse-single cat /marker") == "one\n"

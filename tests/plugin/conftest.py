@@ -10,6 +10,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SPANK = ROOT / "spank"
+# The parts of ch-join.
+JOIN_SOURCES = ("ch-join.c", "entrypoint.c", "relay-task.c", "seccomp.c")
+
 SANITIZE = [
     "-std=gnu11",
     "-g",
@@ -70,7 +73,7 @@ def ch_join_sanitized(world_tmp: Path) -> Path:
     """ch-join with sanitizers, for what its parsers make of nonsense."""
     to = world_tmp / "ch-join-sanitized"
     subprocess.run(
-        ["cc", *SANITIZE, "-o", to, SPANK / "ch-join.c", SPANK / "relay-task.c"], check=True, capture_output=True
+        ["cc", *SANITIZE, "-o", to, *(SPANK / name for name in JOIN_SOURCES)], check=True, capture_output=True
     )
     return to
 

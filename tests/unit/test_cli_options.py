@@ -11,6 +11,13 @@ from slurm_ch.cli import options
 from slurm_ch.errors import UsageError
 
 
+def image_and_command(*words: str) -> tuple[str | None, list[str]]:
+    """Return what of the words is the image, and what the command."""
+    command = options.OrderedCommand("x", params=[*options.click_options(), click.Argument(["words"], nargs=-1)])
+    ctx = command.make_context("x", list(words))
+    return options.image_and_command(ctx, ctx.params["words"])
+
+
 def parse(*words: str) -> tuple[list[tuple[str, str]], list[str]]:
     """Return the settings in order, and the words that are no options."""
     command = options.OrderedCommand("x", params=[*options.click_options(), click.Argument(["words"], nargs=-1)])
@@ -33,7 +40,38 @@ def parse(*words: str) -> tuple[list[tuple[str, str]], list[str]]:
         (["-vv", "img", "cmd"], [("verbose", "1"), ("verbose", "2")], ["img", "cmd"]),
         (["-v", "-v", "img", "cmd"], [("verbose", "1"), ("verbose", "2")], ["img", "cmd"]),
         (["-v3", "img", "cmd"], [("verbose", "3")], ["img", "cmd"]),
-        (["-q", "img", "cmd"], [("quiet", "yes")], ["img", "cmd"]),
+        (["-q", "img", "cmd"], [("quiet", "1")], ["img", "cmd"]),
+        (["-qqq", "img", "cmd"], [("quiet", "1"), ("quiet", "2"), ("quiet", "3")], ["img", "cmd"]),
+        (["-q2", "img", "cmd"], [("quiet", "2")], ["img", "cmd"]),
+        (["-vt", "-v", "img", "cmd"], [("verbose", "1"), ("private-tmp", "yes"), ("verbose", "2")], ["img", "cmd"]),
+        # Options may follow the image; behind the command's first word all is the command's.
+        (["img", "-t", "cmd", "-W"], [("private-tmp", "yes")], ["img", "cmd", "-W"]),
+        (["img", "-b", "/a", "--home", "--", "-x"], [("bind", "/a"), ("home", "yes")], ["img", "-x"]),
+        (
+            ["-t", "img", "-W", "sh", "-c", "x", "--", "y"],
+            [("private-tmp", "yes"), ("write-fake", "12%")],
+            ["img", "sh", "-c", "x", "--", "y"],
+        ),
+        (["img", "--", "cmd", "--", "-t"], [], ["img", "cmd", "--", "-t"]),
+        (["--", "img", "cmd"], [], ["img", "cmd"]),
+        (["img", "-", "-t"], [], ["img", "-", "-t"]),
+        # A name may be cut short where that leaves no doubt.
+        (
+            ["--unset=A", "--env", "--stor", "/s", "img", "x"],
+            [("unset-env", "A"), ("env-no-expand", "yes"), ("storage", "/s")],
+            ["img", "x"],
+        ),
+        (
+            ["--set-env0", "--set-env0=f", "img", "x"],
+            [("set-env0", "/ch/environment"), ("set-env0", "f")],
+            ["img", "x"],
+        ),
+        (["--color", "--color=no", "img", "x"], [("color", "yes"), ("color", "no")], ["img", "x"]),
+        (
+            ["-m/mnt", "--fuse-single", "--seccomp", "img", "x"],
+            [("mount", "/mnt"), ("fuse-single", "yes"), ("seccomp", "yes")],
+            ["img", "x"],
+        ),
         (["-b", "-W", "img", "cmd"], [("bind", "-W")], ["img", "cmd"]),
         (
             ["-b/a:/b", "-tb", "/c", "img", "cmd"],
@@ -58,10 +96,43 @@ def test_command_lines(words: list[str], settings: list[tuple[str, str]], rest: 
     assert parse(*words) == (settings, rest)
 
 
-@pytest.mark.parametrize("words", [["-Z", "img"], ["--nope", "img"], ["-b"], ["img", "--nope", "--", "x"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-Z", "img"],
+        ["--nope", "img"],
+        ["-b"],
+        ["img", "--nope", "--", "x"],
+        ["img", "--nope"],
+        ["--set", "img"],
+        ["--join-", "img"],
+        ["--=x", "img"],
+        ["--home=yes", "img"],
+        ["-tZ", "img"],
+    ],
+)
 def test_nonsense_is_a_usage_error(words: list[str]) -> None:
     with pytest.raises(click.UsageError):
         parse(*words)
+
+
+@pytest.mark.parametrize(
+    ("words", "image", "command"),
+    [
+        (["img", "x", "-y"], "img", ["x", "-y"]),
+        (["img", "--", "x"], "img", ["x"]),
+        (["img"], "img", []),
+        (["img", "--"], "img", ["-"]),
+        (["img", "--", "-"], "img", ["-"]),
+        (["img", "--", "-", "arg"], "img", ["-", "arg"]),
+        (["--join-pid=1", "--", "sh", "-c", "x"], None, ["sh", "-c", "x"]),
+        (["--join-pid=1", "sh"], None, ["sh"]),
+        (["--join-pid=1", "img", "--", "sh"], "img", ["sh"]),
+        (["--join-pid=1", "img", "sh"], "img", ["sh"]),
+    ],
+)
+def test_image_and_command(words: list[str], image: str | None, command: list[str]) -> None:
+    assert image_and_command(*words) == (image, command)
 
 
 @given(

@@ -17,7 +17,7 @@ LAYERS = (
     {"check"},
     {"launcher", "runner", "cluster"},
     {"container"},
-    {"relay", "tree"},
+    {"features", "relay", "tree"},
     {"join", "tickets", "mounts", "squashfs", "namespaces", "passwd", "site"},
     {"actions", "spec", "image", "environment", "step"},
     {"linux", "log", "options", "paths"},

@@ -32,7 +32,7 @@ def test_c_table_has_every_option_of_the_plugin() -> None:
     out = subprocess.run(
         [sys.executable, "-I", ROOT / "spank/gen_options.py"], check=True, capture_output=True, text=True
     ).stdout
-    names = re.findall(r'\{ "ch-([a-z-]+)", "([A-Z_]+)"', out)
+    names = re.findall(r'\{ "ch-([a-z0-9-]+)", "([A-Z0-9_]+)"', out)
     wanted = [(o.name, o.variable) for o in options.OPTIONS if o.where & options.PLUGIN]
     assert names == wanted
     # The C side takes the first for the image.
@@ -111,10 +111,19 @@ def test_no(word: str) -> None:
         (["bind="], "the source of a bind is empty"),
         (["bind=/a,"], "the source of a bind is empty"),
         (["bind=/a:b"], "the destination is not absolute: b"),
+        (["bind=/a:"], "--ch-bind=/a:: the destination of a bind is empty"),
+        (["bind=/a:/"], "--ch-bind=/a:/: the destination can't be /"),
+        (["bind=/a:/.././"], "the destination can't be /"),
+        (["bind=/"], "the destination can't be /"),
         (["bind=rel"], "a relative source needs a destination"),
         (["cd="], "--ch-cd=: the directory's name is empty"),
         (["set-env="], "the variable's name is empty"),
         (["set-env==1"], "--ch-set-env==1: the variable's name is empty"),
+        (["set-env0="], "--ch-set-env0=: the variable's name is empty"),
+        (["set-env0==1"], "the variable's name is empty"),
+        (["seccomp=perhaps"], "--ch-seccomp=perhaps: neither yes nor no"),
+        (["fuse-single=2"], "--ch-fuse-single=2: neither yes nor no"),
+        (["verbose=4"], "--ch-verbose=4: not a whole number from 0 to 3"),
         (["unset-env="], "the pattern is empty"),
         (["uid=x"], "--ch-uid=x: not a whole number from 0 to 4294967294"),
         (["gid=4294967295"], "--ch-gid=4294967295: not a whole number"),
@@ -133,6 +142,35 @@ def test_refusals_name_option_and_value(words: list[str], message: str) -> None:
         made(*words)
     assert message in str(caught.value)
     assert caught.value.code == 64
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ([("quiet", "4")], "--quiet=4: not a whole number from 0 to 3"),
+        ([("quiet", "1"), ("verbose", "1")], "--quiet=1: contradicts --verbose"),
+        ([("verbose", "1"), ("quiet", "1")], "--quiet=1: contradicts --verbose"),
+        ([("color", "blue")], "--color=blue: neither auto, yes nor no"),
+        ([("mount", "")], "--mount=: the mount point's name is empty"),
+        ([("join-tag", "")], "--join-tag=: the tag is empty"),
+        ([("join-ct", "0")], "--join-ct=0: not a whole number"),
+        ([("join-pid", "0")], "--join-pid=0: not a whole number"),
+        ([("join-pid", "1"), ("join-tag", "x")], "--join-pid=1: contradicts --join"),
+    ],
+)
+def test_refusals_on_the_command_line(pairs: list[tuple[str, str]], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        spec.make("img", [Setting(name, value, f"--{name}") for name, value in pairs])
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("word", "meaning"),
+    [("auto", None), ("tty", None), ("if-tty", None), ("yes", True), ("always", True), ("force", True), ("no", False),
+     ("never", False), ("none", False)],
+)  # fmt: skip
+def test_color(word: str, meaning: bool | None) -> None:
+    assert spec.make("img", [Setting("color", word, "--color")]).color is meaning
 
 
 def test_an_image_is_required() -> None:

@@ -10,6 +10,10 @@ USER_NAME = chuser
 PACKAGES = slurmctld slurmd slurm-client libslurm-dev munge squashfuse squashfs-tools busybox-static \
     gcc libc6-dev make python3 python3-dev python3-venv util-linux bsdutils cppcheck
 
+# What `make bench` needs besides.
+BENCH_PACKAGES = valgrind linux-perf
+BENCH_VENV = .venv-bench
+
 libdir = $(prefix)/lib/slurm_ch
 
 all: build
@@ -47,6 +51,16 @@ test-here: build lint
 matrix:
 	@$(PYTHON) etc/matrix.py $(RELEASES)
 
+# Everything measured, in one run, beside ch-run: bench/results/.
+bench: PACKAGES += $(BENCH_PACKAGES)
+bench: deps native $(BENCH_VENV)/.built
+	$(BENCH_VENV)/bin/python -m bench $(BENCH)
+
+$(BENCH_VENV)/.built:
+	$(PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH_VENV)/bin/python -m pip install --quiet matplotlib
+	touch $@
+
 lint: $(VENV)/.built
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -77,7 +91,7 @@ uninstall:
 
 clean:
 	$(MAKE) --no-print-directory -C spank clean
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(BENCH_VENV) build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: all deps build native demo test demo-here test-here matrix lint install uninstall clean
+.PHONY: all bench deps build native demo test demo-here test-here matrix lint install uninstall clean

@@ -1,0 +1,118 @@
+"""The launcher by itself: what its start, its imports and its work cost, and how many instructions."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from .stats import FAILED, OK, Sample
+
+PYTHON = "/usr/bin/python3"
+_FLAGS = ("-I", "-S")
+_ENVIRONMENT = ("SLURM_JOB_ID=1", "SLURM_STEP_ID=0", "SLURM_GTIDS=0", "SLURMD_NODENAME=n1", "PATH=/usr/bin:/bin")
+
+BARE, IMPORTS, DIRECTORY, SQUASHFS = "bare interpreter", "with imports", "directory", "SquashFS"
+
+
+class Launcher:
+    """An installed launcher, started as the plugin does it."""
+
+    def __init__(self, library: Path, user: str, image: Path, sqfs: Path) -> None:
+        self.library = library
+        self.entry = pwd.getpwnam(user)
+        self.images = {DIRECTORY: image, SQUASHFS: sqfs}
+
+    def argv(self, variant: str) -> list[str]:
+        """Return the command line for a variant; descriptors 3 and 4 are facts and socket."""
+        if variant == BARE:
+            return [PYTHON, *_FLAGS, "-c", ""]
+        if variant == IMPORTS:
+            code = f"import sys; sys.path.insert(0, {str(self.library)!r}); import slurm_ch.launcher"
+            return [PYTHON, *_FLAGS, "-c", code]
+        return [PYTHON, *_FLAGS, str(self.library / "slurm_ch/launch.py"), "3", "4"]
+
+    def start(self, variant: str, before: Sequence[str] = (), stderr: int = 2) -> tuple[int, socket.socket]:
+        """Start it with `before` in front; return its pid and the tasks' end of the socket."""
+        tasks, launcher = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        facts = os.memfd_create("facts")
+        records = ["slurm_ch facts 1", f"rimage={self.images.get(variant, '')}\n", "t8"]
+        records += [f"e{line}" for line in _ENVIRONMENT]
+        os.write(facts, "".join(record + "\0" for record in records).encode())
+        argv = [*before, *self.argv(variant)]
+        child = os.fork()
+        if child == 0:
+            try:
+                ends = (os.dup(facts), os.dup(launcher.fileno()), os.dup(stderr))
+                high = [os.dup2(fd, 100 + index) for index, fd in enumerate(ends)]
+                for fd, wanted in zip(high, (3, 4, 2), strict=True):
+                    os.dup2(fd, wanted)
+                os.closerange(5, 200)
+                os.setgroups([])
+                os.setgid(self.entry.pw_gid)
+                os.setuid(self.entry.pw_uid)
+                os.chdir("/")
+                os.execve(shutil.which(argv[0]) or argv[0], argv, {})
+            finally:
+                os._exit(1)
+        os.close(facts)
+        launcher.close()
+        return child, tasks
+
+    def once(self, variant: str, number: int) -> list[Sample]:
+        """Return the time to the ticket, or to the end where there is none, and the CPU until the end."""
+        begin = time.perf_counter()
+        child, tasks = self.start(variant)
+        ticket = bool(tasks.recv(100))
+        wall = time.perf_counter() - begin
+        _, status, used = os.wait4(child, 0)
+        tasks.close()
+        good = status == 0 and ticket == (variant in self.images)
+        cpu = used.ru_utime + used.ru_stime
+        return [Sample("launcher", "alone", variant, number, wall, cpu, OK if good else FAILED)]
+
+    def rounds(self, count: int) -> list[Sample]:
+        """Return the samples of all variants, interleaved."""
+        variants = (BARE, IMPORTS, DIRECTORY, SQUASHFS)
+        found = [sample for number in range(-2, count) for variant in variants for sample in self.once(variant, number)]
+        print(f"launcher, alone: {count} rounds of {len(variants)}", flush=True)
+        return [sample for sample in found if sample.round >= 0]
+
+    def instructions(self) -> dict[str, str]:
+        """Return callgrind's counts by variant, or why there is none."""
+        valgrind = shutil.which("valgrind")
+        if valgrind is None:
+            return {"all": "valgrind is not installed"}
+        before = (valgrind, "--tool=callgrind", "--callgrind-out-file=/dev/null")
+        return {variant: self._count(variant, before) for variant in (BARE, IMPORTS, DIRECTORY)}
+
+    def _count(self, variant: str, before: Sequence[str]) -> str:
+        log = os.memfd_create("log")
+        child, tasks = self.start(variant, before, stderr=log)
+        status = os.waitpid(child, 0)[1]
+        tasks.close()
+        text = os.pread(log, 1 << 20, 0).decode("utf-8", "replace")
+        os.close(log)
+        found = re.search(r"Collected : (\d+)", text)
+        if not found:
+            return "no count"
+        count = f"{int(found[1]) / 1e6:.1f} million"
+        return count if status == 0 else f"{count}, up to a system call that valgrind doesn't know"
+
+
+def perf_instructions(argv: Sequence[str]) -> str:
+    """Return what `perf stat` counts for a command, or why it doesn't."""
+    perf = shutil.which("perf")
+    if perf is None:
+        return "perf is not installed"
+    done = subprocess.run(
+        [perf, "stat", "-x,", "-e", "instructions:u", *argv], check=False, capture_output=True, text=True, timeout=60
+    )
+    count = done.stderr.strip().split(",")[0]
+    return f"{int(count) / 1e6:.1f} million" if count.isdigit() else "not supported on this machine"

@@ -77,7 +77,7 @@ install: native
 	install -m 755 slurm_ch/native/{ch-join,ch-relay,slurm_ch.so} $(DESTDIR)$(libdir)/slurm_ch/native
 	$(PYTHON) -m compileall -q -s '$(DESTDIR)' $(DESTDIR)$(libdir)/slurm_ch
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --upgrade --target $(DESTDIR)$(libdir)/vendor 'click>=8.1' 'posix_ipc>=1.1'
+	$(VENV)/bin/python -m pip install --quiet --upgrade --target $(DESTDIR)$(libdir)/vendor 'click>=8.1' 'posix_ipc>=1.1' 'PyYAML>=6'
 	sed 's|@LIBDIR@|$(libdir)|g; s|@PYTHON@|$(PYTHON)|g' etc/slurm-ch.in > $(DESTDIR)$(prefix)/bin/slurm-ch
 	chmod 755 $(DESTDIR)$(prefix)/bin/slurm-ch
 	ln -sf $(libdir)/slurm_ch/native/slurm_ch.so $(DESTDIR)$(prefix)/lib/slurm/slurm_ch.so

@@ -31,6 +31,17 @@ class Build:
         self.relay_fd = -1  # where Slurm's commands are called from inside
 
 
+class Extra:
+    """Actions that an option adds to a plan, by where in it they belong."""
+
+    __slots__ = ("before_binds", "in_tree", "inside")
+
+    def __init__(self) -> None:
+        self.before_binds: list[Action] = []
+        self.in_tree: list[Action] = []
+        self.inside: list[Action] = []
+
+
 class Action:
     """One thing to do."""
 

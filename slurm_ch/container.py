@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 
 from . import environment, image, log, mounts, passwd, squashfs, tree
-from .actions import Action, Build
+from .actions import Action, Build, Extra
 from .errors import ChError, UsageError
 from .namespaces import Nest
 from .options import IMAGE_ENVIRONMENT
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import BinaryIO
 
+    from .devices import Injection
     from .spec import Spec
 
 # Read-only, from the host: what every image needs to find there.
@@ -122,7 +123,8 @@ class Container:
     """
 
     __slots__ = (
-        "build", "caller", "gid", "hooks_all", "hooks_guest", "hooks_host", "image", "spec", "squashfuse", "uid",
+        "build", "caller", "gid", "hooks_all", "hooks_guest", "hooks_host", "image", "injection", "spec",
+        "squashfuse", "uid",
     )  # fmt: skip
 
     def __init__(self, spec: Spec, caller: Caller, squashfuse: str | None = None, joining: bool = False) -> None:
@@ -140,6 +142,7 @@ class Container:
             check_image(spec, self.image, storage)
             if spec.mount_point is not None:
                 self._check_mount_point(spec.mount_point)
+        self.injection = find_devices(spec, caller)
         self.hooks_host = Hooks("host")
         self.hooks_guest = Hooks("guest")
         self.hooks_all = Hooks("all")
@@ -154,7 +157,8 @@ class Container:
 
     def plan(self) -> tuple[Action, ...]:
         """Return everything that is to be done, in order."""
-        actions = self._tree()
+        extra = self._device_actions()
+        actions = self._tree(extra)
         return (
             Nest((self.caller.uid, self.caller.gid), (0, 0)),
             self._image_action(),
@@ -164,10 +168,18 @@ class Container:
             RunHooks(self, self.hooks_host),
             tree.Pivot(),
             Nest((0, 0), (self.uid, self.gid)),
+            *extra.inside,
             RunHooks(self, self.hooks_guest),
         )
 
-    def _tree(self) -> list[Action]:
+    def _device_actions(self) -> Extra:
+        if self.injection is None:
+            return Extra()
+        from . import inject
+
+        return inject.actions(self.injection, os.getgroups())
+
+    def _tree(self, extra: Extra) -> list[Action]:
         """Return what is done to the new root."""
         spec = self.spec
         actions: list[Action] = []
@@ -175,6 +187,7 @@ class Container:
             actions.append(tree.ReadOnlyRoot())
         if spec.write_fake is not None:
             actions.append(tree.WriteFake(spec.write_fake))
+        actions += extra.before_binds
         if self.image.kind == image.HOST:
             # All that is bound by default is there already.
             actions += [tree.PrivateTmp()] if spec.private_tmp else []
@@ -184,10 +197,11 @@ class Container:
             actions.append(self._tmp())
         if spec.home:
             actions.append(self._home())
+        actions += extra.in_tree
         actions += [self._user_bind(bind) for bind in spec.binds]
         if self.caller.script:
             actions.append(tree.ShowScript(self.caller.script))
-        actions.append(Environment(spec, self.caller))
+        actions.append(Environment(spec, self.caller, self.injection))
         # A writeable image's directories stay as they are, unless asked for.
         if spec.relay or (spec.relay is None and self.caller.script and not spec.write and spec.relay_commands):
             actions.append(self._relay())
@@ -248,8 +262,17 @@ def check_image(spec: Spec, found: image.Image, storage: str) -> None:
     if spec.write and image.in_storage(found, storage):
         raise UsageError(f"{spec.labels['write']}: an image in {storage} is ch-image's to write: {spec.image}")
     if spec.write_fake is not None and found.kind == image.HOST:
-        label = spec.labels.get("write-fake") or spec.labels["home"]
+        label = next(spec.labels[name] for name in ("write-fake", "home", "device") if name in spec.labels)
         raise UsageError(f"{label}: the host as image can't be overlaid: the kernel hides the mounts below /")
+
+
+def find_devices(spec: Spec, caller: Caller) -> Injection | None:
+    """Return what the devices asked for amount to; loads what it needs only if there are any."""
+    if not spec.devices:
+        return None
+    from . import devices
+
+    return devices.find(spec.devices, devices.directories(spec.cdi_dirs, caller.environment), caller.cwd)
 
 
 def containerize(container: Container) -> Build:
@@ -276,10 +299,11 @@ class Environment(Action):
     reach them any more when this is applied.
     """
 
-    __slots__ = ("caller", "host_files", "spec")
+    __slots__ = ("caller", "device_env", "host_files", "spec")
 
-    def __init__(self, spec: Spec, caller: Caller) -> None:
+    def __init__(self, spec: Spec, caller: Caller, injection: Injection | None = None) -> None:
         self.spec = spec
+        self.device_env = injection.env if injection else []
         self.caller = caller
         self.host_files: dict[str, str] = {}
         for kind, path in spec.env_rules:
@@ -301,7 +325,9 @@ class Environment(Action):
             records.append(("K", ""))
         if not image.is_host(spec.image):
             records += environment.first_records(self._home(build))
-        records += environment.rule_records(spec.env_rules, spec.env_expand, lambda path: self._read(build, path))
+        records += environment.rule_records(
+            spec.env_rules, spec.env_expand, lambda path: self._read(build, path), self.device_env
+        )
         records.append(("E", f"CH_RUNNING={spec.image}"))
         if spec.cd is not None:
             records.append(("C", spec.cd))

@@ -65,8 +65,18 @@ def first_records(home: str) -> list[Record]:
     return [("E", f"HOME={home}"), ("P", ""), ("U", "TMPDIR")]
 
 
-def rule_records(rules: Sequence[tuple[str, str]], expand: bool, read_file: Callable[[str], str]) -> list[Record]:
-    """Return the records for the user's rules; `read_file` gives a file's text by its path."""
+def rule_records(
+    rules: Sequence[tuple[str, str]],
+    expand: bool,
+    read_file: Callable[[str], str],
+    device_env: Sequence[Sequence[str]] = (),
+) -> list[Record]:
+    """Return the records for the user's rules.
+
+    `read_file` gives a file's text by its path, `device_env` the assignments of
+    each device rule in turn.
+    """
+    devices = iter(device_env)
     assign = "X" if expand else "E"
     records: list[Record] = []
     for kind, value in rules:
@@ -74,6 +84,8 @@ def rule_records(rules: Sequence[tuple[str, str]], expand: bool, read_file: Call
             records.append(("U", value))
         elif kind == "set":
             records.append((assign, unquoted(value)))
+        elif kind == "device":
+            records += [("E", line) for line in next(devices)]
         else:
             separator = "\0" if kind == "file0" else "\n"
             records += [(assign, line) for line in parse_file(read_file(value), value, separator)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 PACKAGE = os.path.dirname(os.path.abspath(__file__))
 LAUNCHER = os.path.join(PACKAGE, "launch.py")
@@ -11,3 +12,11 @@ CH_JOIN = os.path.join(NATIVE, "ch-join")
 CH_RELAY = os.path.join(NATIVE, "ch-relay")
 PLUGIN = os.path.join(NATIVE, "slurm_ch.so")
 PYTHON = "/usr/bin/python3"
+
+
+def library_directories() -> list[str]:
+    """Return where what we need from others may be, beside the package: installed, and in a checkout."""
+    parent = os.path.dirname(PACKAGE)
+    version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    places = (os.path.join(parent, "vendor"), os.path.join(parent, ".venv", "lib", version, "site-packages"))
+    return [place for place in places if os.path.isdir(place)]

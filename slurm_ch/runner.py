@@ -90,8 +90,13 @@ def _join(spec: Spec, caller: engine.Caller, add_hooks: Callable[[engine.Contain
             raise
         peer.publish()
     else:
-        environment = engine.Environment(spec, caller)
-        container = engine.Container(spec, caller, joining=True)
+        try:
+            container = engine.Container(spec, caller, joining=True)
+            environment = engine.Environment(spec, caller, container.injection)
+        except ChError:
+            # The winner will have said the same, once for all.
+            peer.wait_for_winner()
+            raise
         add_hooks(container)
         user_fd, mount_fd = peer.wait_for_winner()
         namespaces.enter(user_fd, mount_fd, "the join's winner")

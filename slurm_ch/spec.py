@@ -42,9 +42,9 @@ class Spec:
     """What a container shall be, as asked for: checked for form, not against the node."""
 
     __slots__ = (
-        "binds", "cd", "color", "env_expand", "env_rules", "fuse_single", "gid", "home", "image", "join",
-        "join_count", "join_pid", "join_tag", "join_timeout", "labels", "mount_point", "passwd", "private_tmp",
-        "relay", "relay_commands", "seccomp", "storage", "uid", "verbosity", "write", "write_fake",
+        "binds", "cd", "cdi_dirs", "color", "devices", "env_expand", "env_rules", "fuse_single", "gid", "home",
+        "image", "join", "join_count", "join_pid", "join_tag", "join_timeout", "labels", "mount_point", "passwd",
+        "private_tmp", "relay", "relay_commands", "seccomp", "storage", "uid", "verbosity", "write", "write_fake",
     )  # fmt: skip
 
     def __init__(self, image: str) -> None:
@@ -52,6 +52,8 @@ class Spec:
         self.labels: dict[str, str] = {}  # how its giver knows each option
         self.binds: list[Bind] = []
         self.cd: str | None = None
+        self.devices: list[tuple[str, str]] = []  # each as asked for, and its label
+        self.cdi_dirs: str | None = None
         self.env_rules: list[tuple[str, str]] = []
         self.env_expand = True
         self.private_tmp = False
@@ -99,12 +101,16 @@ def _check_combination(spec: Spec, given: Mapping[str, Setting]) -> None:
         raise given["write"].wrong(f"contradicts {given['write-fake'].label}")
     if spec.write and spec.home:
         raise given["write"].wrong(f"contradicts {given['home'].label}, which implies write-fake")
-    if spec.home and spec.write_fake is None:
+    if spec.write and spec.devices:
+        raise given["write"].wrong(f"contradicts {spec.labels['device']}, which implies write-fake")
+    if (spec.home or spec.devices) and spec.write_fake is None:
         spec.write_fake = DEFAULT_WRITE_FAKE
     if "quiet" in given and "verbose" in given:
         raise given["quiet"].wrong(f"contradicts {given['verbose'].label}")
     if spec.join_pid is not None and spec.join:
         raise given["join-pid"].wrong("contradicts --join, --join-ct and --join-tag")
+    if spec.join_pid is not None and spec.devices:
+        raise given["join-pid"].wrong(f"contradicts {spec.labels['device']}: that container is already made")
 
 
 def boolean(setting: Setting) -> bool:
@@ -221,6 +227,26 @@ def number(setting: Setting, low: int, high: int) -> int:
     return int(text)
 
 
+def _device(spec: Spec, setting: Setting) -> None:
+    # Loaded only for this.
+    from . import cdinames
+
+    for part in [setting.value] if setting.label.startswith("--device") else split_commas(setting.value):
+        if not cdinames.is_file(part):
+            try:
+                cdinames.split(part)
+            except ValueError:
+                raise setting.wrong(f"{cdinames.WHAT}: {part}") from None
+        spec.devices.append((part, setting.label))
+        spec.env_rules.append(("device", part))
+
+
+def _cdi_dirs(spec: Spec, setting: Setting) -> None:
+    if not setting.value.strip(":"):
+        raise setting.wrong("names no directory")
+    spec.cdi_dirs = setting.value
+
+
 def _uid(spec: Spec, setting: Setting) -> None:
     spec.uid = number(setting, 0, MAX_ID)
 
@@ -311,6 +337,8 @@ _PARSERS = {
     "write": _write,
     "write-fake": _write_fake,
     "home": _home,
+    "device": _device,
+    "cdi-dirs": _cdi_dirs,
     "uid": _uid,
     "gid": _gid,
     "storage": _storage,

@@ -17,10 +17,10 @@ LAYERS = (
     {"check"},
     {"launcher", "runner", "cluster"},
     {"container"},
-    {"features", "relay", "tree"},
-    {"join", "tickets", "mounts", "squashfs", "namespaces", "passwd", "site"},
-    {"actions", "spec", "image", "environment", "step"},
-    {"linux", "log", "options", "paths"},
+    {"features", "relay", "tree", "inject"},
+    {"join", "tickets", "mounts", "squashfs", "namespaces", "passwd", "site", "devices"},
+    {"actions", "spec", "image", "environment", "step", "cdi"},
+    {"linux", "log", "options", "paths", "cdinames"},
     {"errors"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -1,0 +1,42 @@
+"""Names in the Container Device Interface: of kinds, of devices, of what a user asks for."""
+
+from __future__ import annotations
+
+_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+_DIGITS = frozenset("0123456789")
+_ALPHANUMERIC = _LETTERS | _DIGITS
+
+WHAT = "neither a device (VENDOR/CLASS or VENDOR/CLASS=NAME) nor a file (begins with / or .)"
+
+
+def _is_name(text: str, first: frozenset[str], inside: str) -> bool:
+    return (
+        0 < len(text) <= 253
+        and text[0] in first
+        and text[-1] in _ALPHANUMERIC
+        and all(letter in _ALPHANUMERIC or letter in inside for letter in text)
+    )
+
+
+def is_kind(text: str) -> bool:
+    """Whether `text` is a kind of devices: `vendor.com/class`."""
+    vendor, _, kind = text.partition("/")
+    return _is_name(vendor, _LETTERS, "_-.") and _is_name(kind, _LETTERS, "_-.") and len(kind) <= 63
+
+
+def is_device(text: str) -> bool:
+    """Whether `text` is a device's name within its kind."""
+    return _is_name(text, _ALPHANUMERIC, "_-.:")
+
+
+def is_file(text: str) -> bool:
+    """Whether a user's `text` means a spec file."""
+    return text.startswith(("/", "."))
+
+
+def split(text: str) -> tuple[str, str | None]:
+    """Return kind and name of a device, None for all of the kind; ValueError if it is neither."""
+    kind, equals, name = text.partition("=")
+    if not is_kind(kind) or (equals and not is_device(name)):
+        raise ValueError(text)
+    return kind, name if equals else None

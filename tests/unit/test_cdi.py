@@ -1,0 +1,514 @@
+"""CDI specs: what they say, what is wrong with them, and which devices are meant."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slurm_ch import cdi, cdinames, devices, environment, errors
+from slurm_ch import spec as spec_
+from slurm_ch.errors import ChError, UsageError
+from slurm_ch.options import Setting
+
+# As nvidia-ctk writes them, in short: hooks of both spellings, a device for all.
+NVIDIA = """\
+---
+cdiVersion: 0.5.0
+kind: nvidia.com/gpu
+containerEdits:
+  deviceNodes:
+  - path: /dev/nvidia-modeset
+  - path: /dev/nvidiactl
+    hostPath: /dev/nvidiactl
+  env:
+  - NVIDIA_VISIBLE_DEVICES=void
+  hooks:
+  - args:
+    - nvidia-cdi-hook
+    - create-symlinks
+    - --link
+    - libcuda.so.1::/usr/lib64/libcuda.so
+    - --link
+    - ../libGLX.so.0::/usr/lib64/deep/libGLX.so
+    hookName: createContainer
+    path: /usr/bin/nvidia-cdi-hook
+  - args: [nvidia-ctk, hook, update-ldcache, --folder, /usr/lib64, --folder=/usr/lib64/vdpau]
+    hookName: createContainer
+    path: /usr/bin/nvidia-ctk
+    timeout: 9
+  - args: [nvidia-cdi-hook, enable-cuda-compat, --host-driver-version=535.7]
+    hookName: createContainer
+    path: /usr/bin/nvidia-cdi-hook
+  - args: [nvidia-cdi-hook, disable-device-node-modification]
+    hookName: createContainer
+    path: /usr/bin/nvidia-cdi-hook
+  mounts:
+  - containerPath: /usr/bin/nvidia-smi
+    hostPath: /usr/bin/nvidia-smi
+    options: [ro, nosuid, nodev, bind]
+  - containerPath: /run/nvidia-persistenced/socket
+    hostPath: /run/nvidia-persistenced/socket
+    options: [ro, nosuid, nodev, bind, noexec]
+devices:
+- name: 0
+  containerEdits:
+    deviceNodes:
+    - path: /dev/nvidia0
+      major: 195
+      fileMode: 0666
+      permissions: rw
+    hooks:
+    - args: [nvidia-ctk, hook, chmod, --mode, "755", --path, /dev/dri]
+      hookName: createContainer
+      path: /usr/bin/nvidia-ctk
+- name: GPU-5f6c
+  containerEdits:
+    deviceNodes:
+    - path: /dev/nvidia0
+- name: all
+  containerEdits:
+    deviceNodes:
+    - path: /dev/nvidia0
+    - path: /dev/nvidia1
+"""
+
+
+def spec(kind: str = "v.com/c", version: str = "0.5.0", names: tuple[str, ...] = ("0",), **edits: object) -> str:
+    common = {"containerEdits": edits} if edits else {}
+    listed = [{"name": name, "containerEdits": {"env": [f"DEVICE={name}"]}} for name in names]
+    return json.dumps({"cdiVersion": version, "kind": kind, "devices": listed, **common})
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """Two directories of specs, the NVIDIA-like one in the first."""
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "first/nvidia.yaml").write_text(NVIDIA)
+    return tmp_path
+
+
+def find(place: Path, *requests: str) -> devices.Injection:
+    return devices.find([(text, "--device") for text in requests], ["first", "second"], str(place))
+
+
+def test_a_whole_spec(place: Path) -> None:
+    found = find(place, "nvidia.com/gpu=0")
+    assert found.env == [["NVIDIA_VISIBLE_DEVICES=void"]]
+    assert list(found.nodes) == ["/dev/nvidia-modeset", "/dev/nvidiactl", "/dev/nvidia0"]
+    assert (found.nodes["/dev/nvidia0"].major, found.nodes["/dev/nvidia0"].minor) == (195, None)
+    assert found.mounts["/usr/bin/nvidia-smi"].options == ("ro", "nosuid", "nodev", "bind")
+    assert found.links == {"/usr/lib64/libcuda.so": "libcuda.so.1", "/usr/lib64/deep/libGLX.so": "../libGLX.so.0"}
+    assert (found.folders, found.timeout) == (["/usr/lib64", "/usr/lib64/vdpau"], 9)
+    file = place / "first/nvidia.yaml"
+    assert found.remarks == [
+        f"{file}: containerEdits.hooks[2]: createContainer hook /usr/bin/nvidia-cdi-hook enable-cuda-compat: not known, not run"
+    ]
+    assert [note.rpartition(": ")[0].partition("hook ")[2] for note in found.notes] == [
+        "/usr/bin/nvidia-cdi-hook disable-device-node-modification",
+        "/usr/bin/nvidia-ctk chmod: not needed",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("request_", "nodes"),
+    [
+        ("nvidia.com/gpu", ["/dev/nvidia0", "/dev/nvidia1"]),
+        ("nvidia.com/gpu=all", ["/dev/nvidia0", "/dev/nvidia1"]),
+        ("nvidia.com/gpu=GPU-5f6c", ["/dev/nvidia0"]),
+        ("./first/nvidia.yaml", ["/dev/nvidia0", "/dev/nvidia1"]),
+    ],
+)
+def test_which_devices_are_meant(place: Path, request_: str, nodes: list[str]) -> None:
+    assert list(find(place, request_).nodes)[2:] == nodes
+
+
+def test_all_is_every_device_where_the_spec_has_none_of_that_name(place: Path) -> None:
+    path = place / "second/v.json"
+    path.write_text(spec(names=("b", "a", "7")))
+    for request in ("v.com/c", "v.com/c=all", str(path)):
+        assert find(place, request).env == [["DEVICE=b", "DEVICE=a", "DEVICE=7"]]
+
+
+def test_common_edits_once_but_the_environment_with_each_request(place: Path) -> None:
+    (place / "second/v.json").write_text(spec(names=("a", "b"), env=["A=1"], mounts=[]))
+    found = find(place, "v.com/c=b", "nvidia.com/gpu=0", "v.com/c=a")
+    assert found.env == [["A=1", "DEVICE=b"], ["NVIDIA_VISIBLE_DEVICES=void"], ["A=1", "DEVICE=a"]]
+
+
+def test_the_last_directory_counts(place: Path) -> None:
+    (place / "first/v.json").write_text(spec(names=("a", "b"), env=["FROM=first"]))
+    (place / "second/w.json").write_text(spec(names=("b", "c"), env=["FROM=second"]))
+    assert find(place, "v.com/c=a").env == [["FROM=first", "DEVICE=a"]]
+    assert find(place, "v.com/c=b").env == [["FROM=second", "DEVICE=b"]]
+    assert find(place, "v.com/c").env == [["FROM=first", "DEVICE=a", "FROM=second", "DEVICE=b", "DEVICE=c"]]
+
+
+def test_twice_in_one_directory_is_an_error_for_who_asks_for_it(place: Path) -> None:
+    (place / "first/v.json").write_text(spec(names=("a", "b")))
+    (place / "first/w.json").write_text(spec(names=("b",)))
+    assert find(place, "v.com/c=a").env == [["DEVICE=a"]]
+    for request in ("v.com/c=b", "v.com/c"):
+        with pytest.raises(ChError, match=r"v.com/c=b is in two specs: .*/first/v.json and .*/first/w.json"):
+            find(place, request)
+    # A later directory settles it.
+    (place / "second/x.json").write_text(spec(names=("b",), env=["FROM=second"]))
+    assert find(place, "v.com/c=b").env == [["FROM=second", "DEVICE=b"]]
+
+
+def test_no_such_device(place: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        find(place, "nvidia.com/gpu=7")
+    assert str(caught.value) == "--device=nvidia.com/gpu=7: no such device, only 0, GPU-5f6c, all"
+    with pytest.raises(UsageError) as caught:
+        find(place, "v.com/c")
+    assert str(caught.value) == "--device=v.com/c: no devices of this kind in first:second"
+
+
+def test_a_broken_spec_of_another_kind_stops_nobody(place: Path) -> None:
+    (place / "first/v.json").write_text(spec(names=("a", "a")))
+    found = find(place, "nvidia.com/gpu=0")
+    assert found.notes[0].startswith(f"device spec skipped: {place}/first/v.json: devices[1].name: is there twice: a")
+    with pytest.raises(cdi.Malformed, match=r"v\.json: devices\[1\]\.name"):
+        find(place, "v.com/c")
+
+
+def test_a_broken_spec_of_who_knows_what_is_said(place: Path) -> None:
+    (place / "first/a.json").write_text("{")
+    (place / "first/b.json").mkdir()
+    (place / "first/c.txt").write_text("{")
+    remarks = [r for r in find(place, "nvidia.com/gpu=0").remarks if r.startswith("device spec skipped")]
+    assert remarks[0].startswith(f"device spec skipped: {place}/first/a.json: not JSON: ")
+    assert remarks[1] == f"device spec skipped: {place}/first/b.json: not a regular file"
+    assert len(remarks) == 2
+    with pytest.raises(UsageError, match=r"no devices of this kind in first:second; device spec skipped: .*a\.json"):
+        find(place, "v.com/c")
+
+
+def test_a_file_that_is_none(place: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        find(place, "./nothing.json")
+    assert errors.describe(caught.value) == (
+        "--device=./nothing.json: can't read the device spec: No such file or directory"
+    )
+    os.mkfifo(place / "fifo.json")
+    with pytest.raises(UsageError, match=r"--device: .*/fifo\.json: not a regular file"):
+        find(place, "./fifo.json")
+
+
+def test_directories() -> None:
+    assert devices.directories("/a:/b", {"CH_RUN_CDI_DIRS": "/c"}) == ["/a", "/b"]
+    assert devices.directories(None, {"CH_RUN_CDI_DIRS": "/c::/d"}) == ["/c", "/d"]
+    assert devices.directories(None, {"CH_RUN_CDI_DIRS": ""}) == ["/etc/cdi", "/var/run/cdi"]
+
+
+HUGE = '{"a": ' + "9" * 5000 + "}"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not JSON: Expecting value: line 1 column 1"),
+        ("[]", "not an object"),
+        ("{}", "cdiVersion: is missing"),
+        ('{"cdiVersion": 1}', "cdiVersion: not a string"),
+        ('{"cdiVersion": "1"}', "cdiVersion: not a version: 1"),
+        ('{"cdiVersion": "1.2.0"}', "cdiVersion: 1.2.0 is not known, only versions up to 1.1.0"),
+        ('{"cdiVersion": "0.5.0"}', "kind: is missing"),
+        ('{"cdiVersion": "0.5.0", "kind": "vendor"}', "kind: not VENDOR/CLASS: vendor"),
+        ('{"cdiVersion": "0.5.0", "kind": "v.com/c"}', "devices: there are none"),
+        ('{"cdiVersion": "0.5.0", "kind": "v.com/c", "devices": {}}', "devices: not a list"),
+        ('{"cdiVersion": "0.5.0", "kind": "v.com/c", "devices": [{}]}', "devices[0].name: is missing"),
+        ('{"cdiVersion": "0.5.0", "kind": "v.com/c", "devices": [{"name": "-"}]}', "devices[0].name: not a device's name: -"),
+        ('{"cdiVersion": "0.5.0", "kind": "v.com/c", "kind": "v.com/d"}', "the key 'kind' is there twice"),
+        ('{"cdiVersion": "0.5.0", "knid": "v.com/c"}', "knid: unknown field"),
+        ('{"cdiVersion": "0.5.0", "kind": "v.com/c", "annotations": {"a": 1}}', "annotations: not a string"),
+        ('{"cdiVersion": NaN}', "NaN is not JSON"),
+        (HUGE, "not JSON: a number too long, or nested too deep"),
+        ("[" * 100000, "not JSON: a number too long, or nested too deep"),
+    ],
+)  # fmt: skip
+def test_malformed(text: str, message: str) -> None:
+    with pytest.raises(cdi.Malformed) as caught:
+        cdi.parse(text.encode(), "/x/s.json")
+    assert str(caught.value).startswith(f"/x/s.json: {message}")
+    assert caught.value.code == 31
+
+
+@pytest.mark.parametrize(
+    ("edits", "message"),
+    [
+        ([], ": not an object"),
+        ({"envs": []}, "envs: unknown field"),
+        ({"env": ["A"]}, "env[0]: not NAME=VALUE: A"),
+        ({"env": ["A=1", "=2"]}, "env[1]: not NAME=VALUE: =2"),
+        ({"env": ["A=\0"]}, "env[0]: has a NUL or half a character in it"),
+        ({"env": ["A=\ud800"]}, "env[0]: has a NUL or half a character in it"),
+        ({"mounts": [{"hostPath": "/a"}]}, "mounts[0].containerPath: is missing"),
+        ({"mounts": [{"hostPath": "a"}]}, "mounts[0].hostPath: not an absolute path: a"),
+        ({"mounts": [{"hostPath": "/a", "containerPath": "/b/.."}]}, "mounts[0].containerPath: is the root: /b/.."),
+        ({"mounts": [{"hostPath": "/a", "containerPath": "/b", "options": "ro"}]}, "mounts[0].options: not a list"),
+        ({"mounts": [{"hostPath": "/a\nb"}]}, "mounts[0].hostPath: has a newline in it"),
+        ({"deviceNodes": [{"path": "/a", "type": "x"}]}, "deviceNodes[0].type: not one of b, c, u, p: x"),
+        ({"deviceNodes": [{"path": "/a", "major": "1"}]}, "deviceNodes[0].major: not a whole number from 0 to 9223372036854775807"),
+        ({"deviceNodes": [{"path": "/a", "permissions": "x"}]}, "deviceNodes[0].permissions: not made of r, w, m: x"),
+        ({"hooks": [{"path": "/a"}]}, "hooks[0].hookName: is missing"),
+        ({"hooks": [{"hookName": "x", "path": "/a"}]}, "hooks[0].hookName: not a hook's name: x"),
+        ({"hooks": [{"hookName": "poststop", "path": "/a", "timeout": 0}]}, "hooks[0].timeout: not a whole number from 1 to 2147483648"),
+        ({"hooks": [{"hookName": "poststop", "path": "/a", "args": [1]}]}, "hooks[0].args[0]: not a string"),
+        ({"additionalGids": [True]}, "additionalGids[0]: not a whole number from 0 to 4294967295"),
+        ({"netDevices": [{"name": "a"}]}, "netDevices[0].hostInterfaceName: is missing"),
+        ({"intelRdt": {"closId": "a"}}, "intelRdt.closId: unknown field"),
+    ],
+)  # fmt: skip
+def test_malformed_edits(edits: object, message: str) -> None:
+    tree = {"cdiVersion": "1.1.0", "kind": "v.com/c", "devices": [{"name": "a"}], "containerEdits": edits}
+    with pytest.raises(cdi.Malformed) as caught:
+        cdi.parse(json.dumps(tree).encode(), "/x/s.json")
+    assert str(caught.value) == f"/x/s.json: containerEdits{'' if message[0] == ':' else '.'}{message}"
+    tree |= {"containerEdits": {}, "devices": [{"name": "a", "containerEdits": edits}]}
+    with pytest.raises(cdi.Malformed, match=r"^/x/s.json: devices\[0\]\.containerEdits"):
+        cdi.parse(json.dumps(tree).encode(), "/x/s.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not an object"),
+        ("a: [", "not YAML: did not find expected node content: line 2 column 1"),
+        ("a: 1\nb: 2\na: 3", "the key 'a' is there twice: line 3"),
+        ("a: 1\n---\nb: 2", "not YAML: but found another document: line 2 column 1"),
+        ("? [a]\n: 1", "not YAML: found unhashable key: line 1 column 3"),
+        ("- " * 100000, "not YAML: exceeded maximum nesting depth"),
+        ("a: *b", "not YAML: found undefined alias: line 1 column 4"),
+        ("a: \x07", "not YAML: "),
+        ("&a a: *a", "a: unknown field"),
+    ],
+)
+def test_malformed_yaml(text: str, message: str) -> None:
+    with pytest.raises(cdi.Malformed) as caught:
+        cdi.parse(text.encode(), "/x/s.yaml")
+    assert str(caught.value).startswith(f"/x/s.yaml: {message}")
+
+
+@pytest.mark.parametrize(
+    ("version", "edits"),
+    [
+        ("0.4.0", {"mounts": [{"hostPath": "/a", "containerPath": "/b", "type": "bind"}]}),
+        ("0.5.0", {"deviceNodes": [{"path": "/dev/a", "hostPath": "/dev/b"}]}),
+        ("0.7.0", {"intelRdt": {"closID": "x", "enableCMT": True}}),
+        ("0.7.0", {"additionalGids": [7]}),
+        ("1.1.0", {"intelRdt": {"schemata": ["MB:0=1"], "enableMonitoring": True}}),
+        ("1.1.0", {"netDevices": [{"hostInterfaceName": "eth0", "name": "net0"}]}),
+    ],
+)
+def test_each_field_needs_its_version(version: str, edits: dict[str, object]) -> None:
+    def text(at: tuple[int, int]) -> bytes:
+        return spec(version=f"{at[0]}.{at[1]}.0", names=("a",), **edits).encode()
+
+    index = next(i for i, known in enumerate(cdi.VERSIONS) if version == f"{known[0]}.{known[1]}.0")
+    assert cdi.parse(text(cdi.VERSIONS[index]), "s.json").kind == "v.com/c"
+    with pytest.raises(cdi.Malformed, match=f"needs cdiVersion {version}, but this is"):
+        cdi.parse(text(cdi.VERSIONS[index - 1]), "s.json")
+
+
+def test_names_need_their_version() -> None:
+    with pytest.raises(cdi.Malformed, match=r"devices\[0\]\.name: needs cdiVersion 0\.5\.0"):
+        cdi.parse(spec(version="0.4.0", names=("0",)).encode(), "s.json")
+    with pytest.raises(cdi.Malformed, match=r"kind: needs cdiVersion 0\.6\.0"):
+        cdi.parse(spec(kind="v.com/c.d").encode(), "s.json")
+
+
+@pytest.mark.parametrize("text", ["0666", "0o666", "438"])
+def test_numbers_of_yaml(text: str) -> None:
+    # Three ways to write the same mode; of what isn't a number the key is named.
+    data = f"{{cdiVersion: 0.5.0, kind: v.com/c, devices: [{{name: a}}], containerEdits: {{deviceNodes: [{{path: /a, major: {text}}}]}}}}"
+    assert cdi.parse(data.encode(), "s.yaml").edits.nodes[0].major == 438
+    with pytest.raises(cdi.Malformed, match=r"containerEdits\.deviceNodes\[0\]\.major: not a whole number"):
+        cdi.parse(data.replace(text, "0x10").encode(), "s.yaml")
+
+
+def remarks(place: Path, **edits: object) -> list[str]:
+    (place / "second/v.json").write_text(spec(version="1.1.0", **edits))
+    found = find(place, "v.com/c")
+    return [text.removeprefix(f"{place}/second/v.json: ") for text in found.remarks]
+
+
+def test_what_cannot_be_done_is_said(place: Path) -> None:
+    mount = {"hostPath": "/a", "containerPath": "/b", "options": ["rslave", "rw", "rbind", "size=1"]}
+    assert remarks(place, mounts=[mount]) == [
+        "containerEdits.mounts[0]: option ignored: rslave: /b",
+        "containerEdits.mounts[0]: option ignored: size=1: /b",
+    ]
+    assert remarks(place, intelRdt={"closID": "x"}) == ["intelRdt: can't be set without privileges"]
+    names = [{"hostInterfaceName": "eth0", "name": "net0"}, {"hostInterfaceName": "ib0", "name": "ib0"}]
+    assert remarks(place, netDevices=names) == ["netDevices: eth0 keeps its name in the container, it isn't net0"]
+
+
+@pytest.mark.parametrize(
+    ("args", "remark"),
+    [
+        (["nvidia-ctk", "hook", "chmod", "--path", "/opt/x"], "nvidia-ctk chmod: not done: /opt/x"),
+        (["nvidia-ctk", "hook", "create-symlinks", "--link", "a:/b"], "create-symlinks: not TARGET::LINK: a:/b"),
+        (["nvidia-ctk", "hook", "create-symlinks", "--link", "a::b"], "create-symlinks: not TARGET::LINK: a::b"),
+        (["nvidia-ctk", "hook", "create-symlinks", "--csv-filename", "f"], "--csv-filename is not known, not done"),
+        (["nvidia-ctk", "hook", "frobnicate"], "nvidia-ctk frobnicate: not known, not run"),
+        ([], "createContainer hook /usr/bin/nvidia-ctk: not known, not run"),
+    ],
+)  # fmt: skip
+def test_hooks_that_are_not_run_are_said(place: Path, args: list[str], remark: str) -> None:
+    hook = {"hookName": "createContainer", "path": "/usr/bin/nvidia-ctk", "args": args}
+    said = remarks(place, hooks=[hook])
+    assert len(said) == 1
+    assert said[0].startswith("containerEdits.hooks[0]: createContainer hook /usr/bin/nvidia-ctk")
+    assert said[0].endswith(remark)
+
+
+def test_a_program_that_is_not_known(place: Path) -> None:
+    hook = {"hookName": "poststop", "path": "/opt/bin/reset", "args": ["reset", "update-ldcache"]}
+    assert remarks(place, hooks=[hook]) == [
+        "containerEdits.hooks[0]: poststop hook /opt/bin/reset reset: not known, not run"
+    ]
+
+
+def test_a_mount_that_is_no_bind_is_an_error(place: Path) -> None:
+    with pytest.raises(ChError, match=r"containerEdits\.mounts\[0\]: only binds can be made, not the type tmpfs: /b"):
+        remarks(place, mounts=[{"hostPath": "/a", "containerPath": "/b", "type": "tmpfs"}])
+    assert remarks(place, mounts=[{"hostPath": "/a", "containerPath": "/b", "type": "x", "options": ["rbind"]}]) == []
+
+
+@pytest.mark.parametrize("text", ["v.com/c", "a/b", "v_1-x.com/c", "v/c=0", "v/c=a.b:c-d_e", "v/c.d=all"])
+def test_names(text: str) -> None:
+    kind, name = cdinames.split(text)
+    assert text == kind + (f"={name}" if name else "")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "v", "v/", "/c", "1v/c", "v/1c", "v/c=", "v/c=-a", "v/c=a/b", "v/c/d", "v/c.", "v com/c", "v/é", "v/c=é"],
+)
+def test_names_that_are_none(text: str) -> None:
+    with pytest.raises(ValueError, match=f"^{text}$"):
+        cdinames.split(text)
+
+
+# ---- Nothing that somebody can write makes another error ----
+
+KEYS = (
+    *cdi._SPEC_FIELDS,
+    *cdi._DEVICE_FIELDS,
+    *cdi._EDIT_FIELDS,
+    *cdi._NODE_FIELDS,
+    *cdi._MOUNT_FIELDS,
+    *cdi._HOOK_FIELDS,
+)
+WORDS = (
+    "0.5.0", "1.1.0", "v.com/c", "0", "all", "A=1", "/dev/null", "/usr/bin/nvidia-ctk", "createContainer",
+    "update-ldcache", "create-symlinks", "--link", "--folder", "a::/b", "hook", "ro", "c",
+)  # fmt: skip
+SCALARS = st.none() | st.booleans() | st.integers() | st.sampled_from(WORDS) | st.text(max_size=8)
+TREES = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=3), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+def survive(data: bytes, name: str) -> None:
+    """Parse and apply; the only errors are ours, of one line."""
+    try:
+        document = cdi.parse(data, name)
+        devices._apply(devices.Injection(), [(document, each) for each in document.devices], set())
+    except ChError as error:
+        assert "\n" not in errors.describe(error)
+        assert name in str(error)
+
+
+def device(edits: object) -> dict[str, object]:
+    return {"cdiVersion": "1.1.0", "kind": "v.com/c", "devices": [{"name": "0", "containerEdits": edits}]}
+
+
+MOUNT = st.fixed_dictionaries({"hostPath": SCALARS, "containerPath": SCALARS}, optional={"options": st.lists(SCALARS)})
+HOOK = st.fixed_dictionaries(
+    {"hookName": st.just("createContainer"), "path": st.sampled_from(WORDS)},
+    optional={"args": st.lists(st.sampled_from(WORDS) | st.text(max_size=8), max_size=6)},
+)
+NODE = st.dictionaries(st.sampled_from(cdi._NODE_FIELDS), SCALARS)
+EDITED = st.fixed_dictionaries(
+    {},
+    optional={
+        "env": st.lists(SCALARS, max_size=3),
+        "mounts": st.lists(MOUNT, max_size=2),
+        "hooks": st.lists(HOOK, max_size=2),
+        "deviceNodes": st.lists(NODE, max_size=2),
+    },
+)
+
+
+@given(TREES | EDITED.map(device))
+def test_json_of_any_shape(tree: object) -> None:
+    survive(json.dumps(tree).encode(), "s.json")
+    # All JSON is YAML.
+    survive(json.dumps(tree).encode(), "s.yaml")
+
+
+@given(st.binary(max_size=60), st.sampled_from(["s.json", "s.yaml"]))
+def test_specs_of_any_bytes(data: bytes, name: str) -> None:
+    survive(data, name)
+
+
+@given(st.text(alphabet="ab:-?&*!|>'\"{}[],#%@`~\n\t <=", max_size=40))
+def test_yaml_of_any_text(text: str) -> None:
+    survive(text.encode(), "s.yaml")
+
+
+# ---- The options ----
+
+
+def made(*words: str, label: str = "--ch-") -> spec_.Spec:
+    pairs = [word.partition("=") for word in words]
+    return spec_.make("img", [Setting(name, value, f"{label}{name}") for name, _, value in pairs])
+
+
+def test_device_option() -> None:
+    wanted = made("device=v.com/c=0", "set-env=A=1", "device=./x.json")
+    assert wanted.devices == [("v.com/c=0", "--ch-device"), ("./x.json", "--ch-device")]
+    assert wanted.env_rules == [("device", "v.com/c=0"), ("set", "A=1"), ("device", "./x.json")]
+    assert wanted.write_fake == "12%"
+    assert made("write-fake=1G", "device=v.com/c").write_fake == "1g"
+    # Commas separate in the plugin's option, and belong to the name on a command line.
+    assert [text for text, _ in made("device=v.com/c,/a\\,b").devices] == ["v.com/c", "/a,b"]
+    assert [text for text, _ in made("device=/a,b", label="--").devices] == ["/a,b"]
+    assert made("cdi-dirs=/a:/b").cdi_dirs == "/a:/b"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["device=gpu"], "--ch-device=gpu: neither a device (VENDOR/CLASS or VENDOR/CLASS=NAME) nor a file (begins"),
+        (["device="], "--ch-device=: neither a device"),
+        (["device=v.com/c,"], "--ch-device=v.com/c,: neither a device"),
+        (["cdi-dirs="], "--ch-cdi-dirs=: names no directory"),
+        (["cdi-dirs=::"], "--ch-cdi-dirs=::: names no directory"),
+        (["write=1", "device=v.com/c"], "--ch-write=1: contradicts --ch-device, which implies write-fake"),
+        (["join-pid=7", "device=v.com/c"], "--ch-join-pid=7: contradicts --ch-device: that container is already made"),
+    ],
+)
+def test_wrong_options(words: list[str], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        made(*words)
+    assert str(caught.value).startswith(message)
+
+
+def test_device_environment_among_the_rules() -> None:
+    rules = made("set-env=A=1", "device=v.com/c=0", "unset-env=B", "device=/f").env_rules
+    records = environment.rule_records(rules, True, str, [["X=$A"], ["Y=2", "Z=3"]])
+    # What a spec says is taken as it is.
+    assert records == [("X", "A=1"), ("E", "X=$A"), ("U", "B"), ("E", "Y=2"), ("E", "Z=3")]

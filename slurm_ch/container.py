@@ -8,6 +8,7 @@ against whoever is root in the container.
 from __future__ import annotations
 
 import os
+import stat
 
 from . import environment, image, log, mounts, passwd, squashfs, tree
 from .actions import Action, Build, Extra
@@ -19,7 +20,6 @@ from .spec import Bind as BindSpec
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from typing import BinaryIO
 
     from .devices import Injection
     from .spec import Spec
@@ -43,6 +43,9 @@ OPTIONAL_BINDS = (
 
 # More than the kernel passes on to any command.
 _ENVIRONMENT_FILE_MAX = 4 << 20
+# Where Slurm runs a step whose working directory is missing.
+_FALLBACK = "/tmp"
+_OPENED = ("/dev/fd/", "/proc/self/fd/")
 
 HOOK_ALLOW = "allow"
 HOOK_SKIP = "skip"
@@ -103,6 +106,27 @@ class Caller:
         self.cwd = cwd or _cwd()
         self.script = script  # a batch script that must be visible in the container
 
+    def path(self, path: str) -> str:
+        """Return `path` as an absolute one; ChError where it may be somebody else's.
+
+        Slurm goes to /tmp when a node lacks the working directory, and anybody
+        may have put something there under the name that the user means.
+        """
+        if self.cwd == _FALLBACK and self.environment.get("PWD", _FALLBACK) != _FALLBACK and path[:1] != "/":
+            self._check_owners(path)
+        return os.path.join(self.cwd, path)
+
+    def _check_owners(self, path: str) -> None:
+        here = self.cwd
+        for part in path.split("/"):
+            here = os.path.join(here, part)
+            try:
+                owner = os.lstat(here).st_uid
+            except (OSError, ValueError):
+                return
+            if owner not in (0, self.uid):
+                raise ChError(f"{path}: the working directory is {_FALLBACK}, and {here} belongs to uid {owner}")
+
     def home_directory(self) -> str:
         """Return where `home` puts the user's home."""
         return "/home/" + (self.environment.get("USER") or self.user)
@@ -138,6 +162,7 @@ class Container:
             self.image = image.Image(spec.image, image.JOINED, "/")
         else:
             storage = image.storage_directory(spec.storage, caller.environment, caller.user)
+            caller.path(spec.image)
             self.image = image.resolve(spec.image, storage, caller.cwd)
             check_image(spec, self.image, storage)
             if spec.mount_point is not None:
@@ -251,15 +276,15 @@ class Container:
         return mounts.Bind(home, self.caller.home_directory(), dst_create=True, label=label)
 
     def _user_bind(self, bind: BindSpec) -> Action:
-        source = os.path.join(self.caller.cwd, bind.src)
+        source = self.caller.path(bind.src)
         return mounts.Bind(source, bind.dst, dst_create=self.spec.write_fake is not None, label=bind.label)
 
 
-def check_image(spec: Spec, found: image.Image, storage: str) -> None:
+def check_image(spec: Spec, found: image.Image, storage: str | None) -> None:
     """Raise UsageError where an option asks for what an image of this kind can't do."""
     if spec.write and found.kind == image.SQUASHFS:
         raise UsageError(f"{spec.labels['write']}: SquashFS can't be written to, only write-fake: {spec.image}")
-    if spec.write and image.in_storage(found, storage):
+    if spec.write and storage is not None and image.in_storage(found, storage):
         raise UsageError(f"{spec.labels['write']}: an image in {storage} is ch-image's to write: {spec.image}")
     if spec.write_fake is not None and found.kind == image.HOST:
         label = next(spec.labels[name] for name in ("write-fake", "home", "device") if name in spec.labels)
@@ -282,13 +307,18 @@ def containerize(container: Container) -> Build:
     nothing but to exit; everything built goes with it.
     """
     build = container.build
-    for action in container.plan():
-        log.debug(action.describe())
-        try:
-            action.apply(build)
-        except OSError as error:
-            raise ChError(f"can't {action.describe()}") from error
-    container.hooks_all.run(container)
+    # The modes of what is made are ours to choose; the command keeps its umask.
+    umask = os.umask(0o022)
+    try:
+        for action in container.plan():
+            log.debug(action.describe())
+            try:
+                action.apply(build)
+            except OSError as error:
+                raise ChError(f"can't {action.describe()}") from error
+        container.hooks_all.run(container)
+    finally:
+        os.umask(umask)
     return build
 
 
@@ -308,7 +338,7 @@ class Environment(Action):
         self.host_files: dict[str, str] = {}
         for kind, path in spec.env_rules:
             if kind in ("file", "file0") and path != IMAGE_ENVIRONMENT:
-                text = _host_text(path, caller.cwd)
+                text = _host_text(caller.path(path), path)
                 if text is not None:
                     self.host_files[path] = text
 
@@ -348,25 +378,34 @@ class Environment(Action):
         if path in self.host_files:
             return self.host_files[path]
         try:
-            with open(mounts.open_file(build, path), "rb") as file:
-                return _text(file, path)
+            return _text(mounts.open_file(build, path), path)
         except OSError as error:
             raise ChError(f"can't read environment file: {path}") from error
 
 
-def _host_text(path: str, cwd: str) -> str | None:
+def _host_text(full: str, path: str) -> str | None:
     """Return the text of the host's file, or None when there is none of that name."""
     try:
-        with open(os.path.join(cwd, path), "rb") as file:
-            return _text(file, path)
+        fd = os.open(full, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        return _text(fd, path)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise ChError(f"can't read environment file: {path}") from error
 
 
-def _text(file: BinaryIO, path: str) -> str:
-    data = file.read(_ENVIRONMENT_FILE_MAX + 1)
+def _text(fd: int, path: str) -> str:
+    """Return what is in the file `fd`, and close it; ChError for what may never end, like a FIFO or a device.
+
+    The shell's <(COMMAND) is a pipe that the caller holds already: that is waited for.
+    """
+    with open(fd, "rb") as file:
+        kind = os.fstat(fd).st_mode
+        if stat.S_ISFIFO(kind) and path.startswith(_OPENED):
+            os.set_blocking(fd, True)
+        elif not stat.S_ISREG(kind):
+            raise ChError(f"can't read environment file: {path}: not a regular file")
+        data = file.read(_ENVIRONMENT_FILE_MAX + 1)
     if len(data) > _ENVIRONMENT_FILE_MAX:
         raise UsageError(f"environment file is larger than {_ENVIRONMENT_FILE_MAX >> 20} MiB: {path}")
     return os.fsdecode(data)

@@ -18,6 +18,8 @@ A plan is a sequence of NUL-terminated records, the first byte its kind:
 
 from __future__ import annotations
 
+import os
+
 from .errors import ChError, UsageError
 
 TYPE_CHECKING = False
@@ -96,7 +98,7 @@ def encode(records: Sequence[Record]) -> bytes:
     """Return the plan as bytes; ChError if a value can't be passed."""
     parts = [PLAN_HEADER]
     for kind, value in records:
-        data = (kind + value).encode("utf-8", "surrogateescape")
+        data = os.fsencode(kind + value)
         if b"\0" in data:
             raise ChError(f"a NUL in an environment rule: {value!r}")
         parts.append(data + b"\0")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import stat
 
+from . import log
 from .errors import ChError
 
 TYPE_CHECKING = False
@@ -18,6 +19,8 @@ DIRECTORY = "directory"
 SQUASHFS = "SquashFS"
 HOST = "host"
 JOINED = "joined"  # somebody else has looked it up
+
+_STORAGE_PARENT = "/var/tmp"
 
 # https://dr-emann.github.io/squashfs/ : the superblock's magic, little-endian.
 _SQUASHFS_MAGIC = b"hsqs"
@@ -34,9 +37,24 @@ class Image:
         self.path = path
 
 
-def storage_directory(option: str | None, environment: Mapping[str, str], user: str) -> str:
-    """Return where images by name are: the option, CH_IMAGE_STORAGE, or /var/tmp/USER.ch."""
-    return option or environment.get("CH_IMAGE_STORAGE") or f"/var/tmp/{user}.ch"
+def storage_directory(option: str | None, environment: Mapping[str, str], user: str) -> str | None:
+    """Return where images by name are: the option, CH_IMAGE_STORAGE, or /var/tmp/USER.ch.
+
+    The last only if it is the caller's own, else None: anybody can make a
+    directory of that name, and put an image in it that is called like another.
+    """
+    chosen = option or environment.get("CH_IMAGE_STORAGE")
+    if chosen:
+        return chosen
+    default = f"{_STORAGE_PARENT}/{user}.ch"
+    try:
+        status = os.lstat(default)
+    except (OSError, ValueError):
+        return None
+    if status.st_uid not in (0, os.geteuid()) or (not stat.S_ISLNK(status.st_mode) and status.st_mode & stat.S_IWOTH):
+        log.warning(f"ignoring {default}: it belongs to uid {status.st_uid}, or others can write to it")
+        return None
+    return default
 
 
 def name_to_path(name: str, storage: str) -> str:
@@ -49,16 +67,17 @@ def is_host(reference: str) -> bool:
     return reference.startswith("/") and not os.path.normpath(reference).strip("/")
 
 
-def resolve(reference: str, storage: str, cwd: str) -> Image:
+def resolve(reference: str, storage: str | None, cwd: str) -> Image:
     """Return the image that `reference` names, relative paths taken from `cwd`.
 
     Raises ChError when there is none, with the path and the reason.
     """
     if is_host(reference):
         return Image(reference, HOST, "/")
-    named = name_to_path(reference, storage)
-    if os.path.isdir(named):
-        return Image(reference, DIRECTORY, named)
+    if storage is not None:
+        named = name_to_path(reference, storage)
+        if os.path.isdir(named):
+            return Image(reference, DIRECTORY, named)
     path = os.path.join(cwd, reference)
     try:
         mode = os.stat(path).st_mode
@@ -79,7 +98,7 @@ def in_storage(image: Image, storage: str) -> bool:
 
 def _check_magic(reference: str, path: str) -> None:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise ChError(f"can't open image: {reference}") from error
     try:

@@ -20,6 +20,7 @@ import errno
 import fcntl
 import mmap
 import os
+import stat
 import struct
 import time
 
@@ -48,6 +49,7 @@ _NEWBORN_SECONDS = 5.0
 _MAGIC = 0x736C6A32
 _HEADER = struct.Struct("=IIIIiI")  # magic, state, count, arrived, code, time of failure
 _SLOT = struct.Struct("=iI32s")  # pid, state, name
+_SEMAPHORE_SIZE = 32  # sizeof(sem_t) where pointers have 64 bits
 _FLOCK = struct.Struct("@hhqqi0q")
 
 _EMPTY, _PUBLISHED, _FAILED, _ABORTED = range(4)
@@ -144,26 +146,42 @@ class Peer:
     # ---- Opening ----
 
     def _open_semaphore(self) -> posix_ipc.Semaphore:
-        name = "/" + self._object
-        try:
-            semaphore = posix_ipc.Semaphore(name, posix_ipc.O_CREAT, mode=0o600, initial_value=0)
-        except (posix_ipc.PermissionsError, OSError, ValueError) as error:
-            self._check_owner(f"sem.{self._object}")
-            raise JoinError(f"join: can't open semaphore {name}: {error}") from None
-        self._check_owner(f"sem.{self._object}")
-        return semaphore
+        name = f"sem.{self._object}"
+        while True:
+            self._check_owner(name)
+            try:
+                semaphore = posix_ipc.Semaphore("/" + self._object, posix_ipc.O_CREAT, mode=0o600, initial_value=0)
+            except (posix_ipc.Error, OSError, ValueError) as error:
+                self._check_owner(name)
+                raise JoinError(f"join: can't open semaphore /{self._object}: {error}") from None
+            status = self._check_owner(name)
+            # What was opened may be another's, who has taken the name away since.
+            if status is not None and status.st_ino in _mapped(name):
+                if status.st_size < _SEMAPHORE_SIZE:
+                    raise JoinError(f"join: {SHM}/{name} is no semaphore; refusing to use it")
+                return semaphore
+            semaphore.close()
+            self._check_time()
 
-    def _check_owner(self, name: str) -> None:
+    def _check_owner(self, name: str) -> os.stat_result | None:
         """Refuse what another user made under our name, or what others can write."""
         try:
             status = os.stat(name, dir_fd=self._shm, follow_symlinks=False)
         except FileNotFoundError:
-            return
+            return None
         self._check_status(status, name)
+        return status
+
+    def _check_time(self) -> None:
+        """Raise JoinError when somebody has been in our way for too long."""
+        if time.monotonic() > self._deadline:
+            raise JoinError(f"join: {SHM}/{self._object} comes and goes for {self.timeout:g} s")
 
     def _check_status(self, status: os.stat_result, name: str) -> None:
         if status.st_uid != self._uid:
             raise JoinError(f"join: {SHM}/{name} belongs to uid {status.st_uid}; refusing to use it")
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+            raise JoinError(f"join: {SHM}/{name} is not a file of its own; refusing to use it")
         if status.st_mode & 0o077:
             raise JoinError(f"join: {SHM}/{name} is open to others; refusing to use it")
 
@@ -172,6 +190,7 @@ class Peer:
         while self._fd < 0:
             self._fd = self._create_segment()
             if self._fd < 0:
+                self._check_time()
                 self._fd = self._find_segment()
         self._check_status(os.fstat(self._fd), self._object)
 
@@ -433,6 +452,13 @@ class Peer:
         self._close_segment()
         self._semaphore.close()
         os.close(self._shm)
+
+
+def _mapped(name: str) -> set[int]:
+    """Return the inodes of what this process has mapped and whose file is or was called `name`."""
+    with open("/proc/self/maps", "rb") as file:
+        lines = [line.split() for line in file]
+    return {int(line[4]) for line in lines if len(line) > 5 and line[5] == f"{SHM}/{name}".encode()}
 
 
 def _now() -> int:

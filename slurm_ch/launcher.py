@@ -11,7 +11,7 @@ import os
 import sys
 
 from . import container as engine
-from . import log, namespaces, site, spec, step, tickets
+from . import linux, log, namespaces, site, spec, step, tickets
 from .errors import EXIT_SETUP, EXIT_USAGE, ChError, describe, exit_code
 
 TYPE_CHECKING = False
@@ -85,6 +85,8 @@ def launch(facts: Facts, office: tickets.Office) -> None:
     _leave_first_core()
     build = engine.containerize(engine.Container(wanted, caller, here.squashfuse))
     user_fd, mount_fd = namespaces.open_own()
+    # Root in the container must not get hold of a process with descriptors from the host.
+    linux.prctl_undumpable()
     office.issue(user_fd, mount_fd, tickets.plan_file(engine.plan_bytes(build)), build.relay_fd)
 
 

@@ -43,7 +43,11 @@ RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
 RESOLVE_IN_ROOT = 0x10
 
+_PR_SET_DUMPABLE = 4
+_PR_SET_SECUREBITS = 28
 _PR_SET_NO_NEW_PRIVS = 38
+_SECBIT_NOROOT = 0x1
+_SECBIT_NOROOT_LOCKED = 0x2
 
 _NR_OPEN_TREE = 428
 _NR_MOVE_MOUNT = 429
@@ -103,6 +107,18 @@ def pivot_root(new_root: str, put_old: str) -> None:
 def prctl_no_new_privs() -> None:
     """Forbid this process and its children to gain privileges by exec, as prctl(2)."""
     if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
+        raise _fail()
+
+
+def prctl_undumpable() -> None:
+    """Keep other processes from tracing this one until it execs, as prctl(2)."""
+    if _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+        raise _fail()
+
+
+def prctl_root_is_nobody() -> None:
+    """Let uid 0 get no capability from an exec any more, as prctl(2)."""
+    if _libc.prctl(_PR_SET_SECUREBITS, _SECBIT_NOROOT | _SECBIT_NOROOT_LOCKED, 0, 0, 0) != 0:
         raise _fail()
 
 

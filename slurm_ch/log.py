@@ -41,15 +41,29 @@ def colored() -> bool:
     return _colored
 
 
+def printable(text: str) -> str:
+    """Return `text` with what could steer a terminal, or isn't text at all, as an escape."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else _escaped(letter) for letter in text)
+
+
+def _escaped(letter: str) -> str:
+    code = ord(letter)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that is no UTF-8
+        code -= 0xDC00
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
 def line(kind: str, text: str) -> str:
     """Return the line that says `text`."""
-    whole = f"{_prefix}{kind}: {text}"
+    whole = printable(f"{_prefix}{kind}: {text}")
     return f"\033[0;{_COLORS[kind]}m{whole}\033[0m\n" if _colored else whole + "\n"
 
 
 def _write(kind: str, text: str) -> None:
     try:
-        os.write(2, line(kind, text).encode("utf-8", "surrogateescape"))
+        os.write(2, line(kind, text).encode())
     except OSError:
         # Nobody listens; there is no better place to say so.
         pass

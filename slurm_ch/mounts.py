@@ -237,8 +237,8 @@ def look_up(build: Build, path: str, follow: bool) -> int:
 
 
 def open_file(build: Build, path: str) -> int:
-    """Return a file of the image, opened for reading; OSError if it can't be."""
-    return linux.openat2(build.root_fd, path.lstrip("/"), os.O_RDONLY, _IN_ROOT)
+    """Return a file of the image, opened for reading; OSError if it can't be. Never waits, as a FIFO would."""
+    return linux.openat2(build.root_fd, path.lstrip("/"), os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY, _IN_ROOT)
 
 
 def create(build: Build, path: str, directory: bool, follow: bool = False) -> int:

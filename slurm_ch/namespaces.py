@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import sys
 
 from . import linux, log
 from .actions import Action, Build
@@ -11,6 +13,8 @@ from .errors import ChError
 
 # setns gives EINVAL now and then for no lasting reason (Charliecloud issue 1270).
 _SETNS_TRIES = 5
+
+_NS_GET_OWNER_UID = 0xB704  # _IO(NSIO, 4), linux/nsfs.h
 
 _HINT = (
     " (are unprivileged user namespaces allowed here? see user.max_user_namespaces,"
@@ -73,8 +77,23 @@ def _open(pid: int | str, kind: str) -> int:
         raise ChError(f"join: can't open {path}") from error
 
 
+def _check_owner(user_fd: int, whose: str) -> None:
+    """Refuse a user namespace that somebody else made: root could enter it, and would be at its mercy."""
+    try:
+        answer = fcntl.ioctl(user_fd, _NS_GET_OWNER_UID, bytes(4))
+    except OSError as error:
+        raise ChError(f"can't find out whose the namespaces of {whose} are") from error
+    owner = int.from_bytes(answer, sys.byteorder)
+    if owner != os.geteuid():
+        raise ChError(f"can't join {whose}: its namespaces belong to uid {owner}")
+
+
 def enter(user_fd: int, mount_fd: int, whose: str) -> None:
     """Enter a user, then a mount namespace; ChError names the one that refused, and `whose`."""
+    _check_owner(user_fd, whose)
+    # On the way, this process is where the host's files are and where root in
+    # the container has a say.
+    linux.prctl_undumpable()
     for fd, kind in ((user_fd, "user"), (mount_fd, "mnt")):
         for left in range(_SETNS_TRIES - 1, -1, -1):
             try:

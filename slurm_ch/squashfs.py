@@ -39,7 +39,7 @@ class ServeSquashFS(Action):
     def apply(self, build: Build) -> None:
         server = self.server or _find_server()
         try:
-            image = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            image = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             raise ChError(f"can't open image: {self.path}") from error
         fuse = _open_fuse()
@@ -105,6 +105,9 @@ def _start(server: str, image: int, fuse: int, single: bool) -> int:
             for number in (_signal.SIGHUP, _signal.SIGINT, _signal.SIGTERM, _signal.SIGPIPE, _signal.SIGQUIT):
                 _signal.signal(number, _signal.SIG_IGN)
             os.chdir("/")
+            # What the image talks its server into is done with no capability.
+            linux.prctl_root_is_nobody()
+            linux.prctl_no_new_privs()
             null = os.open("/dev/null", os.O_RDWR)
             actions = [
                 (os.POSIX_SPAWN_DUP2, null, 0),

@@ -76,7 +76,9 @@ class Stage(Action):
         os.close(staging)
         os.mkdir("image", 0o755)
         os.mkdir(mounts.SCRATCH, 0o700)
-        linux.mount_setattr(build.image_fd, 0, 0, linux.MS_PRIVATE)
+        # Devices come with the host's /dev; those in an image are nobody's business.
+        locked = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV
+        linux.mount_setattr(build.image_fd, 0, locked, linux.MS_PRIVATE)
         linux.move_mount(build.image_fd, "", linux.AT_FDCWD, "image", flags)
         os.close(build.image_fd)
         build.image_fd = -1
@@ -215,7 +217,9 @@ class Pivot(Action):
         # even where the host's root is the initial ramfs.
         os.chroot(".")
         os.chdir("/" + build.root)
-        # "dev" is in every image, and covered by a bind that we get back.
-        linux.pivot_root(".", "dev")
+        # The old root is stacked on the new one: no name in the image says
+        # where it goes, and none where it is detached from.
+        linux.pivot_root(".", ".")
+        linux.umount2(".", linux.MNT_DETACH)
         os.chroot(".")
-        linux.umount2("/dev", linux.MNT_DETACH)
+        os.chdir("/")

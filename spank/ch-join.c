@@ -45,24 +45,43 @@ static int messages = STDERR_FILENO;
 #define HIDES_OUTPUT -1
 #define HIDES_ERRORS -3
 
+/* Write a line, with what could steer a terminal as an escape: control
+ * characters, ASCII's and (two bytes of UTF-8) those from 0x80 to 0x9f. */
+static void write_printable(const char *before, const char *text, size_t n, const char *behind)
+{
+	char line[4 * (PATH_MAX + 512) + 32];
+	size_t to = sprintf(line, "%s", before);
+
+	for (size_t i = 0; i < n; i++) {
+		bool two = (unsigned char)text[i] == 0xc2 && i + 1 < n &&
+			   ((unsigned char)text[i + 1] & 0xe0) == 0x80;
+		unsigned char c = text[two ? ++i : i];
+
+		if (two || c < 0x20 || c == 0x7f)
+			to += sprintf(line + to, "\\x%02x", c);
+		else
+			line[to++] = c;
+	}
+	to += sprintf(line + to, "%s\n", behind);
+	if (write(messages, line, to) < 0)
+		return;
+}
+
 static void say(const char *kind, const char *format, va_list args)
 {
 	char text[PATH_MAX + 512];
 	const char *node = getenv("SLURMD_NODENAME");
 	const char *color = !colored ? "" : *kind == 'e' ? "\033[0;31m" : "\033[0;33m";
-	const char *end = colored ? "\033[0m\n" : "\n";
-	int n = snprintf(text, sizeof(text), "%sslurm-ch: %s%s%s: ", color, node ? node : "",
-			 node ? ": " : "", kind);
+	int n = snprintf(text, sizeof(text), "slurm-ch: %s%s%s: ", node ? node : "", node ? ": " : "",
+			 kind);
 
 	/* A long environment variable for a node's name is not worth a failure. */
 	if (n < 0 || n >= PATH_MAX)
 		n = 0;
 	n += vsnprintf(text + n, sizeof(text) - n, format, args);
-	if (n > (int)(sizeof(text) - strlen(end) - 1))
-		n = sizeof(text) - strlen(end) - 1;
-	strcpy(text + n, end);
-	if (write(messages, text, n + strlen(end)) < 0)
-		return;
+	if (n > (int)sizeof(text) - 1)
+		n = sizeof(text) - 1;
+	write_printable(color, text, n, colored ? "\033[0m" : "");
 }
 
 void die(int code, const char *format, ...)
@@ -439,6 +458,10 @@ static void through_ticket(const char *join, char **argv)
 	plan = read_plan(t.plan_fd);
 	if (t.relay_fd >= 0)
 		start_broker(plan, t.relay_fd);
+	/* Between the two, root in the container has a say over a process that
+	 * still sees the host's files. */
+	if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0))
+		die(EXIT_SETUP, "can't make this process undumpable: %s", strerror(errno));
 	enter(t.user_fd, "user");
 	enter(t.mount_fd, "mount");
 	argv += behind;

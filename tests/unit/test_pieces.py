@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import grp
+import os
 import pwd
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,14 +14,38 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pytest_mock import MockerFixture
 
-from slurm_ch import container, environment, errors, image, linux, namespaces, passwd
+from slurm_ch import container, environment, errors, image, linux, log, namespaces, passwd
 from slurm_ch.errors import ChError, JoinError, UsageError
 
 
 def test_storage_directory_in_order() -> None:
     assert image.storage_directory("/opt", {"CH_IMAGE_STORAGE": "/env"}, "me") == "/opt"
     assert image.storage_directory(None, {"CH_IMAGE_STORAGE": "/env"}, "me") == "/env"
-    assert image.storage_directory(None, {}, "me") == "/var/tmp/me.ch"
+
+
+def test_the_default_storage_must_be_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(image, "_STORAGE_PARENT", str(tmp_path))
+    default = tmp_path / "me.ch"
+    assert image.storage_directory(None, {}, "me") is None
+    default.mkdir()
+    assert image.storage_directory(None, {}, "me") == str(default)
+    default.chmod(0o777)
+    assert image.storage_directory(None, {}, "me") is None
+    default.chmod(0o755)
+    os.chown(default, 1, 1)
+    assert image.storage_directory(None, {}, "me") is None
+    assert capfd.readouterr().err.count(f"ignoring {default}: it belongs to uid") == 2
+    default.rmdir()
+    default.symlink_to("/etc")
+    os.lchown(default, 1, 1)
+    assert image.storage_directory(None, {}, "me") is None
+
+
+def test_lines_for_people_cannot_steer_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    log.error("a\nb\x1b[31mc\r\x7f\x9b\u202e\udcffé %n")
+    assert capfd.readouterr().err == "slurm-ch: error: a\\x0ab\\x1b[31mc\\x0d\\x7f\\x9b\\u202e\\xffé %n\n"
 
 
 def test_resolve_kinds(tmp_path: Path) -> None:
@@ -139,6 +164,8 @@ def test_duplicate_hooks() -> None:
 
 
 def test_setns_is_tried_again_on_einval(mocker: MockerFixture) -> None:
+    mocker.patch.object(namespaces, "_check_owner")
+    mocker.patch.object(linux, "prctl_undumpable")
     fault = OSError(errno.EINVAL, "Invalid argument")
     setns = mocker.patch.object(linux, "setns", side_effect=[fault, fault, None, None])
     namespaces.enter(10, 11, "pid 7")
@@ -146,6 +173,8 @@ def test_setns_is_tried_again_on_einval(mocker: MockerFixture) -> None:
 
 
 def test_setns_gives_up_and_says_where(mocker: MockerFixture) -> None:
+    mocker.patch.object(namespaces, "_check_owner")
+    mocker.patch.object(linux, "prctl_undumpable")
     setns = mocker.patch.object(linux, "setns", side_effect=[None, *[OSError(errno.EINVAL, "Invalid argument")] * 5])
     with pytest.raises(ChError) as caught:
         namespaces.enter(10, 11, "pid 7")

@@ -41,7 +41,7 @@ static bool may_be_image(const char *image)
 		return true;
 	if (!S_ISREG(st.st_mode))
 		return S_ISDIR(st.st_mode);
-	fd = open(image, O_RDONLY | O_CLOEXEC);
+	fd = open(image, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
 	if (fd < 0)
 		return true;
 	good = read(fd, magic, sizeof(magic)) == sizeof(magic) && !memcmp(magic, "hsqs", 4);

@@ -143,7 +143,9 @@ def test_an_environment_file_of_the_hosts_that_never_ends(
     huge = world_tmp / "env-huge"
     with huge.open("wb") as file:
         file.truncate(1 << 40)
-    assert fails(64, f"--set-env={huge}", image_sqfs, "--", "true", timeout=SECONDS).startswith("environment file is larger")
+    assert fails(64, f"--set-env={huge}", image_sqfs, "--", "true", timeout=SECONDS).startswith(
+        "environment file is larger"
+    )
     # The shell's process substitution is a pipe too, and has always worked.
     line = f"{SLURM_CH} run --set-env=<(sleep 0.1; echo SUBSTITUTED=yes) {image_sqfs} -- env"
     done = subprocess.run(["bash", "-c", line], check=True, capture_output=True, text=True, **settings(user))  # type: ignore[call-overload]

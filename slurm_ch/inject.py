@@ -7,9 +7,9 @@ run as the user, inside.
 
 from __future__ import annotations
 
+import _signal
 import os
 import select
-import signal
 import stat
 
 from . import linux, log, mounts
@@ -219,6 +219,8 @@ class UpdateCache(Action):
             log.warning(f"the image has no ldconfig: its programs may not find libraries in {folders}")
             return
         output = os.memfd_create("slurm_ch-ldconfig", os.MFD_CLOEXEC)
+        # Whoever ignores it gets no child's status.
+        before = _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
         try:
             pid = os.fork()
             if pid == 0:
@@ -228,6 +230,7 @@ class UpdateCache(Action):
                 said = os.pread(output, 1000, 0).decode("utf-8", "replace").strip().replace("\n", "; ")
                 raise ChError(f"the image's {program} failed with status {status}: {said}")
         finally:
+            _signal.signal(_signal.SIGCHLD, before)
             os.close(output)
 
     def _wait(self, pid: int, program: str) -> int:
@@ -237,7 +240,7 @@ class UpdateCache(Action):
             poll.register(pidfd, select.POLLIN)
             ended = poll.poll(self.patience * 1000)
             if not ended:
-                os.kill(pid, signal.SIGKILL)
+                os.kill(pid, _signal.SIGKILL)
             status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         finally:
             os.close(pidfd)
@@ -250,6 +253,7 @@ def _execute(program: str, folders: Sequence[str], output: int) -> NoReturn:
     """Become the image's ldconfig: the user's ids, no privileges to be gained, nothing of ours inherited."""
     try:
         linux.prctl_no_new_privs()
+        linux.prctl_parent_death_signal(_signal.SIGKILL)
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         os.dup2(null, 0)
         os.dup2(output, 1)

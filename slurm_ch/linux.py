@@ -43,6 +43,7 @@ RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
 RESOLVE_IN_ROOT = 0x10
 
+_PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_SET_SECUREBITS = 28
 _PR_SET_NO_NEW_PRIVS = 38
@@ -119,6 +120,12 @@ def prctl_undumpable() -> None:
 def prctl_root_is_nobody() -> None:
     """Let uid 0 get no capability from an exec any more, as prctl(2)."""
     if _libc.prctl(_PR_SET_SECUREBITS, _SECBIT_NOROOT | _SECBIT_NOROOT_LOCKED, 0, 0, 0) != 0:
+        raise _fail()
+
+
+def prctl_parent_death_signal(number: int) -> None:
+    """Have signal `number` sent to this process when its parent dies, as prctl(2)."""
+    if _libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(number), 0, 0, 0) != 0:
         raise _fail()
 
 

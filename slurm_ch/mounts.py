@@ -295,7 +295,7 @@ def writeable(build: Build, directory: int, path: str) -> int:
     directory is in a mount from the host: creating there would create on the host.
     """
     if mount_id(directory) not in build.mounts:
-        where = os.readlink(f"/proc/self/fd/{directory}")
+        where = os.readlink(f"/proc/self/fd/{directory}").removeprefix(f"/{build.root}") or "/"
         raise ChError(f"{path}: {where} is bound from the host; nothing is created there")
     if os.access(f"/proc/self/fd/{directory}", os.W_OK):
         return directory

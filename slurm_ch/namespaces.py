@@ -88,6 +88,17 @@ def _check_owner(user_fd: int, whose: str) -> None:
         raise ChError(f"can't join {whose}: its namespaces belong to uid {owner}")
 
 
+def open_at(proc_fd: int, pid: int) -> tuple[int, int]:
+    """Return descriptors of the user and mount namespaces of the process whose /proc directory `proc_fd` is."""
+    fds = []
+    for kind in ("user", "mnt"):
+        try:
+            fds.append(os.open(f"ns/{kind}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc_fd))
+        except OSError as error:
+            raise ChError(f"join: can't open /proc/{pid}/ns/{kind}") from error
+    return fds[0], fds[1]
+
+
 def enter(user_fd: int, mount_fd: int, whose: str) -> None:
     """Enter a user, then a mount namespace; ChError names the one that refused, and `whose`."""
     _check_owner(user_fd, whose)

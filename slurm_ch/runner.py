@@ -6,10 +6,9 @@ Ends by becoming `ch-join`, which carries out the plan and runs the command.
 from __future__ import annotations
 
 import os
-import signal
 
 from . import container as engine
-from . import join, log, namespaces, paths, step, tickets
+from . import handover, join, log, namespaces, step
 from .actions import Build
 from .errors import ChError
 
@@ -44,17 +43,14 @@ def run(
     """
     configure_log(spec, env)
     caller = engine.Caller(env)
-    try:
-        ch_join = os.open(paths.CH_JOIN, os.O_PATH | os.O_CLOEXEC)
-    except OSError as error:
-        raise ChError(f"can't find ch-join: {paths.CH_JOIN}") from error
+    ch_join = handover.open_ch_join()
     if spec.join_pid is not None:
         build = _enter(spec, caller, spec.join_pid)
     elif spec.join:
         build = _join(spec, caller, add_hooks)
     else:
         build = _make(spec, caller, add_hooks)
-    _become(ch_join, engine.plan_bytes(build), argv, env, caller.cwd)
+    handover.become(ch_join, engine.plan_bytes(build), argv, env, caller.cwd)
 
 
 def _make(spec: Spec, caller: engine.Caller, add_hooks: Callable[[engine.Container], None]) -> Build:
@@ -104,18 +100,3 @@ def _join(spec: Spec, caller: engine.Caller, add_hooks: Callable[[engine.Contain
         container.hooks_all.run(container)
     peer.done()
     return build
-
-
-def _become(ch_join: int, plan: bytes, argv: Sequence[str], env: Mapping[str, str], cwd: str) -> NoReturn:
-    plan_fd = tickets.plan_file(plan)
-    os.set_inheritable(plan_fd, True)
-    # Python ignores these two; the command shall find them as they were.
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-    command = ["ch-join", f"--plan={plan_fd}", "--", *argv]
-    environment = {name: value for name, value in env.items() if name != "SLURM_CH_JOIN"}
-    environment["SLURM_CH_CWD"] = cwd
-    try:
-        os.execve(f"/proc/self/fd/{ch_join}", command, environment)
-    except OSError as error:
-        raise ChError("can't execute ch-join") from error

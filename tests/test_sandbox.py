@@ -20,6 +20,7 @@ from pathlib import Path
 import click
 import pytest
 
+from slurm_ch import controller
 from slurm_ch.cluster import Cluster, ClusterError, config, host
 from slurm_ch.cluster.supervisor import descendants
 
@@ -321,7 +322,7 @@ def test_unknown_user_is_an_error(cluster: Cluster) -> None:
     [("slurm-wlm 22.05.8", (22, 5, 8)), ("slurm 26.05.5-1", (26, 5, 5)), ("what?", ())],
 )
 def test_version(text: str, version: tuple[int, ...]) -> None:
-    assert config.parse_version(text) == version
+    assert controller.parse_version(text) == version
 
 
 def test_cgroups_are_disabled_where_slurm_knows_the_word() -> None:

@@ -13,6 +13,8 @@ from slurm_ch.errors import EXIT_USAGE, describe, exit_code
 _COMMANDS = {
     "run": "Run a command in a container.",
     "explain": "Show what running in a container would do.",
+    "enter": "Run a shell or a command in the container of a running job.",
+    "ps": "List the containers of your running jobs.",
     "sandbox": "Run a command with a Slurm cluster of its own.",
 }
 

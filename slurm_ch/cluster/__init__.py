@@ -25,6 +25,7 @@ from typing import Any
 from slurm_ch import paths
 from slurm_ch.cluster import config, host
 from slurm_ch.cluster.host import ClusterError
+from slurm_ch.controller import parse_version
 
 __all__ = ["Cluster", "ClusterError"]
 
@@ -100,7 +101,7 @@ class Cluster:
             raise ClusterError("must be root to start a cluster")
         daemons = {name: host.program(name) for name in ("munged", "slurmctld", "slurmd", "sinfo")}
         said = subprocess.run([daemons["slurmctld"], "-V"], check=False, capture_output=True, text=True)
-        self.version = config.parse_version(said.stdout)
+        self.version = parse_version(said.stdout)
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 self._prepare()

@@ -2,16 +2,8 @@
 
 from __future__ import annotations
 
-import re
-
 # The first Slurm whose cgroup.conf knows CgroupPlugin=disabled; older ones refuse to parse it.
 _CGROUP_DISABLED_SINCE = (24, 5)
-
-
-def parse_version(text: str) -> tuple[int, ...]:
-    """Return (22, 5, 8) for `slurm-wlm 22.05.8`, or () where there is no version."""
-    found = re.search(r"\b(\d+)\.(\d+)(?:\.(\d+))?", text)
-    return tuple(int(part) for part in found.groups() if part) if found else ()
 
 
 def node_names(nodes: int) -> list[str]:

@@ -13,13 +13,13 @@ PACKAGE = Path(slurm_ch.__file__).parent
 # A module may import from lower layers only; never from a peer.
 LAYERS = (
     {"cli"},
-    {"launch"},
+    {"launch", "inside"},
     {"check"},
-    {"launcher", "runner", "cluster"},
-    {"container"},
-    {"features", "relay", "tree", "inject"},
+    {"launcher", "runner", "cluster", "attach"},
+    {"container", "containers"},
+    {"features", "relay", "tree", "inject", "handover", "controller"},
     {"join", "tickets", "mounts", "squashfs", "namespaces", "passwd", "site", "devices"},
-    {"actions", "spec", "image", "environment", "step", "cdi"},
+    {"actions", "spec", "image", "environment", "step", "cdi", "jobs"},
     {"linux", "log", "options", "paths", "cdinames"},
     {"errors"},
 )
@@ -84,6 +84,6 @@ def test_what_the_launcher_loads() -> None:
 def test_what_the_named_join_adds() -> None:
     site = Path(__import__("posix_ipc").__file__).parent
     more = loaded(f"sys.path.append({str(site)!r}); import slurm_ch.runner") - loaded("import slurm_ch.launcher")
-    assert more - _BARE <= {"slurm_ch.join", "slurm_ch.paths", "slurm_ch.runner", "mmap", "posix_ipc", "signal", "time", "enum", "_signal",
+    assert more - _BARE <= {"slurm_ch.handover", "slurm_ch.join", "slurm_ch.paths", "slurm_ch.runner", "mmap", "posix_ipc", "signal", "time", "enum", "_signal",
                     "functools", "_functools", "collections", "_collections", "operator", "_operator", "keyword", "reprlib", "itertools",
                     "types"}  # fmt: skip

@@ -1,0 +1,33 @@
+"""`slurm-ch enter`: a shell, or a command, in a container of a running job."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import click
+
+from slurm_ch import attach, log
+
+
+@click.command(context_settings={"allow_interspersed_args": False})
+@click.option("--node", metavar="NODE", help="Which of the step's nodes [default: the first].")
+@click.option(
+    "--srun", "extra", multiple=True, metavar="OPTION", help="Another option for srun, as --gres=gpu:1; repeatable."
+)
+@click.option("-v", "--verbose", count=True, help="Say what is done.")
+@click.argument("job", metavar="JOBID[.STEP]")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[-- CMD...]")
+def enter(*, node: str | None, extra: Sequence[str], verbose: int, job: str, command: Sequence[str]) -> None:
+    """Run CMD, or a shell, in the running container of a job of yours.
+
+    JOBID may be an array's element (12_3) or a part of a het job (12+1), STEP a
+    number or `batch`. It is a step of the job's own, on the same resources, with
+    the environment and working directory of the container's first task, and ends
+    with the job. The exit status is CMD's.
+    """
+    log.configure(level=verbose)
+    # Both: with the output in a file or pipe, a terminal's line ends would be in it.
+    terminal = os.isatty(0) and os.isatty(1)
+    words = command[1:] if command[:1] == ("--",) else command
+    attach.enter(job, node, words, extra, terminal)

@@ -1,0 +1,66 @@
+"""`slurm-ch ps`: the containers of the caller's running jobs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import click
+
+from slurm_ch import attach, controller, jobs, log
+from slurm_ch.errors import EXIT_SETUP, ChError, describe
+
+COLUMNS = ("job", "step", "node", "image", "tasks", "age")
+
+# Each is an srun; the controller has others to serve.
+AT_ONCE = 4
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, the age in seconds.")
+@click.option("-v", "--verbose", count=True, help="Say what is done.")
+@click.argument("names", nargs=-1, metavar="[JOBID...]")
+def ps(*, as_json: bool, verbose: int, names: Sequence[str]) -> None:
+    """List the containers of your running jobs, or of JOBID..., on all their nodes.
+
+    Each job's nodes are asked by a short step of the job's own, so it costs an
+    srun a job, whatever the number of tasks. TASKS counts a step's own tasks: 0
+    for a container that a script started by itself.
+    """
+    log.configure(level=verbose)
+    user = attach.user_name()
+    running = controller.running_jobs(user)
+    if names:
+        running = [jobs.find_job(running, name, user) for name in names]
+    running = [job for job in running if job.steps]
+    rows: list[dict[str, object]] = []
+    failed = False
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for answer in pool.map(_ask, running):
+            if isinstance(answer, ChError):
+                failed = True
+                log.error(describe(answer))
+            else:
+                rows += answer
+    for line in _lines(rows, as_json):
+        click.echo(line)
+    if failed:
+        sys.exit(EXIT_SETUP)
+
+
+def _ask(job: jobs.Job) -> list[dict[str, object]] | ChError:
+    try:
+        return attach.list_job(job)
+    except ChError as error:
+        return error
+
+
+def _lines(rows: list[dict[str, object]], as_json: bool) -> list[str]:
+    if as_json:
+        return [json.dumps(row) for row in rows]
+    cells = [[name.upper() for name in COLUMNS]]
+    cells += [[*(str(row[name]) for name in COLUMNS[:-1]), jobs.clock(int(str(row["seconds"])))] for row in rows]
+    widths = [max(len(line[n]) for line in cells) for n in range(len(COLUMNS))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]

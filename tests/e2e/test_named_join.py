@@ -19,9 +19,14 @@ def ours_in_shm() -> list[str]:
     return [name for name in os.listdir("/dev/shm") if "slurm_ch" in name]
 
 
-def test_peers_of_each_node_share_one_container(good: Good) -> None:
+def test_peers_of_each_node_share_one_container(good: Good, world_tmp: Path) -> None:
+    # All stay until the last one is in: a namespace's number is given again once it is gone.
+    here = world_tmp / "peers"
+    here.touch()
+    here.chmod(0o666)
+    stay = f"echo >> {here}; until [ $(wc -l < {here}) = 7 ]; do sleep 0.1; done"
     out = good(
-        f"srun --overcommit -N2 -n7 {RUN} sh -c 'echo $SLURMD_NODENAME $SLURM_PROCID $(readlink /proc/self/ns/mnt)'"
+        f"srun --overcommit -N2 -n7 {RUN} sh -c 'echo $SLURMD_NODENAME $SLURM_PROCID $(readlink /proc/self/ns/mnt); {stay}'"
     )
     tasks = [line.split() for line in out.splitlines()]
     assert {int(rank) for _, rank, _ in tasks} == set(range(7))

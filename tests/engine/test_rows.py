@@ -366,6 +366,9 @@ def test_b5_nothing_is_created_through_a_bind(fails: Fails, world_tmp: Path, ima
     assert "is bound from the host; nothing is created there" in line
     line = fails(31, "-W", "-b", "/usr:/tmp/slurm_ch-new", image, "--", "true")
     assert "is bound from the host; nothing is created there" in line
+    # ch-run leaves an empty file there.
+    line = fails(31, "-W", "-b", "/etc/hostname:/tmp/slurm_ch-new", image, "--", "true")
+    assert "is bound from the host; nothing is created there" in line
     line = fails(31, "-W", "-b", f"{host}:/mnt", "-b", "/etc/passwd:/mnt/new", image, "--", "true")
     assert "is bound from the host; nothing is created there" in line
     assert list(host.iterdir()) == []

@@ -8,7 +8,8 @@ VENV = .venv
 USER_NAME = chuser
 
 PACKAGES = slurmctld slurmd slurm-client libslurm-dev munge squashfuse squashfs-tools busybox-static \
-    gcc libc6-dev make python3 python3-dev python3-venv util-linux bsdutils cppcheck
+    gcc libc6-dev make python3 python3-dev python3-venv util-linux bsdutils cppcheck \
+    charliecloud-runtime fuse3 openmpi-bin
 
 # What `make bench` needs besides.
 BENCH_PACKAGES = valgrind linux-perf
@@ -68,6 +69,8 @@ lint: $(VENV)/.built
 	cppcheck --quiet --enable=warning,portability --inline-suppr --error-exitcode=1 \
 	    --suppress=missingIncludeSystem --suppress=normalCheckLevelMaxBranches spank
 
+SCRIPT = sed -e 's|@LIBDIR@|$(libdir)|g; s|@PYTHON@|$(PYTHON)|g' -e
+
 # Everything beside each other: the plugin finds the launcher by its own place.
 install: native
 	install -d $(DESTDIR)$(libdir)/slurm_ch/{cli,cluster,native} $(DESTDIR)$(prefix)/bin $(DESTDIR)$(prefix)/lib/slurm
@@ -78,14 +81,26 @@ install: native
 	$(PYTHON) -m compileall -q -s '$(DESTDIR)' $(DESTDIR)$(libdir)/slurm_ch
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade --target $(DESTDIR)$(libdir)/vendor 'click>=8.1' 'posix_ipc>=1.1' 'PyYAML>=6'
-	sed 's|@LIBDIR@|$(libdir)|g; s|@PYTHON@|$(PYTHON)|g' etc/slurm-ch.in > $(DESTDIR)$(prefix)/bin/slurm-ch
+	$(SCRIPT) s/@MAIN@/main/g etc/slurm-ch.in > $(DESTDIR)$(prefix)/bin/slurm-ch
 	chmod 755 $(DESTDIR)$(prefix)/bin/slurm-ch
 	ln -sf $(libdir)/slurm_ch/native/slurm_ch.so $(DESTDIR)$(prefix)/lib/slurm/slurm_ch.so
 	install -d $(DESTDIR)$(prefix)/share/slurm_ch
 	sed 's|@LIBDIR@|$(libdir)|g' etc/plugstack.conf.in > $(DESTDIR)$(prefix)/share/slurm_ch/plugstack.conf
 	install -m 755 etc/task-prolog $(DESTDIR)$(prefix)/share/slurm_ch
 
+# With `make install CH_RUN=1`: the same under the name that Charliecloud's scripts call.
+ifdef CH_RUN
+install: install-ch-run
+endif
+
+install-ch-run:
+	install -d $(DESTDIR)$(prefix)/bin
+	$(SCRIPT) s/@MAIN@/ch_run/g etc/slurm-ch.in > $(DESTDIR)$(prefix)/bin/ch-run
+	chmod 755 $(DESTDIR)$(prefix)/bin/ch-run
+
+# A ch-run that isn't ours stays.
 uninstall:
+	! grep -qs '$(libdir)' $(DESTDIR)$(prefix)/bin/ch-run || rm -f $(DESTDIR)$(prefix)/bin/ch-run
 	rm -rf $(DESTDIR)$(libdir) $(DESTDIR)$(prefix)/share/slurm_ch
 	rm -f $(DESTDIR)$(prefix)/bin/slurm-ch $(DESTDIR)$(prefix)/lib/slurm/slurm_ch.so
 
@@ -94,4 +109,4 @@ clean:
 	rm -rf $(VENV) $(BENCH_VENV) build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: all bench deps build native demo test demo-here test-here matrix lint install uninstall clean
+.PHONY: all bench deps build native demo test demo-here test-here matrix lint install install-ch-run uninstall clean

@@ -36,12 +36,12 @@ def tag(env: Mapping[str, str], ppid: int | None = None) -> str:
     Made from job, step, het component, node and restart: a bare step id is
     the same for every job's first step. The first global task id here tells
     het components apart that share a node. Outside Slurm, mpirun's children
-    have their parent's pid `ppid` in common. UsageError names the variable
-    that is missing or nonsense.
+    have PMIx's name of their job in common, or else their parent's pid `ppid`.
+    UsageError names the variable that is missing or nonsense.
     """
     if "SLURM_JOB_ID" not in env:
         if ppid is not None and "OMPI_COMM_WORLD_LOCAL_SIZE" in env:
-            return f"mpirun-{ppid}"
+            return "mpirun-" + (_safe(env.get("PMIX_NAMESPACE", "")) or str(ppid))
         raise UsageError("--join-tag: required outside Slurm")
     job = _number(env, "SLURM_JOB_ID")
     step = _step_id(env.get("SLURM_STEP_ID", "4294967291"))

@@ -6,6 +6,7 @@ import os
 import pty
 import struct
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -370,3 +371,31 @@ int main(void)
     program = world_tmp / "calls"
     subprocess.run(["cc", "-static", "-o", program, source], check=True)
     assert good("--seccomp", image, "--", program) == "0 1 -1\n"
+
+
+# ---- Under ch-run's own name ----
+
+
+def test_ch_run_by_name(image: Path, user: str, world_tmp: Path) -> None:
+    root, at = Path(__file__).parents[2], world_tmp / "by-name"
+    variables = [f"DESTDIR={at}", "prefix=/usr", f"libdir={root}", f"PYTHON={sys.executable}"]
+    make = ["make", "-s", "-C", root, *variables]
+    subprocess.run([*make, "install-ch-run"], check=True)
+    ch_run = at / "usr/bin/ch-run"
+
+    def run(*words: object) -> tuple[int, str, str]:
+        done = subprocess.run(
+            [ch_run, *map(str, words)], check=False, capture_output=True, text=True, timeout=20, **settings(user)
+        )  # type: ignore[call-overload]
+        return done.returncode, done.stdout, done.stderr
+
+    assert run("-t", image, "--", "cat", "/marker") == (0, "one\n", "")
+    assert run(image, "-c/srv", "--", "sh", "-c", "pwd; exit 3") == (3, "/srv\n", "")
+    assert run("--zzz", image)[::2] == (64, "slurm-ch: error: No such option '--zzz'. (see ch-run --help)\n")
+    assert run("--usage") == (0, "Usage: ch-run [OPTIONS] IMAGE [--] CMD...\n", "")
+    assert run("--feature=gc")[0] == 87
+    subprocess.run([*make, "uninstall", f"libdir={root}/nowhere"], check=True)
+    assert ch_run.exists(), "another's"
+    ch_run.write_text(f"{root}/nowhere")
+    subprocess.run([*make, "uninstall", f"libdir={root}/nowhere"], check=True)
+    assert not ch_run.exists()

@@ -26,6 +26,10 @@ def check(facts: launcher.Facts, command: Sequence[str]) -> None:
     The error is the one that a node would raise.
     """
     _, wanted = launcher.asked_for(facts)
+    if wanted.devices:
+        from . import devices
+
+        devices.check_files(wanted.devices)
     if not wanted.image.startswith("/") and _starts_elsewhere(command, facts.environment):
         return
     user = facts.environment.get("USER") or passwd.user_name(os.geteuid())

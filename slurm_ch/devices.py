@@ -78,6 +78,17 @@ def find(requests: Sequence[tuple[str, str]], places: Sequence[str], cwd: str) -
     return injection
 
 
+def check_files(requests: Sequence[tuple[str, str]]) -> None:
+    """Raise UsageError if a spec file that was asked for by its absolute path is here, and malformed."""
+    for text, label in requests:
+        if text.startswith("/"):
+            try:
+                _read_named(text, text, label)
+            except UsageError as error:
+                if not isinstance(error.__cause__, OSError):
+                    raise
+
+
 def _read_named(path: str, text: str, label: str) -> cdi.Document:
     try:
         return cdi.parse(_read(path), path)

@@ -253,6 +253,7 @@ def _execute(program: str, folders: Sequence[str], output: int) -> NoReturn:
     """Become the image's ldconfig: the user's ids, no privileges to be gained, nothing of ours inherited."""
     try:
         linux.prctl_no_new_privs()
+        linux.prctl_root_is_nobody()
         linux.prctl_parent_death_signal(_signal.SIGKILL)
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         os.dup2(null, 0)

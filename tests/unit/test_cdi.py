@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from pytest_mock import MockerFixture
 
-from slurm_ch import cdi, cdinames, devices, environment, errors
+from slurm_ch import cdi, cdinames, devices, environment, errors, site
 from slurm_ch import spec as spec_
 from slurm_ch.errors import ChError, UsageError
 from slurm_ch.options import Setting
@@ -324,6 +329,39 @@ def test_names_need_their_version() -> None:
         cdi.parse(spec(kind="v.com/c.d").encode(), "s.json")
 
 
+def test_yaml_without_its_library_in_c(place: Path, mocker: MockerFixture) -> None:
+    mocker.patch.object(yaml, "CBaseLoader", yaml.BaseLoader)
+    assert list(find(place, "nvidia.com/gpu=0").nodes) == ["/dev/nvidia-modeset", "/dev/nvidiactl", "/dev/nvidia0"]
+    for text, message in (("a: 1\na: 3", "the key 'a' is there twice: line 2"), ("[" * 2000, "not YAML: nested")):
+        with pytest.raises(cdi.Malformed, match=f"^s.yaml: {message}"):
+            cdi.parse(text.encode(), "s.yaml")
+
+
+def test_no_pyyaml(place: Path, mocker: MockerFixture) -> None:
+    mocker.patch.dict(sys.modules, {"yaml": None})
+    before = list(sys.path)
+    with pytest.raises(ChError, match=r"nvidia\.yaml: reading YAML needs PyYAML, which is not installed"):
+        find(place, "nvidia.com/gpu=0")
+    assert sys.path == before
+    (place / "second/v.json").write_text(spec())
+    assert find(place, "./second/v.json").env == [["DEVICE=0"]]
+
+
+@pytest.mark.parametrize(
+    "where", ["vendor", f".venv/lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"]
+)
+def test_pyyaml_beside_the_package(tmp_path: Path, where: str) -> None:
+    """As installed and as in a checkout, for an interpreter that sees nothing but the package's parent."""
+    (tmp_path / "slurm_ch").mkdir()
+    for path in Path(cdi.__file__).parent.glob("*.py"):
+        shutil.copy(path, tmp_path / "slurm_ch")
+    shutil.copytree(Path(yaml.__file__).parent, tmp_path / where / "yaml")
+    script = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from slurm_ch import cdi; print(cdi.import_yaml('x').__file__)"
+    command = [sys.executable, "-I", "-S", "-c", script]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env={})
+    assert done.stdout == f"{tmp_path}/{where}/yaml/__init__.py\n"
+
+
 @pytest.mark.parametrize("text", ["0666", "0o666", "438"])
 def test_numbers_of_yaml(text: str) -> None:
     # Three ways to write the same mode; of what isn't a number the key is named.
@@ -487,6 +525,17 @@ def test_device_option() -> None:
     assert [text for text, _ in made("device=v.com/c,/a\\,b").devices] == ["v.com/c", "/a,b"]
     assert [text for text, _ in made("device=/a,b", label="--").devices] == ["/a,b"]
     assert made("cdi-dirs=/a:/b").cdi_dirs == "/a:/b"
+
+
+def test_devices_as_the_sites_default() -> None:
+    here = site.parse(["default=device=v.com/c", "default=cdi-dirs=/opt/cdi", "forbid=write"])
+    met = site.meet(here, spec_.parse_request("image=i\n"))
+    assert (met.devices, met.cdi_dirs) == ([("v.com/c", "plugstack.conf: default=device")], "/opt/cdi")
+    assert [text for text, _ in site.meet(here, spec_.parse_request("image=i\ndevice=v.com/d\n")).devices] == [
+        "v.com/d"
+    ]
+    with pytest.raises(UsageError, match="not allowed at this site"):
+        site.meet(site.parse(["forbid=device"]), spec_.parse_request("image=i\ndevice=v.com/d\n"))
 
 
 @pytest.mark.parametrize(

@@ -36,8 +36,10 @@ class Facts:
 
 def read_facts(fd: int) -> Facts:
     """Return the facts that the plugin wrote to `fd`; ChError if they are malformed."""
-    size = os.fstat(fd).st_size
-    data = os.pread(fd, size, 0)
+    try:
+        data = os.pread(fd, os.fstat(fd).st_size, 0)
+    except OSError as error:
+        raise ChError("can't read what the plugin knows of the step") from error
     records = data.split(b"\0")
     if records[0] != _MAGIC or records[-1] != b"":
         raise ChError("the plugin and the launcher are of different versions")
@@ -102,11 +104,12 @@ def _leave_first_core() -> None:
 def main(argv: Sequence[str]) -> int:
     """Run the launcher with the descriptors that `argv` names; return its exit status."""
     try:
-        facts_fd, socket_fd = (int(text) for text in argv)
-        office = tickets.Office(socket_fd)
-    except (ValueError, ChError):
+        facts_fd, socket_fd, errors_fd = (int(text) for text in argv)
+        log.configure(fd=errors_fd)
+    except ValueError:
         log.error("the launcher is started by Slurm's plugin, not by hand")
         return EXIT_USAGE
+    office = tickets.Office(socket_fd)
     try:
         facts = read_facts(facts_fd)
         log.configure(node=facts.environment.get("SLURMD_NODENAME", ""))

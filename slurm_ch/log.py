@@ -15,20 +15,27 @@ DEBUG = 2
 _level = WARNING
 _prefix = "slurm-ch: "
 _colored = False
+_fd = 2
 
 # ANSI's select graphic rendition, as ch-run has it: red, and yellow for less.
 _COLORS = {"error": "31", "warning": "31", "info": "33", "debug": "36"}
 
 
-def configure(level: int | None = None, node: str | None = None, color: bool | None = None) -> None:
-    """Set what is shown (`NO_WARNINGS` to `DEBUG`), the node that lines name, and whether in color."""
-    global _level, _prefix, _colored
+def configure(
+    level: int | None = None, node: str | None = None, color: bool | None = None, fd: int | None = None
+) -> None:
+    """Set what is shown (`NO_WARNINGS` to `DEBUG`), the node that lines name, whether in color, and where they go."""
+    global _level, _prefix, _colored, _fd
+    if fd is not None:
+        _fd = fd
     if color is not None:
         _colored = color
     if level is not None:
         _level = level
     if node is not None:
         _prefix = f"slurm-ch: {node}: " if node else "slurm-ch: "
+    if fd is not None:
+        _fd = fd
 
 
 def level() -> int:
@@ -63,7 +70,7 @@ def line(kind: str, text: str) -> str:
 
 def _write(kind: str, text: str) -> None:
     try:
-        os.write(2, line(kind, text).encode())
+        os.write(_fd, line(kind, text).encode())
     except OSError:
         # Nobody listens; there is no better place to say so.
         pass

@@ -143,13 +143,16 @@ def first_look(build: Build, what: str) -> None:
 def _server_words(build: Build, error: OSError) -> str:
     if build.server_stderr < 0 or error.errno not in (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO):
         return ""
-    # The server is dead or dying: end of file is near.
+    if error.errno == errno.EIO:
+        # It lives, and there may be no end of file to wait for.
+        os.set_blocking(build.server_stderr, False)
+    # Else it is dead or dying: end of file is near.
     said = b""
-    while len(said) < _STDERR_BYTES:
-        more = os.read(build.server_stderr, _STDERR_BYTES)
-        if not more:
-            break
-        said += more
+    try:
+        while len(said) < _STDERR_BYTES and (more := os.read(build.server_stderr, _STDERR_BYTES)):
+            said += more
+    except OSError as trouble:
+        log.debug(f"nothing more from the server: {trouble.strerror}")
     text = said.decode("utf-8", "replace").strip().replace("\n", "; ")
     log.debug(f"squashfuse_ll said: {text}")
     return f" ({text})" if text else ""

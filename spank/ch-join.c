@@ -108,6 +108,11 @@ static void __attribute__((format(printf, 2, 3))) info(int level, const char *fo
 
 /* ---- The ticket ---- */
 
+/* How long a container may take before the user is told. */
+#ifndef SLOW_SECONDS
+#define SLOW_SECONDS 10
+#endif
+
 struct ticket {
 	int user_fd, mount_fd, plan_fd;
 	int relay_fd; /* -1: no relay */
@@ -119,6 +124,16 @@ static bool is_first_task(void)
 	const char *id = getenv("SLURM_LOCALID");
 
 	return !id || !strcmp(id, "0");
+}
+
+/* A limit is Slurm's to set: an image on a slow server may take its time. */
+static void __attribute__((format(printf, 1, 2))) warn(const char *format, ...)
+{
+	va_list args;
+
+	va_start(args, format);
+	say("warning", format, args);
+	va_end(args);
 }
 
 /* Look at the ticket without taking it: the other tasks need it too. */
@@ -142,6 +157,9 @@ static void read_ticket(int sock, struct ticket *t)
 	ssize_t n;
 	int code;
 
+	if (is_first_task() && !poll(&wait, 1, SLOW_SECONDS * 1000))
+		warn("no container after %d seconds; still waiting (a file server that hangs?)",
+		     SLOW_SECONDS);
 	for (;;) {
 		/* Not a blocking recvmsg: its waiters are woken one by one, and
 		 * a look takes nothing away that would wake the next. */
@@ -156,7 +174,8 @@ static void read_ticket(int sock, struct ticket *t)
 	}
 	if (n == 0) {
 		if (is_first_task())
-			die(EXIT_LAUNCHER_DIED, "the launcher died before the container was ready");
+			die(EXIT_LAUNCHER_DIED, "the launcher died before the container was ready "
+						"(killed, or no Python could start)");
 		exit(EXIT_LAUNCHER_DIED);
 	}
 	if (n != sizeof(head) || memcmp(head.magic, TICKET_MAGIC, sizeof(head.magic)))
@@ -331,7 +350,9 @@ static struct plan read_plan(int fd)
 	const char *plan, *end;
 	struct stat st;
 
-	if (fstat(fd, &st) || st.st_size < (off_t)sizeof(PLAN_HEADER))
+	if (fstat(fd, &st))
+		die(EXIT_SETUP, "can't read the plan: %s", strerror(errno));
+	if (st.st_size < (off_t)sizeof(PLAN_HEADER))
 		die(EXIT_SETUP, "can't read the plan");
 	plan = mmap(NULL, st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
 	if (plan == MAP_FAILED)

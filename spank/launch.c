@@ -19,6 +19,8 @@
 
 #define FACTS_FD 3
 #define SOCKET_FD 4
+#define ERRORS_FD 5
+#define NULL_FD 6
 
 static void __attribute__((noreturn)) refuse(int sock, const char *what, const char *path)
 {
@@ -36,10 +38,10 @@ static void __attribute__((noreturn)) refuse(int sock, const char *what, const c
 
 static void __attribute__((noreturn)) become(const struct launch *l)
 {
-	char *argv[] = { (char *)l->python, "-I", "-S", (char *)l->launcher, "3", "4", NULL };
+	char *argv[] = { (char *)l->python, "-I", "-S", (char *)l->launcher, "3", "4", "5", NULL };
 	char *envp[] = { NULL };
 	sigset_t none;
-	int facts, sock, null;
+	int facts, sock, null, errors;
 
 	/* Above what they shall become: any of 0 to 4 may be in use, or closed. */
 	facts = fcntl(l->facts, F_DUPFD_CLOEXEC, 10);
@@ -47,6 +49,9 @@ static void __attribute__((noreturn)) become(const struct launch *l)
 	null = open("/dev/null", O_RDWR | O_CLOEXEC);
 	if (null >= 0)
 		null = fcntl(null, F_DUPFD_CLOEXEC, 10);
+	errors = fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 10);
+	if (errors < 0)
+		errors = null;
 	if (facts < 0 || sock < 0 || null < 0)
 		refuse(l->socket, "can't start launcher", l->python);
 	/* The terminal's signals are for the task. */
@@ -55,16 +60,25 @@ static void __attribute__((noreturn)) become(const struct launch *l)
 		signal(s, SIG_DFL);
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
-	if (fcntl(STDERR_FILENO, F_GETFD) < 0)
-		dup2(null, STDERR_FILENO);
 	if (dup2(null, STDIN_FILENO) < 0 || dup2(null, STDOUT_FILENO) < 0 ||
-	    dup2(facts, FACTS_FD) < 0 || dup2(sock, SOCKET_FD) < 0)
+	    dup2(facts, FACTS_FD) < 0 || dup2(sock, SOCKET_FD) < 0 ||
+	    dup2(errors, ERRORS_FD) < 0 || dup2(null, NULL_FD) < 0)
 		refuse(sock, "can't start launcher", l->python);
+	/* Nobody waits for a container any more when all tasks are gone: SIGIO
+	 * ends the launcher then, even where it hangs in a dead server's file. */
+	if (fcntl(SOCKET_FD, F_SETOWN, getpid()) ||
+	    fcntl(SOCKET_FD, F_SETFL, fcntl(SOCKET_FD, F_GETFL) | O_ASYNC))
+		refuse(SOCKET_FD, "can't start launcher", l->python);
 	/* Neither the task's descriptors nor slurmstepd's are the launcher's. */
-	syscall(SYS_close_range, SOCKET_FD + 1, ~0U, 0);
+	syscall(SYS_close_range, NULL_FD + 1, ~0U, 0);
 	if (access(l->launcher, R_OK))
 		refuse(SOCKET_FD, "can't start launcher", l->launcher);
+	/* An interpreter that can't start says so in tens of lines; ch-join has
+	 * one for it. The launcher takes ERRORS_FD as its own when it runs. */
+	dup2(NULL_FD, STDERR_FILENO);
+	fcntl(NULL_FD, F_SETFD, FD_CLOEXEC);
 	execve(l->python, argv, envp);
+	dup2(ERRORS_FD, STDERR_FILENO);
 	refuse(SOCKET_FD, "can't start launcher", l->python);
 }
 

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -78,6 +79,11 @@ int node_task_post_fork(void)
 	close_end(&tasks_end);
 	close_end(&launcher_end);
 	return ESPANK_SUCCESS;
+}
+
+static void close_tasks_end(void)
+{
+	close_end(&tasks_end);
 }
 
 void node_free(void)
@@ -248,8 +254,10 @@ int node_task_init(spank_t sp, int ac, char **av)
 				    path ? path : "?", strerror(errno));
 		refuse();
 	}
-	/* The one descriptor that the command's exec must not close. */
-	if (prepend(sp, id, env, path) || fcntl(tasks_end, F_SETFD, 0))
+	/* The one descriptor that the task's own exec must not close. What the
+	 * task forks before that, a TaskProlog, gets none. */
+	if (prepend(sp, id, env, path) || pthread_atfork(NULL, NULL, close_tasks_end) ||
+	    fcntl(tasks_end, F_SETFD, 0))
 		refuse();
 	spank_unsetenv(sp, REQUEST_VARIABLE);
 	free(path);

@@ -209,6 +209,18 @@ def test_prologs_run_on_the_host(world_tmp: Path, user: str, where: str, good: G
         assert done.stdout.split() == ["prolog", "host", "one"], done.stderr
 
 
+def test_a_prolog_gets_no_descriptor_of_ours(good: Good, world_tmp: Path) -> None:
+    """What it left running would keep the ticket, and so the container and its server."""
+    script, seen = world_tmp / "looks.sh", world_tmp / "seen"
+    seen.touch()
+    seen.chmod(0o666)
+    script.write_text(f"#!/bin/sh\nls -l /proc/self/fd > {seen}\n")
+    script.chmod(0o755)
+    assert good(f"srun --task-prolog={script} --ch-image=$IMG cat /marker") == "one\n"
+    assert "/proc/" in seen.read_text()
+    assert "socket:" not in seen.read_text()
+
+
 def test_hostile_environment_reaches_the_command_only(good: Good, world_tmp: Path) -> None:
     evil = world_tmp / "evil"
     evil.mkdir()

@@ -7,8 +7,8 @@
  *
  * FAKE_CONTEXT local or allocator; FAKE_SITE site arguments, one a line;
  * FAKE_OPTION an option that reaches the node; FAKE_FAIL the number of the API
- * call that fails; FAKE_CLOSE closes the tasks' streams. The job's environment
- * is this process's without FAKE_*.
+ * call that fails; FAKE_CLOSE closes the tasks' streams; FAKE_RANKS gives each
+ * task its SLURM_PROCID. The job's environment is this process's without FAKE_*.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -241,11 +241,24 @@ static void copy_environment(void)
 			job_env[n++] = *e;
 }
 
+static void give_rank(int id)
+{
+	int n = 0;
+
+	while (job_env[n])
+		n++;
+	if (asprintf(&job_env[n], "SLURM_PROCID=%d", id) < 0 || asprintf(&job_env[n + 1], "SLURM_LOCALID=%d", id) < 0)
+		abort();
+	job_env[n + 2] = NULL;
+}
+
 static void task(int id, int ac, char **av)
 {
 	int rc;
 
 	task_id = id;
+	if (getenv("FAKE_RANKS"))
+		give_rank(id);
 	if (getenv("FAKE_CLOSE"))
 		for (int fd = 0; fd < 3; fd++)
 			close(fd);

@@ -276,7 +276,11 @@ def test_refusal_and_death(namespaces: list[int]) -> None:
     tasks = [join(tasks_end, "true", SLURM_LOCALID=str(n)) for n in range(3)]
     launcher_end.close()
     results = [end(task) for task in tasks]
-    assert results[0] == (33, "", "slurm-ch: error: the launcher died before the container was ready\n")
+    assert results[0] == (
+        33,
+        "",
+        "slurm-ch: error: the launcher died before the container was ready (killed, or no Python could start)\n",
+    )
     assert results[1:] == [(33, "", "")] * 2
     tasks_end, launcher_end = pair()
     refuse(launcher_end, 64)

@@ -100,20 +100,23 @@ def test_one_launcher_well_started(fake: Fake, world_tmp: Path, way: str) -> Non
     assert clean(done.stderr) == []
     (line,) = report.read_text().splitlines()
     found = json.loads(line)
-    assert found["argv"] == ["-I", "-S", "/etc/hostname", "3", "4"]
+    assert found["argv"] == ["-I", "-S", "/etc/hostname", "3", "4", "5"]
     assert set(found["env"]) <= {"LC_CTYPE"}
     assert found["sid"]
     assert int(found["blocked"], 16) == 0
     # Python itself ignores SIGPIPE and SIGXFSZ; 32 and 33 are the C library's, out of reach.
     assert int(found["ignored"], 16) & ~(1 << 12 | 1 << 24 | 3 << 31) == 0
     names = {fd: to.split(":")[0] for fd, to in found["fds"].items()}
-    assert {fd: names[fd] for fd in ("0", "1", "3", "4")} == {
+    # The interpreter's own words go nowhere; standard error's descriptor is there for ours.
+    assert {fd: names[fd] for fd in "012345"} == {
         "0": "/dev/null",
         "1": "/dev/null",
+        "2": "/dev/null",
         "3": "/memfd",
         "4": "socket",
+        "5": "pipe",
     }
-    assert "5" not in names or names["5"].startswith("/proc")
+    assert "6" not in names or names["6"].startswith("/proc")
     facts = found["facts"]
     assert facts[0] == "slurm_ch facts 1"
     assert {"abind=/x", "rimage=i\ncd=/c\n", "eA=1\n2", "t4"} <= set(facts)
@@ -162,7 +165,9 @@ def test_a_launcher_that_dies(fake: Fake, world_tmp: Path, way: str) -> None:
         SLURM_CH_REQUEST="image=i\n",
         SLURM_LOCALID="0",
     )
-    assert clean(done.stderr) == ["slurm-ch: error: the launcher died before the container was ready"]
+    assert clean(done.stderr) == [
+        "slurm-ch: error: the launcher died before the container was ready (killed, or no Python could start)"
+    ]
 
 
 @pytest.mark.parametrize("part", ["python", "launcher"])

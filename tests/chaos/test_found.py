@@ -1,0 +1,70 @@
+"""What the campaign found once: each has a case of its own here, whatever the short form happens to hit."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from .harness import HANG_SECONDS, Call, Lab, wait_for
+from .test_calls import recorded
+
+TASKS = 2
+
+
+def launcher_calls(lab: Lab) -> list[Call]:
+    calls, _ = recorded(lab, "launcher")
+    return [call for call in calls if call.process == 0]
+
+
+def test_a_server_that_answers_with_an_error_hangs_nobody(lab: Lab) -> None:
+    """The launcher read the server's last words until an end that a living server's pipe doesn't have."""
+    calls = launcher_calls(lab)
+    served = max(call.index for call in calls if call.name == "wait4")
+    looks = [call for call in calls if call.name == "newfstatat" and call.index > served]
+    assert looks
+    for call in looks:
+        lab.parts["python"].act(call, f"errno {errno.EIO}")
+        done = lab.step(tasks=TASKS)
+        assert not done.problem(TASKS), (call, done)
+
+
+@pytest.mark.parametrize("error", [errno.EMFILE, errno.ENOMEM])
+def test_an_interpreter_or_module_that_cannot_be_loaded_is_one_line(lab: Lab, error: int) -> None:
+    """Both filled the user's screen with tracebacks."""
+    opens = [call for call in launcher_calls(lab) if call.name == "openat"]
+    for call in opens[:60:6]:
+        lab.parts["python"].act(call, f"errno {error}")
+        done = lab.step(tasks=TASKS)
+        assert not done.problem(TASKS), (call, done)
+
+
+@pytest.mark.parametrize("who", ["launcher", "server"])
+def test_nobody_waits_when_all_tasks_are_gone(lab: Lab, who: str) -> None:
+    """A launcher outlived its step for as long as what it waited for did not come."""
+    part = lab.parts["squashfuse"] if who == "server" else lab.parts["python"]
+    calls, _ = recorded(lab, who)
+    # The launcher at its last call but one; the server when it has read the first request.
+    call = calls[-2] if who == "launcher" else next(call for call in calls if call.name == "writev")
+    lab.leave_alone()
+    part.act(call, "hold")
+
+    def kill_tasks(step: subprocess.Popen[bytes]) -> None:
+        held = part.wait_until_held()
+        assert held
+        children = Path(f"/proc/{step.pid}/task/{step.pid}/children").read_text().split()
+        assert len(children) == TASKS
+        for pid in children:
+            os.kill(int(pid), signal.SIGKILL)
+        if who == "server":
+            # The launcher goes though nobody has answered it; and without it, there is nothing to serve.
+            assert wait_for(lambda: not lab.launchers(), HANG_SECONDS)
+        part.go()
+
+    done = lab.step(tasks=TASKS, meanwhile=kill_tasks)
+    assert done.status
+    assert not done.left

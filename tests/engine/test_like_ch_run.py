@@ -119,6 +119,8 @@ DIFFERENCES = (
     (NEVER, EVER, BOTH, r"mounts /etc/(passwd|group): rw \S+ / nodev nosuid rw tmpfs"),
     (NEVER, EVER, BOTH, r"mounts /tmp: rw tmpfs / nodev nosuid rw tmpfs"),
     (NEVER, EVER, ("directory",), r"mounts TMP(/like.*)?: .* / None"),
+    # [No setuid, no devices]
+    (NEVER, EVER, ("directory",), r"mounts /: (ro|rw) (\S+) / nodev nosuid \1 \2"),
     # [Our server]
     (NEVER, EVER, ("SquashFS",), r"mounts /: nodev nosuid ro fuse / nodev nosuid ro fuse\.slurm_ch"),
     # What ch-run itself does otherwise since.

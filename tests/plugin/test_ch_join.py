@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from slurm_ch import environment, paths, tickets
 
@@ -57,6 +59,25 @@ def test_expansion(value: str, expected: str) -> None:
     found = environment_after([("X", f"V={value}")], A="aa", B="b:b", EMPTY="")
     assert found["V"] == expected
     assert environment_after([("E", f"V={value}")], A="aa")["V"] == value
+
+
+def expanded(value: str, variables: dict[str, str]) -> str:
+    """Return what the rules for expansion make of a value, said otherwise."""
+    items = []
+    for item in value.split(":"):
+        if len(item) < 2 or item[0] != "$":
+            items.append(item)
+        elif variables.get(item[1:]):
+            items.append(variables[item[1:]])
+    return ":".join(items)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text("$:AB '=x", max_size=12), min_size=1, max_size=40))
+def test_expansion_of_many_values(values: list[str]) -> None:
+    variables = {"A": "aa", "B": "", "AB": "b:$A"}
+    found = environment_after([("X", f"V{n}={value}") for n, value in enumerate(values)], **variables)
+    assert [found[f"V{n}"] for n in range(len(values))] == [expanded(value, variables) for value in values]
 
 
 def test_rules_see_what_came_before() -> None:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pytest_mock import MockerFixture
 
-from slurm_ch import container, environment, errors, image, linux, log, namespaces, passwd
+from slurm_ch import container, environment, errors, image, linux, log, mounts, namespaces, passwd
 from slurm_ch.errors import ChError, JoinError, UsageError
 
 
@@ -161,6 +161,20 @@ def test_duplicate_hooks() -> None:
         hooks.add("a", lambda c, data: seen.append(data), 4, container.HOOK_FAIL)
     hooks.run("container")  # type: ignore[arg-type]
     assert seen == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("src", "dst", "flags", "message"),
+    [
+        ("", "/x", {}, "empty source or destination"),
+        ("/x", "", {}, "empty source or destination"),
+        ("/x", "y", {}, "destination is not absolute: y"),
+        ("/x", "/y", {"dst_optional": True, "dst_create": True}, "destination both optional and created: /y"),
+    ],
+)
+def test_b1_binds_that_make_no_sense(src: str, dst: str, flags: dict[str, bool], message: str) -> None:
+    with pytest.raises(ChError, match=message):
+        mounts.Bind(src, dst, **flags)  # type: ignore[arg-type]
 
 
 def test_setns_is_tried_again_on_einval(mocker: MockerFixture) -> None:

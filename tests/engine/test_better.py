@@ -1,0 +1,101 @@
+"""Where ch-run fails and we don't: what outlives what, and whom signals reach."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+from tests import leftovers
+
+from .conftest import SLURM_CH, mountinfo, settings
+
+
+def start(image: Path, script: str, user: str) -> subprocess.Popen[str]:
+    """Start a shell in a container, leader of a session of its own as a terminal's job is."""
+    return subprocess.Popen(
+        [SLURM_CH, "run", str(image), "--", "sh", "-c", script],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True, **settings(user),  # type: ignore[call-overload]
+    )  # fmt: skip
+
+
+def test_server_outlives_the_command_for_its_children(image_sqfs: Path, user: str) -> None:
+    before = leftovers.Snapshot(1)
+    # The shell ends; a child of its reads the image once we say so.
+    shell = start(image_sqfs, "exec 3<&0; { read line <&3; cat /marker; } & echo gone", user)
+    assert shell.stdout and shell.stdin
+    assert shell.stdout.readline() == "gone\n"
+    assert shell.wait(timeout=20) == 0
+    shell.stdin.write("go on\n")
+    shell.stdin.close()
+    assert shell.stdout.read() == "one\n"
+    shell.stdout.close()
+    before.wait_until_clean()
+
+
+def test_signals_to_the_commands_group_do_not_reach_the_server(image_sqfs: Path, user: str) -> None:
+    before = leftovers.Snapshot(1)
+    handlers = "; ".join(f"trap 'echo {name}; cat /marker' {name}" for name in ("INT", "TERM", "HUP", "QUIT"))
+    # A signal interrupts the reading.
+    shell = start(image_sqfs, f"{handlers}; echo up; until read line; do :; done; cat /marker", user)
+    assert shell.stdout and shell.stdin
+    assert shell.stdout.readline() == "up\n"
+    for name in ("INT", "TERM", "HUP", "QUIT"):
+        os.killpg(shell.pid, getattr(signal, f"SIG{name}"))
+        # The handler itself is read from the image after the signal came.
+        assert (shell.stdout.readline(), shell.stdout.readline()) == (f"{name}\n", "one\n")
+    out, _ = shell.communicate("end\n", timeout=20)
+    assert (out, shell.returncode) == ("one\n", 0)
+    before.wait_until_clean()
+
+
+def test_killing_the_command_ends_the_server(image_sqfs: Path, user: str) -> None:
+    before = leftovers.Snapshot(1)
+    shell = start(image_sqfs, "echo up; read line", user)
+    assert shell.stdout
+    assert shell.stdout.readline() == "up\n"
+    os.kill(shell.pid, signal.SIGKILL)
+    shell.communicate(timeout=20)
+    before.wait_until_clean()
+
+
+def test_descriptors_that_the_caller_left_open_pass_and_ours_do_not(image: Path, user: str, world_tmp: Path) -> None:
+    reader, writer = os.pipe()
+    script = f"echo through >&{writer}; for f in /proc/$$/fd/*; do readlink $f || true; done"
+    done = subprocess.run(
+        [SLURM_CH, "run", str(image), "--", "sh", "-c", script], check=True, capture_output=True, text=True, timeout=20,
+        stdin=subprocess.DEVNULL, pass_fds=[writer], **settings(user),  # type: ignore[call-overload]
+    )  # fmt: skip
+    os.close(writer)
+    assert os.read(reader, 100) == b"through\n"
+    os.close(reader)
+    opened = [name for name in done.stdout.split() if not name.startswith("pipe:")]
+    assert opened == ["/dev/null"]
+
+
+def test_flags_of_the_hosts_mounts_are_kept(image: Path, user: str, world_tmp: Path) -> None:
+    """Locked flags: a bind of a noexec, nosuid, nodev, read-only mount stays all of that."""
+    point = world_tmp / "locked"
+    point.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "ro,noexec,nosuid,nodev,mode=755", "tmpfs", point], check=True)
+    try:
+        for words in ([], ["-W"]):
+            command = [SLURM_CH, "run", *words, "-b", f"{point}:/mnt", str(image), "--", "cat", "/proc/self/mountinfo"]
+            done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=20, **settings(user))  # type: ignore[call-overload]
+            assert {"ro", "noexec", "nosuid", "nodev"} <= set(mountinfo(done.stdout)["/mnt"][1].split(","))
+    finally:
+        subprocess.run(["umount", point], check=True)
+
+
+def test_nothing_on_the_hosts_tmp(image: Path, user: str, world_tmp: Path) -> None:
+    """While it runs, too: passwd and group lie in a tmpfs of the container's."""
+    private = world_tmp / "tmpdir"
+    private.mkdir(exist_ok=True)
+    private.chmod(0o777)
+    common = settings(user)
+    env = {**common["env"], "TMPDIR": str(private)}  # type: ignore[dict-item]
+    command = [SLURM_CH, "run", str(image), "--", "ls", "-A", "/tmp"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=20, **{**common, "env": env})  # type: ignore[call-overload]
+    assert done.stdout == ""
+    assert list(private.iterdir()) == []

@@ -15,6 +15,7 @@ _COMMANDS = {
     "explain": "Show what running in a container would do.",
     "enter": "Run a shell or a command in the container of a running job.",
     "ps": "List the containers of your running jobs.",
+    "doctor": "Look for what on this node would stop a step.",
     "sandbox": "Run a command with a Slurm cluster of its own.",
 }
 

@@ -14,6 +14,14 @@ from tests import leftovers
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
+ROOT = Path(__file__).parents[2]
+
+OTHER = """\
+#include <slurm/slurm_version.h>
+#undef SLURM_VERSION_NUMBER
+#define SLURM_VERSION_NUMBER SLURM_VERSION_NUM(23, 11, 4)
+"""
+
 # Enough for a busy machine; a hang ends here.
 TIMEOUT = 60
 
@@ -51,3 +59,14 @@ def good(sh: Run) -> Callable[..., str]:
         return done.stdout
 
     return run
+
+
+@pytest.fixture(scope="session")
+def foreign(world_tmp: Path) -> Path:
+    """The plugin as built against another release's headers."""
+    out = world_tmp / "foreign"
+    header = world_tmp / "other-release.h"
+    header.write_text(OTHER)
+    make = ["make", "-C", str(ROOT / "spank"), f"OUT={out}", f"SLURM_CFLAGS=-include {header}", f"{out}/slurm_ch.so"]
+    subprocess.run(make, check=True, capture_output=True)
+    return out / "slurm_ch.so"

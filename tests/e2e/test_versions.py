@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,25 +9,6 @@ import pytest
 from slurm_ch.cluster import Cluster
 
 from .conftest import Run
-
-ROOT = Path(__file__).parents[2]
-
-OTHER = """\
-#include <slurm/slurm_version.h>
-#undef SLURM_VERSION_NUMBER
-#define SLURM_VERSION_NUMBER SLURM_VERSION_NUM(23, 11, 4)
-"""
-
-
-@pytest.fixture(scope="module")
-def foreign(world_tmp: Path) -> Path:
-    """The plugin as built against another release's headers."""
-    out = world_tmp / "foreign"
-    header = world_tmp / "other-release.h"
-    header.write_text(OTHER)
-    make = ["make", "-C", str(ROOT / "spank"), f"OUT={out}", f"SLURM_CFLAGS=-include {header}", f"{out}/slurm_ch.so"]
-    subprocess.run(make, check=True, capture_output=True)
-    return out / "slurm_ch.so"
 
 
 @pytest.mark.parametrize("command", ["srun --ch-image=$IMG true", "sbatch --wrap=true"])

@@ -13,14 +13,16 @@ PACKAGE = Path(slurm_ch.__file__).parent
 # A module may import from lower layers only; never from a peer.
 LAYERS = (
     {"cli"},
-    {"launch", "inside"},
+    {"launch", "inside", "attempt"},
     {"check"},
-    {"launcher", "runner", "cluster", "attach"},
+    {"launcher", "runner", "cluster", "attach", "doctor"},
+    {"installation"},
+    {"trial"},
     {"container", "containers"},
     {"features", "relay", "tree", "inject", "handover", "controller"},
     {"join", "tickets", "mounts", "squashfs", "namespaces", "passwd", "site", "devices"},
-    {"actions", "spec", "image", "environment", "step", "cdi", "jobs"},
-    {"linux", "log", "options", "paths", "cdinames"},
+    {"actions", "spec", "image", "environment", "step", "cdi", "jobs", "plugstack"},
+    {"linux", "log", "options", "paths", "cdinames", "findings"},
     {"errors"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -1,0 +1,49 @@
+"""`slurm-ch doctor`: what on this node would stop a step."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import sys
+
+import click
+
+from slurm_ch import doctor as checks
+from slurm_ch import errors
+from slurm_ch.findings import OK, PROBLEM
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.option("-q", "--quiet", is_flag=True, help="Warnings and problems only.")
+@click.option("--user", default="nobody", show_default=True, help="Who tries, when root asks.")
+@click.option("--plugstack", metavar="FILE", help="plugstack.conf [default: slurm.conf's].")
+def doctor(*, as_json: bool, quiet: bool, user: str, plugstack: str | None) -> None:
+    """Look for what on this node would stop a step, and say what helps.
+
+    Containers are made as an ordinary user: you, or --user when root asks.
+
+    Exit status: 0 when nothing would stop a step (there may be warnings), 1 when
+    something would, 64 for a wrong option. A health check can use it.
+    """
+    worst = 0
+    for finding in checks.examine(_entry(user), os.environ, plugstack):
+        worst |= finding.grade == PROBLEM
+        if quiet and finding.grade == OK:
+            continue
+        if as_json:
+            click.echo(json.dumps(finding.as_dict()))
+        else:
+            click.echo("\n".join(finding.lines()))
+    sys.exit(worst)
+
+
+def _entry(user: str) -> pwd.struct_passwd:
+    try:
+        entry = pwd.getpwnam(user) if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
+    except KeyError:
+        raise errors.UsageError(f"--user={user}: no such user") from None
+    if entry.pw_uid == 0:
+        raise errors.UsageError(f"--user={user}: must be an ordinary user")
+    return entry

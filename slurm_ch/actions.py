@@ -17,6 +17,7 @@ class Build:
 
     __slots__ = (
         "image_fd", "mounts", "overmounts", "proc_fd", "records", "relay_fd", "root", "root_fd", "server_stderr",
+        "uncovered_fd",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -25,6 +26,7 @@ class Build:
         self.root_fd = -1
         self.mounts: set[int] = set()  # ids of mounts in which creation is harmless
         self.overmounts = 0
+        self.uncovered_fd = -1  # the new root without overmounts
         self.proc_fd = -1  # the host's /proc/self
         self.records: list[tuple[str, str]] = []  # for the plan that ch-join gets
         self.server_stderr = -1

@@ -23,20 +23,22 @@ DEFAULT_DIRECTORIES = "/etc/cdi:/var/run/cdi"
 # Far more than any vendor writes; a wrong path must not fill the memory.
 _MAX_BYTES = 16 << 20
 
+_HOSTS = ("/dev", "/proc", "/sys")
 _HOOK_PROGRAMS = ("cdi-hook", "ctk-hook", "-ctk")
 
 
 class Injection:
     """All that the devices asked for do to a container."""
 
-    __slots__ = ("env", "folders", "gids", "links", "mounts", "nodes", "notes", "remarks", "timeout")
+    __slots__ = ("cache", "env", "folders", "gids", "links", "mounts", "nodes", "notes", "remarks", "timeout")
 
     def __init__(self) -> None:
         self.env: list[list[str]] = []  # for each request, in order
         self.nodes: dict[str, cdi.Node] = {}
         self.mounts: dict[str, cdi.Mount] = {}
         self.links: dict[str, str] = {}  # target by link
-        self.folders: list[str] = []  # of libraries, for the dynamic linker's cache
+        self.cache = False  # whether the dynamic linker's cache is to be updated
+        self.folders: list[str] = []  # of libraries, for that
         self.gids: dict[int, str] = {}  # with where each was asked for
         self.timeout: int | None = None  # seconds that the update of the cache may take
         self.remarks: list[str] = []  # what can't be done
@@ -173,10 +175,10 @@ class _Library:
         skipped = "".join(f"; {words}" for words in self._skipped)
         if not devices:
             raise UsageError(f"{label}={text}: no devices of this kind in {self._where}{skipped}")
-        if name in (None, "all"):
+        if name is None or name == "all":
             names = ["all"] if "all" in devices else list(devices)
         elif name in devices:
-            names = [name] if name else []
+            names = [name]
         else:
             raise UsageError(f"{label}={text}: no such device, only {', '.join(devices)}{skipped}")
         for each in names:
@@ -250,6 +252,7 @@ def _add_hook(injection: Injection, hook: cdi.Hook) -> None:
     if not os.path.basename(hook.path).endswith(_HOOK_PROGRAMS):
         injection.remark(f"{what}: not known, not run")
     elif command in ("update-ldcache", "create-soname-symlinks"):
+        injection.cache = True
         injection.folders += [name for name in _values(words, "folder") if name not in injection.folders]
         injection.timeout = hook.timeout or injection.timeout
     elif command == "create-symlinks":
@@ -302,7 +305,7 @@ def _add_links(injection: Injection, words: Sequence[str], what: str) -> None:
 def _check_chmod(injection: Injection, words: Sequence[str], what: str) -> None:
     for path in _values(words, "path"):
         # The host's own, which the user may use as ever.
-        if path.startswith(("/dev/", "/proc/", "/sys/")):
+        if path.startswith(_HOSTS):
             injection.note(f"{what}: not needed: {path} is the host's")
         else:
             injection.remark(f"{what}: not done: {path}")

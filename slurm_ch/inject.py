@@ -56,16 +56,22 @@ def actions(injection: Injection, groups: Iterable[int]) -> Extra:
         )
     for path, node in injection.nodes.items():
         if os.path.normpath(node.source) != path:
-            # Nothing can be made in /dev, which is the host's.
-            create = not path.startswith("/dev/")
-            extra.in_tree.append(mounts.Bind(node.source, path, dst_create=create, follow=True, label=node.where))
+            extra.in_tree.append(_node_bind(node, path))
         extra.in_tree.append(CheckNode(node))
     extra.in_tree += _binds(injection)
     extra.in_tree += [Link(target, link) for link, target in injection.links.items()]
-    if injection.folders:
+    if injection.cache:
         extra.before_binds.append(MakeWriteable((_CACHE_DIRECTORY, *injection.folders)))
         extra.inside.append(UpdateCache(injection.folders, injection.timeout or _PATIENCE_SECONDS))
     return extra
+
+
+def _node_bind(node: Node, path: str) -> mounts.Bind:
+    # Nothing can be made in /dev, which is the host's. What is missing is said when the node is checked.
+    in_dev = path.startswith("/dev/")
+    return mounts.Bind(
+        node.source, path, src_optional=True, dst_optional=in_dev, dst_create=not in_dev, follow=True, label=node.where
+    )
 
 
 def _binds(injection: Injection) -> list[Action]:
@@ -209,14 +215,14 @@ class UpdateCache(Action):
         self.patience = patience
 
     def describe(self) -> str:
-        return f"update the dynamic linker's cache: ldconfig {' '.join(self.folders)}"
+        return " ".join(("update the dynamic linker's cache: ldconfig", *self.folders))
 
     def apply(self, build: Build) -> None:
         del build
         program = next((path for path in _LDCONFIGS if os.access(path, os.X_OK)), None)
         if program is None:
-            folders = ":".join(self.folders)
-            log.warning(f"the image has no ldconfig: its programs may not find libraries in {folders}")
+            where = f" in {':'.join(self.folders)}" if self.folders else ""
+            log.warning(f"the image has no ldconfig: its programs may not find libraries{where}")
             return
         output = os.memfd_create("slurm_ch-ldconfig", os.MFD_CLOEXEC)
         # Whoever ignores it gets no child's status.

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 _BENEATH = linux.RESOLVE_BENEATH | linux.RESOLVE_NO_MAGICLINKS
 _IN_ROOT = linux.RESOLVE_IN_ROOT | linux.RESOLVE_NO_MAGICLINKS
 
+# In the staging directory: the layers of overmounts, and the image without them.
 SCRATCH = "scratch"
+UNCOVERED = "uncovered"
 MERGE_POINT = "/mnt"
 
 
@@ -311,8 +313,11 @@ def _overmount(build: Build, directory: int) -> int:
     log.debug(f"overmounting {os.readlink(f'/proc/self/fd/{directory}')}")
     os.makedirs(f"{layers}/upper", 0o755)
     os.mkdir(f"{layers}/work", 0o700)
-    cover = overlay(f"/proc/self/fd/{directory}", f"{layers}/upper", f"{layers}/work")
+    lower = _uncovered(build, directory)
+    cover = overlay(f"/proc/self/fd/{lower}", f"{layers}/upper", f"{layers}/work")
+    os.close(lower)
     below = _mounts_below(directory)
+    is_root = _same_place(directory, build.root_fd)
     flags = linux.MOVE_MOUNT_F_EMPTY_PATH | linux.MOVE_MOUNT_T_EMPTY_PATH
     linux.move_mount(cover, "", directory, "", flags)
     for name, fd in below:
@@ -322,7 +327,32 @@ def _overmount(build: Build, directory: int) -> int:
         os.close(place)
         os.close(fd)
     build.mounts.add(mount_id(cover))
+    if is_root:
+        # Look-ups begin in the cover from now on; nothing crosses to it from below.
+        os.close(build.root_fd)
+        build.root_fd = os.dup(cover)
     return cover
+
+
+def _same_place(one: int, other: int) -> bool:
+    return mount_id(one) == mount_id(other) and os.path.samestat(os.fstat(one), os.fstat(other))
+
+
+def _uncovered(build: Build, directory: int) -> int:
+    """Return `directory` as it is in the image, below any cover of ours.
+
+    The kernel stacks two overlays, not three, and write-fake's is one already.
+    Nothing is lost: what we make in a cover is ours to write, and never covered.
+    """
+    if build.uncovered_fd < 0:
+        # Attached, because older kernels overlay nothing that isn't. With the
+        # mounts in it, because some may not be left out.
+        os.mkdir(UNCOVERED, 0o700)
+        flags = linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC | linux.AT_RECURSIVE | linux.AT_EMPTY_PATH
+        build.uncovered_fd = linux.open_tree(build.root_fd, "", flags)
+        linux.move_mount(build.uncovered_fd, "", linux.AT_FDCWD, UNCOVERED, linux.MOVE_MOUNT_F_EMPTY_PATH)
+    path = os.readlink(f"/proc/self/fd/{directory}").removeprefix(f"/{build.root}").lstrip("/")
+    return linux.openat2(build.uncovered_fd, path or ".", os.O_PATH, _BENEATH | linux.RESOLVE_NO_SYMLINKS)
 
 
 def _mounts_below(directory: int) -> list[tuple[str, int]]:

@@ -213,6 +213,9 @@ class Pivot(Action):
     def apply(self, build: Build) -> None:
         os.close(build.root_fd)
         build.root_fd = -1
+        if build.uncovered_fd >= 0:
+            os.close(build.uncovered_fd)
+            build.uncovered_fd = -1
         # The staging tmpfs lies over "/" already, so that pivot_root works
         # even where the host's root is the initial ramfs.
         os.chroot(".")

@@ -187,13 +187,15 @@ def test_what_ldconfig_gets(good: Good, write: Write, with_ldconfig: Callable[[s
     image = with_ldconfig(
         "#!/bin/sh\n(echo $@; env; ls -l /proc/self/fd | wc -l; grep -E 'NoNewPrivs|CapEff' /proc/self/status; id -u) > /etc/seen\n"
     )
-    path = write(spec({"hooks": [hook("nvidia-cdi-hook", "update-ldcache", "--folder", "/a,/b", "--folder=/c")]}))
+    for words, args in ((["--folder", "/a,/b", "--folder=/c"], "-- /a /b /c"), ([], "--")):
+        path = write(spec({"hooks": [hook("nvidia-cdi-hook", "update-ldcache", *words)]}))
+        assert good("--device", path, image, "--", "head", "-n1", "/etc/seen") == f"{args}\n"
     command = f"trap '' CHLD; exec {SLURM_CH} run --device {path} {image} -- cat /etc/seen"
     done = subprocess.run(
         ["sh", "-c", command], check=False, capture_output=True, text=True, timeout=30, **settings("chuser")
     )  # type: ignore[call-overload]
     seen = done.stdout.splitlines()
-    assert seen[0] == "-- /a /b /c", done
+    assert seen[0] == "--", done
     assert sorted(word.partition("=")[0] for word in seen[1:-4]) == ["PATH", "PWD", "SHLVL"]
     # Three streams, the listed directory, and a line that counts blocks.
     assert seen[-4] == "5"
@@ -313,6 +315,8 @@ def test_device_nodes(run: Run, write: Write, image_sqfs: Path) -> None:
         {"path": "/dev/random", "major": 7, "minor": 8},
         {"path": "/dev/shm"},
         {"path": "/opt/dev/nothing", "hostPath": "/dev/null"},
+        {"path": "/opt/dev/none", "hostPath": "/dev/none"},
+        {"path": "/dev/renamed", "hostPath": "/dev/null"},
     ]
     path = write(spec({"deviceNodes": nodes}))
     done = run(
@@ -327,6 +331,8 @@ def test_device_nodes(run: Run, write: Write, image_sqfs: Path) -> None:
         "[3]: device node /dev/full: not a device of the kind that its spec says",
         "[4]: device node /dev/random: is 1:8, not 7:8 as its spec says",
         "[5]: device node /dev/shm: not a device of the kind that its spec says",
+        "[7]: device node /opt/dev/none: No such file or directory",
+        "[8]: device node /dev/renamed: No such file or directory",
     ]
 
 

@@ -31,3 +31,15 @@ def test_b3_binds_in_a_covered_directory_stay(good: Good, others_image: Path, wo
         "sh", "-c", f"grep -c ^{user}: /etc/passwd /etc/group; cat /etc/kept /etc/new /etc/od*",
     )  # fmt: skip
     assert out == "/etc/passwd:1\n/etc/group:1\nkept\nbound\nodd\n"
+
+
+def test_b3_a_directory_in_a_covered_one(good: Good, others_image: Path, world_tmp: Path) -> None:
+    """An overlay on an overlay on an overlay is more than the kernel allows."""
+    source = world_tmp / "bound"
+    source.write_text("bound\n")
+    (others_image / "var/spool/deep/er").mkdir(parents=True, exist_ok=True)
+    (others_image / "var/spool/deep/kept").write_text("kept\n")
+    places = ("/var/spool/new", "/var/spool/deep/new", "/var/spool/deep/er/new", "/var/new", "/new", "/new2")
+    binds = [word for place in places for word in ("-b", f"{source}:{place}")]
+    out = good("-W", *binds, others_image, "--", "cat", *places, "/var/spool/deep/kept")
+    assert out == "bound\n" * 6 + "kept\n"

@@ -8,6 +8,7 @@ architecture since 424 (pidfd_send_signal).
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 
 CLONE_NEWNS = 0x00020000
@@ -58,6 +59,9 @@ _NR_FSMOUNT = 432
 _NR_OPENAT2 = 437
 _NR_MOUNT_SETATTR = 442
 _NR_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "ppc64le": 203}
+
+# Each takes microseconds.
+_OPENAT2_TRIES = 1000
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _syscall = _libc.syscall
@@ -185,19 +189,24 @@ class _OpenHow(ctypes.Structure):
 def openat2(dir_fd: int, path: str, flags: int, resolve: int, mode: int = 0) -> int:
     """Open `path` with the lookup confined as `resolve` says, as openat2(2).
 
-    O_CLOEXEC is always added.
+    O_CLOEXEC is always added. A ".." in the path (or in a link) makes the kernel
+    give up whenever anybody renames or mounts at that moment, anywhere: then it
+    is tried again.
     """
     how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
-    fd: int = _syscall(
-        ctypes.c_long(_NR_OPENAT2),
-        dir_fd,
-        _bytes(path),
-        ctypes.byref(how),
-        ctypes.c_size_t(ctypes.sizeof(how)),
-    )
-    if fd < 0:
-        raise _fail(path)
-    return fd
+    for _ in range(_OPENAT2_TRIES):
+        fd: int = _syscall(
+            ctypes.c_long(_NR_OPENAT2),
+            dir_fd,
+            _bytes(path),
+            ctypes.byref(how),
+            ctypes.c_size_t(ctypes.sizeof(how)),
+        )
+        if fd >= 0:
+            return fd
+        if ctypes.get_errno() != errno.EAGAIN:
+            break
+    raise _fail(path)
 
 
 class _MountAttr(ctypes.Structure):

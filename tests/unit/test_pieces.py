@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import grp
 import os
@@ -205,3 +206,29 @@ def test_no_user_namespaces_gets_a_hint(mocker: MockerFixture) -> None:
         ChError, match=r"can't create user and mount namespaces \(are unprivileged user namespaces allowed"
     ):
         namespaces.Nest((1, 1), (0, 0)).apply(container.Build())
+
+
+def test_openat2_is_tried_again_when_somebody_renames(tmp_path: Path, mocker: MockerFixture) -> None:
+    """The kernel gives up on ".." if anything anywhere is renamed or mounted meanwhile."""
+    original, calls = linux._syscall, []
+
+    def interrupted(*args: object) -> int:
+        calls.append(args)
+        if len(calls) > 3:
+            return original(*args)  # type: ignore[no-any-return]
+        ctypes.set_errno(errno.EAGAIN)
+        return -1
+
+    mocker.patch.object(linux, "_syscall", interrupted)
+    root = os.open(tmp_path, os.O_PATH)
+    os.close(linux.openat2(root, "..", os.O_PATH, linux.RESOLVE_IN_ROOT))
+    assert len(calls) == 4
+    # Of other failures once is enough.
+    with pytest.raises(FileNotFoundError):
+        linux.openat2(root, "none", os.O_PATH, linux.RESOLVE_IN_ROOT)
+    assert len(calls) == 5
+    calls.clear()
+    mocker.patch.object(linux, "_OPENAT2_TRIES", 2)
+    with pytest.raises(BlockingIOError):
+        linux.openat2(root, "..", os.O_PATH, linux.RESOLVE_IN_ROOT)
+    os.close(root)

@@ -15,6 +15,12 @@
 #include "ch-join.h"
 #include "join.h"
 
+/* A test puts other files in their place. */
+#ifndef ENTRYPOINT
+#define ENTRYPOINT "/ch/entrypoint"
+#define CMD "/ch/cmd"
+#endif
+
 #define MAGIC "angi"
 #define MAGIC_SIZE 4
 #define LENGTH_SIZE 4
@@ -85,7 +91,7 @@ static char **list(const char *path, size_t *count)
 char **images_own(char **argv)
 {
 	size_t count = 0, n = 0;
-	char **entrypoint = list("/ch/entrypoint", &count);
+	char **entrypoint = list(ENTRYPOINT, &count);
 	char **arguments = argv + 1;
 	char **own;
 
@@ -93,9 +99,9 @@ char **images_own(char **argv)
 		while (arguments[n])
 			n++;
 	else
-		arguments = list("/ch/cmd", &n);
+		arguments = list(CMD, &n);
 	if (!count && !n)
-		die(EXIT_USAGE, "-: the image has no command of its own (/ch/entrypoint, /ch/cmd)");
+		die(EXIT_USAGE, "-: the image has no command of its own (" ENTRYPOINT ", " CMD ")");
 	own = (char **)need(calloc(count + n + 1, sizeof(char *)));
 	memcpy(own, entrypoint, count * sizeof(char *));
 	memcpy(own + count, arguments, n * sizeof(char *));

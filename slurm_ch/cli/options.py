@@ -77,6 +77,11 @@ class _Reader:
 
     def _long(self, word: str) -> None:
         name, equals, value = word.partition("=")
+        if name == "cdi":
+            # ch-run's other name for it, whose bare form means every device there is.
+            if not equals:
+                raise click.BadOptionUsage("device", "Option '--cdi' requires a kind or a file: --cdi=KIND.")
+            name = "device"
         name = self._in_full(name)
         option = _TABLE.get(name)
         if option and not equals and _takes_bare(option):

@@ -42,6 +42,11 @@ def parse(*words: str) -> tuple[list[tuple[str, str]], list[str]]:
         (["-v3", "img", "cmd"], [("verbose", "3")], ["img", "cmd"]),
         (["-q", "img", "cmd"], [("quiet", "1")], ["img", "cmd"]),
         (["-qqq", "img", "cmd"], [("quiet", "1"), ("quiet", "2"), ("quiet", "3")], ["img", "cmd"]),
+        (
+            ["--cdi=v.com/c", "-dv.com/c=0", "img", "cmd"],
+            [("device", "v.com/c"), ("device", "v.com/c=0")],
+            ["img", "cmd"],
+        ),
         (["-q2", "img", "cmd"], [("quiet", "2")], ["img", "cmd"]),
         (["-vt", "-v", "img", "cmd"], [("verbose", "1"), ("private-tmp", "yes"), ("verbose", "2")], ["img", "cmd"]),
         # Options may follow the image; behind the command's first word all is the command's.
@@ -106,6 +111,7 @@ def test_command_lines(words: list[str], settings: list[tuple[str, str]], rest: 
         ["img", "--nope"],
         ["--set", "img"],
         ["--join-", "img"],
+        ["--cdi", "img", "cmd"],
         ["--=x", "img"],
         ["--home=yes", "img"],
         ["-tZ", "img"],

@@ -9,7 +9,7 @@ USER_NAME = chuser
 
 PACKAGES = slurmctld slurmd slurm-client libslurm-dev munge squashfuse squashfs-tools busybox-static \
     gcc libc6-dev make python3 python3-dev python3-venv util-linux bsdutils cppcheck \
-    charliecloud-runtime fuse3 openmpi-bin
+    charliecloud-runtime fuse3 openmpi-bin libopenmpi-dev libmpich-dev libpmix2
 
 # What `make bench` needs besides.
 BENCH_PACKAGES = valgrind linux-perf

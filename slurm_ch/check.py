@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
-from . import container, image, launcher, log, passwd
+from . import container, image, launcher, log
 from .errors import ChError, describe, exit_code
 
 TYPE_CHECKING = False
@@ -32,12 +32,10 @@ def check(facts: launcher.Facts, command: Sequence[str]) -> None:
         devices.check_files(wanted.devices)
     if not wanted.image.startswith("/") and _starts_elsewhere(command, facts.environment):
         return
-    user = facts.environment.get("USER") or passwd.user_name(os.geteuid())
-    storage = image.storage_directory(wanted.storage, facts.environment, user)
+    caller = container.Caller(facts.environment)
+    storage = image.storage_directory(wanted.storage, facts.environment, caller.user)
     try:
-        found = image.resolve(wanted.image, storage, os.getcwd())
-    except OSError:
-        return
+        found = image.resolve(wanted.image, storage, caller.cwd)
     except ChError as error:
         if isinstance(error.__cause__, OSError):
             return  # not here, or not to be read here

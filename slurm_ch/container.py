@@ -222,6 +222,8 @@ class Container:
             actions.append(self._tmp())
         if spec.home:
             actions.append(self._home())
+        if "PMIX_NAMESPACE" in self.caller.environment:
+            actions += self._pmix()
         actions += extra.in_tree
         actions += [self._user_bind(bind) for bind in spec.binds]
         if self.caller.script:
@@ -231,6 +233,11 @@ class Container:
         if spec.relay or (spec.relay is None and self.caller.script and not spec.write and spec.relay_commands):
             actions.append(self._relay())
         return actions
+
+    def _pmix(self) -> list[Action]:
+        from . import pmix
+
+        return [pmix.Show(path) for path in pmix.directories(self.caller.environment)]
 
     def _relay(self) -> Action:
         from . import paths, relay

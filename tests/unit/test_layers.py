@@ -19,7 +19,7 @@ LAYERS = (
     {"installation"},
     {"trial"},
     {"container", "containers"},
-    {"features", "relay", "tree", "inject", "handover", "controller"},
+    {"features", "relay", "tree", "inject", "handover", "controller", "pmix"},
     {"join", "tickets", "mounts", "squashfs", "namespaces", "passwd", "site", "devices"},
     {"actions", "spec", "image", "environment", "step", "cdi", "jobs", "plugstack"},
     {"linux", "log", "options", "paths", "cdinames", "findings"},

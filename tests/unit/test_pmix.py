@@ -1,0 +1,40 @@
+"""What PMIx must see, from the names in a task's environment."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slurm_ch import pmix
+
+SPOOL = "/var/spool/slurmd/pmix.7.0"
+SLURM = {"SLURM_JOB_UID": "1001", "SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"}
+
+
+@pytest.mark.parametrize(
+    ("env", "expected"),
+    [
+        ({}, []),
+        ({"PMIX_SERVER_TMPDIR": SPOOL + "/", "PMIX_DSTORE_21_BASE_PATH": SPOOL + "//dstore"}, [SPOOL]),
+        ({"PMIX_DSTORE_21_BASE_PATH": SPOOL + "/ds21", "PMIX_SERVER_TMPDIR": SPOOL}, [SPOOL]),
+        ({"PMIX_SERVER_TMPDIR": SPOOL, "PMIX_DSTORE_ESH_BASE_PATH": SPOOL + "x"}, [SPOOL, SPOOL + "x"]),
+        # The host's /tmp is shown or isn't; that is the user's choice.
+        ({"PMIX_SYSTEM_TMPDIR": "/tmp", "PMIX_SERVER_TMPDIR": "/"}, []),
+        ({"PMIX_SYSTEM_TMPDIR": "/run/pmix"}, ["/run/pmix"]),
+        ({"PMIX_SERVER_TMPDIR": "relative", "PMIX_SYSTEM_TMPDIR": ""}, []),
+        (SLURM, ["/tmp/spmix_appdir_1001_7.0"]),
+        ({**SLURM, "SLURM_PMIX_TMPDIR": "/scratch"}, ["/scratch/spmix_appdir_1001_7.0"]),
+        ({"PMIX_SECURITY_MODE": "native"}, []),
+        ({"PMIX_SECURITY_MODE": "munge,native"}, ["/run/munge"]),
+    ],
+)
+def test_directories(env: dict[str, str], expected: list[str]) -> None:
+    assert pmix.directories(env) == expected
+
+
+@given(st.dictionaries(st.sampled_from([*pmix._VARIABLES, *SLURM, "SLURM_PMIX_TMPDIR"]), st.text(max_size=12)))
+def test_whatever_the_names_none_is_the_root_or_tmp(env: dict[str, str]) -> None:
+    found = pmix.directories(env)
+    assert not {"/", "//", "/tmp", "//tmp"} & set(found)
+    assert len(found) == len(set(found))

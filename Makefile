@@ -77,7 +77,7 @@ install: native
 	install -m 644 slurm_ch/*.py $(DESTDIR)$(libdir)/slurm_ch
 	install -m 644 slurm_ch/cli/*.py $(DESTDIR)$(libdir)/slurm_ch/cli
 	install -m 644 slurm_ch/cluster/*.py $(DESTDIR)$(libdir)/slurm_ch/cluster
-	install -m 755 slurm_ch/native/{ch-join,ch-relay,slurm_ch.so} $(DESTDIR)$(libdir)/slurm_ch/native
+	install -m 755 slurm_ch/native/* $(DESTDIR)$(libdir)/slurm_ch/native
 	$(PYTHON) -m compileall -q -s '$(DESTDIR)' $(DESTDIR)$(libdir)/slurm_ch
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade --target $(DESTDIR)$(libdir)/vendor 'click>=8.1' 'posix_ipc>=1.1' 'PyYAML>=6'

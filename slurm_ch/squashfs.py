@@ -16,7 +16,12 @@ from . import linux, log
 from .actions import Action, Build
 from .errors import ChError
 
-SERVERS = ("/usr/bin/squashfuse_ll", "/usr/local/bin/squashfuse_ll")
+# Ours comes first: it is built where libsquashfuse is, and takes the same arguments.
+SERVERS = (
+    os.path.dirname(__file__) + "/native/ch-squashfuse_ll",
+    "/usr/bin/squashfuse_ll",
+    "/usr/local/bin/squashfuse_ll",
+)
 
 # A server's standard error is read up to here when it fails.
 _STDERR_BYTES = 4096
@@ -34,10 +39,11 @@ class ServeSquashFS(Action):
         self.single = single  # one thread, where the server would have more
 
     def describe(self) -> str:
-        return f"mount SquashFS {self.path} with {self.server or SERVERS[0]}"
+        server = self.server or next((path for path in SERVERS if os.access(path, os.X_OK)), SERVERS[-1])
+        return f"mount SquashFS {self.path} with {server}"
 
     def apply(self, build: Build) -> None:
-        server = self.server or _find_server()
+        server = self.server or find_server()
         try:
             image = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
@@ -54,11 +60,12 @@ class ServeSquashFS(Action):
             raise ChError("can't create mount namespace") from error
 
 
-def _find_server() -> str:
+def find_server() -> str:
+    """Return the path of the best server there is; ChError if there is none."""
     for path in SERVERS:
         if os.access(path, os.X_OK):
             return path
-    raise ChError(f"can't serve SquashFS: not found: {SERVERS[0]}")
+    raise ChError(f"can't serve SquashFS: not found: {', '.join(SERVERS)}")
 
 
 def _open_fuse() -> int:

@@ -140,7 +140,8 @@ def script(path: Path, text: str) -> Path:
 
 @pytest.fixture(scope="session")
 def parts(world_tmp: Path) -> Path:
-    """Parts that are wrong, each in its way."""
+    """Parts that are wrong, each in its way, and the right ones compiled."""
+    subprocess.run(["/usr/bin/python3", "-m", "compileall", "-q", paths.PACKAGE], check=True)
     where = world_tmp / "parts"
     where.mkdir()
     script(where / "old-python", "echo python 3.9 cpython-39")

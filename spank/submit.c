@@ -197,21 +197,27 @@ static char *write_request(size_t explicit_count)
 	return text;
 }
 
-/* The image that counts; whether nothing else was asked for but one flag, which
- * alone can't be wrong (--ch-write can: with a SquashFS image). */
+/* Flags that can't be wrong, together or with any image. */
+static bool harmless(const struct setting *s)
+{
+	static const char *const names[] = { "ch-private-tmp", "ch-no-passwd", "ch-env-no-expand" };
+
+	for (size_t n = 0; n < sizeof(names) / sizeof(names[0]); n++)
+		if (!strcmp(options[s->option].name, names[n]))
+			return !strcmp(s->value, options[s->option].bare);
+	return false;
+}
+
+/* The image that counts; whether nothing can be wrong but the image. */
 static const char *image_of(bool *plain)
 {
 	const char *image = NULL;
-	size_t others = 0;
 
 	*plain = true;
 	for (size_t i = 0; i < setting_count; i++) {
-		const struct option *o = &options[settings[i].option];
-
 		if (settings[i].option == 0)
 			image = settings[i].value;
-		else if (++others > 1 || o->kind != KIND_FLAG || !strcmp(o->name, "ch-write") ||
-			 strcmp(settings[i].value, o->bare))
+		else if (!harmless(&settings[i]))
 			*plain = false;
 	}
 	return image;

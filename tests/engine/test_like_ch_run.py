@@ -134,6 +134,7 @@ DIFFERENCES = (
 CASES = (
     [], ["-t", "-c", "/srv"], ["-b", "/usr/share:/mnt", "-b", "/opt"], ["-u", "0", "-g", "0"], ["-u7", "-g8", "--no-passwd"], ["--home"],
     ["--set-env=A=$KEEP:$NOPE:x", "--unset-env=D*", "--set-env=B='q'", "--set-env"], ["--env-no-expand", "--set-env=A=$KEEP"],
+    ["--unset-env=*", "--cd=mnt"],
 )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pytest_mock import MockerFixture
 
-from slurm_ch import container, environment, errors, image, linux, log, mounts, namespaces, passwd
+from slurm_ch import container, environment, errors, image, linux, log, mounts, namespaces, options, passwd, spec
 from slurm_ch.errors import ChError, JoinError, UsageError
 
 
@@ -176,6 +176,15 @@ def test_duplicate_hooks() -> None:
 def test_b1_binds_that_make_no_sense(src: str, dst: str, flags: dict[str, bool], message: str) -> None:
     with pytest.raises(ChError, match=message):
         mounts.Bind(src, dst, **flags)  # type: ignore[arg-type]
+
+
+def test_bare_set_env_never_reads_the_hosts(mocker: MockerFixture) -> None:
+    # A host may have a /ch/environment of its own.
+    read = mocker.patch.object(container, "_host_text", return_value="A=host\n")
+    for name, files in (("/ch/environment", []), ("/etc/environment", ["/etc/environment"])):
+        wanted = spec.make("/tmp", [options.Setting("set-env", name, "--set-env")])
+        assert list(container.Environment(wanted, container.Caller({}, cwd="/")).host_files) == files
+    assert read.call_count == 1
 
 
 def test_setns_is_tried_again_on_einval(mocker: MockerFixture) -> None:

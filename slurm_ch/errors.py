@@ -46,11 +46,6 @@ def describe(error: BaseException) -> str:
     cause = error.__cause__
     if isinstance(cause, OSError):
         text += ": " + (cause.strerror or type(cause).__name__)
-    return one_line(text)
-
-
-def one_line(text: str) -> str:
-    """Return `text` with no newline in it."""
     return " ".join(text.split("\n"))
 
 

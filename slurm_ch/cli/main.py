@@ -8,7 +8,7 @@ import sys
 import click
 
 from slurm_ch import __version__, log
-from slurm_ch.errors import EXIT_USAGE, describe, exit_code, one_line
+from slurm_ch.errors import EXIT_USAGE, describe, exit_code
 
 _COMMANDS = {
     "run": "Run a command in a container.",
@@ -64,7 +64,7 @@ def _call(command: click.Command, name: str) -> None:
         sys.exit(done.exit_code)
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else name
-        log.error(f"{one_line(error.format_message())} (see {where} --help)")
+        log.error(f"{error.format_message()} (see {where} --help)")
         sys.exit(EXIT_USAGE)
     except click.Abort:
         sys.exit(130)

@@ -316,6 +316,12 @@ def _overmount(build: Build, directory: int) -> int:
     lower = _uncovered(build, directory)
     cover = overlay(f"/proc/self/fd/{lower}", f"{layers}/upper", f"{layers}/work")
     os.close(lower)
+    lay_over(build, directory, cover)
+    return cover
+
+
+def lay_over(build: Build, directory: int, cover: int) -> None:
+    """Attach an overlay mount at the directory that it covers; what is mounted below stays."""
     below = _mounts_below(directory)
     is_root = _same_place(directory, build.root_fd)
     flags = linux.MOVE_MOUNT_F_EMPTY_PATH | linux.MOVE_MOUNT_T_EMPTY_PATH
@@ -331,7 +337,6 @@ def _overmount(build: Build, directory: int) -> int:
         # Look-ups begin in the cover from now on; nothing crosses to it from below.
         os.close(build.root_fd)
         build.root_fd = os.dup(cover)
-    return cover
 
 
 def _same_place(one: int, other: int) -> bool:

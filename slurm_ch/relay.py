@@ -10,6 +10,7 @@ from __future__ import annotations
 import _socket
 import errno
 import os
+import stat
 
 from . import linux, log, mounts
 from .actions import Action, Build
@@ -27,7 +28,6 @@ ROOM = ".slurm-ch"
 # Callers that may wait for the broker to look up; the kernel cuts it.
 _BACKLOG = 4096
 
-_LAYER = "relay/layer"
 _ROOM = "relay/room"
 
 _ATTRIBUTES = linux.MOUNT_ATTR_RDONLY | linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV
@@ -109,8 +109,6 @@ class Offer(Action):
     def _furnish(self) -> _socket.socket:
         """Make, in the staging tmpfs, what is to be mounted; return the listening socket."""
         os.mkdir("relay", 0o700)
-        os.mkdir(_LAYER, 0o755)
-        self._fill(os.open(_LAYER, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
         os.mkdir(_ROOM, 0o700)
         os.close(os.open(f"{_ROOM}/relay", os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o700))
         program = linux.open_tree(linux.AT_FDCWD, self.program, linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC)
@@ -124,24 +122,18 @@ class Offer(Action):
         listener.listen(_BACKLOG)
         return listener
 
-    def _fill(self, directory: int) -> None:
-        """Put the links and the room's place into `directory`, in place of what is there; closes it."""
-        try:
-            for name in (*self.commands, ROOM):
-                if _has(directory, name):
-                    os.unlink(name, dir_fd=directory)
-            for name in self.commands:
-                os.symlink(f"{ROOM}/relay", name, dir_fd=directory)
-            os.mkdir(ROOM, 0o755, dir_fd=directory)
-        finally:
-            os.close(directory)
-
     def _settle(self, build: Build, path: str, directory: int) -> None:
         """Show the commands in `directory`: in it where it is writeable, else in a cover of it."""
+        # What the user has bound there, a Slurm of their own perhaps, they want.
+        names = [name for name in self.commands if not _is_bound(directory, name)]
         if self.writeable:
-            self._fill(mounts.writeable(build, os.dup(directory), path))
+            _fill(mounts.writeable(build, os.dup(directory), path), names)
         else:
-            _cover(build, directory)
+            layer = f"relay/{build.overmounts}"
+            build.overmounts += 1
+            os.mkdir(layer, 0o755)
+            _fill(os.open(layer, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC), names)
+            _cover(build, directory, layer)
         room = linux.open_tree(
             linux.AT_FDCWD, _ROOM, linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC | linux.AT_RECURSIVE
         )
@@ -162,17 +154,40 @@ def _has(directory: int, name: str) -> bool:
     return True
 
 
-def _cover(build: Build, directory: int) -> None:
-    """Lay our layer over `directory`, read-only: what can't be kept can't be written."""
+def _is_bound(directory: int, name: str) -> bool:
+    if not _has(directory, name):
+        return False
+    entry = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    bound = mounts.mount_id(entry) != mounts.mount_id(directory)
+    os.close(entry)
+    return bound
+
+
+def _fill(directory: int, names: Sequence[str]) -> None:
+    """Put links and the room's place into `directory`, in place of what is there; closes it."""
+    try:
+        for name in names:
+            if _has(directory, name):
+                os.unlink(name, dir_fd=directory)
+            os.symlink(f"{ROOM}/relay", name, dir_fd=directory)
+        if _has(directory, ROOM) and not stat.S_ISDIR(os.stat(ROOM, dir_fd=directory, follow_symlinks=False).st_mode):
+            os.unlink(ROOM, dir_fd=directory)
+        if not _has(directory, ROOM):
+            os.mkdir(ROOM, 0o755, dir_fd=directory)
+    finally:
+        os.close(directory)
+
+
+def _cover(build: Build, directory: int, layer: str) -> None:
+    """Lay `layer` over `directory`, read-only: what can't be kept can't be written."""
     context = linux.fsopen("overlay")
     try:
-        for key, value in (("source", "slurm_ch"), ("lowerdir", f"{_LAYER}:/proc/self/fd/{directory}")):
+        for key, value in (("source", "slurm_ch"), ("lowerdir", f"{layer}:/proc/self/fd/{directory}")):
             linux.fsconfig(context, linux.FSCONFIG_SET_STRING, key, value)
         linux.fsconfig(context, linux.FSCONFIG_SET_FLAG, "userxattr")
         linux.fsconfig(context, linux.FSCONFIG_CMD_CREATE)
         cover = linux.fsmount(context, linux.FSMOUNT_CLOEXEC, _ATTRIBUTES)
     finally:
         os.close(context)
-    linux.move_mount(cover, "", directory, "", _ONTO)
-    build.mounts.add(mounts.mount_id(cover))
+    mounts.lay_over(build, directory, cover)
     os.close(cover)

@@ -13,6 +13,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -129,7 +130,24 @@ static void inherited(struct relay_request *r)
 	}
 }
 
-static void ask(int sock, char **argv, struct relay_request *r)
+/* Note which streams are open, and fill the gaps: no descriptor of ours shall be
+ * taken for one. Return /dev/null. */
+static int look_at_streams(struct relay_request *r)
+{
+	int fd;
+
+	for (int stream = 0; stream < 3; stream++)
+		if (fcntl(stream, F_GETFD) >= 0)
+			r->streams |= 1u << stream;
+	do
+		fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+	while (fd >= 0 && fd < 3);
+	if (fd < 0)
+		die(EXIT_SETUP, "can't open /dev/null: %s", strerror(errno));
+	return fd;
+}
+
+static void ask(int sock, int null, char **argv, struct relay_request *r)
 {
 	union {
 		char space[CMSG_SPACE(4 * sizeof(int))];
@@ -138,15 +156,13 @@ static void ask(int sock, char **argv, struct relay_request *r)
 	struct iovec iov = { r, sizeof(*r) };
 	struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control };
 	struct cmsghdr *c = &control.align;
-	int fds[4], count = 1, null;
+	int fds[4], count = 1;
 
 	memcpy(r->magic, RELAY_MAGIC, sizeof(r->magic));
 	fds[0] = strings(argv, r);
 	for (int stream = 0; stream < 3; stream++)
-		if (fcntl(stream, F_GETFD) >= 0) {
-			r->streams |= 1u << stream;
+		if (r->streams >> stream & 1)
 			fds[count++] = stream;
-		}
 	msg.msg_controllen = CMSG_SPACE(count * sizeof(int));
 	c->cmsg_level = SOL_SOCKET;
 	c->cmsg_type = SCM_RIGHTS;
@@ -158,11 +174,8 @@ static void ask(int sock, char **argv, struct relay_request *r)
 	close(fds[0]);
 	/* The streams are the command's now: a pipe that it closes must be closed.
 	 * Errors of ours still need the third. */
-	null = open("/dev/null", O_RDWR | O_CLOEXEC);
-	if (null >= 0 && r->streams & 1)
-		dup2(null, STDIN_FILENO);
-	if (null >= 0 && r->streams & 2)
-		dup2(null, STDOUT_FILENO);
+	dup2(null, STDIN_FILENO);
+	dup2(null, STDOUT_FILENO);
 }
 
 /* End as the command did. */
@@ -179,7 +192,28 @@ static void __attribute__((noreturn)) end_by(int signal_number)
 	exit(128 + signal_number);
 }
 
-static void obey(const struct relay_reply *reply)
+static void pass_on(int sock, int number, bool group)
+{
+	struct relay_signal out = { number, group };
+
+	send(sock, &out, sizeof(out), MSG_NOSIGNAL);
+}
+
+/* Stop as the command did, and take it along when continued. A further stop may
+ * take the pending SIGCONT away, so that it isn't waited for. */
+static void stop(int sock)
+{
+	static const struct timespec now = { 0, 0 };
+	sigset_t cont;
+
+	raise(SIGSTOP);
+	sigemptyset(&cont);
+	sigaddset(&cont, SIGCONT);
+	sigtimedwait(&cont, NULL, &now);
+	pass_on(sock, SIGCONT, true);
+}
+
+static void obey(int sock, const struct relay_reply *reply)
 {
 	switch (reply->kind) {
 	case RELAY_EXITED:
@@ -187,7 +221,7 @@ static void obey(const struct relay_reply *reply)
 	case RELAY_KILLED:
 		end_by(reply->value & 0x7f);
 	case RELAY_STOPPED:
-		raise(SIGSTOP);
+		stop(sock);
 		return;
 	case RELAY_FAILED:
 		die(reply->value == ENOENT ? EXIT_NOT_FOUND : EXIT_CANNOT_EXECUTE,
@@ -211,22 +245,18 @@ static void __attribute__((noreturn)) wait_for_end(int sock, int signals)
 	for (;;) {
 		struct relay_reply reply;
 		struct signalfd_siginfo got;
-		struct relay_signal out;
 		ssize_t n;
 
 		if (poll(wait, 2, -1) < 0 && errno != EINTR)
 			die(EXIT_SETUP, "can't wait for the command: %s", strerror(errno));
-		if (wait[1].revents && read(signals, &got, sizeof(got)) == sizeof(got)) {
-			out.number = got.ssi_signo;
-			/* The terminal's are for all that run there. */
-			out.group = got.ssi_code == SI_KERNEL;
-			send(sock, &out, sizeof(out), MSG_NOSIGNAL);
-		}
+		/* The terminal's are for all that run there. */
+		if (wait[1].revents && read(signals, &got, sizeof(got)) == sizeof(got))
+			pass_on(sock, got.ssi_signo, got.ssi_code == SI_KERNEL);
 		if (!wait[0].revents)
 			continue;
 		n = recv(sock, &reply, sizeof(reply), MSG_DONTWAIT);
 		if (n == sizeof(reply))
-			obey(&reply);
+			obey(sock, &reply);
 		else if (n >= 0 || (errno != EAGAIN && errno != EINTR))
 			die(EXIT_SETUP, "the relay's other end, on the host, has ended before the "
 					"command");
@@ -253,7 +283,7 @@ static int take_signals(const struct relay_request *r)
 int main(int argc, char **argv)
 {
 	struct relay_request r = { .magic = "" };
-	int sock, signals;
+	int sock, signals, null;
 
 	if (argc < 1)
 		return EXIT_USAGE;
@@ -264,9 +294,10 @@ int main(int argc, char **argv)
 			return relay_serve(argv[2]);
 		die(EXIT_USAGE, "called by the name of one of Slurm's commands, not by hand");
 	}
+	null = look_at_streams(&r);
 	sock = call();
 	inherited(&r);
 	signals = take_signals(&r);
-	ask(sock, argv, &r);
+	ask(sock, null, argv, &r);
 	wait_for_end(sock, signals);
 }

@@ -11,7 +11,6 @@ import random
 import resource
 import select
 import signal
-import socket
 import struct
 import subprocess
 import sys

@@ -247,6 +247,7 @@ class Container:
             paths.CH_RELAY,
             self.caller.environment.get("PATH", ""),
             lifetime=relay.TASK if self.caller.script else relay.STEP,
+            defaults=self.spec.relay_defaults,
             label=self.spec.labels.get("relay", ""),
             writeable=self.spec.write_fake is not None,
         )

@@ -18,7 +18,7 @@ from .errors import ChError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 # Where the commands go: the first of these that the image has and PATH names.
 PLACES = ("/usr/local/bin", "/usr/bin", "/bin")
@@ -40,19 +40,28 @@ STEP = "s"  # ... as long as the step
 class Offer(Action):
     """Make `commands` callable in the container.
 
-    `label` is how the user asked for it; where nobody asked, what doesn't work
-    is only worth a warning.
+    `defaults` are variables for srun there. `label` is how the user asked for
+    all this; where nobody asked, what doesn't work is only worth a warning.
     """
 
-    __slots__ = ("commands", "label", "lifetime", "path", "program", "writeable")
+    __slots__ = ("commands", "defaults", "label", "lifetime", "path", "program", "writeable")
 
     def __init__(
-        self, commands: Sequence[str], program: str, path: str, *, lifetime: str, label: str, writeable: bool
+        self,
+        commands: Sequence[str],
+        program: str,
+        path: str,
+        *,
+        lifetime: str,
+        defaults: Mapping[str, str],
+        label: str,
+        writeable: bool,
     ) -> None:
         self.commands = commands
         self.program = program
         self.path = path
         self.lifetime = lifetime
+        self.defaults = defaults
         self.label = label
         self.writeable = writeable
 
@@ -76,6 +85,7 @@ class Offer(Action):
             for path, directory in places:
                 self._settle(build, path, directory)
             build.relay_fd = listener.detach()
+            build.records += [("E", f"{name}={value}") for name, value in self.defaults.items()]
             build.records.append(("B", f"{self.lifetime}{','.join(self.commands)}:{self.program}"))
         finally:
             for _, directory in places:

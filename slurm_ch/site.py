@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from . import spec
 from .errors import UsageError
-from .options import BY_NAME, FLAG, OPTIONAL, PLUGIN, Setting
+from .options import BY_NAME, FLAG, LIST, OPTIONAL, PLUGIN, Setting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 
 # Slurm's commands that make sense inside. Not salloc: what it starts would be on the host.
@@ -95,6 +95,19 @@ def _site_relayed(setting: Setting) -> Sequence[str]:
     return names
 
 
+def _defaults(request: Sequence[Setting]) -> Mapping[str, str]:
+    """Return the variables that make `request` the default of the steps inside, as sbatch's options are."""
+    found: dict[str, str] = {}
+    for setting in request:
+        option = BY_NAME[setting.name]
+        variable = "SLURM_CH_" + option.variable
+        if option.kind == LIST and variable in found:
+            found[variable] += "\n" + setting.value
+        else:
+            found[variable] = setting.value
+    return found
+
+
 def meet(site: Site, request: Sequence[Setting]) -> spec.Spec:
     """Return the Spec that site and user make together.
 
@@ -110,8 +123,10 @@ def meet(site: Site, request: Sequence[Setting]) -> spec.Spec:
     wanted = spec.make(image, [*defaults, *request])
     wanted.binds[:0] = site.binds
     wanted.relay_commands = site.relayed
-    if wanted.relay and not site.relayed:
-        raise UsageError(f"{wanted.labels['relay']}: not available at this site")
+    if wanted.relay:
+        if not site.relayed:
+            raise UsageError(f"{wanted.labels['relay']}: not available at this site")
+        wanted.relay_defaults = _defaults(request)
     if wanted.storage is None:
         wanted.storage = site.storage
     return wanted

@@ -217,10 +217,13 @@ int relay_serve(const char *commands)
 	signal(SIGCHLD, SIG_DFL);
 	fcntl(RELAY_LISTEN_FD, F_SETFL, O_RDWR | O_NONBLOCK);
 	serve(children);
-	/* The script has ended, and what it left running ends with it. */
-	for (size_t i = 0; i < client_count; i++)
+	/* The script has ended, and what it left running ends with it, as Slurm has it. */
+	for (size_t i = 0; i < client_count; i++) {
 		if (clients[i].child)
 			kill(-clients[i].child, SIGKILL);
+		if (clients[i].child && clients[i].fd >= 0)
+			relay_tell(clients[i].fd, RELAY_KILLED, SIGKILL);
+	}
 	free(clients);
 	return 0;
 }

@@ -43,7 +43,7 @@ def descendants(ancestor: int) -> dict[int, str]:
 
 def ours(ancestor: int) -> dict[int, str]:
     """Return the processes below `ancestor` that only a running container has, by pid."""
-    words = ("squashfuse_ll", "launch.py", "ch-join", "slurmstepd")
+    words = ("squashfuse_ll", "launch.py", "ch-join", "ch-relay", "slurmstepd")
     return {pid: line for pid, line in descendants(ancestor).items() if any(word in line for word in words)}
 
 

@@ -1,0 +1,355 @@
+"""Slurm's commands called inside a container whose image has none of them."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from slurm_ch import paths
+from slurm_ch.cluster import Cluster
+from slurm_ch.cluster.host import user_entry
+from tests.conftest import make_image, squash
+
+from .conftest import Run
+
+Batch = Callable[..., list[str]]
+TIMEOUT = 60
+
+
+def submit(cluster: Cluster, user: str, place: Path, script: str, options: str, path: str) -> list[str]:
+    """Run `script` as a job and return its output's lines.
+
+    Its output is a FIFO: end of file comes with the end of the job, sooner than sbatch's own waiting.
+    """
+    place.mkdir(exist_ok=True)
+    place.chmod(0o777)
+    job, fifo = place / "job.sh", place / "fifo"
+    job.write_text(f"#!/bin/sh\nexport SLURM_OVERLAP=1\n{script}\n")
+    fifo.unlink(missing_ok=True)
+    os.mkfifo(fifo)
+    fifo.chmod(0o666)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        line = f"cd {place}; sbatch -Q -o {fifo} {options} {job} first"
+        done = cluster.run(
+            ["bash", "-c", line], user=user, timeout=TIMEOUT, env={**cluster.environ(user), "PATH": path}
+        )
+        assert done.returncode == 0, done
+        text = done.stdout + done.stderr + read_all(reader)
+    finally:
+        os.close(reader)
+    assert "Traceback" not in text
+    return text.splitlines()
+
+
+def read_all(reader: int) -> str:
+    text = b""
+    while select.select([reader], [], [], TIMEOUT)[0]:
+        try:
+            if not (data := os.read(reader, 65536)):
+                return text.decode()
+        except BlockingIOError:
+            continue
+        text += data
+    raise AssertionError(f"no end after {text!r}")
+
+
+@pytest.fixture
+def batch(sh: Run, cluster: Cluster, user: str, world_tmp: Path, image_sqfs: Path) -> Batch:
+    """Run a script in the image; `sh` checks that nothing is left."""
+
+    def run(script: str, options: str = "", image: Path | None = None, path: str = "/usr/bin:/bin") -> list[str]:
+        options = f"--ch-image={image or image_sqfs} {options}"
+        return submit(cluster, user, world_tmp / "relay", script, options, path)
+
+    return run
+
+
+def test_a_step_from_inside(batch: Batch) -> None:
+    """Streams, exit status, signals, environment, umask, limits, directory; in the same image."""
+    out = batch(
+        """
+        cat /marker; test -e /usr/sbin/slurmd || echo no Slurm
+        srun -N2 -n2 -l cat /marker | sort
+        echo through | srun -n1 -N1 sh -c 'cat; echo err >&2' 2>&1
+        srun -n1 -N1 sh -c 'exit 7' 2>/dev/null; echo status $?
+        srun -n1 -N1 sh -c 'kill -TERM $$' 2>/dev/null; echo status $?
+        export MINE="a  b" PATH=/mnt:$PATH LD_LIBRARY_PATH=/mnt/lib; umask 027; ulimit -n 555
+        cd /tmp
+        srun -n1 -N1 sh -c 'echo "$MINE" $PATH $LD_LIBRARY_PATH $(umask) $(ulimit -n) $(pwd) $HOME ${TMPDIR-none}; env' > env
+        head -n1 env; grep -c RELAYED env; grep CH_RUNNING env; rm env
+        """,
+        "-N2 -n2",
+    )
+    assert out[:-1] == [
+        "one", "no Slurm", "0: one", "1: one", "through", "err", "status 7", "status 143",
+        "a  b /mnt:/usr/bin:/bin /mnt/lib 0027 555 /tmp /root none", "0",
+    ]  # fmt: skip
+    assert out[-1].endswith("image.sqfs")
+
+
+def test_a_directory_that_only_the_image_has(batch: Batch, world_tmp: Path) -> None:
+    image = make_image(world_tmp / "with-app", "app")
+    (image / "opt/app").mkdir()
+    (image / "opt/app/run").write_text("#!/bin/sh\npwd\n")
+    (image / "opt/app/run").chmod(0o755)
+    out = batch("cd /opt/app; srun -n1 -N1 ./run; squeue -h -o %j", image=squash(image, world_tmp / "with-app.sqfs"))
+    assert out == ["/opt/app", "job.sh"]
+
+
+def test_other_commands(batch: Batch, world_tmp: Path) -> None:
+    out = batch(
+        f"""
+        squeue -h -j $SLURM_JOB_ID -o '%j %T'
+        sinfo -h -o %D
+        scontrol show job $SLURM_JOB_ID | grep -o JobState=RUNNING
+        sbcast -f $0 {world_tmp}/relay/copy && cmp $0 {world_tmp}/relay/copy && echo copied
+        sacct; echo $?
+        scontrol no-such-thing; echo $?
+        srun -n1 sleep 1000 &
+        until squeue -h -s -o %i | grep -q '[.]0$'; do :; done
+        scancel $SLURM_JOB_ID.0; wait $!; echo $(( $? > 0 ))
+        salloc; echo $?
+        """,
+        "-N1",
+    )
+    assert out[:4] == ["job.sh RUNNING", "2", "JobState=RUNNING", "copied"]
+    assert out[4:6] == ["Slurm accounting storage is disabled", "1"]
+    assert out[6:8] == ["invalid keyword: no-such-thing", "1"]
+    # Not offered: what salloc starts would be on the host.
+    assert out[-3] == "1"
+    assert "salloc: not found" in out[-2]
+    assert out[-1] == "127"
+
+
+def test_an_srun_that_is_signalled(batch: Batch) -> None:
+    out = batch(
+        r"""
+        run() { srun -n1 -N1 sh -c 'trap "echo told; exit 5" TERM USR1; echo ready; while :; do sleep 0.1; done' > /tmp/out-$$ & }
+        for s in USR1 TERM KILL; do
+            run; pid=$!
+            until grep -q ready /tmp/out-$$ 2>/dev/null; do :; done
+            kill -$s $pid; wait $pid; echo $s $?; cat /tmp/out-$$; rm /tmp/out-$$
+        done 2>/dev/null
+        srun -n1 -N1 echo and the next
+        """
+    )
+    assert out[:3] == ["USR1 5", "ready", "told"]
+    assert out[3].startswith("TERM ")
+    assert out[3] != "TERM 0"
+    assert "KILL 137" in out
+    assert out[-1] == "and the next"
+
+
+def test_big_arguments_and_environment(batch: Batch) -> None:
+    out = batch(
+        """
+        a=$(head -c 100000 /dev/zero | tr '\\0' a); export BIG=$a BIG2=$a
+        srun -n1 -N1 sh -c 'echo ${#1} ${#2} ${#BIG} ${#BIG2}' sh "$a" "$a"
+        """
+    )
+    assert out == ["100000 100000 100000 100000"]
+
+
+def test_fifty_at_once(batch: Batch) -> None:
+    out = batch("for i in $(seq 50); do scontrol show hostnames n$i & done; wait")
+    assert sorted(out) == sorted(f"n{i}" for i in range(1, 51))
+
+
+def test_steps_in_another_image(batch: Batch, other_sqfs: Path) -> None:
+    assert batch(f"srun -n1 -N1 --ch-image={other_sqfs} cat /marker; srun -n1 -N1 cat /marker") == ["two", "one"]
+
+
+@pytest.mark.parametrize("options", ["--export=NONE", "--ch-uid=0 --ch-gid=0", "--ch-private-tmp", "--ch-home"])
+def test_with_other_options(batch: Batch, options: str) -> None:
+    assert batch("srun -n1 -N1 cat /marker; id -u", options)[0] == "one"
+
+
+def test_wrapped_arrays_and_heterogeneous_jobs(sh: Run, cluster: Cluster, world_tmp: Path, user: str) -> None:
+    place = world_tmp / "relay"
+    place.mkdir(exist_ok=True)
+    place.chmod(0o777)
+    line = "cat /marker; srun -n1 -N1 sh -c 'echo $SLURM_ARRAY_TASK_ID; cat /marker'"
+    done = sh(f'sbatch -W -a 1-3 -o {place}/a%a.txt --ch-image=$IMG --wrap="{line}"'.replace("$SLURM", "\\$SLURM"))
+    assert done.returncode == 0, done
+    for number in (1, 2, 3):
+        assert (place / f"a{number}.txt").read_text().split() == ["one", str(number), "one"]
+    line = "srun --het-group=0,1 -l cat /marker | sort"
+    done = sh(f'sbatch -W -o {place}/het.txt --ch-image=$IMG -N1 -n1 : -N1 -n1 --ch-image=$IMG --wrap="{line}"')
+    assert done.returncode == 0, (done, (place / "het.txt").read_text())
+    assert (place / "het.txt").read_text().splitlines() == ["0: one", "1: one"]
+
+
+def test_ours_win_but_for_what_the_user_binds(batch: Batch, world_tmp: Path) -> None:
+    image = make_image(world_tmp / "own-srun", "own")
+    (image / "usr/local/bin").mkdir(parents=True)
+    for name in ("usr/bin/srun", "usr/local/bin/squeue", "usr/bin/mine"):
+        (image / name).write_text("#!/bin/sh\necho the image\\'s\n")
+        (image / name).chmod(0o755)
+    own = world_tmp / "own-sinfo"
+    own.write_text("#!/bin/sh\necho bound\n")
+    own.chmod(0o755)
+    image_file = squash(image, world_tmp / "own-srun.sqfs")
+    (image / "usr/bin/sinfo").touch()
+    script = "srun -n1 cat /marker; /usr/bin/srun -n1 cat /marker; squeue -h -o %j; mine; sinfo -h -o %D; ls -d /usr/local/bin/srun"
+    path = "/usr/local/bin:/usr/bin:/bin"
+    assert batch(script, image=image_file, path=path) == [
+        "own",
+        "own",
+        "job.sh",
+        "the image's",
+        "2",
+        "/usr/local/bin/srun",
+    ]
+    found = batch(f"/usr/bin/sinfo -h -o %D; {script}", f"--ch-bind={own}:/usr/bin/sinfo", image=image, path=path)
+    assert found[:3] == ["bound", "own", "own"]
+
+
+def test_a_writeable_image(batch: Batch, world_tmp: Path, user: str, image_dir: Path) -> None:
+    """With write-fake all stays writeable; with write nothing is changed unless asked for."""
+    script = "echo x > /usr/bin/new && cat /usr/bin/new; srun -n1 cat /marker || echo no srun; rm -f /usr/bin/new"
+    assert batch(script, "--ch-write-fake") == ["x", "one"]
+    found = batch(script, "--ch-write", image=image_dir)
+    assert found[0] == "x"
+    assert found[-1] == "no srun"
+    found = batch(script + " 2>/dev/null", "--ch-write --ch-relay", image=image_dir)
+    assert "Read-only file system" in found[0]
+    assert "one" in found
+    assert not [name for name in os.listdir(image_dir / "usr/bin") if name != "busybox"]
+
+
+def test_an_image_without_a_place(batch: Batch, sh: Run, world_tmp: Path) -> None:
+    image = make_image(world_tmp / "no-place", "bare")
+    (image / "usr/bin").rmdir()
+    (image / "bin").rename(image / "tools")
+    (image / "bin").write_text("")
+    image_file = squash(image, world_tmp / "no-place.sqfs")
+    (world_tmp / "relay").mkdir(exist_ok=True)
+    line = f"sbatch -Q -W -o {world_tmp}/relay/x.txt --ch-image={image_file} %s {world_tmp}/relay/none.sh; cat {world_tmp}/relay/x.txt"
+    (world_tmp / "relay").chmod(0o777)
+    (world_tmp / "relay/none.sh").write_text("#!/tools/sh\n/tools/cat /marker\n")
+    done = sh(line % "")
+    assert done.stdout.splitlines()[1:] == [
+        "slurm-ch: n1: warning: srun and its like won't work in this container: the image has none of /usr/local/bin, /usr/bin, /bin",
+        "bare",
+    ]
+    done = sh(line % "--ch-relay")
+    assert "--ch-relay: can't pass srun, " in done.stdout
+    assert "bare" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "expected"),
+    [
+        ("", "--ch-relay=no", ["127", "127"]),
+        ("relay=no", "", ["127", "127"]),
+        ("relay=squeue,scancel", "", ["127", "0"]),
+        ("relay=yes", "", ["0", "0"]),
+        ("relay=no", "--ch-relay", ["--ch-relay: not available at this site"]),
+        ("forbid=relay", "--ch-relay", ["not allowed at this site"]),
+        ("relay=sh", "", ["plugstack.conf: relay=sh: neither yes nor no, nor commands of Slurm's: sh"]),
+    ],
+)
+def test_switched_off(
+    user: str, world_tmp: Path, image_sqfs: Path, arguments: str, options: str, expected: list[str]
+) -> None:
+    with Cluster(nodes=1, plugstack_lines=[f"required {paths.PLUGIN} {arguments}"]) as own:
+        script = "srun -n1 true; echo $?; squeue >/dev/null; echo $?"
+        found = submit(own, user, world_tmp / "relay", script, f"--ch-image={image_sqfs} {options}", "/usr/bin:/bin")
+    text = "\n".join(found)
+    if expected[0].isdigit():
+        assert [line for line in found if line.isdigit()] == expected
+    else:
+        assert expected[0] in text
+        assert found[0] != "exit 0"
+
+
+def test_ordinary_steps_where_asked_for(good: Callable[..., str], sh: Run) -> None:
+    script = "squeue -h -o %T; echo $SLURM_PROCID >&2"
+    assert good(f"srun -N2 -n4 --ch-relay --ch-image=$IMG sh -c '{script}'") == "RUNNING\n" * 4
+    done = sh(f"srun -n1 --ch-image=$IMG sh -c '{script}'")
+    assert "squeue: not found" in done.stderr
+    # A task that ends before the others takes nothing away from them.
+    script = "[ $SLURM_LOCALID = 0 ] || { while kill -0 $(cat /tmp/first); do :; done 2>/dev/null; squeue -h -o %T; }"
+    good(
+        f"rm -f /tmp/first; srun -N1 -n2 --ch-relay --ch-image=$IMG sh -c '[ $SLURM_LOCALID = 1 ] || echo $$ > /tmp/first; [ $SLURM_LOCALID = 0 ] || until [ -s /tmp/first ]; do :; done; {script}' | grep RUNNING; rm /tmp/first"
+    )
+
+
+def test_nobody_else_can_call(batch: Batch, cluster: Cluster, world_tmp: Path) -> None:
+    out = batch(
+        f"ls -ld /usr/bin/.slurm-ch /usr/bin/.slurm-ch/socket; mkdir {world_tmp}/relay/x; grep -c slurm /proc/net/unix"
+    )
+    assert out[0].startswith("drwx------")
+    assert out[1].startswith("srw-------")
+    (world_tmp / "relay/x").rmdir()
+
+
+def test_a_terminal_inside(cluster: Cluster, user: str, image_sqfs: Path, sh: Run) -> None:
+    """An interactive shell in a container, an srun --pty from there, its size, and ^C."""
+    entry = user_entry(user)
+    pid, master = pty.fork()
+    if pid == 0:
+        os.setgid(entry.pw_gid)
+        os.setuid(entry.pw_uid)
+        env = {**cluster.environ(user), "PATH": "/usr/bin:/bin", "PS1": "> "}
+        os.execvpe("srun", ["srun", "-n1", "--pty", "--ch-relay", f"--ch-image={image_sqfs}", "sh"], env)
+    text = b""
+
+    def until(pattern: bytes) -> None:
+        nonlocal text
+        while not (found := re.search(pattern, text)):
+            assert select.select([master], [], [], 30)[0], text
+            text += os.read(master, 1000)
+        text = text[found.end() :]
+
+    until(b"> ")
+    os.write(master, b"stty cols 91 rows 27; srun -Q --overlap --pty sh -c 'stty size; cat /marker; tty'\n")
+    until(rb"\r27 91\r\none\r\n/dev/pts/|\n27 91\r\none\r\n/dev/pts/")
+    until(b"> ")
+    os.write(
+        master, b"srun -Q --overlap sh -c 'trap \"echo got it; exit 3\" INT; echo up; while :; do sleep 0.1; done'\n"
+    )
+    until(b"\nup")
+    os.write(master, b"\x03")
+    until(b"one more within 1 sec")
+    os.write(master, b"\x03")
+    until(b"got it")
+    until(b"> ")
+    os.write(master, b"echo status $?; exit 4\n")
+    until(b"\nstatus 3")
+    while True:
+        try:
+            if not os.read(master, 1000):
+                break
+        except OSError:
+            break
+    os.close(master)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 4
+
+
+def test_the_end_of_the_script_is_the_end(batch: Batch, cluster: Cluster) -> None:
+    """What it leaves running is over, the broker is gone, the node is free: `sh` looks."""
+    assert batch("srun -n1 -N1 sleep 1000 & srun -n1 -N1 echo done") == ["done"]
+    assert set(cluster.node_states().values()) <= {"idle", "completing"}
+
+
+def test_a_cancelled_job_leaves_nothing(
+    sh: Run, cluster: Cluster, user: str, world_tmp: Path, image_sqfs: Path
+) -> None:
+    place = world_tmp / "relay"
+    place.mkdir(exist_ok=True)
+    place.chmod(0o777)
+    line = f"""
+    job=$(sbatch --parsable -o {place}/c.txt --ch-image=$IMG --wrap='srun -n1 -N1 sh -c "echo up; sleep 1000"')
+    until grep -q up {place}/c.txt 2>/dev/null; do :; done
+    scancel $job
+    while squeue -h -j $job 2>/dev/null | grep -q .; do :; done
+    """
+    assert sh(line).returncode == 0

@@ -105,7 +105,8 @@ class Offer(Action):
             status = os.fstat(directory)
             wanted = path in on_path and not chosen
             if (
-                (status.st_dev, status.st_ino) not in seen
+                stat.S_ISDIR(status.st_mode)
+                and (status.st_dev, status.st_ino) not in seen
                 and mounts.mount_id(directory) in build.mounts
                 and (wanted or _has(directory, "srun"))
             ):

@@ -30,13 +30,13 @@ class Launcher:
         self.images = {DIRECTORY: image, SQUASHFS: sqfs}
 
     def argv(self, variant: str) -> list[str]:
-        """Return the command line for a variant; descriptors 3 and 4 are facts and socket."""
+        """Return the command line for a variant; descriptors 3 to 5 are facts, socket and errors."""
         if variant == BARE:
             return [PYTHON, *_FLAGS, "-c", ""]
         if variant == IMPORTS:
             code = f"import sys; sys.path.insert(0, {str(self.library)!r}); import slurm_ch.launcher"
             return [PYTHON, *_FLAGS, "-c", code]
-        return [PYTHON, *_FLAGS, str(self.library / "slurm_ch/launch.py"), "3", "4"]
+        return [PYTHON, *_FLAGS, str(self.library / "slurm_ch/launch.py"), "3", "4", "5"]
 
     def start(self, variant: str, before: Sequence[str] = (), stderr: int = 2) -> tuple[int, socket.socket]:
         """Start it with `before` in front; return its pid and the tasks' end of the socket."""
@@ -49,11 +49,11 @@ class Launcher:
         child = os.fork()
         if child == 0:
             try:
-                ends = (os.dup(facts), os.dup(launcher.fileno()), os.dup(stderr))
+                ends = (facts, launcher.fileno(), stderr, stderr)
                 high = [os.dup2(fd, 100 + index) for index, fd in enumerate(ends)]
-                for fd, wanted in zip(high, (3, 4, 2), strict=True):
+                for fd, wanted in zip(high, (3, 4, 5, 2), strict=True):
                     os.dup2(fd, wanted)
-                os.closerange(5, 200)
+                os.closerange(6, 200)
                 os.setgroups([])
                 os.setgid(self.entry.pw_gid)
                 os.setuid(self.entry.pw_uid)

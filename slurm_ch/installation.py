@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 PYTHON = (3, 11)
 _BUILT_FOR = re.compile(rb"slurm_ch for Slurm \0(\d+)\.(\d+)\0")
 _NEEDED = (
-    "import sys, ctypes, fcntl, _socket, pwd, grp;"
+    "import sys, _ctypes, fcntl, _socket, pwd, grp;"
     " print('python %d.%d %s' % (*sys.version_info[:2], sys.implementation.cache_tag))"
 )
 

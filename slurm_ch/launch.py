@@ -6,9 +6,12 @@ distress is a screenful. Lines of ours go to ERRORS_FD.
 Where a step is submitted, the plugin has `--check FACTS_FD` instead.
 """
 
+import gc
 import posix
 import sys
 
+# It would only look for garbage among what is being imported, and we end soon.
+gc.disable()
 sys.path.insert(0, __file__.rpartition("/slurm_ch/")[0])
 
 checking = sys.argv[1:2] == ["--check"]

@@ -7,9 +7,10 @@ architecture since 424 (pidfd_send_signal).
 
 from __future__ import annotations
 
-import ctypes
+import _ctypes
 import errno
 import os
+import sys
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUSER = 0x10000000
@@ -63,9 +64,47 @@ _NR_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "ppc64le": 203}
 # Each takes microseconds.
 _OPENAT2_TRIES = 1000
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_syscall = _libc.syscall
-_syscall.restype = ctypes.c_long
+
+# Without the ctypes package, which only makes this prettier: loading it takes
+# longer than all the calls together.
+class _Int(_ctypes._SimpleCData):  # type: ignore[type-arg]
+    _type_ = "i"
+
+
+class _UInt(_ctypes._SimpleCData):  # type: ignore[type-arg]
+    _type_ = "I"
+
+
+class _Long(_ctypes._SimpleCData):  # type: ignore[type-arg]
+    _type_ = "l"
+
+
+class _ULong(_ctypes._SimpleCData):  # type: ignore[type-arg]
+    _type_ = "L"
+
+
+class _Function(_ctypes.CFuncPtr):
+    _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
+    _restype_ = _Int
+
+
+class _Call(_ctypes.CFuncPtr):
+    _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
+    _restype_ = _Long
+
+
+_libc = _ctypes.dlopen(None, 0)  # type: ignore[arg-type]
+_syscall = _Call(_ctypes.dlsym(_libc, "syscall"))
+_unshare = _Function(_ctypes.dlsym(_libc, "unshare"))
+_setns = _Function(_ctypes.dlsym(_libc, "setns"))
+_mount = _Function(_ctypes.dlsym(_libc, "mount"))
+_umount2 = _Function(_ctypes.dlsym(_libc, "umount2"))
+_prctl = _Function(_ctypes.dlsym(_libc, "prctl"))
+
+
+def _words(*values: int) -> bytes:
+    """Return the values as a struct of 64-bit members."""
+    return b"".join(value.to_bytes(8, sys.byteorder) for value in values)
 
 
 def _bytes(path: str | bytes | None) -> bytes | None:
@@ -73,69 +112,69 @@ def _bytes(path: str | bytes | None) -> bytes | None:
 
 
 def _fail(source: object = None, target: object = None) -> OSError:
-    number = ctypes.get_errno()
+    number = _ctypes.get_errno()
     return OSError(number, os.strerror(number), source, None, target)
 
 
 def unshare(flags: int) -> None:
     """Move this process into new namespaces, as unshare(2)."""
-    if _libc.unshare(flags) != 0:
+    if _unshare(flags) != 0:
         raise _fail()
 
 
 def setns(fd: int, nstype: int = 0) -> None:
     """Enter the namespace that `fd` refers to, as setns(2)."""
-    if _libc.setns(fd, nstype) != 0:
+    if _setns(fd, nstype) != 0:
         raise _fail()
 
 
 def mount(source: str | None, target: str, fstype: str | None, flags: int, data: str | None) -> None:
     """Mount, bind, move or remount, as mount(2)."""
-    done = _libc.mount(_bytes(source), _bytes(target), _bytes(fstype), ctypes.c_ulong(flags), _bytes(data))
+    done = _mount(_bytes(source), _bytes(target), _bytes(fstype), _ULong(flags), _bytes(data))
     if done != 0:
         raise _fail(source or fstype, target)
 
 
 def umount2(target: str, flags: int) -> None:
     """Unmount, as umount2(2)."""
-    if _libc.umount2(_bytes(target), flags) != 0:
+    if _umount2(_bytes(target), flags) != 0:
         raise _fail(target)
 
 
 def pivot_root(new_root: str, put_old: str) -> None:
     """Swap the root mount, as pivot_root(2)."""
     number = _NR_PIVOT_ROOT[os.uname().machine]
-    if _syscall(ctypes.c_long(number), _bytes(new_root), _bytes(put_old)) != 0:
+    if _syscall(_Long(number), _bytes(new_root), _bytes(put_old)) != 0:
         raise _fail(new_root, put_old)
 
 
 def prctl_no_new_privs() -> None:
     """Forbid this process and its children to gain privileges by exec, as prctl(2)."""
-    if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
+    if _prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         raise _fail()
 
 
 def prctl_undumpable() -> None:
     """Keep other processes from tracing this one until it execs, as prctl(2)."""
-    if _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+    if _prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
         raise _fail()
 
 
 def prctl_root_is_nobody() -> None:
     """Let uid 0 get no capability from an exec any more, as prctl(2)."""
-    if _libc.prctl(_PR_SET_SECUREBITS, _SECBIT_NOROOT | _SECBIT_NOROOT_LOCKED, 0, 0, 0) != 0:
+    if _prctl(_PR_SET_SECUREBITS, _SECBIT_NOROOT | _SECBIT_NOROOT_LOCKED, 0, 0, 0) != 0:
         raise _fail()
 
 
 def prctl_parent_death_signal(number: int) -> None:
     """Have signal `number` sent to this process when its parent dies, as prctl(2)."""
-    if _libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(number), 0, 0, 0) != 0:
+    if _prctl(_PR_SET_PDEATHSIG, _ULong(number), 0, 0, 0) != 0:
         raise _fail()
 
 
 def open_tree(dir_fd: int, path: str, flags: int) -> int:
     """Return a descriptor of the mount at `path`, or of a detached copy, as open_tree(2)."""
-    fd: int = _syscall(ctypes.c_long(_NR_OPEN_TREE), dir_fd, _bytes(path), ctypes.c_uint(flags))
+    fd: int = _syscall(_Long(_NR_OPEN_TREE), dir_fd, _bytes(path), _UInt(flags))
     if fd < 0:
         raise _fail(path)
     return fd
@@ -144,12 +183,12 @@ def open_tree(dir_fd: int, path: str, flags: int) -> int:
 def move_mount(from_fd: int, from_path: str, to_fd: int, to_path: str, flags: int) -> None:
     """Attach the mount `from` at `to`, as move_mount(2)."""
     done = _syscall(
-        ctypes.c_long(_NR_MOVE_MOUNT),
+        _Long(_NR_MOVE_MOUNT),
         from_fd,
         _bytes(from_path),
         to_fd,
         _bytes(to_path),
-        ctypes.c_uint(flags),
+        _UInt(flags),
     )
     if done != 0:
         raise _fail(from_path or None, to_path or None)
@@ -157,7 +196,7 @@ def move_mount(from_fd: int, from_path: str, to_fd: int, to_path: str, flags: in
 
 def fsopen(fstype: str, flags: int = FSOPEN_CLOEXEC) -> int:
     """Return a descriptor to configure a new file system with, as fsopen(2)."""
-    fd: int = _syscall(ctypes.c_long(_NR_FSOPEN), _bytes(fstype), ctypes.c_uint(flags))
+    fd: int = _syscall(_Long(_NR_FSOPEN), _bytes(fstype), _UInt(flags))
     if fd < 0:
         raise _fail(fstype)
     return fd
@@ -165,25 +204,17 @@ def fsopen(fstype: str, flags: int = FSOPEN_CLOEXEC) -> int:
 
 def fsconfig(fd: int, command: int, key: str | None = None, value: str | None = None) -> None:
     """Set one parameter of a new file system, or create it, as fsconfig(2)."""
-    done = _syscall(ctypes.c_long(_NR_FSCONFIG), fd, ctypes.c_uint(command), _bytes(key), _bytes(value), 0)
+    done = _syscall(_Long(_NR_FSCONFIG), fd, _UInt(command), _bytes(key), _bytes(value), 0)
     if done != 0:
         raise _fail(f"{key}={value}" if key else None)
 
 
 def fsmount(fd: int, flags: int, attributes: int) -> int:
     """Return a descriptor of a new, detached mount, as fsmount(2)."""
-    mount_fd: int = _syscall(ctypes.c_long(_NR_FSMOUNT), fd, ctypes.c_uint(flags), ctypes.c_uint(attributes))
+    mount_fd: int = _syscall(_Long(_NR_FSMOUNT), fd, _UInt(flags), _UInt(attributes))
     if mount_fd < 0:
         raise _fail()
     return mount_fd
-
-
-class _OpenHow(ctypes.Structure):
-    _fields_ = (
-        ("flags", ctypes.c_uint64),
-        ("mode", ctypes.c_uint64),
-        ("resolve", ctypes.c_uint64),
-    )
 
 
 def openat2(dir_fd: int, path: str, flags: int, resolve: int, mode: int = 0) -> int:
@@ -193,41 +224,32 @@ def openat2(dir_fd: int, path: str, flags: int, resolve: int, mode: int = 0) -> 
     give up whenever anybody renames or mounts at that moment, anywhere: then it
     is tried again.
     """
-    how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
+    how = _words(flags | os.O_CLOEXEC, mode, resolve)
     for _ in range(_OPENAT2_TRIES):
         fd: int = _syscall(
-            ctypes.c_long(_NR_OPENAT2),
+            _Long(_NR_OPENAT2),
             dir_fd,
             _bytes(path),
-            ctypes.byref(how),
-            ctypes.c_size_t(ctypes.sizeof(how)),
+            how,
+            _ULong(len(how)),
         )
         if fd >= 0:
             return fd
-        if ctypes.get_errno() != errno.EAGAIN:
+        if _ctypes.get_errno() != errno.EAGAIN:
             break
     raise _fail(path)
 
 
-class _MountAttr(ctypes.Structure):
-    _fields_ = (
-        ("attr_set", ctypes.c_uint64),
-        ("attr_clr", ctypes.c_uint64),
-        ("propagation", ctypes.c_uint64),
-        ("userns_fd", ctypes.c_uint64),
-    )
-
-
 def mount_setattr(fd: int, flags: int, attr_set: int, propagation: int = 0) -> None:
     """Add attributes to the mount at `fd` and keep all it has, as mount_setattr(2)."""
-    attributes = _MountAttr(attr_set, 0, propagation, 0)
+    attributes = _words(attr_set, 0, propagation, 0)
     done = _syscall(
-        ctypes.c_long(_NR_MOUNT_SETATTR),
+        _Long(_NR_MOUNT_SETATTR),
         fd,
         b"",
-        ctypes.c_uint(flags | AT_EMPTY_PATH),
-        ctypes.byref(attributes),
-        ctypes.c_size_t(ctypes.sizeof(attributes)),
+        _UInt(flags | AT_EMPTY_PATH),
+        attributes,
+        _ULong(len(attributes)),
     )
     if done != 0:
         raise _fail()

@@ -85,5 +85,5 @@ def test_what_the_named_join_adds() -> None:
     site = Path(__import__("posix_ipc").__file__).parent
     more = loaded(f"sys.path.append({str(site)!r}); import slurm_ch.runner") - loaded("import slurm_ch.launcher")
     assert more - _BARE <= {"slurm_ch.handover", "slurm_ch.join", "slurm_ch.paths", "slurm_ch.runner", "mmap", "posix_ipc", "signal", "time", "enum", "_signal",
-                    "functools", "_functools", "collections", "_collections", "operator", "_operator", "keyword", "reprlib", "itertools",
+                    "functools", "_functools", "collections", "_collections", "operator", "_operator", "keyword", "reprlib", "itertools", "struct", "_struct",
                     "types"}  # fmt: skip

@@ -31,7 +31,7 @@ SHELLS = ("/bin/bash", "/bin/sh")
 _FOREIGN = ("SLURM_", "SLURMD_", "SRUN_", "SPANK_", "_SLURM_", "PMI_", "PMIX_")
 _KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")
 # What belongs to the one process that a task's MPI library talks for.
-_TASKS_OWN = ("PMI_", "PMIX_", "SLURM_CH_")
+_TASKS_OWN = ("PMI_", "PMIX_")
 
 
 def user_name() -> str:

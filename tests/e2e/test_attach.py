@@ -79,7 +79,7 @@ def running(cluster: Cluster, user: str, world_tmp: Path, image_sqfs: Path, imag
     # Steps 0 and 2 in containers, 1 on the host; all on n1, 0 on n2 too.
     script = directory / "batch"
     script.write_text(f"""#!/bin/bash
-{SHARED} -N2 -n3 -J app --ch-image={image_sqfs} --ch-set-env=FOO=bar --ch-cd=/usr sh {hold} app &
+{SHARED} -N2 -n3 -J app --ch-image={image_sqfs} --ch-set-env=FOO=bar --ch-set-env=PMI_RANK=0 --ch-cd=/usr sh {hold} app &
 {go}
 {SHARED} -N1 -n1 -w n1 -J host sh {hold} host &
 {go}
@@ -117,7 +117,7 @@ def enter(running: Running) -> Enter:
 
 def test_the_container_of_a_step(running: Running, enter: Enter) -> None:
     done = enter(
-        f"{running.job}.0 -- sh -c 'cat /marker; echo $FOO $PWD $SLURM_PROCID; id -u; readlink /proc/self/ns/mnt'"
+        f"{running.job}.0 -- sh -c 'cat /marker; echo $FOO$PMI_RANK $PWD $SLURM_PROCID; id -u; readlink /proc/self/ns/mnt'"
     )
     uid = running.sh("id -u").stdout
     assert done.stdout == f"one\nbar /usr 0\n{uid}{running.namespaces['app.0']}\n", done

@@ -105,6 +105,8 @@ def _start(server: str, image: int, fuse: int, single: bool) -> int:
     # Neither the terminal's nor the step's signals may end the server before
     # the command: it ends by itself when the mount does. libfuse leaves an
     # ignored signal ignored. SIGPIPE: we stop listening once it serves.
+    # Who ignores SIGCHLD can't wait for a child.
+    before = _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
     child = os.fork()
     if child == 0:
         code = 126
@@ -132,6 +134,7 @@ def _start(server: str, image: int, fuse: int, single: bool) -> int:
             os._exit(code)
     os.close(writer)
     os.waitpid(child, 0)
+    _signal.signal(_signal.SIGCHLD, before)
     return reader
 
 

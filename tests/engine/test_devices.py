@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -190,9 +191,14 @@ def test_what_ldconfig_gets(good: Good, write: Write, with_ldconfig: Callable[[s
     for words, args in ((["--folder", "/a,/b", "--folder=/c"], "-- /a /b /c"), ([], "--")):
         path = write(spec({"hooks": [hook("nvidia-cdi-hook", "update-ldcache", *words)]}))
         assert good("--device", path, image, "--", "head", "-n1", "/etc/seen") == f"{args}\n"
-    command = f"trap '' CHLD; exec {SLURM_CH} run --device {path} {image} -- cat /etc/seen"
     done = subprocess.run(
-        ["sh", "-c", command], check=False, capture_output=True, text=True, timeout=30, **settings("chuser")
+        [SLURM_CH, "run", "--device", path, image, "--", "cat", "/etc/seen"],
+        preexec_fn=lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN),
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        **settings("chuser"),
     )  # type: ignore[call-overload]
     seen = done.stdout.splitlines()
     assert seen[0] == "--", done

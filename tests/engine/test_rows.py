@@ -95,6 +95,7 @@ def test_n5_command_is_as_it_would_be(good: Good, image: Path, user: str) -> Non
         resource.setrlimit(resource.RLIMIT_NOFILE, (123, 456))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
 
     show = "grep -E '^(Umask|Sig|Groups)' /proc/self/status; cat /proc/self/limits; ls /proc/self/fd"

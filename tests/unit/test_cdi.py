@@ -141,8 +141,11 @@ def test_all_is_every_device_where_the_spec_has_none_of_that_name(place: Path) -
 
 
 def test_common_edits_once_but_the_environment_with_each_request(place: Path) -> None:
-    (place / "second/v.json").write_text(spec(names=("a", "b"), env=["A=1"], mounts=[]))
+    mount = {"hostPath": "/mine", "containerPath": "/usr/bin/nvidia-smi"}
+    (place / "second/v.json").write_text(spec(names=("a", "b"), env=["A=1"], mounts=[mount]))
     found = find(place, "v.com/c=b", "nvidia.com/gpu=0", "v.com/c=a")
+    # The last one wins, and a spec's common edits are made where it is first asked for.
+    assert found.mounts["/usr/bin/nvidia-smi"].source == "/usr/bin/nvidia-smi"
     assert found.env == [["A=1", "DEVICE=b"], ["NVIDIA_VISIBLE_DEVICES=void"], ["A=1", "DEVICE=a"]]
 
 

@@ -210,6 +210,30 @@ def test_what_ldconfig_gets(good: Good, write: Write, with_ldconfig: Callable[[s
     assert int(seen[-1]) == settings("chuser")["user"]
 
 
+def test_root_in_the_container_has_no_capability_in_ldconfig(
+    good: Good, write: Write, with_ldconfig: Callable[[str], Path]
+) -> None:
+    image = with_ldconfig("#!/bin/sh\n(id -u; grep CapEff /proc/self/status) > /etc/seen\n")
+    path = write(spec({"hooks": [hook("nvidia-cdi-hook", "update-ldcache")]}))
+    out = good("-u0", "--device", path, image, "--", "sh", "-c", "cat /etc/seen; grep CapEff /proc/self/status").split()
+    assert out[:3] == ["0", "CapEff:", "0" * 16]
+    # The user's command is another matter.
+    assert out[4] != "0" * 16
+
+
+def test_what_is_not_needed_is_said_to_who_asks(run: Run, write: Write, image_sqfs: Path) -> None:
+    path = write(spec({"hooks": [hook("nvidia-ctk", "hook", "chmod", "--mode", "755", "--path", "/dev/dri")]}))
+    assert run("--device", path, image_sqfs, "--", "true").stderr == ""
+    lines = run("-v", "--device", path, image_sqfs, "--", "true").stderr.splitlines()
+    assert [line for line in lines if line.endswith("chmod: not needed: /dev/dri is the host's")]
+
+
+def test_the_users_binds_come_after(good: Good, write: Write, image_sqfs: Path, driver: Path) -> None:
+    path = write(spec({"mounts": [{"hostPath": str(driver / "library.c"), "containerPath": "/lib/file"}]}))
+    bind = ("-b", f"{driver}/program.c:/lib/file")
+    assert good("--device", path, *bind, image_sqfs, "--", "cat", "/lib/file") == PROGRAM_C
+
+
 def test_links(run: Run, write: Write, image_dir: Path, world_tmp: Path) -> None:
     root = world_tmp / "cdi-links"
     shutil.copytree(image_dir, root, symlinks=True)
@@ -481,3 +505,79 @@ def test_nothing_is_imported_inside(user: str, write: Write, glibc_sqfs: Path, d
     assert imports(user, glibc_sqfs) == "[] []"
     assert imports(user, glibc_sqfs, plain) == "[] ['json', 'slurm_ch.cdi', 'slurm_ch.inject']"
     assert imports(user, glibc_sqfs, plain, yaml) == "[] ['json', 'slurm_ch.cdi', 'slurm_ch.inject', 'yaml']"
+
+
+# ---- Hooks [H1] ----
+
+HOOKS = """
+import os, sys
+from slurm_ch import container as engine, errors, options, spec
+wanted = spec.make(sys.argv[1], [options.Setting("device", sys.argv[2], "--device")])
+box = engine.Container(wanted, engine.Caller(dict(os.environ)))
+def host(container, data):
+    os.close(os.open("lib/bound", os.O_RDONLY, dir_fd=os.open(container.build.root, os.O_RDONLY)))
+    print("host", flush=True)
+def guest(container, data):
+    print("guest", open("/etc/seen").read().strip(), flush=True)
+box.hooks_host.add("look", host)
+box.hooks_guest.add("look", guest)
+try:
+    engine.containerize(box)
+except errors.ChError as error:
+    print(errors.describe(error))
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("echo updated > /etc/seen", ["host", "guest updated"]),
+        ("exit 7", ["host", "the image's /sbin/ldconfig failed with status 7:"]),
+    ],
+)
+def test_h1_hooks_see_what_devices_did(
+    user: str, write: Write, with_ldconfig: Callable[[str], Path], driver: Path, script: str, said: list[str]
+) -> None:
+    """Host hooks after the mounts, guest hooks after the cache, and none after a failure."""
+    mounts = [{"hostPath": str(driver / "library.c"), "containerPath": "/lib/bound"}]
+    path = write(spec({"mounts": mounts, "hooks": [hook("nvidia-cdi-hook", "update-ldcache")]}))
+    command = [sys.executable, "-c", HOOKS, str(with_ldconfig(f"#!/bin/sh\n{script}\n")), str(path)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=30, **settings(user))  # type: ignore[call-overload]
+    assert [line.strip() for line in done.stdout.splitlines()] == said, done
+
+
+def test_a_winner_whose_ldconfig_fails_takes_all_with_it(
+    user: str, write: Write, with_ldconfig: Callable[[str], Path]
+) -> None:
+    path = write(spec({"hooks": [hook("nvidia-cdi-hook", "update-ldcache")]}))
+    done = peers(user, 4, "--device", path, with_ldconfig("#!/bin/sh\nexit 7\n"), "--", "true")
+    assert {peer.returncode for peer in done} == {31}
+    assert sorted(peer.stderr.count("failed with status 7") for peer in done) == [0, 0, 0, 1]
+
+
+def test_peers_that_see_another_spec_than_the_winner(
+    user: str, write: Write, image_sqfs: Path, world_tmp: Path
+) -> None:
+    """Each peer works out its own environment: what is mounted is the winner's."""
+    here, there = world_tmp / "here", world_tmp / "there"
+    for place in (here, there):
+        place.mkdir(exist_ok=True)
+        (place / "own.json").write_text(json.dumps(spec({"env": [f"PLACE={place.name}"]})))
+    command = [
+        SLURM_CH,
+        "run",
+        "--join-ct=2",
+        "--join-tag=places",
+        "-d",
+        "./own.json",
+        image_sqfs,
+        "--",
+        "sh",
+        "-c",
+        "echo $PLACE",
+    ]
+    started = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **{**settings(user), "cwd": place})  # type: ignore[call-overload]
+        for place in (here, there)
+    ]
+    assert [peer.communicate(timeout=30)[0] for peer in started] == ["here\n", "there\n"]

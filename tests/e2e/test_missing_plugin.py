@@ -43,7 +43,8 @@ def odd(user: str, older: Path, image_sqfs: Path) -> Iterator[On]:
 def test_srun_to_a_node_without_the_plugin(odd: On) -> None:
     done = odd("srun -w n2 --ch-image=$IMG sh -c 'echo on the host'")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "slurmstepd-n2: error: execve(): /proc/no-slurm_ch-plugin-on-this-node,-or-an-older-one: " in done.stderr
+    # Newer ones have the time before it instead of the node.
+    assert "error: execve(): /proc/no-slurm_ch-plugin-on-this-node,-or-an-older-one: " in done.stderr
 
 
 def test_only_that_nodes_tasks_fail(odd: On) -> None:

@@ -88,12 +88,12 @@ def test_each_task_is_bound_as_without_a_container(lines: Lines, how: str) -> No
 
 @pytest.mark.parametrize(
     ("how", "per_node"),
-    [("--ntasks-per-node=3", [3, 3]), ("-n5 -m arbitrary -w {}", [2, 3]), ("-n5 -m cyclic", [3, 2])],
+    [("-N2 --ntasks-per-node=3", [3, 3]), ("-n5 -m arbitrary -w {}", [2, 3]), ("-N2 -n5 -m cyclic", [3, 2])],
 )
 def test_any_distribution(lines: Lines, world_tmp: Path, how: str, per_node: list[int]) -> None:
     hosts = world_tmp / "hosts"
     hosts.write_text("n1\nn2\nn2\nn1\nn2\n")
-    tasks = lines(f"srun -N2 --overcommit {how.format(hosts)} {SHOW.format('$(readlink /proc/self/ns/mnt)')}")
+    tasks = lines(f"srun --overcommit {how.format(hosts)} {SHOW.format('$(readlink /proc/self/ns/mnt)')}")
     assert [task[0] for task in tasks] == [str(n) for n in range(sum(per_node))]
     for node, count in enumerate(per_node):
         here = [task for task in tasks if task[2] == str(node)]

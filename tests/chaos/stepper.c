@@ -162,6 +162,8 @@ static void hold(pid_t pid)
 	char path[PATH_MAX + 8], byte;
 	int fd;
 
+	/* Whoever lets go may have gone: then this process dies, and what is held goes on. */
+	alarm(60);
 	snprintf(path, sizeof(path), "%s.held", plan.hold);
 	fd = open(path, O_WRONLY | O_CLOEXEC);
 	dprintf(fd, "%d\n", pid);
@@ -171,6 +173,7 @@ static void hold(pid_t pid)
 	if (read(fd, &byte, 1) < 0)
 		note("# hold: %s\n", strerror(errno));
 	close(fd);
+	alarm(0);
 }
 
 static void act(struct process *p, unsigned long long number)

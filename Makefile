@@ -62,6 +62,15 @@ $(BENCH_VENV)/.built:
 	$(BENCH_VENV)/bin/python -m pip install --quiet matplotlib
 	touch $@
 
+# The whole fault campaign and load, with its figures in CHAOS_RESULTS; `make test` has a short form.
+CHAOS_RESULTS ?= $(CURDIR)/build/chaos.json
+chaos: deps
+	@etc/where-user-can $(USER_NAME) $(MAKE) --no-print-directory CHAOS_RESULTS=$(CHAOS_RESULTS) chaos-here
+
+chaos-here: build
+	mkdir -p $(dir $(CHAOS_RESULTS))
+	CHAOS=full CHAOS_RESULTS=$(CHAOS_RESULTS) $(VENV)/bin/python -m pytest tests/chaos
+
 lint: $(VENV)/.built
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -109,4 +118,4 @@ clean:
 	rm -rf $(VENV) $(BENCH_VENV) build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: all bench deps build native demo test demo-here test-here matrix lint install install-ch-run uninstall clean
+.PHONY: all bench deps build native demo test demo-here test-here chaos chaos-here matrix lint install install-ch-run uninstall clean

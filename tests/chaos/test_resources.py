@@ -137,8 +137,10 @@ def holding(lab: Lab, image: Path, change: str) -> Outcome:
     fifo.chmod(0o666)
 
     def meanwhile(step: subprocess.Popen[bytes]) -> None:
+        del step
         # A task reads it: the container is there.
-        assert wait_for(lambda: step.poll() is not None or is_read(fifo))
+        ends: list[int] = []
+        assert wait_for(lambda: opened_for_writing(fifo, ends))
         if change == "deleted":
             image.unlink()
         elif change == "replaced":
@@ -147,16 +149,17 @@ def holding(lab: Lab, image: Path, change: str) -> Outcome:
             other.rename(image)
         else:
             os.truncate(image, 0)
-        fifo.write_text("go\n")
+        os.write(ends[0], b"go\n")
+        os.close(ends[0])
 
     script = f"head -n1 {fifo} > /dev/null; cat /marker && cat /bin/busybox > /dev/null"
     return lab.step(tasks=1, image=image, command=("/bin/sh", "-c", script), meanwhile=meanwhile)
 
 
-def is_read(fifo: Path) -> bool:
-    """Whether somebody has the FIFO open for reading."""
+def opened_for_writing(fifo: Path, ends: list[int]) -> bool:
+    """Open the FIFO once somebody reads it, and put the descriptor into `ends`."""
     try:
-        os.close(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+        ends.append(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
     except OSError:
         return False
     return True

@@ -82,22 +82,45 @@ static void __attribute__((noreturn)) become(const struct launch *l)
 	refuse(SOCKET_FD, "can't start launcher", l->python);
 }
 
+/* Both are vforks: copying slurmstepd's page tables twice would take longer than
+ * all that the plugin does. So memory is the task's own until the exec, and the
+ * task waits for that; a function each, whose frame the other doesn't touch. */
+static int __attribute__((noinline)) grandchild(const struct launch *l)
+{
+	pid_t pid = vfork();
+
+	if (pid == 0)
+		become(l);
+	return pid < 0 ? errno : 0;
+}
+
+static pid_t __attribute__((noinline)) child(const struct launch *l)
+{
+	pid_t pid = vfork();
+
+	if (pid == 0)
+		_exit(grandchild(l));
+	return pid;
+}
+
 /* Start the launcher; -1 with errno if there can be no process. */
 int launch_start(const struct launch *l)
 {
-	pid_t child = fork(), done;
-	int status;
+	sigset_t all, before;
+	pid_t pid, done;
+	int status, error;
 
-	if (child < 0)
+	/* No handler of the task's may run in the children, on its memory. */
+	sigfillset(&all);
+	sigprocmask(SIG_BLOCK, &all, &before);
+	pid = child(l);
+	error = errno;
+	sigprocmask(SIG_SETMASK, &before, NULL);
+	if (pid < 0) {
+		errno = error;
 		return -1;
-	if (child == 0) {
-		pid_t grandchild = fork();
-
-		if (grandchild == 0)
-			become(l);
-		_exit(grandchild < 0 ? errno : 0);
 	}
-	while ((done = waitpid(child, &status, 0)) < 0 && errno == EINTR)
+	while ((done = waitpid(pid, &status, 0)) < 0 && errno == EINTR)
 		;
 	if (done < 0)
 		return -1;

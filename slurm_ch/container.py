@@ -284,8 +284,9 @@ class Container:
         return mounts.Bind(home, self.caller.home_directory(), dst_create=True, label=label)
 
     def _user_bind(self, bind: BindSpec) -> Action:
-        source = self.caller.path(bind.src)
-        return mounts.Bind(source, bind.dst, dst_create=self.spec.write_fake is not None, label=bind.label)
+        source, spec = self.caller.path(bind.src), self.spec
+        create = spec.write or spec.write_fake is not None
+        return mounts.Bind(source, bind.dst, dst_create=create, cover=not spec.write, label=bind.label)
 
 
 def check_image(spec: Spec, found: image.Image, storage: str | None) -> None:

@@ -45,7 +45,7 @@ class Bind(Action):
     """Bind a file or directory of the host, recursively, at a place in the new root."""
 
     __slots__ = (
-        "_source", "attributes", "dst", "dst_create", "dst_merge", "dst_optional", "follow", "label", "src",
+        "_source", "attributes", "cover", "dst", "dst_create", "dst_merge", "dst_optional", "follow", "label", "src",
         "src_optional",
     )  # fmt: skip
 
@@ -61,6 +61,7 @@ class Bind(Action):
         readonly: bool = False,
         attributes: int = 0,
         follow: bool = False,
+        cover: bool = True,
         label: str = "",
     ) -> None:
         """Describe a bind; ChError on a combination that makes no sense.
@@ -68,6 +69,8 @@ class Bind(Action):
         `attributes` are the kernel's MOUNT_ATTR_*, added to what the source has.
         `follow` lets the image's absolute symbolic links point within the
         image, for places that we choose; for the user's, they are an escape.
+        `cover`: a destination is made in an unwriteable directory too, over it;
+        what a command then writes there is not in the image.
         """
         if not src or not dst:
             raise ChError(f"can't bind: empty source or destination: {src}:{dst}")
@@ -83,6 +86,7 @@ class Bind(Action):
         self.dst_merge = dst_merge
         self.attributes = attributes | (linux.MOUNT_ATTR_RDONLY if readonly else 0)
         self.follow = follow
+        self.cover = cover
         self.label = label
         self._source: int | None = None  # a descriptor, or -1 for none
 
@@ -152,7 +156,7 @@ class Bind(Action):
             self._refuse(error)
         directory = stat.S_ISDIR(os.fstat(source).st_mode)
         try:
-            return create(build, self.dst, directory, self.follow)
+            return create(build, self.dst, directory, self.follow, self.cover)
         except ChError as error:
             raise ChError(f"{self._why()}: {error}") from error.__cause__
 
@@ -243,18 +247,18 @@ def open_file(build: Build, path: str) -> int:
     return linux.openat2(build.root_fd, path.lstrip("/"), os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY, _IN_ROOT)
 
 
-def create(build: Build, path: str, directory: bool, follow: bool = False) -> int:
+def create(build: Build, path: str, directory: bool, follow: bool = False, cover: bool = True) -> int:
     """Make a mount point at `path`, with the directories above it, and return it opened."""
     try:
         if directory:
-            return create_parents(build, path, follow)
-        parent = create_parents(build, os.path.dirname(path), follow)
+            return create_parents(build, path, follow, cover)
+        parent = create_parents(build, os.path.dirname(path), follow, cover)
     except OSError as error:
         if error.errno == errno.EXDEV:
             raise ChError(f"{path} not subdirectory of the image's root") from None
         raise ChError(f"can't create {path}") from error
     try:
-        parent = writeable(build, parent, path)
+        parent = writeable(build, parent, path, cover)
         name = os.path.basename(path)
         fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=parent)
         os.close(fd)
@@ -265,7 +269,7 @@ def create(build: Build, path: str, directory: bool, follow: bool = False) -> in
         os.close(parent)
 
 
-def create_parents(build: Build, path: str, follow: bool = False) -> int:
+def create_parents(build: Build, path: str, follow: bool = False, cover: bool = True) -> int:
     """Return the directory `path` opened, made with all above it where missing."""
     parts = [part for part in path.split("/") if part not in ("", ".")]
     here = look_up(build, "/", False)
@@ -282,7 +286,7 @@ def create_parents(build: Build, path: str, follow: bool = False) -> int:
         if name == "..":
             os.close(here)
             raise ChError(f"can't create a directory below '..': {path}")
-        here = writeable(build, here, path)
+        here = writeable(build, here, path, cover)
         os.mkdir(name, 0o755, dir_fd=here)
         deeper = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=here)
         os.close(here)
@@ -290,17 +294,20 @@ def create_parents(build: Build, path: str, follow: bool = False) -> int:
     return here
 
 
-def writeable(build: Build, directory: int, path: str) -> int:
+def writeable(build: Build, directory: int, path: str, cover: bool = True) -> int:
     """Return `directory`, or a writeable overmount of it, in which a name can be made.
 
     Where it returns another descriptor, `directory` is closed. ChError when the
     directory is in a mount from the host: creating there would create on the host.
+    OSError if it is not writeable, and not to be covered.
     """
     if mount_id(directory) not in build.mounts:
         where = os.readlink(f"/proc/self/fd/{directory}").removeprefix(f"/{build.root}") or "/"
         raise ChError(f"{path}: {where} is bound from the host; nothing is created there")
     if os.access(f"/proc/self/fd/{directory}", os.W_OK):
         return directory
+    if not cover:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     over = _overmount(build, directory)
     os.close(directory)
     return over

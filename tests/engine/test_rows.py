@@ -326,6 +326,22 @@ def test_b3_missing_destination(fails: Fails, good: Good, image: Path) -> None:
     assert good("-W", "-b", "/etc/hostname:/c/d", image, "--", "cat", "/c/d") == Path("/etc/hostname").read_text()
 
 
+def test_b3_write_makes_it_in_the_image(good: Good, fails: Fails, world_tmp: Path, image_dir: Path) -> None:
+    copy = world_tmp / "made-in"
+    subprocess.run(["cp", "-a", image_dir, copy], check=True)
+    assert good("-w", "-b", "/usr/share:/new/dir", copy, "--", "ls", "-d", "/new/dir/doc") == "/new/dir/doc\n"
+    assert good("-w", "-b", "/etc/hostname:/new/file", copy, "--", "cat", "/new/file")
+    assert [path.name for path in sorted((copy / "new").iterdir())] == ["dir", "file"]
+    assert (copy / "new/file").read_text() == ""
+    # What is made must be in the image: nothing is covered to make it.
+    os.chown(copy / "srv", 0, 0)
+    line = fails(31, "-w", "-b", "/usr/share:/srv/x", copy, "--", "true")
+    assert line == "--bind=/usr/share:/srv/x: can't bind: can't create /srv/x: Permission denied"
+    for there in ("/tmp/slurm_ch-new", "/dev/shm/slurm_ch-new"):
+        line = fails(31, "-w", "-b", f"/etc/hostname:{there}", copy, "--", "true")
+        assert "is bound from the host; nothing is created there" in line
+
+
 def test_b3_unwriteable_parent_is_overmounted(good: Good, world_tmp: Path, image_dir: Path) -> None:
     copy = world_tmp / "roots-image"
     subprocess.run(["cp", "-a", image_dir, copy], check=True)

@@ -123,7 +123,10 @@ def _environment(container: containers.Container) -> tuple[dict[str, str], list[
     if "CH_RUNNING" in container.environment:
         env, plan = container.environment, []
     else:
-        env, plan = dict(os.environ), [*environment.first_records("/"), ("E", f"CH_RUNNING={container.image}")]
+        env, plan = (
+            handover.given_environment(),
+            [*environment.first_records("/"), ("E", f"CH_RUNNING={container.image}")],
+        )
     env = {name: value for name, value in env.items() if not name.startswith(_TASKS_OWN)}
     for name in ("TERM", "COLORTERM"):
         if name in os.environ:

@@ -14,6 +14,18 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 
+def given_environment() -> dict[str, str]:
+    """Return the environment that this process was started with, for the command to have.
+
+    Python adds an LC_CTYPE to it where the locale is C (PEP 538).
+    """
+    environment = dict(os.environ)
+    with open("/proc/self/environ", "rb") as file:
+        if not any(entry.startswith(b"LC_CTYPE=") for entry in file.read().split(b"\0")):
+            environment.pop("LC_CTYPE", None)
+    return environment
+
+
 def open_ch_join() -> int:
     """Return a descriptor of ch-join, which can't be found any more once the root has changed."""
     try:

@@ -36,13 +36,15 @@ def tag(env: Mapping[str, str], ppid: int | None = None) -> str:
     Made from job, step, het component, node and restart: a bare step id is
     the same for every job's first step. The first global task id here tells
     het components apart that share a node. Outside Slurm, mpirun's children
-    have PMIx's name of their job in common, or else their parent's pid `ppid`.
+    have PMIx's name of their job in common, and all peers their parent's pid `ppid`.
     UsageError names the variable that is missing or nonsense.
     """
     if "SLURM_JOB_ID" not in env:
-        if ppid is not None and "OMPI_COMM_WORLD_LOCAL_SIZE" in env:
-            return "mpirun-" + (_safe(env.get("PMIX_NAMESPACE", "")) or str(ppid))
-        raise UsageError("--join-tag: required outside Slurm")
+        if ppid is None:
+            raise UsageError("--join-tag: required outside Slurm")
+        if "OMPI_COMM_WORLD_LOCAL_SIZE" in env and env.get("PMIX_NAMESPACE"):
+            return "mpirun-" + _safe(env["PMIX_NAMESPACE"])
+        return f"parent-{ppid}"
     job = _number(env, "SLURM_JOB_ID")
     step = _step_id(env.get("SLURM_STEP_ID", "4294967291"))
     component = env.get("SLURM_HET_JOB_OFFSET") or env.get("SLURM_GTIDS", "0").partition(",")[0]

@@ -45,8 +45,9 @@ def test_tag_refuses_nonsense(name: str, value: str) -> None:
 
 def test_tag_outside_slurm() -> None:
     with pytest.raises(UsageError, match="--join-tag: required outside Slurm"):
-        step.tag({}, ppid=7)
-    assert step.tag({"OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, ppid=7) == "mpirun-7"
+        step.tag({})
+    assert step.tag({"OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, ppid=7) == "parent-7"
+    assert step.tag({}, ppid=7) == "parent-7"
     # A shell between mpirun and us changes the parent, not the job.
     named = {"OMPI_COMM_WORLD_LOCAL_SIZE": "2", "PMIX_NAMESPACE": "prterun-n1-12@1"}
     assert step.tag(named, ppid=7) == step.tag(named, ppid=8) == "mpirun-prterun-n1-12_1"

@@ -6,7 +6,7 @@ import os
 
 import click
 
-from slurm_ch import __version__, features, log, runner, spec
+from slurm_ch import __version__, features, handover, log, runner, spec
 from slurm_ch.errors import ChError, UsageError
 from slurm_ch.options import Setting
 
@@ -32,7 +32,7 @@ def _run(ctx: click.Context, /, words: tuple[str, ...], feature: str | None, tes
     wanted = spec.make(image, settings, "IMAGE")
     if not argv:
         raise click.UsageError("Missing argument 'CMD'.", ctx)
-    runner.run(wanted, argv, dict(os.environ))
+    runner.run(wanted, argv, handover.given_environment())
 
 
 def _log_test(wanted: spec.Spec, test: str) -> None:

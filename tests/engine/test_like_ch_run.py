@@ -143,7 +143,10 @@ def test_a_command_sees_the_same(images: dict[str, Path], kind: str, user: str, 
     cases = [[*words, str(images[kind])] for words in CASES]
     if kind == "directory":
         # Options behind the image, an image by name, and one that is written to.
-        cases += [["-s", f"{world_tmp}/like-storage", "named:1", "-t"], ["-w", "-b", "/usr/share:/made/here", str(images[kind])]]
+        cases += [
+            ["-s", f"{world_tmp}/like-storage", "named:1", "-t"],
+            ["-w", "-b", "/usr/share:/made/here", str(images[kind])],
+        ]
     found = set().union(*(see_both(user, world_tmp, words) for words in cases))
     found = {line.replace(str(world_tmp), "TMP") for line in found}
     known = [text for since, until, kinds, text in DIFFERENCES if since <= version() < until and kind in kinds]

@@ -97,11 +97,14 @@ def test_j1_by_slurms_variables(good_join: None, image_dir: Path, user: str) -> 
         {"SLURM_JOB_ID": "1", "SLURM_STEP_ID": "0", "SLURM_STEP_TASKS_PER_NODE": "3(x2),2", "SLURM_NODEID": "2"},
         {"SLURM_JOB_ID": "1", "SLURM_CPUS_ON_NODE": "2"},
         {"OMPI_COMM_WORLD_LOCAL_SIZE": "2"},
+        {},
     )
     for variables in cases:
         common = settings(user)
         env = {**common["env"], **variables}  # type: ignore[dict-item]
-        command = [SLURM_CH, "run", "--join", str(image_dir), "--", "readlink", "/proc/self/ns/mnt"]
+        # Where nothing says so, the command line says how many; the tag is the parent's.
+        join = "--join" if variables else "--join-ct=2"
+        command = [SLURM_CH, "run", join, str(image_dir), "--", "readlink", "/proc/self/ns/mnt"]
         peers = [
             subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **{**common, "env": env})  # type: ignore[call-overload]
             for _ in range(2)

@@ -121,6 +121,14 @@ def test_n5_command_is_as_it_would_be(good: Good, image: Path, user: str) -> Non
     assert sorted(line.split()[1:]) == sorted([str(entry["group"]), "65534", "65534"])
 
 
+def test_n5_environment_has_nothing_of_pythons(good: Good, image: Path) -> None:
+    """Where the locale is C, Python sets LC_CTYPE for itself and its children."""
+    ours = {f"CH_RUNNING={image}", "HOME=/root", "PWD=/", "PATH=/bin"}
+    assert set(good(image, "--", "env", env={"PATH": "/bin"}).splitlines()) == ours
+    own = good(image, "--", "env", env={"PATH": "/bin", "LC_CTYPE": "C.UTF-8"}).splitlines()
+    assert set(own) == {*ours, "LC_CTYPE=C.UTF-8"}
+
+
 def test_n5_supplementary_groups_count(good: Good, image: Path, world_tmp: Path, user: str) -> None:
     secret = world_tmp / "group-only"
     secret.write_text("for the group\n")
@@ -566,7 +574,7 @@ def test_explain_shows_the_plan_and_does_nothing(image_sqfs: Path, user: str) ->
         (["IMG"], "Missing argument 'CMD'"),
         ([], "Missing argument 'IMAGE'"),
         (["--join-ct=0", "IMG", "--", "true"], "--join-ct=0: not a whole number"),
-        (["--join", "IMG", "--", "true"], "--join-tag: required outside Slurm"),
+        (["--join", "IMG", "--", "true"], "--join-ct: required outside Slurm"),
         (["-j", "--join-pid=1", "IMG", "--", "true"], "contradicts"),
     ],
 )

@@ -146,8 +146,10 @@ test -n "$SLURM_RESTART_COUNT" || exec sleep 300
     id=$(sbatch --parsable -o $d/out {script})
     until grep -q '^restart 0' $d/out 2> /dev/null; do sleep 0.02; done
     scontrol requeue $id
-    # Slurm would wait for two minutes.
-    until grep -q '^restart 1' $d/out; do scontrol update JobId=$id StartTime=now; done > /dev/null 2>&1
+    # Slurm would wait for two minutes. It may not listen yet, and each "now" takes it a moment.
+    until timeout 4 sh -c "until grep -q '^restart 1' $d/out; do sleep 0.02; done"; do
+        scontrol update JobId=$id StartTime=now
+    done > /dev/null 2>&1
     while squeue -h -j $id 2> /dev/null | grep -q .; do sleep 0.02; done
     cat $d/out
     rm -r $d

@@ -172,15 +172,39 @@ def test_mpich_with_shared_memory_inside_a_node(mpi: Callable[[str], str]) -> No
     assert {line.split(" | ")[1] for line in out.splitlines()} == {f"{rank} 4 14" for rank in range(4)}
 
 
-@pytest.mark.parametrize("options", ["", "--ch-private-tmp"])
-def test_open_mpi_with_pmix(mpi: Callable[[str], str], world_tmp: Path, options: str) -> None:
+@pytest.fixture
+def pmix(mpi: Callable[[str], str], cluster: Cluster) -> bool:
+    """Whether Slurm has its PMIx plugin. Debian's does, up to forky's."""
+    there = "pmix" in mpi("srun --mpi=list 2>&1").split()
+    assert there or cluster.version >= (26, 5)
+    return there
+
+
+def test_open_mpi_with_pmix(mpi: Callable[[str], str], world_tmp: Path, pmix: bool) -> None:
     """What PMIx shares with its server is not in the image, and must be seen: `mpi` allows no message."""
-    memory = "/tmp" if "private" in options else f"{world_tmp}/tmp-$SLURMD_NODENAME"
-    step = f"sh -c 'OMPI_MCA_btl_vader_backing_directory={memory} exec openmpi-program'"
-    assert set(mpi(f"{SRUN} {options} --mpi=pmix {step}").splitlines()) == expected()
+    if not pmix:
+        return
+    step = f"sh -c 'OMPI_MCA_btl_vader_backing_directory={world_tmp}/tmp-$SLURMD_NODENAME exec openmpi-program'"
+    assert set(mpi(f"{SRUN} --mpi=pmix {step}").splitlines()) == expected()
 
 
-def test_pmix_directories_are_there_once(mpi: Callable[[str], str]) -> None:
+def test_open_mpi_with_a_tmp_of_its_own(mpi: Callable[[str], str], world_tmp: Path, pmix: bool) -> None:
+    """The session files, which Slurm makes below /tmp, or where SLURM_PMIX_TMPDIR says, are seen too."""
+    if not pmix:
+        return
+    session = world_tmp / "session"
+    session.mkdir()
+    session.chmod(0o1777)
+    step = f"sh -c 'ls {session} | sed s/_.*//; exec openmpi-program'"
+    out = mpi(f"SLURM_PMIX_TMPDIR={session} srun -N1 -n4 --mpi=pmix --ch-private-tmp --ch-image=$IMG {step}")
+    lines = sorted(out.splitlines())
+    assert [line.split(" | ")[1] for line in lines if "|" in line] == [f"{rank} 4 14" for rank in range(4)]
+    assert [line for line in lines if "|" not in line] == ["spmix"] * 4
+
+
+def test_pmix_directories_are_there_once(mpi: Callable[[str], str], pmix: bool) -> None:
+    if not pmix:
+        return
     line = "ls -d $PMIX_SERVER_TMPDIR $PMIX_DSTORE_21_BASE_PATH > /dev/null && grep -c pmix /proc/self/mountinfo"
     assert mpi(f"srun --mpi=pmix --ch-image=$IMG sh -c '{line}'") == "1\n"
     # Without PMIx nothing of the kind is done.

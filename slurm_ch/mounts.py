@@ -329,7 +329,7 @@ def _overmount(build: Build, directory: int) -> int:
 
 def lay_over(build: Build, directory: int, cover: int) -> None:
     """Attach an overlay mount at the directory that it covers; what is mounted below stays."""
-    below = _mounts_below(directory)
+    below = [(name, linux.open_tree(directory, name, linux.OPEN_TREE_CLOEXEC)) for name in mounted_below(directory)]
     is_root = _same_place(directory, build.root_fd)
     flags = linux.MOVE_MOUNT_F_EMPTY_PATH | linux.MOVE_MOUNT_T_EMPTY_PATH
     linux.move_mount(cover, "", directory, "", flags)
@@ -367,8 +367,8 @@ def _uncovered(build: Build, directory: int) -> int:
     return linux.openat2(build.uncovered_fd, path or ".", os.O_PATH, _BENEATH | linux.RESOLVE_NO_SYMLINKS)
 
 
-def _mounts_below(directory: int) -> list[tuple[str, int]]:
-    """Return the mounts on places below `directory`, each as relative path and descriptor."""
+def mounted_below(directory: int) -> list[str]:
+    """Return the places below `directory` on which there is a mount, as relative paths."""
     base, parent = os.fsencode(os.readlink(f"/proc/self/fd/{directory}")) + b"/", b"%d" % mount_id(directory)
     with open("/proc/self/mountinfo", "rb") as file:
         lines = [line.split(b" ", 5) for line in file]
@@ -376,8 +376,7 @@ def _mounts_below(directory: int) -> list[tuple[str, int]]:
     for _, above, _, _, point, _ in lines:
         path = _unescape(point)
         if above == parent and path.startswith(base):
-            name = os.fsdecode(path[len(base) :])
-            found.append((name, linux.open_tree(directory, name, linux.OPEN_TREE_CLOEXEC)))
+            found.append(os.fsdecode(path[len(base) :]))
     return found
 
 

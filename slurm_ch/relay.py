@@ -136,7 +136,8 @@ class Offer(Action):
     def _settle(self, build: Build, path: str, directory: int) -> None:
         """Show the commands in `directory`: in it where it is writeable, else in a cover of it."""
         # What the user has bound there, a Slurm of their own perhaps, they want.
-        names = [name for name in self.commands if not _is_bound(directory, name)]
+        bound = mounts.mounted_below(directory)
+        names = [name for name in self.commands if name not in bound]
         if self.writeable:
             _fill(mounts.writeable(build, os.dup(directory), path), names)
         else:
@@ -163,15 +164,6 @@ def _has(directory: int, name: str) -> bool:
             raise
         return False
     return True
-
-
-def _is_bound(directory: int, name: str) -> bool:
-    if not _has(directory, name):
-        return False
-    entry = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
-    bound = mounts.mount_id(entry) != mounts.mount_id(directory)
-    os.close(entry)
-    return bound
 
 
 def _fill(directory: int, names: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ import random
 import resource
 import select
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -20,10 +21,13 @@ from pathlib import Path
 
 import pytest
 
-from slurm_ch import paths
+from slurm_ch import environment, paths, tickets
 
 from . import relay as stage
 from .relay import Relay
+from .test_ch_join import end, join, namespaces, pair, sockets_closed
+
+__all__ = ["namespaces", "sockets_closed"]
 
 HOST = {"HOME": "/host/home", "TMPDIR": "/host/tmp", "LD_LIBRARY_PATH": "/host/lib", "ONLY_HOST": "1"}
 REQUEST = struct.Struct("=8sQQQIIII" + "QQ" * 16)
@@ -487,3 +491,82 @@ def test_the_program_that_ships_needs_nothing_of_the_image() -> None:
     kinds = {struct.unpack_from("=I", data, offset + n * size)[0] for n in range(count)}
     assert 1 in kinds  # PT_LOAD
     assert 3 not in kinds  # PT_INTERP
+
+
+# ---- ch-join's part ----
+
+
+def issue(launcher_end: socket.socket, namespaces: list[int], plan: list[tuple[str, str]]) -> None:
+    """Hand out a ticket with a socket for the broker."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    office = tickets.Office(launcher_end.detach())
+    office.issue(namespaces[0], namespaces[1], tickets.plan_file(environment.encode(plan)), listener.fileno())
+    office.close()
+    listener.close()
+
+
+REPORT = """#!/bin/bash
+exec > {report}.new
+echo "$@"
+for n in {{0..100}}; do [ ! -e /proc/$$/fd/$n ] || readlink /proc/$$/fd/$n; done | sed 's/:.*//' | sort | uniq -c | sed 's/^ *//'
+ps -o sid= -p $$ | grep -qw $$ && echo leader
+echo $ONLY_HOST $INSIDE $PWD $(ulimit -n)
+mv {report}.new {report}
+"""
+
+
+@pytest.mark.parametrize(("lifetime", "local"), [("t", "0"), ("s", "0"), ("t", "1")])
+def test_the_broker_s_start(namespaces: list[int], world_tmp: Path, lifetime: str, local: str) -> None:
+    report = world_tmp / f"broker-{lifetime}{local}"
+    program = stage.write_script(world_tmp / f"broker-{lifetime}{local}.sh", REPORT.format(report=report))
+    tasks_end, launcher_end = pair()
+    plan = [("E", "INSIDE=1"), ("B", f"{lifetime}srun,squeue:{program}")]
+    issue(launcher_end, namespaces, plan)
+    wait = f"until [ -e {report} ]; do :; done; " if local == "0" else ""
+    command = f"{wait}echo $INSIDE; for n in 0 1 2 3 4 5 6 7 8 9; do [ ! -e /proc/$$/fd/$n ] || echo $n; done"
+    task = join(tasks_end, "sh", "-c", command, program=paths.CH_JOIN, SLURM_LOCALID=local, ONLY_HOST="1")
+    assert end(task) == (0, "1\n0\n1\n2\n", "")
+    if local == "1":
+        assert not report.exists()
+        return
+    words, *lines = report.read_text().splitlines()
+    assert words == "--serve srun,squeue"
+    # What it serves and watches; /dev/null; and what the script itself has opened.
+    opened = {"1 socket", "1 anon_inode", "2 /dev/null", f"1 {report}.new", f"1 {program}"}
+    assert set(lines[:-1]) == {*opened, "leader"}
+    assert lines[-1].split()[:2] == ["1", os.getcwd()]
+
+
+@pytest.mark.parametrize("record", ["", "t", "tsrun", "tsrun:", "tsrun:/nonexistent", ":", "tsrun:/etc"])
+def test_a_broker_that_can_t_start(namespaces: list[int], ch_join_sanitized: Path, record: str) -> None:
+    tasks_end, launcher_end = pair()
+    issue(launcher_end, namespaces, [("B", record)])
+    code, out, err = end(join(tasks_end, "echo", "ran", program=ch_join_sanitized))
+    if record == "tsrun:/etc":  # found out too late to tell; relays will
+        assert (code, out) == (0, "ran\n")
+        return
+    assert (code, out) == (31, "")
+    assert err.startswith("slurm-ch: error: can't start the relay of Slurm's commands: ")
+    assert "Sanitizer" not in err
+
+
+def test_what_a_relayed_srun_hands_to_its_step(namespaces: list[int], ch_join_sanitized: Path) -> None:
+    relayed = {"PATH": "/usr/bin:/bin:/x", "LD_X": "1", "LD_Y": "", "PWD": "/usr", "": "x"}
+    env = {f"SLURM_CH_RELAYED_{name}": value for name, value in relayed.items()} | {"LD_Y": "gone", "LD_Z": "kept"}
+    tasks_end, launcher_end = pair()
+    office = tickets.Office(launcher_end.detach())
+    plan = environment.encode([("X", "SEEN=$LD_X"), ("E", "LD_Z=ruled")])
+    office.issue(namespaces[0], namespaces[1], tickets.plan_file(plan))
+    office.close()
+    code, out, err = end(join(tasks_end, "sh", "-c", "pwd; env -0", program=ch_join_sanitized, **env))
+    where, _, rest = out.partition("\n")
+    found = dict(entry.split("=", 1) for entry in rest.split("\0") if entry)
+    assert (code, where, err) == (0, "/usr", "")
+    assert {name: value for name, value in found.items() if "RELAYED" in name} == {"SLURM_CH_RELAYED_": "x"}
+    assert (found["PATH"], found["LD_X"], found["SEEN"], found["LD_Z"]) == ("/usr/bin:/bin:/x", "1", "1", "ruled")
+    assert "LD_Y" not in found
+    tasks_end, launcher_end = pair()
+    office = tickets.Office(launcher_end.detach())
+    office.issue(namespaces[0], namespaces[1], tickets.plan_file(environment.encode([("C", "/bin")])))
+    office.close()
+    assert end(join(tasks_end, "pwd", SLURM_CH_RELAYED_PWD="/usr"))[1] == f"{os.path.realpath('/bin')}\n"

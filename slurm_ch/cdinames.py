@@ -6,7 +6,12 @@ _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 _DIGITS = frozenset("0123456789")
 _ALPHANUMERIC = _LETTERS | _DIGITS
 
-WHAT = "neither a device (VENDOR/CLASS or VENDOR/CLASS=NAME) nor a file (begins with / or .)"
+EVERY = "all"  # every device of every kind there is
+NONE = "none"  # nothing, in place of a site's default
+
+WHAT = (
+    "neither a device (VENDOR/CLASS, VENDOR/CLASS=NAME, all) nor a file (begins with / or ., ends with .json or .yaml)"
+)
 
 
 def _is_name(text: str, first: frozenset[str], inside: str) -> bool:
@@ -31,7 +36,7 @@ def is_device(text: str) -> bool:
 
 def is_file(text: str) -> bool:
     """Whether a user's `text` means a spec file."""
-    return text.startswith(("/", "."))
+    return text.startswith(("/", ".")) or text.endswith((".json", ".yaml"))
 
 
 def split(text: str) -> tuple[str, str | None]:

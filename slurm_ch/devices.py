@@ -30,7 +30,19 @@ _HOOK_PROGRAMS = ("cdi-hook", "ctk-hook", "-ctk")
 class Injection:
     """All that the devices asked for do to a container."""
 
-    __slots__ = ("cache", "env", "folders", "gids", "links", "mounts", "nodes", "notes", "remarks", "timeout")
+    __slots__ = (
+        "cache",
+        "cuda_compat",
+        "env",
+        "folders",
+        "gids",
+        "links",
+        "mounts",
+        "nodes",
+        "notes",
+        "remarks",
+        "timeout",
+    )
 
     def __init__(self) -> None:
         self.env: list[list[str]] = []  # for each request, in order
@@ -39,10 +51,16 @@ class Injection:
         self.links: dict[str, str] = {}  # target by link
         self.cache = False  # whether the dynamic linker's cache is to be updated
         self.folders: list[str] = []  # of libraries, for that
+        self.cuda_compat: str | None = None  # the driver's version, if newer CUDA libraries shall be preferred
         self.gids: dict[int, str] = {}  # with where each was asked for
         self.timeout: int | None = None  # seconds that the update of the cache may take
         self.remarks: list[str] = []  # what can't be done
         self.notes: list[str] = []  # what needn't be done
+
+    def add_folders(self, names: Sequence[str]) -> None:
+        """Have the dynamic linker's cache updated, with some more directories in it."""
+        self.cache = True
+        self.folders += [name for name in names if name not in self.folders]
 
     def remark(self, text: str) -> None:
         """Keep something to be said, once."""
@@ -69,13 +87,16 @@ def find(requests: Sequence[tuple[str, str]], places: Sequence[str], cwd: str) -
     """
     injection = Injection()
     kinds = {text.partition("=")[0] for text, _ in requests if not cdinames.is_file(text)}
-    library = _Library(kinds, places, cwd, injection) if kinds else None
+    library = _Library(kinds, places, injection).read(cwd) if kinds else None
     applied: set[str] = set()
     for text, label in requests:
-        if library and not cdinames.is_file(text):
+        if library and text == cdinames.EVERY:
+            chosen = library.every()
+        elif library and not cdinames.is_file(text):
             chosen = library.choose(text, label)
         else:
-            chosen = _all_of(_read_named(os.path.join(cwd, text), text, label))
+            document = _read_named(os.path.join(cwd, text), text, label)
+            chosen = [(document, name) for name in _all_names(document.devices)]
         injection.env.append(_apply(injection, chosen, applied))
     return injection
 
@@ -100,9 +121,9 @@ def _read_named(path: str, text: str, label: str) -> cdi.Document:
         raise UsageError(f"{label}={text}: can't read the device spec") from error
 
 
-def _all_of(document: cdi.Document) -> list[tuple[cdi.Document, str]]:
-    names = ["all"] if "all" in document.devices else list(document.devices)
-    return [(document, name) for name in names]
+def _all_names(devices: Mapping[str, object]) -> list[str]:
+    """Return the names that together are all devices: one called so, or every one."""
+    return ["all"] if "all" in devices else list(devices)
 
 
 def _read(path: str) -> bytes:
@@ -121,23 +142,28 @@ def _read(path: str) -> bytes:
 
 
 class _Library:
-    """The specs of some kinds in a list of directories."""
+    """The specs of some kinds, or of every kind, in a list of directories."""
 
-    __slots__ = ("_found", "_skipped", "_twice", "_where")
+    __slots__ = ("_found", "_injection", "_kinds", "_places", "_skipped", "_twice")
 
-    def __init__(self, kinds: set[str], places: Sequence[str], cwd: str, injection: Injection) -> None:
-        self._found: dict[str, dict[str, cdi.Document]] = {kind: {} for kind in kinds}  # by kind, then name
+    def __init__(self, kinds: set[str], places: Sequence[str], injection: Injection) -> None:
+        self._kinds = kinds
+        self._places = places
+        self._injection = injection
+        self._found: dict[str, dict[str, cdi.Document]] = {}  # by kind, then name
         self._twice: dict[tuple[str, str], str] = {}
-        self._where = ":".join(places)
         self._skipped: list[str] = []
-        for place in places:
-            self._add(os.path.join(cwd, place), injection)
 
-    def _add(self, place: str, injection: Injection) -> None:
+    def read(self, cwd: str) -> _Library:
+        for place in self._places:
+            self._add(os.path.join(cwd, place))
+        return self
+
+    def _add(self, place: str) -> None:
         here: dict[tuple[str, str], cdi.Document] = {}
-        for path in _spec_files(place, injection):
-            document = self._parse(path, injection)
-            if document is None or document.kind not in self._found:
+        for path in _spec_files(place, self._injection):
+            document = self._parse(path)
+            if document is None or not self._kinds & {document.kind, cdinames.EVERY}:
                 continue
             for name in document.devices:
                 key = (document.kind, name)
@@ -147,44 +173,51 @@ class _Library:
                     # What an earlier directory said of it, conflicts too, is void.
                     self._twice.pop(key, None)
                 here[key] = document
-                self._found[document.kind][name] = document
+                self._found.setdefault(document.kind, {})[name] = document
 
-    def _parse(self, path: str, injection: Injection) -> cdi.Document | None:
+    def _parse(self, path: str) -> cdi.Document | None:
         try:
             return cdi.parse(_read(path), path)
         except cdi.Malformed as error:
-            if error.kind in self._found:
+            if error.kind in self._kinds:
                 raise
-            if error.kind is None:
+            if error.kind is None or cdinames.EVERY in self._kinds:
                 # It might be about what was asked for; nobody can tell.
-                self._skip(f"device spec skipped: {error}", injection)
+                self._skip(f"device spec skipped: {error}")
             else:
-                injection.note(f"device spec skipped: {error}")
+                self._injection.note(f"device spec skipped: {error}")
         except OSError as error:
-            self._skip(f"device spec skipped: {path}: {error.strerror}", injection)
+            self._skip(f"device spec skipped: {path}: {error.strerror}")
         return None
 
-    def _skip(self, text: str, injection: Injection) -> None:
+    def _skip(self, text: str) -> None:
         self._skipped.append(text)
-        injection.remark(text)
+        self._injection.remark(text)
+
+    def every(self) -> list[tuple[cdi.Document, str]]:
+        """Return all devices of all kinds; that there are none is no error."""
+        if not self._found:
+            self._injection.note(f"no devices in {':'.join(self._places)}")
+        return [each for kind in self._found for each in self._documents(kind, _all_names(self._found[kind]))]
 
     def choose(self, text: str, label: str) -> list[tuple[cdi.Document, str]]:
         """Return the devices that `text` means, each with the document it is in."""
         kind, name = cdinames.split(text)
-        devices = self._found[kind]
+        devices = self._found.get(kind, {})
         skipped = "".join(f"; {words}" for words in self._skipped)
         if not devices:
-            raise UsageError(f"{label}={text}: no devices of this kind in {self._where}{skipped}")
+            raise UsageError(f"{label}={text}: no devices of this kind in {':'.join(self._places)}{skipped}")
         if name is None or name == "all":
-            names = ["all"] if "all" in devices else list(devices)
-        elif name in devices:
-            names = [name]
-        else:
+            return self._documents(kind, _all_names(devices))
+        if name not in devices:
             raise UsageError(f"{label}={text}: no such device, only {', '.join(devices)}{skipped}")
-        for each in names:
-            if (kind, each) in self._twice:
-                raise ChError(f"{label}={text}: {kind}={each} is in two specs: {self._twice[kind, each]}")
-        return [(devices[each], each) for each in names]
+        return self._documents(kind, [name])
+
+    def _documents(self, kind: str, names: Sequence[str]) -> list[tuple[cdi.Document, str]]:
+        for name in names:
+            if (kind, name) in self._twice:
+                raise ChError(f"{kind}={name} is in two specs: {self._twice[kind, name]}")
+        return [(self._found[kind][name], name) for name in names]
 
 
 def _spec_files(place: str, injection: Injection) -> list[str]:
@@ -219,7 +252,12 @@ def _add(injection: Injection, edits: cdi.Edits, file: str) -> None:
         injection.nodes[os.path.normpath(node.path)] = node
     for mount in edits.mounts:
         _check_mount(mount, injection)
-        injection.mounts[os.path.normpath(mount.target)] = mount
+        target = os.path.normpath(mount.target)
+        injection.mounts[target] = mount
+        folder, name = os.path.split(target)
+        # Not every spec has a hook for its libraries.
+        if name.endswith(".so") or ".so." in name:
+            injection.add_folders([folder])
     for hook in edits.hooks:
         _add_hook(injection, hook)
     injection.gids |= {gid: f"{file}: additionalGids" for gid in edits.gids if gid}
@@ -252,13 +290,14 @@ def _add_hook(injection: Injection, hook: cdi.Hook) -> None:
     if not os.path.basename(hook.path).endswith(_HOOK_PROGRAMS):
         injection.remark(f"{what}: not known, not run")
     elif command in ("update-ldcache", "create-soname-symlinks"):
-        injection.cache = True
-        injection.folders += [name for name in _values(words, "folder") if name not in injection.folders]
+        injection.add_folders(_values(words, "folder"))
         injection.timeout = hook.timeout or injection.timeout
     elif command == "create-symlinks":
         _add_links(injection, words, what)
     elif command == "chmod":
         _check_chmod(injection, words, what)
+    elif command == "enable-cuda-compat":
+        injection.cuda_compat = (_values(words, "host-driver-version") or ["0"])[0]
     elif command == "disable-device-node-modification":
         injection.note(f"{what}: not needed, device nodes can't be changed anyway")
     else:

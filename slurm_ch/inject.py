@@ -40,6 +40,7 @@ _LDCONFIGS = (
     "/usr/bin/ldconfig",
 )
 _CACHE_DIRECTORY = "/etc"
+_CUDA_COMPAT = "/usr/local/cuda/compat"
 
 # A hook may set its own limit; an ldconfig that takes longer than this hangs.
 _PATIENCE_SECONDS = 60
@@ -60,6 +61,8 @@ def actions(injection: Injection, groups: Iterable[int]) -> Extra:
         extra.in_tree.append(CheckNode(node))
     extra.in_tree += _binds(injection)
     extra.in_tree += [Link(target, link) for link, target in injection.links.items()]
+    if injection.cuda_compat is not None:
+        extra.in_tree.append(CheckCudaCompat(injection.cuda_compat))
     if injection.cache:
         extra.before_binds.append(MakeWriteable((_CACHE_DIRECTORY, *injection.folders)))
         extra.inside.append(UpdateCache(injection.folders, injection.timeout or _PATIENCE_SECONDS))
@@ -161,6 +164,36 @@ class CheckNode(Action):
             if node.major and said is not None and said != is_number:
                 return f"is {numbers[0]}:{numbers[1]}, not {node.major}:{node.minor} as its spec says"
         return None
+
+
+class CheckCudaCompat(Action):
+    """Say if the image has CUDA libraries for drivers older than itself, which a hook would prefer."""
+
+    __slots__ = ("version",)
+
+    def __init__(self, version: str) -> None:
+        self.version = version
+
+    def describe(self) -> str:
+        return f"look for CUDA libraries newer than the driver {self.version} in {_CUDA_COMPAT}"
+
+    def apply(self, build: Build) -> None:
+        try:
+            fd = linux.openat2(build.root_fd, _CUDA_COMPAT[1:], os.O_RDONLY | os.O_DIRECTORY, linux.RESOLVE_IN_ROOT)
+        except OSError:
+            return
+        names = [name.removeprefix("libcuda.so.") for name in os.listdir(fd) if name.startswith("libcuda.so.")]
+        os.close(fd)
+        if any(_major(name) > _major(self.version) for name in names):
+            log.warning(
+                f"enable-cuda-compat is not done: the image's libraries in {_CUDA_COMPAT} are newer than the driver;"
+                f" --set-env='LD_LIBRARY_PATH={_CUDA_COMPAT}:$LD_LIBRARY_PATH' prefers them"
+            )
+
+
+def _major(version: str) -> int:
+    digits = version.partition(".")[0]
+    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 10 else 0
 
 
 class Link(Action):

@@ -62,7 +62,7 @@ OPTIONS = (
     Option("write-fake", OPTIONAL, "SIZE", "writeable image, changes kept in memory and lost [12%]",
            short="W", bare=DEFAULT_WRITE_FAKE),
     Option("home", FLAG, "", "bind your home directory at /home/$USER (implies write-fake)"),
-    Option("device", LIST, "KIND|FILE", "add devices: CDI kind, KIND=NAME or spec file (implies write-fake)",
+    Option("device", LIST, "KIND|FILE", "add devices: CDI kind, KIND=NAME, all or spec file (implies write-fake)",
            short="d"),
     Option("cdi-dirs", ONE, "DIRS", "where CDI specs are, colons between [/etc/cdi:/var/run/cdi]"),
     Option("uid", ONE, "UID", "user id in the container [yours]", short="u"),

@@ -234,7 +234,9 @@ def _device(spec: Spec, setting: Setting) -> None:
     from . import cdinames
 
     for part in [setting.value] if setting.label.startswith("--device") else split_commas(setting.value):
-        if not cdinames.is_file(part):
+        if part == cdinames.NONE:
+            continue
+        if part != cdinames.EVERY and not cdinames.is_file(part):
             try:
                 cdinames.split(part)
             except ValueError:

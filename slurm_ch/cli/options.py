@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from slurm_ch import options
+from slurm_ch import cdinames, options
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -79,9 +79,7 @@ class _Reader:
         name, equals, value = word.partition("=")
         if name == "cdi":
             # ch-run's other name for it, whose bare form means every device there is.
-            if not equals:
-                raise click.BadOptionUsage("device", "Option '--cdi' requires a kind or a file: --cdi=KIND.")
-            name = "device"
+            name, equals, value = "device", "=", value if equals else cdinames.EVERY
         name = self._in_full(name)
         option = _TABLE.get(name)
         if option and not equals and _takes_bare(option):

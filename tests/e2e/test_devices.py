@@ -61,6 +61,13 @@ def test_every_task_of_every_node_has_the_devices(sh: Run, place: Path) -> None:
     assert sorted(line.split(": ")[1] for line in done.stderr.splitlines() if "frobnicate" in line) == ["n1", "n2"]
 
 
+def test_every_device_there_is(good: Good, place: Path) -> None:
+    out = good(f"srun --ch-image=$IMG --ch-cdi-dirs={place} --ch-device=all sh -c {SHOW} 2>/dev/null")
+    assert out == "0 spec 0 1 0 library 1\n"
+    # Where there are none, that is all there are.
+    assert good("srun --ch-image=$IMG --ch-cdi-dirs=/nonexistent --ch-device=all cat /marker 2>&1") == "one\n"
+
+
 def test_devices_by_the_environments_defaults(good: Good, place: Path) -> None:
     out = good(
         f"export SLURM_CH_IMAGE=$IMG SLURM_CH_DEVICE=fake.test/gpu=0 CH_RUN_CDI_DIRS={place}; srun sh -c {SHOW} 2>/dev/null"
@@ -71,7 +78,7 @@ def test_devices_by_the_environments_defaults(good: Good, place: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        ("--ch-device=gpu", 64, "--ch-device=gpu: neither a device (VENDOR/CLASS or VENDOR/CLASS=NAME) nor a file"),
+        ("--ch-device=gpu", 64, "--ch-device=gpu: neither a device (VENDOR/CLASS, VENDOR/CLASS=NAME, all) nor a file"),
         ("--ch-device=fake.test/gpu=7", 64, "--ch-device=fake.test/gpu=7: no such device, only 0, 1"),
         ("--ch-device=fake.test/fpga", 64, "--ch-device=fake.test/fpga: no devices of this kind in "),
         ("--ch-device={place}/lib.so", 64, "--ch-device: {place}/lib.so: not an object"),

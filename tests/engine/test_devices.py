@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import select
 import shutil
 import signal
 import subprocess
@@ -122,9 +124,11 @@ def test_library_is_found_after_the_cache_is_updated(
         spec({"mounts": [library_mount(driver)], "hooks": [hook(*words, "update-ldcache", "--folder", FOLDER)]})
     )
     assert good("--device", path, glibc, "--", "program") == "answer 42\n"
-    # Without the hook it isn't: the test would notice if the cache were not updated.
+    # A library says by its name that it is one.
     path = write(spec({"mounts": [library_mount(driver)]}))
-    done = run("--device", path, glibc, "--", "program")
+    assert good("--device", path, glibc, "--", "program") == "answer 42\n"
+    # The test would notice if the cache were not updated.
+    done = run("-W", "-b", f"{driver}/{LIBRARY}:{FOLDER}/{LIBRARY}", glibc, "--", "program")
     assert done.returncode == 127
     assert SONAME in done.stderr
 
@@ -232,6 +236,50 @@ def test_the_users_binds_come_after(good: Good, write: Write, image_sqfs: Path, 
     path = write(spec({"mounts": [{"hostPath": str(driver / "library.c"), "containerPath": "/lib/file"}]}))
     bind = ("-b", f"{driver}/program.c:/lib/file")
     assert good("--device", path, *bind, image_sqfs, "--", "cat", "/lib/file") == PROGRAM_C
+
+
+def test_cuda_libraries_newer_than_the_driver(run: Run, write: Write, image_dir: Path, world_tmp: Path) -> None:
+    root = world_tmp / "cuda"
+    shutil.copytree(image_dir, root, symlinks=True)
+    (root / "usr/local/cuda-12/compat").mkdir(parents=True)
+    (root / "usr/local/cuda").symlink_to("/usr/local/cuda-12")
+    (root / "usr/local/cuda-12/compat/libcuda.so.550.54").touch()
+    said = {}
+    for version in ("535.161.08", "550.90"):
+        path = write(
+            spec({"hooks": [hook("nvidia-cdi-hook", "enable-cuda-compat", f"--host-driver-version={version}")]})
+        )
+        for image in (root, image_dir):
+            done = run("--device", path, image, "--", "true")
+            assert done.returncode == 0
+            said[version, image] = done.stderr
+    assert "enable-cuda-compat is not done: the image's libraries" in said.pop(("535.161.08", root))
+    assert set(said.values()) == {""}
+
+
+def test_ldconfig_does_not_outlive_a_killed_launcher(
+    user: str, write: Write, with_ldconfig: Callable[[str], Path], world_tmp: Path
+) -> None:
+    pipe = world_tmp / "pid"
+    os.mkfifo(pipe)
+    pipe.chmod(0o666)
+    image = with_ldconfig(f"#!/bin/sh\necho $$ > {pipe}\nexec sleep 1000\n")
+    command = [
+        SLURM_CH,
+        "run",
+        "--device",
+        write(spec({"hooks": [hook("nvidia-ctk", "update-ldcache")]})),
+        image,
+        "--",
+        "true",
+    ]
+    with subprocess.Popen(command, **settings(user)) as peer:  # type: ignore[call-overload]
+        ldconfig = os.pidfd_open(int(pipe.read_text()))
+        peer.kill()
+    poll = select.poll()
+    poll.register(ldconfig, select.POLLIN)
+    assert poll.poll(10000)
+    os.close(ldconfig)
 
 
 def test_links(run: Run, write: Write, image_dir: Path, world_tmp: Path) -> None:

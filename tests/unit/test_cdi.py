@@ -111,9 +111,11 @@ def test_a_whole_spec(place: Path) -> None:
     assert found.links == {"/usr/lib64/libcuda.so": "libcuda.so.1", "/usr/lib64/deep/libGLX.so": "../libGLX.so.0"}
     assert (found.folders, found.timeout) == (["/usr/lib64", "/usr/lib64/vdpau"], 9)
     file = place / "first/nvidia.yaml"
-    assert found.remarks == [
-        f"{file}: containerEdits.hooks[2]: createContainer hook /usr/bin/nvidia-cdi-hook enable-cuda-compat: not known, not run"
-    ]
+    assert found.remarks == []
+    assert found.cuda_compat == "535.7"
+    assert found.notes[0].startswith(
+        f"{file}: containerEdits.hooks[3]: createContainer hook /usr/bin/nvidia-cdi-hook dis"
+    )
     assert [note.rpartition(": ")[0].partition("hook ")[2] for note in found.notes] == [
         "/usr/bin/nvidia-cdi-hook disable-device-node-modification",
         "/usr/bin/nvidia-ctk chmod: not needed",
@@ -131,6 +133,40 @@ def test_a_whole_spec(place: Path) -> None:
 )
 def test_which_devices_are_meant(place: Path, request_: str, nodes: list[str]) -> None:
     assert list(find(place, request_).nodes)[2:] == nodes
+
+
+def test_every_device_of_every_kind(place: Path) -> None:
+    (place / "first/v.json").write_text(spec(names=("a", "b")))
+    (place / "second/broken.json").write_text(spec(kind="w.com/c", names=()))
+    found = find(place, "all")
+    assert found.env == [["NVIDIA_VISIBLE_DEVICES=void", "DEVICE=a", "DEVICE=b"]]
+    assert list(found.nodes)[2:] == ["/dev/nvidia0", "/dev/nvidia1"]
+    # Nobody knows whether it was meant.
+    assert found.remarks == [f"device spec skipped: {place}/second/broken.json: devices: there are none"]
+    with pytest.raises(cdi.Malformed, match="broken"):
+        find(place, "all", "w.com/c")
+    (place / "second/v.json").write_text(spec(names=("a",)))
+    (place / "second/w.json").write_text(spec(names=("a",)))
+    with pytest.raises(ChError, match=r"^v\.com/c=a is in two specs"):
+        find(place, "all")
+    nothing = devices.find([("all", "--device")], ["none"], str(place))
+    assert (nothing.env, nothing.remarks, nothing.notes) == ([[]], [], ["no devices in none"])
+
+
+def test_libraries_count_as_if_a_hook_named_their_directories(place: Path) -> None:
+    names = (
+        "/usr/lib/a/libx.so.1.2",
+        "/usr/lib/b/../c/liby.so",
+        "/usr/lib/d/libz.so.conf.txt",
+        "/usr/lib/e/lib.sox",
+        "/f/so",
+    )
+    mounts = [{"hostPath": "/x", "containerPath": name} for name in names]
+    (place / "second/v.json").write_text(spec(mounts=mounts))
+    found = find(place, "v.com/c")
+    assert (found.cache, found.folders) == (True, ["/usr/lib/a", "/usr/lib/c", "/usr/lib/d"])
+    (place / "second/v.json").write_text(spec(mounts=mounts[3:]))
+    assert not find(place, "v.com/c").cache
 
 
 def test_all_is_every_device_where_the_spec_has_none_of_that_name(place: Path) -> None:
@@ -162,7 +198,7 @@ def test_twice_in_one_directory_is_an_error_for_who_asks_for_it(place: Path) -> 
     (place / "first/w.json").write_text(spec(names=("b",)))
     assert find(place, "v.com/c=a").env == [["DEVICE=a"]]
     for request in ("v.com/c=b", "v.com/c"):
-        with pytest.raises(ChError, match=r"v.com/c=b is in two specs: .*/first/v.json and .*/first/w.json"):
+        with pytest.raises(ChError, match=r"^v.com/c=b is in two specs: .*/first/v.json and .*/first/w.json"):
             find(place, request)
     # A later directory settles it.
     (place / "second/x.json").write_text(spec(names=("b",), env=["FROM=second"]))
@@ -398,6 +434,7 @@ def test_what_cannot_be_done_is_said(place: Path) -> None:
         (["nvidia-ctk", "hook", "create-symlinks", "--link", "a:/b"], "create-symlinks: not TARGET::LINK: a:/b"),
         (["nvidia-ctk", "hook", "create-symlinks", "--link", "a::b"], "create-symlinks: not TARGET::LINK: a::b"),
         (["nvidia-ctk", "hook", "create-symlinks", "--csv-filename", "f"], "--csv-filename is not known, not done"),
+        (["nvidia-ctk", "hook", "enable-cuda-frobs"], "nvidia-ctk enable-cuda-frobs: not known, not run"),
         (["nvidia-ctk", "hook", "frobnicate"], "nvidia-ctk frobnicate: not known, not run"),
         ([], "createContainer hook /usr/bin/nvidia-ctk: not known, not run"),
     ],
@@ -527,6 +564,7 @@ def test_device_option() -> None:
     # Commas separate in the plugin's option, and belong to the name on a command line.
     assert [text for text, _ in made("device=v.com/c,/a\\,b").devices] == ["v.com/c", "/a,b"]
     assert [text for text, _ in made("device=/a,b", label="--").devices] == ["/a,b"]
+    assert [text for text, _ in made("device=all,a b.json,c.yaml").devices] == ["all", "a b.json", "c.yaml"]
     assert made("cdi-dirs=/a:/b").cdi_dirs == "/a:/b"
 
 
@@ -537,6 +575,7 @@ def test_devices_as_the_sites_default() -> None:
     assert [text for text, _ in site.meet(here, spec_.parse_request("image=i\ndevice=v.com/d\n")).devices] == [
         "v.com/d"
     ]
+    assert site.meet(site.parse(["default=device=all"]), spec_.parse_request("image=i\ndevice=none\nwrite=1\n")).write
     with pytest.raises(UsageError, match="not allowed at this site"):
         site.meet(site.parse(["forbid=device"]), spec_.parse_request("image=i\ndevice=v.com/d\n"))
 
@@ -544,7 +583,7 @@ def test_devices_as_the_sites_default() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["device=gpu"], "--ch-device=gpu: neither a device (VENDOR/CLASS or VENDOR/CLASS=NAME) nor a file (begins"),
+        (["device=gpu"], "--ch-device=gpu: neither a device (VENDOR/CLASS, VENDOR/CLASS=NAME, all) nor a file (begins"),
         (["device="], "--ch-device=: neither a device"),
         (["device=v.com/c,"], "--ch-device=v.com/c,: neither a device"),
         (["cdi-dirs="], "--ch-cdi-dirs=: names no directory"),

@@ -47,6 +47,7 @@ def parse(*words: str) -> tuple[list[tuple[str, str]], list[str]]:
             [("device", "v.com/c"), ("device", "v.com/c=0")],
             ["img", "cmd"],
         ),
+        (["--cdi", "img", "cmd"], [("device", "all")], ["img", "cmd"]),
         (["-q2", "img", "cmd"], [("quiet", "2")], ["img", "cmd"]),
         (["-vt", "-v", "img", "cmd"], [("verbose", "1"), ("private-tmp", "yes"), ("verbose", "2")], ["img", "cmd"]),
         # Options may follow the image; behind the command's first word all is the command's.
@@ -111,7 +112,6 @@ def test_command_lines(words: list[str], settings: list[tuple[str, str]], rest: 
         ["img", "--nope"],
         ["--set", "img"],
         ["--join-", "img"],
-        ["--cdi", "img", "cmd"],
         ["--=x", "img"],
         ["--home=yes", "img"],
         ["-tZ", "img"],

@@ -240,7 +240,7 @@ class Peer:
             os.pwrite(self._fd, _HEADER.pack(magic, state, count, arrived + 1, code, failed_at), 0)
             if arrived + 1 == count and not alive:
                 self._unlink()
-            raise JoinFailed(f"join: {self.tag} failed before", code or EXIT_JOIN)
+            raise JoinFailed(f"join: {self.tag} failed before", _status(code))
         if magic != _MAGIC or not alive:
             # New, or of peers that are all dead: ours from now on.
             if arrived:
@@ -254,7 +254,10 @@ class Peer:
             raise JoinError(f"join: more than {count} peers of {self.tag}")
         self._map = mmap.mmap(self._fd, _HEADER.size + self.count * _SLOT.size)
         self._slot = arrived
-        fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, FIRST_SLOT + self._slot)
+        try:
+            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, FIRST_SLOT + self._slot)
+        except OSError as error:
+            raise JoinError(f"join: {SHM}/{self._object}: the place of peer {self._slot} is taken") from error
         name = self.name.encode("utf-8", "replace")[:32]
         _SLOT.pack_into(self._map, self._offset(self._slot), os.getpid(), _ARRIVED, name)
         _HEADER.pack_into(self._map, 0, _MAGIC, state, count, arrived + 1, 0, 0)
@@ -392,7 +395,7 @@ class Peer:
         _, state, _, _, code = self._header()
         if state in (_FAILED, _ABORTED):
             self._leave()
-            raise JoinFailed(f"join: {self.tag}: another peer failed", code or EXIT_JOIN)
+            raise JoinFailed(f"join: {self.tag}: another peer failed", _status(code))
 
     def _check_deaths(self) -> None:
         # Look at the lock first: a peer sets its state before it lets go.
@@ -444,7 +447,8 @@ class Peer:
     def _unlink_one(self, name: str) -> None:
         try:
             os.unlink(name, dir_fd=self._shm)
-        except FileNotFoundError:
+        except (FileNotFoundError, PermissionError, IsADirectoryError):
+            # Gone, or another's by now who has taken the name.
             pass
 
     def _close(self) -> None:
@@ -452,6 +456,11 @@ class Peer:
         self._close_segment()
         self._semaphore.close()
         os.close(self._shm)
+
+
+def _status(code: int) -> int:
+    """Return an exit status that is none of success's, whatever the segment says."""
+    return code if 0 < code < 256 else EXIT_JOIN
 
 
 def _mapped(name: str) -> set[int]:

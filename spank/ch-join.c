@@ -155,7 +155,7 @@ static void read_ticket(int sock, struct ticket *t)
 	struct pollfd wait = { .fd = sock, .events = POLLIN };
 	struct cmsghdr *c;
 	ssize_t n;
-	int code;
+	unsigned code;
 
 	if (is_first_task() && !poll(&wait, 1, SLOW_SECONDS * 1000))
 		warn("no container after %d seconds; still waiting (a file server that hangs?)",
@@ -180,7 +180,7 @@ static void read_ticket(int sock, struct ticket *t)
 	}
 	if (n != sizeof(head) || memcmp(head.magic, TICKET_MAGIC, sizeof(head.magic)))
 		die(EXIT_SETUP, "launcher and ch-join are of different versions");
-	code = head.code[0] | head.code[1] << 8 | head.code[2] << 16 | (int)head.code[3] << 24;
+	code = head.code[0] | head.code[1] << 8 | head.code[2] << 16 | (unsigned)head.code[3] << 24;
 	if (code) /* the launcher said why */
 		exit(code & 0xff ? code & 0xff : EXIT_SETUP);
 	c = CMSG_FIRSTHDR(&msg);
@@ -273,8 +273,8 @@ static void unset(const char *pattern)
 		size_t n = strcspn(*e, "=");
 		char *name = need(strndup(*e, n));
 
-		/* A nameless entry can't be unset, and must not loop. */
-		if (n && !fnmatch(pattern, name, FNM_EXTMATCH) && !unsetenv(name)) {
+		/* An entry without a name or "=" can't be unset, and must not loop. */
+		if (n && (*e)[n] && !fnmatch(pattern, name, FNM_EXTMATCH) && !unsetenv(name)) {
 			info(3, "environment: unset %s", name);
 			e = environ; /* unsetenv moved the rest */
 		} else

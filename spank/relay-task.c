@@ -99,7 +99,6 @@ int relay_take_variables(const char **directory)
 		value = strchr(whole + n, '=');
 		*value++ = '\0';
 		unsetenv(whole);
-		e = environ; /* unsetenv moved the rest */
 		if (!strcmp(whole + n, "PWD"))
 			failed = !(*directory = strdup(value));
 		else if (*value)
@@ -109,6 +108,7 @@ int relay_take_variables(const char **directory)
 		free(whole);
 		if (failed)
 			return -1;
+		e = environ; /* unsetenv moved the rest, setenv perhaps all */
 	}
 	return 0;
 }

@@ -1,0 +1,215 @@
+/* The node's side, where any call of Slurm's may fail: what the launcher is told,
+ * and never the command on the host. */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "fuzz.h"
+
+static bool prepends, prepended, wants_container;
+static uint64_t failures;
+static int calls;
+static char *job_env[128], *job_argv[8], **words;
+static int job_argc, word_count, task;
+static uint32_t step_id;
+
+#include <slurm/slurm.h>
+#include <slurm/spank.h>
+
+static bool fails(void)
+{
+	return failures >> (calls++ % 64) & 1;
+}
+
+static spank_err_t fuzz_prepend(spank_t sp, int argc, const char **argv)
+{
+	(void)sp;
+	if (fails())
+		return ESPANK_ERROR;
+	if (argc != 1 || strcmp(argv[0], "/bin/true"))
+		abort();
+	prepended = true;
+	return ESPANK_SUCCESS;
+}
+
+static void *fuzz_dlsym(void *handle, const char *name)
+{
+	(void)handle, (void)name;
+	return prepends ? (void *)fuzz_prepend : NULL;
+}
+
+#define _exit fuzz_exit
+#define dlsym fuzz_dlsym
+#include "../../spank/node.c"
+#include "../../spank/guard.c"
+#include "../../spank/facts.c"
+#undef _exit
+
+bool submit_remote_saw_option(void)
+{
+	return wants_container;
+}
+
+spank_context_t spank_context(void)
+{
+	return S_CTX_REMOTE;
+}
+
+spank_err_t spank_get_item(spank_t sp, spank_item_t item, ...)
+{
+	va_list args;
+
+	(void)sp;
+	if (fails())
+		return ESPANK_ERROR;
+	va_start(args, item);
+	switch ((int)item) {
+	case S_JOB_STEPID:
+		*va_arg(args, uint32_t *) = step_id;
+		break;
+	case S_JOB_ENV:
+		*va_arg(args, char ***) = job_env;
+		break;
+	case S_TASK_ID:
+		*va_arg(args, int *) = task;
+		break;
+	case S_JOB_LOCAL_TASK_COUNT:
+		*va_arg(args, uint32_t *) = 4;
+		break;
+	case S_JOB_ARGV:
+		*va_arg(args, int *) = job_argc;
+		*va_arg(args, char ***) = job_argv;
+		break;
+	default:
+		va_end(args);
+		return ESPANK_BAD_ARG;
+	}
+	va_end(args);
+	return ESPANK_SUCCESS;
+}
+
+static char *join_value;
+
+spank_err_t spank_setenv(spank_t sp, const char *name, const char *value, int overwrite)
+{
+	(void)sp, (void)overwrite;
+	if (fails())
+		return ESPANK_ERROR;
+	if (strcmp(name, JOIN_VARIABLE))
+		abort();
+	free(join_value);
+	join_value = strdup(value);
+	return ESPANK_SUCCESS;
+}
+
+spank_err_t spank_unsetenv(spank_t sp, const char *name)
+{
+	(void)sp, (void)name;
+	return fails() ? ESPANK_ERROR : ESPANK_SUCCESS;
+}
+
+void slurm_error(const char *format, ...)
+{
+	char text[8192];
+	va_list args;
+
+	va_start(args, format);
+	vsnprintf(text, sizeof(text), format, args);
+	va_end(args);
+}
+
+/* Every string is one record, whatever is in it. */
+int launch_start(const struct launch *l)
+{
+	struct stat st;
+	char *text, *at;
+	int variables = 0, arguments = 0, requests = 0;
+
+	if (fstat(l->facts, &st))
+		abort();
+	text = malloc(st.st_size);
+	if (pread(l->facts, text, st.st_size, 0) != st.st_size || text[st.st_size - 1] ||
+	    strcmp(text, FACTS_MAGIC))
+		abort();
+	for (at = text + sizeof(FACTS_MAGIC); at < text + st.st_size; at += strlen(at) + 1) {
+		switch (*at) {
+		case 'e':
+			if (strcmp(at + 1, job_env[variables++]))
+				abort();
+			break;
+		case 'a':
+			if (strcmp(at + 1, words[arguments++]))
+				abort();
+			break;
+		case 'r':
+			requests++;
+			break;
+		case 't':
+		case 'b':
+			break;
+		default:
+			abort();
+		}
+	}
+	if (requests != 1 || arguments != word_count || job_env[variables])
+		abort();
+	free(text);
+	return fails() ? -1 : 0;
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+	static const uint32_t steps[] = { 0, 1, SLURM_BATCH_SCRIPT, SLURM_EXTERN_CONT, SLURM_INTERACTIVE_STEP };
+	char *site[4] = { "ch_join=/bin/true", NULL };
+	uint8_t way;
+	int n;
+
+	fuzz_data = data;
+	fuzz_size = size;
+	way = fuzz_byte();
+	prepends = way & 1;
+	wants_container = way & 2;
+	task = way >> 2 & 1;
+	step_id = steps[fuzz_byte() % 5];
+	failures = 0;
+	for (int i = 0; i < 3; i++)
+		failures |= (uint64_t)(fuzz_byte() & fuzz_byte()) << (8 * i);
+	calls = 0;
+	prepended = false;
+	for (word_count = 1; word_count < 1 + (way >> 4 & 3) && word_count < 4; word_count++)
+		site[word_count] = fuzz_string();
+	words = site;
+	job_argc = way >> 6;
+	for (int i = 0; i < job_argc; i++)
+		job_argv[i] = fuzz_string();
+	job_argv[job_argc] = NULL;
+	for (n = 0; n < 100 && fuzz_size; n++)
+		job_env[n] = fuzz_string();
+	job_env[n] = NULL;
+	char *first = job_argv[0];
+	bool whole = false;
+
+	if (!setjmp(fuzz_top)) {
+		node_user_init(NULL);
+		whole = node_task_init(NULL, word_count, site) == ESPANK_SUCCESS;
+	}
+	/* Where the plugin lets the task go on, ch-join is what it runs, or nobody asked. */
+	if (whole && variable(job_env, REQUEST_VARIABLE) && wants_container && step_id < 2 &&
+	    !prepended && job_argv[0] == first)
+		abort();
+	if (job_argc && job_argv[0] != first)
+		free(job_argv[0]);
+	free(join_value);
+	join_value = NULL;
+	node_free();
+	fuzz_free_strings();
+	return 0;
+}

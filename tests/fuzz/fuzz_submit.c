@@ -1,0 +1,120 @@
+/* The submitting side: options and defaults in, one request out. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <string.h>
+
+#include "fuzz.h"
+
+extern char **environ;
+
+#define exit fuzz_exit
+#include "../../spank/submit.c"
+#undef exit
+
+static spank_context_t context;
+
+spank_context_t spank_context(void)
+{
+	return context;
+}
+
+spank_err_t spank_option_register(spank_t sp, struct spank_option *o)
+{
+	(void)sp, (void)o;
+	return ESPANK_SUCCESS;
+}
+
+void slurm_error(const char *format, ...)
+{
+	char text[8192];
+	va_list args;
+
+	va_start(args, format);
+	vsnprintf(text, sizeof(text), format, args);
+	va_end(args);
+}
+
+/* Of every line the name is one of ours: a value can't add a line. */
+void check_request(const char *request, const char *image, bool plain, int ac, char **av)
+{
+	size_t lines = 0;
+
+	(void)plain, (void)ac, (void)av;
+	for (const char *line = request; *line; line = strchr(line, '\n') + 1) {
+		size_t name = strcspn(line, "=");
+		bool known = false;
+
+		for (int i = 0; i < option_count; i++)
+			known |= !strncmp(line, options[i].name + 3, name) && !options[i].name[3 + name];
+		if (!known || line[name] != '=' || !strchr(line, '\n'))
+			abort();
+		lines++;
+	}
+	if (lines != setting_count || !image || !getenv(REQUEST_VARIABLE) ||
+	    strcmp(getenv(REQUEST_VARIABLE), request))
+		abort();
+}
+
+/* A list's default gives the same values back. */
+static void check_defaults(void)
+{
+	for (int i = 0; i < option_count; i++) {
+		char name[128], *copy, *rest, *line;
+		size_t s = 0;
+
+		snprintf(name, sizeof(name), "SLURM_CH_%s", options[i].variable);
+		if (options[i].kind != KIND_LIST || !given(i, setting_count))
+			continue;
+		copy = rest = strdup(getenv(name));
+		while ((line = strsep(&rest, "\n"))) {
+			while (s < setting_count && settings[s].option != i)
+				s++;
+			if (s == setting_count || strcmp(settings[s++].value, line))
+				abort();
+		}
+		free(copy);
+	}
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+	static char *none[1], program[16];
+	uint8_t way;
+
+	fuzz_data = data;
+	fuzz_size = size;
+	environ = none;
+	way = fuzz_byte();
+	context = way & 1 ? S_CTX_ALLOCATOR : S_CTX_LOCAL;
+	strcpy(program, way & 2 ? "sbatch" : way & 4 ? "salloc" : "srun");
+	program_invocation_short_name = program;
+	if (!setjmp(fuzz_top)) {
+		submit_register(NULL);
+		for (uint8_t left = fuzz_byte() % 32; left; left--) {
+			int i = fuzz_byte();
+
+			if (i & 128) {
+				char name[128];
+
+				snprintf(name, sizeof(name), "%s%s", i & 64 ? "SLURM_CH_" : prefix(),
+					 options[i % 64 % option_count].variable);
+				setenv(name, fuzz_string(), 1);
+			} else {
+				const struct option *o = &options[i % option_count];
+
+				if (on_option(i % option_count, i & 64 && o->has_arg == 2 ? NULL : fuzz_string(), 0))
+					break;
+			}
+		}
+		submit_post_opt(0, NULL);
+		if (context == S_CTX_ALLOCATOR && getenv(REQUEST_VARIABLE))
+			check_defaults();
+	}
+	submit_free();
+	unusable = remote_saw_option = false;
+	environ = none;
+	fuzz_free_strings();
+	return 0;
+}

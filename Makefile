@@ -11,6 +11,9 @@ PACKAGES = slurmctld slurmd slurm-client libslurm-dev munge squashfuse squashfs-
     gcc libc6-dev make python3 python3-dev python3-venv util-linux bsdutils cppcheck \
     charliecloud-runtime fuse3 openmpi-bin libopenmpi-dev libmpich-dev libpmix2
 
+# What `make chaos` needs besides.
+CHAOS_PACKAGES = strace valgrind clang-14 libclang-rt-14-dev
+
 # What `make bench` needs besides.
 BENCH_PACKAGES = valgrind linux-perf
 BENCH_VENV = .venv-bench
@@ -62,14 +65,31 @@ $(BENCH_VENV)/.built:
 	$(BENCH_VENV)/bin/python -m pip install --quiet matplotlib
 	touch $@
 
-# The whole fault campaign and load, with its figures in CHAOS_RESULTS; `make test` has a short form.
+# Faults, load, hostile users and images: what takes too long for `make test`,
+# which has a short form. The figures go to CHAOS_RESULTS, seeds and findings
+# beside it; SEED repeats a run.
 CHAOS_RESULTS ?= $(CURDIR)/build/chaos.json
+SEED ?= $(shell date +%s)
 chaos: deps
-	@etc/where-user-can $(USER_NAME) $(MAKE) --no-print-directory CHAOS_RESULTS=$(CHAOS_RESULTS) chaos-here
+	@PACKAGES="$(CHAOS_PACKAGES)" USER_NAME=$(USER_NAME) etc/prepare-machine
+	@etc/where-user-can $(USER_NAME) $(MAKE) --no-print-directory CHAOS_RESULTS=$(CHAOS_RESULTS) SEED=$(SEED) chaos-here
 
 chaos-here: build
 	mkdir -p $(dir $(CHAOS_RESULTS))
 	CHAOS=full CHAOS_RESULTS=$(CHAOS_RESULTS) $(VENV)/bin/python -m pytest tests/chaos
+	$(MAKE) --no-print-directory hostile-here
+
+hostile-here: build analyze
+	@mkdir -p $(dir $(CHAOS_RESULTS))fuzz
+	@echo "$$(date -Is) SEED=$(SEED)" | tee -a $(dir $(CHAOS_RESULTS))fuzz/seeds
+	tests/fuzz/million $(SEED) $(dir $(CHAOS_RESULTS))fuzz
+	CHAOS=full SEED=$(SEED) $(VENV)/bin/python -m pytest --hypothesis-seed=$(SEED) tests/fuzz tests/unit/test_fuzz.py \
+	    tests/plugin/test_memory.py tests/test_join_hostile.py tests/engine/test_hostile_images.py tests/engine/test_escape.py
+
+# Leaks are the sanitizers' to find: what is kept in a table looks like one here.
+analyze:
+	@for source in spank/*.c; do echo "gcc -fanalyzer $$source"; gcc -std=gnu11 -O1 -Wall -Wextra -Werror -fanalyzer \
+	    -Wno-analyzer-malloc-leak -c -o /dev/null $$source || exit 1; done
 
 lint: $(VENV)/.built
 	$(VENV)/bin/ruff check .
@@ -118,4 +138,5 @@ clean:
 	rm -rf $(VENV) $(BENCH_VENV) build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: all bench deps build native demo test demo-here test-here chaos chaos-here matrix lint install install-ch-run uninstall clean
+.PHONY: all bench analyze deps build native demo test demo-here test-here chaos chaos-here hostile-here matrix lint install \
+    install-ch-run uninstall clean

@@ -53,7 +53,7 @@ def read_facts(fd: int) -> Facts:
             facts.site.append(text)
         elif kind == b"r":
             facts.request = text
-        elif kind == b"t":
+        elif kind == b"t" and text.isascii() and text.isdigit() and len(text) <= 10:
             facts.local_tasks = int(text)
         elif kind == b"b":
             facts.script = text

@@ -96,7 +96,7 @@ int relay_take_variables(const char **directory)
 		whole = strdup(*e);
 		if (!whole)
 			return -1;
-		value = strchr(whole + n, '=');
+		value = whole + n + strcspn(whole + n, "=");
 		*value++ = '\0';
 		unsetenv(whole);
 		if (!strcmp(whole + n, "PWD"))

@@ -59,6 +59,8 @@ static struct entry *find(uint64_t position)
 		if (!e->users && (!oldest || e->used < oldest->used))
 			oldest = e;
 	}
+	if (!oldest) /* there are more entries than threads */
+		__builtin_unreachable();
 	return oldest;
 }
 

@@ -18,7 +18,7 @@ from .conftest import SLURM_CH, Run, settings, tree
 Fails = Callable[..., str]
 
 # `make chaos` tries every case, `make test` those that found something.
-FULL = bool(os.environ.get("SLURM_CH_FULL"))
+FULL = os.environ.get("CHAOS") == "full"
 
 # A container that isn't ready by then hangs.
 SECONDS = 10

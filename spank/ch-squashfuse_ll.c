@@ -25,6 +25,7 @@
 #include <unistd.h>
 
 #include "serve-blocks.h"
+#include "serve-confine.h"
 
 /* The kernel wants room for 8 KiB; nothing longer is ever written to us. */
 #define REQUEST_BYTES (16 << 10)
@@ -457,6 +458,8 @@ int main(int argc, char **argv)
 	open_image(fd, threads);
 	if (chdir("/"))
 		die("can't cd to /: %s", strerror(errno));
+	if (confine())
+		die("can't confine the server: %s", strerror(errno));
 	pthread_attr_init(&small);
 	pthread_attr_setstacksize(&small, 256 << 10);
 	for (int i = 1; i < threads; i++)

@@ -83,5 +83,6 @@ def test_the_server_has_no_capabilities(image_sqfs: Path, user: str) -> None:
     status = dict(line.split(":\t") for line in Path(f"/proc/{server}/status").read_text().splitlines())
     assert {int(status[f"Cap{kind}"], 16) for kind in ("Inh", "Prm", "Eff", "Amb")} == {0}
     assert status["NoNewPrivs"] == "1"
+    assert status["Seccomp"] == "2"
     process.communicate("\n", timeout=20)
     before.wait_until_clean()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import stat
 import subprocess
@@ -19,6 +20,8 @@ Fails = Callable[..., str]
 
 # `make chaos` tries every case, `make test` those that found something.
 FULL = os.environ.get("CHAOS") == "full"
+
+SEED = int(os.environ.get("SEED", "61"))
 
 # A container that isn't ready by then hangs.
 SECONDS = 10
@@ -256,6 +259,53 @@ def test_a_link_and_a_directory_that_change_places(
         racer.kill()
         racer.wait()
         shutil.rmtree(trap)
+
+
+def test_a_damaged_archive(run: Run, evil: Path, world_tmp: Path) -> None:
+    """Whatever the server makes of it, and if it dies of it: an end, and nothing that stays."""
+    dice = random.Random(SEED)
+    for name in ("big", "mnt/other", "mnt/third"):
+        (evil / name).write_text(name * 3000)
+    archive = world_tmp / "damaged.sqfs"
+    # Plain metadata: else most damage is found by its decompressor.
+    command = [
+        "mksquashfs",
+        str(evil),
+        str(archive),
+        "-quiet",
+        "-no-progress",
+        "-noappend",
+        "-all-root",
+        "-noI",
+        "-noX",
+    ]
+    subprocess.run([*command, "-b", "4096"], check=True, capture_output=True)
+    good = archive.read_bytes()
+    tables = len(good) - 4096
+    codes = set()
+    for _ in range(200 if FULL else 8):
+        bad = bytearray(good)
+        for _ in range(dice.randint(1, 12)):
+            place = dice.choice([dice.randrange(96), dice.randrange(len(bad)), dice.randrange(tables, len(bad))])
+            bad[place] = dice.choice([0, 0xFF, 0x80, dice.randrange(256)])
+        if dice.randrange(4) == 0:
+            del bad[dice.randrange(len(bad)) :]
+        archive.write_bytes(b"hsqs" + bad[4:])
+        done = run(
+            archive,
+            "--",
+            "sh",
+            "-c",
+            "find / -xdev -type f | head -300 | xargs cat | wc -c",
+            timeout=60,
+            errors="replace",
+        )
+        codes.add(done.returncode)
+        assert done.returncode != 64, done
+        if done.returncode == 31:
+            assert done.stderr.count("\n") == 1, done
+    assert 31 in codes
+    archive.unlink()
 
 
 def test_an_image_is_left_as_it_was(run: Run, evil: Path) -> None:

@@ -1,17 +1,14 @@
 /* The relay's broker: requests from inside a container, as hostile as can be. */
 #define _GNU_SOURCE
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
-#include <poll.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
-#include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -84,13 +81,16 @@ static ssize_t fuzz_recvmsg(int fd, struct msghdr *msg, int how)
 #define pread fuzz_pread
 #define close fuzz_close
 #define recvmsg fuzz_recvmsg
-#include "../../spank/relayd.c"
+#include "../../spank/relay-request.c"
+#include "../../spank/relay-command.c"
+
+static const char allowed[] = "srun,squeue,scancel";
 
 static void check(const struct request *q)
 {
 	size_t n = 0;
 
-	if (!is_allowed(q->name) || strchr(q->name, '/') || q->argv[0] != q->name)
+	if (!is_allowed(q->name, allowed) || strchr(q->name, '/') || q->argv[0] != q->name)
 		abort();
 	for (char **a = q->argv; *a; a++, n++)
 		if (*a < q->text || *a >= q->text + q->head.size)
@@ -133,17 +133,16 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	fuzz_data = data;
 	fuzz_size = size;
 	environ = host;
-	allowed = "srun,squeue,scancel";
 	open_fds = 0;
 	env = NULL;
 	q = (struct request){ .streams = { -1, -1, -1 } };
 	way = fuzz_byte();
 	fuzz_seals = way & 1 ? -1 : way & 2 ? F_SEAL_SHRINK : F_SEAL_SHRINK | F_SEAL_WRITE | F_SEAL_GROW;
-	n = receive(5, &q.head, sizeof(q.head), fds, 4, &count);
+	n = request_receive(5, &q.head, sizeof(q.head), fds, 4, &count);
 	if (n >= 0 && !(way & 4) && n == sizeof(q.head))
 		q.head.size = fuzz_size; /* else no mutation would ever get there */
 	text_size = fuzz_size;
-	error = n < 0 ? EBADMSG : understand(&q, n, fds, count);
+	error = n < 0 ? EBADMSG : request_understand(&q, n, fds, count, allowed);
 	if (!error && !setjmp(fuzz_top)) {
 		check(&q);
 		env = environment(&q, way & 8);
@@ -159,7 +158,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 			free(*e);
 	}
 	free((void *)env);
-	release(&q);
+	request_release(&q);
 	/* No descriptor stays, whatever came. */
 	if (open_fds)
 		abort();

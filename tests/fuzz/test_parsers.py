@@ -87,7 +87,9 @@ def test_an_environment_file(data: bytes) -> None:
 
 
 @CASES
-@given(st.one_of(WORDS, st.from_regex(r"[0-9]{1,4}(\(x[0-9]{1,4}\))?(,[0-9]{1,3}(\(x[0-9]{1,4}\))?){0,4}", fullmatch=True)))
+@given(
+    st.one_of(WORDS, st.from_regex(r"[0-9]{1,4}(\(x[0-9]{1,4}\))?(,[0-9]{1,3}(\(x[0-9]{1,4}\))?){0,4}", fullmatch=True))
+)
 @example("4(x2),3")
 @example("1(x999999999999)")
 def test_tasks_per_node(text: str) -> None:
@@ -170,6 +172,8 @@ def test_passwd(uid: int, gid: int) -> None:
         assert len({row[2] for row in rows}) == len(rows)
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parent / "corpus").glob("*/*")), ids=lambda p: f"{p.parent.name}-{p.name}")
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parent / "corpus").glob("*/*")), ids=lambda p: f"{p.parent.name}-{p.name}"
+)
 def test_kept_cases_are_small(path: Path) -> None:
     assert path.stat().st_size <= 2048

@@ -1,0 +1,8 @@
+/* Keeping the SquashFS server to serving. */
+#ifndef SERVE_CONFINE_H
+#define SERVE_CONFINE_H
+
+/* Take all from this process and its threads to come that serving doesn't need; -1 with errno. */
+int confine(void);
+
+#endif

@@ -9,6 +9,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#ifdef HAVE_LIBDEFLATE
+#include <libdeflate.h>
+#endif
+
 #include "serve-blocks.h"
 
 /* What the cache may hold; the server as a whole is to stay below 8 MiB. */
@@ -32,12 +36,37 @@ static uint64_t now;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t loaded = PTHREAD_COND_INITIALIZER;
 
+#ifdef HAVE_LIBDEFLATE
+/* As libsquashfuse's own for gzip, in less than half its time. */
+static sqfs_err inflate_fast(void *in, size_t in_size, void *out, size_t *out_size)
+{
+	static _Thread_local struct libdeflate_decompressor *d;
+	size_t room = *out_size;
+
+	if (!d && !(d = libdeflate_alloc_decompressor()))
+		return SQFS_ERR;
+	return libdeflate_zlib_decompress(d, in, in_size, out, room, out_size) ? SQFS_ERR : SQFS_OK;
+}
+
+static void choose_decompressor(struct image *image)
+{
+	if (sqfs_compression(&image->fs) == ZLIB_COMPRESSION)
+		image->fs.decompressor = inflate_fast;
+}
+#else
+static void choose_decompressor(struct image *image)
+{
+	(void)image;
+}
+#endif
+
 int blocks_init(struct image *image, int threads)
 {
 	uint32_t size = image->fs.sb.block_size;
 
 	if (!size || size > BLOCK_MAX)
 		return -1;
+	choose_decompressor(image);
 	entry_count = CACHE_BYTES / size;
 	if (entry_count > ENTRIES_MAX)
 		entry_count = ENTRIES_MAX;

@@ -306,7 +306,8 @@ def find_devices(spec: Spec, caller: Caller) -> Injection | None:
         return None
     from . import devices
 
-    return devices.find(spec.devices, devices.directories(spec.cdi_dirs, caller.environment), caller.cwd)
+    places = devices.directories(spec.cdi_dirs, caller.environment)
+    return devices.find(spec.devices, places, caller.cwd, caller.environment)
 
 
 def containerize(container: Container) -> Build:

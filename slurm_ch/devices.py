@@ -23,6 +23,12 @@ DEFAULT_DIRECTORIES = "/etc/cdi:/var/run/cdi"
 # Far more than any vendor writes; a wrong path must not fill the memory.
 _MAX_BYTES = 16 << 20
 
+# What Slurm gives each task (or, outside of it, the user) must not become the same for all.
+_TASKS_OWN = (
+    "SLURM_", "PMI_", "PMIX_", "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES",
+    "ZE_AFFINITY_MASK", "GPU_DEVICE_ORDINAL",
+)  # fmt: skip
+
 _HOSTS = ("/dev", "/proc", "/sys")
 _HOOK_PROGRAMS = ("cdi-hook", "ctk-hook", "-ctk")
 
@@ -79,10 +85,12 @@ def directories(option: str | None, environment: Mapping[str, str]) -> list[str]
     return [part for part in text.split(":") if part]
 
 
-def find(requests: Sequence[tuple[str, str]], places: Sequence[str], cwd: str) -> Injection:
+def find(
+    requests: Sequence[tuple[str, str]], places: Sequence[str], cwd: str, environment: Mapping[str, str]
+) -> Injection:
     """Return what `requests`, pairs of value and label, amount to.
 
-    Relative paths are taken from `cwd`. ChError when a spec that is needed is
+    Relative paths are taken from `cwd`; `environment` is what a task has already. ChError when a spec that is needed is
     malformed, UsageError when there is no such device.
     """
     injection = Injection()
@@ -97,7 +105,13 @@ def find(requests: Sequence[tuple[str, str]], places: Sequence[str], cwd: str) -
         else:
             document = _read_named(os.path.join(cwd, text), text, label)
             chosen = [(document, name) for name in _all_names(document.devices)]
-        injection.env.append(_apply(injection, chosen, applied))
+        env = _apply(injection, chosen, applied)
+        kept = {word for word in env if word.startswith(_TASKS_OWN) and word.partition("=")[0] in environment}
+        for word in sorted(kept):
+            injection.remark(
+                f"{text}: {word.partition('=')[0]} is each task's own, not set to {word.partition('=')[2]}"
+            )
+        injection.env.append([word for word in env if word not in kept])
     return injection
 
 

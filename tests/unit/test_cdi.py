@@ -98,8 +98,11 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
+ENVIRONMENT = {"SLURM_PROCID": "3", "CUDA_VISIBLE_DEVICES": "1", "MINE": "1"}
+
+
 def find(place: Path, *requests: str) -> devices.Injection:
-    return devices.find([(text, "--device") for text in requests], ["first", "second"], str(place))
+    return devices.find([(text, "--device") for text in requests], ["first", "second"], str(place), ENVIRONMENT)
 
 
 def test_a_whole_spec(place: Path) -> None:
@@ -149,7 +152,7 @@ def test_every_device_of_every_kind(place: Path) -> None:
     (place / "second/w.json").write_text(spec(names=("a",)))
     with pytest.raises(ChError, match=r"^v\.com/c=a is in two specs"):
         find(place, "all")
-    nothing = devices.find([("all", "--device")], ["none"], str(place))
+    nothing = devices.find([("all", "--device")], ["none"], str(place), {})
     assert (nothing.env, nothing.remarks, nothing.notes) == ([[]], [], ["no devices in none"])
 
 
@@ -183,6 +186,17 @@ def test_common_edits_once_but_the_environment_with_each_request(place: Path) ->
     # The last one wins, and a spec's common edits are made where it is first asked for.
     assert found.mounts["/usr/bin/nvidia-smi"].source == "/usr/bin/nvidia-smi"
     assert found.env == [["A=1", "DEVICE=b"], ["NVIDIA_VISIBLE_DEVICES=void"], ["A=1", "DEVICE=a"]]
+
+
+def test_what_each_task_has_of_its_own_is_not_set(place: Path) -> None:
+    words = ["SLURM_PROCID=0", "MINE=2", "CUDA_VISIBLE_DEVICES=all", "ROCR_VISIBLE_DEVICES=0"]
+    (place / "second/v.json").write_text(spec(names=("a",), env=words))
+    found = find(place, "v.com/c")
+    assert found.env == [["MINE=2", "ROCR_VISIBLE_DEVICES=0", "DEVICE=a"]]
+    assert found.remarks == [
+        "v.com/c: CUDA_VISIBLE_DEVICES is each task's own, not set to all",
+        "v.com/c: SLURM_PROCID is each task's own, not set to 0",
+    ]
 
 
 def test_the_last_directory_counts(place: Path) -> None:

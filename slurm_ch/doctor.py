@@ -123,6 +123,9 @@ def check_squashfuse(user: pwd.struct_passwd, path: str | None) -> Iterator[Find
     except errors.ChError as error:
         yield Finding(PROBLEM, "squashfuse", errors.describe(error), remedy)
         return
+    if "usage: ch-squashfuse_ll" in said:
+        yield Finding(OK, "squashfuse", f"{server}: slurm_ch's own")
+        return
     match = re.search(r"squashfuse (\d+)\.(\d+)(?:\.(\d+))?", said)
     if not match:
         yield Finding(WARNING, "squashfuse", f"{server} does not say its version", remedy)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from pytest_mock import MockerFixture
 
-from slurm_ch import doctor, installation, paths, plugstack, trial
+from slurm_ch import doctor, installation, paths, plugstack, squashfs, trial
 from slurm_ch.cluster import Cluster
 from slurm_ch.errors import ChError
 from slurm_ch.findings import OK, PROBLEM, WARNING, Finding
@@ -69,7 +69,7 @@ NO_DEV = "mount -t tmpfs tmpfs /dev; for d in null:3 zero:5 urandom:9; do mknod 
         (NO_DEV, 1, "/dev/fuse: can't be looked at: No such file or directory"),
         ("mount --bind /dev/null /dev/fuse", 1, "/dev/fuse: is not the FUSE device"),
         ("rm $T; mknod -m 600 $T c 10 229; mount --bind $T /dev/fuse", 1, "/dev/fuse: its mode is 0600: users can't open it"),
-        ("chmod 644 $T; mount --bind $T /usr/bin/squashfuse_ll", 1, "squashfuse: can't execute /usr/bin/squashfuse_ll: Permission denied"),
+        (f"chmod 644 $T; mount --bind $T {squashfs.SERVERS[0]}; mount --bind $T {squashfs.SERVERS[1]}", 1, f"squashfuse: can't execute {squashfs.SERVERS[0]}: Permission denied"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_the_node(look: Doctor, tmp_path: Path, setup: str, code: int, message: str) -> None:

@@ -262,6 +262,22 @@ def test_exception_leaves_nothing(parent: Path) -> None:
         raise ZeroDivisionError
 
 
+@pytest.mark.parametrize("who", ["guard", "supervisor"])
+def test_nothing_outlives_a_kill_while_a_job_runs(parent: Path, user: str, who: str) -> None:
+    """A slurmstepd is in no group, session or parent's care of anybody that was killed."""
+    with Cluster(plugstack_lines=[], directory_parent=str(parent)) as one:
+        assert one._supervisor is not None
+        guard = one._supervisor.pid
+        job = one.popen(["srun", "sh", "-c", "echo up; exec sleep 600"], user=user, stdout=subprocess.PIPE, text=True)
+        assert job.stdout is not None
+        assert job.stdout.readline() == "up\n"
+        (supervisor,) = Path(f"/proc/{guard}/task/{guard}/children").read_text().split()
+        os.kill(guard if who == "guard" else int(supervisor), signal.SIGKILL)
+        job.kill()
+        job.communicate()
+        wait_until(lambda: processes_of(parent) == [] and list(parent.iterdir()) == [])
+
+
 def test_killed_supervisor_takes_the_daemons_along(parent: Path) -> None:
     with Cluster(nodes=2, plugstack_lines=[], directory_parent=str(parent)) as one:
         assert one._supervisor is not None

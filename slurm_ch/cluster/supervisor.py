@@ -6,6 +6,9 @@ own orphans (a test runner's, say) would mix with ours. So the subreaper is a
 process of its own: whatever is beneath it belongs to the cluster and may be
 killed, with no guess from names or environments.
 
+Above it is a guard, a subreaper too, that does nothing but wait for its end:
+should it be killed, what was beneath it becomes the guard's, to be killed.
+
 It runs by path under `python -I -S` and needs the standard library only.
 
     argument     the cluster's directory, removed at the end
@@ -191,9 +194,39 @@ def _reap() -> list[tuple[int, int]]:
     return ended
 
 
-def main(directory: str) -> None:
-    """Supervise until told to end, then leave no process and no file."""
+def main(directory: str) -> int:
+    """Supervise until told to end, then leave no process and no file; return the exit status."""
     set_child_subreaper(True)
+    guard = os.getpid()
+    supervisor = os.fork()
+    if supervisor:
+        return _guard(supervisor, directory)
+    # A guard that is killed takes the cluster down in good order.
+    set_parent_death_signal(signal.SIGTERM)
+    set_child_subreaper(True)
+    if os.getppid() == guard:
+        _supervise(directory)
+    return 0
+
+
+def _guard(supervisor: int, directory: str) -> int:
+    """Wait for the supervisor's end, and finish what it left when it was killed."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _frame: os.kill(supervisor, number))
+    # The end of these streams is the supervisor's to see, and to be seen by.
+    for stream in (0, 1):
+        os.dup2(os.open("/dev/null", os.O_RDWR), stream)
+    status = 0
+    while (ended := os.wait())[0] != supervisor:
+        pass
+    status = os.waitstatus_to_exitcode(ended[1])
+    if status:
+        kill_descendants()
+        shutil.rmtree(directory, ignore_errors=True)
+    return status if status >= 0 else 128 - status
+
+
+def _supervise(directory: str) -> None:
     try:
         _serve(directory)
         _end_jobs(directory)
@@ -206,4 +239,4 @@ def main(directory: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    sys.exit(main(sys.argv[1]))

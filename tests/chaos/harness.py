@@ -16,6 +16,7 @@ import select
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -42,6 +43,8 @@ HANG_SECONDS = 20.0
 PATIENCE_SECONDS = 10.0
 
 REAL = {"python": paths.PYTHON, "ch_join": paths.CH_JOIN, "squashfuse": "/usr/bin/squashfuse_ll"}
+# A peer of the named join, without the plugin: `slurm-ch`'s own interpreter.
+PEER = "peer"
 
 
 # Who speaks, of what, and why.
@@ -82,7 +85,7 @@ class Part:
 
     def __init__(self, lab: Path, stepper: Path, kind: str) -> None:
         self.path = lab / kind
-        self.real = REAL[kind]
+        self.real = sys.executable if kind == PEER else REAL[kind]
         self.log = lab / "logs" / f"{kind}.log"
         self.fifo = lab / f"{kind}.fifo"
         shutil.copy(stepper, self.path)
@@ -221,12 +224,12 @@ class Lab:
         self.place.chmod(0o755)
         (self.place / "logs").mkdir()
         (self.place / "logs").chmod(0o1777)
-        self.parts = {kind: Part(self.place, tools / "stepper", kind) for kind in REAL}
+        self.parts = {kind: Part(self.place, tools / "stepper", kind) for kind in (*REAL, PEER)}
 
     def site(self) -> list[str]:
         """Return the plugin's site arguments that lead to the parts here."""
         launcher = f"launcher={Path(paths.PLUGIN).parent.parent / 'launch.py'}"
-        return [*(f"{kind}={part.path}" for kind, part in self.parts.items()), launcher]
+        return [*(f"{kind}={self.parts[kind].path}" for kind in REAL), launcher]
 
     def launchers(self) -> list[int]:
         """Return the launchers of this lab's user that run."""

@@ -47,10 +47,13 @@ class Steps:
         meanwhile: Callable[[subprocess.Popen[str]], None] | None = None,
         image: Path | str | None = None,
         seconds: float = SLURM_SECONDS,
+        plugin: bool = True,
     ) -> Outcome:
         """Run one step on node n1; afterwards only the daemons may be there."""
         bystanders = Bystanders(self.lab.uid)
-        words = ["srun", "-w", "n1", "--overcommit", f"-n{tasks}", f"--ch-image={image or self.lab.image}", *options]
+        words = ["srun", "-w", "n1", "--overcommit", f"-n{tasks}", *options]
+        if plugin:
+            words.append(f"--ch-image={image or self.lab.image}")
         started = time.monotonic()
         srun = self.start([*words, *command])
         try:

@@ -115,7 +115,8 @@ def main(argv: Sequence[str]) -> int:
         log.configure(node=facts.environment.get("SLURMD_NODENAME", ""))
         launch(facts, office)
     except Exception as error:
-        log.error(describe(error))
+        text = describe(error)
+        log.error(text if isinstance(error, ChError) else f"can't make the container: {text}")
         _refuse(office, exit_code(error))
         return exit_code(error)
     return 0

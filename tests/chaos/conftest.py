@@ -49,7 +49,7 @@ def record(results: dict[str, dict[str, object]]) -> Record:
     """Record one fault: its name, and figures."""
 
     def keep(fault: str, **figures: object) -> None:
-        print(f"{fault}: {figures}")
+        print(f"{fault}: {figures}", flush=True)
         results[fault] = figures
 
     return keep

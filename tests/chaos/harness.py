@@ -49,7 +49,7 @@ PEER = "peer"
 
 # Who speaks, of what, and why.
 CLEAR = re.compile(
-    r"(slurm-ch: (n\d+: )?error: .*\w+.*: .+|slurm-ch: (n\d+: )?error: the launcher died|error: slurm_ch: )"
+    r"slurm-ch: (n\d+: )?error: (.*\w+.*: .+|the launcher died)|error: slurm_ch: |.*: error while loading shared libraries: .+"
 )
 
 

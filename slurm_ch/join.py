@@ -246,7 +246,7 @@ class Peer:
             if arrived:
                 log.info(f"join: taking over from {arrived} dead peers")
             os.ftruncate(self._fd, 0)
-            os.ftruncate(self._fd, _HEADER.size + self.count * _SLOT.size)
+            self._make_room(_HEADER.size + self.count * _SLOT.size)
             state, count, arrived = _EMPTY, self.count, 0
         elif count != self.count or size < _HEADER.size + count * _SLOT.size:
             raise UsageError(f"--join-ct={self.count}: other peers of {self.tag} say {count}")
@@ -264,6 +264,14 @@ class Peer:
         if self._slot == 0:
             self._sweep()
         return self._slot == 0
+
+    def _make_room(self, size: int) -> None:
+        """Give the segment its memory now: a write to a page that there is no room for would kill us."""
+        try:
+            os.posix_fallocate(self._fd, 0, size)
+        except OSError as error:
+            self._unlink()
+            raise JoinError(f"join: no room for {self.count} peers in {SHM}/{self._object}") from error
 
     def _anyone_alive(self) -> bool:
         return self._locked(FIRST_SLOT, 0)

@@ -366,7 +366,8 @@ class Bystanders:
             with os.scandir(place) as entries:
                 for entry in entries:
                     try:
-                        if entry.stat(follow_symlinks=False).st_uid == self.uid:
+                        # An image storage, which ch-run makes, is meant to stay.
+                        if entry.stat(follow_symlinks=False).st_uid == self.uid and not entry.name.endswith(".ch"):
                             yield entry.path
                     except FileNotFoundError:
                         continue

@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,20 @@ def test_nobody_waits_when_all_tasks_are_gone(lab: Lab, who: str) -> None:
     done = lab.step(tasks=TASKS, meanwhile=kill_tasks)
     assert done.status
     assert not done.left
+
+
+@pytest.mark.parametrize(("free", "count"), [(0, 1), (1, 1), (1, 400)])
+def test_no_room_for_a_named_join(lab: Lab, free: int, count: int) -> None:
+    """A peer died of SIGBUS in its own segment, and left it there."""
+    prepare = (
+        f"mount -t tmpfs -o size={4 * (free + 1)}k,mode=1777 shm /dev/shm; head -c4096 /dev/zero > /dev/shm/full; "
+        'setpriv --reuid=$1 --regid=$1 --clear-groups "$2" run --join --join-ct=$3 --join-tag=t "$4" -- /bin/cat /marker;'
+        " echo status $?; ls /dev/shm"
+    )
+    script = f"{Path(sys.executable).parent / 'slurm-ch'}"
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", prepare, "sh", str(lab.uid), script, str(count), lab.image],
+        check=False, capture_output=True, text=True, timeout=HANG_SECONDS, cwd="/",
+    )  # fmt: skip
+    assert done.stdout == "status 32\nfull\n", done
+    assert done.stderr.count("\n") == 1 and "No space left on device" in done.stderr, done

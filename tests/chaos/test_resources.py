@@ -55,6 +55,30 @@ def test_memory_limit(lab: Lab, record: Record, kind: str) -> None:
     assert any(end.status == 0 for _, end in ends) and any(end.status for _, end in ends)
 
 
+if FULL:
+
+    def test_memory_of_a_cgroup(lab: Lab, record: Record) -> None:
+        """The kernel kills somebody of the step: which one is its choice."""
+        root = Path("/sys/fs/cgroup")
+        old = (root / "memory").is_dir()
+        group = (root / "memory" if old else root) / f"slurm_ch-chaos-{os.getpid()}"
+        group.mkdir()
+        ends = []
+        try:
+            for kib in range(512, 24 << 10, 512):
+                (group / ("memory.limit_in_bytes" if old else "memory.max")).write_text(str(kib << 10))
+                enter = f'echo $$ > {group}/cgroup.procs; exec "$@"'
+                end = lab.step(tasks=TASKS, wrap=["sh", "-ec", enter, "sh"])
+                # Where the kernel's choice is who stands for slurmstepd, there is nobody to say so.
+                if end.status != -signal.SIGKILL or end.left:
+                    ends.append((f"{kib} KiB", end))
+        finally:
+            wait_for(lambda: not (group / "cgroup.procs").read_text())
+            group.rmdir()
+        judge(record, "memory of a cgroup, 0.5 to 24 MiB", ends, TASKS)
+        assert any(end.status == 0 for _, end in ends) and any(end.status for _, end in ends)
+
+
 def test_open_files_limit(lab: Lab, record: Record) -> None:
     ends = []
     for count in few(range(4, 64), 8):

@@ -111,3 +111,51 @@ def test_something_happens_while_a_part_is_at_a_call(steps: Steps, part: str, ev
     record(f"srun, {event}, {part} held", cases=len(points), problems=len(problems), slowest=round(max(seconds), 2))
     assert not problems, "\n".join(problems)
     assert not steps.sound()
+
+
+def test_kill_on_bad_exit(steps: Steps, record: Record) -> None:
+    """A task that fails takes along one that is still on its way in."""
+    calls = recorded(steps, "ch-join")
+    ends = []
+    for call in calls[:: 1 if FULL else len(calls) // 2]:
+        steps.lab.leave_alone()
+        stepper = steps.lab.parts[KINDS["ch-join"]]
+        stepper.act(call, "hold", RANK["ch-join"])
+
+        def meanwhile(srun: subprocess.Popen[str]) -> None:
+            assert stepper.wait_until_held()  # noqa: B023
+            assert srun.stderr is not None
+            while "exit code 3" not in (line := srun.stderr.readline()):
+                assert line
+            stepper.go()  # noqa: B023
+
+        ends.append(steps.run("--kill-on-bad-exit=1", tasks=TASKS, command=("sh", "-c", "exit 3"), meanwhile=meanwhile))
+    bad = [repr(end) for end in ends if not end.status or end.left]
+    record(
+        "srun, --kill-on-bad-exit", cases=len(ends), problems=len(bad), slowest=round(max(e.seconds for e in ends), 2)
+    )
+    assert not bad
+    assert not steps.sound()
+
+
+if FULL:
+
+    def test_time_limit(steps: Steps, record: Record) -> None:
+        """The shortest limit that Slurm has is a minute."""
+        call = recorded(steps, "launcher")[-20]
+        steps.lab.leave_alone()
+        stepper = steps.lab.parts[KINDS["launcher"]]
+        stepper.act(call, "hold")
+
+        def meanwhile(srun: subprocess.Popen[str]) -> None:
+            del srun
+            assert stepper.wait_until_held()
+            assert wait_for(steps.alone, 200)
+            stepper.go()
+
+        done = steps.run("--time=1", meanwhile=meanwhile, seconds=240)
+        problem = done.problem(TASKS, slurm=True)
+        record("srun, time limit", cases=1, problems=int(bool(problem)), slowest=round(done.seconds, 2))
+        assert "TIME LIMIT" in done.err, done
+        assert not problem, done
+        assert not steps.sound()

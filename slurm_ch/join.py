@@ -167,10 +167,28 @@ class Peer:
         """Refuse what another user made under our name, or what others can write."""
         try:
             status = os.stat(name, dir_fd=self._shm, follow_symlinks=False)
+            if status.st_nlink > 1 and status.st_uid == self._uid:
+                self._unlink_first_name(status.st_ino)
+                status = os.stat(name, dir_fd=self._shm, follow_symlinks=False)
         except FileNotFoundError:
             return None
         self._check_status(status, name)
         return status
+
+    def _unlink_first_name(self, inode: int) -> None:
+        """Remove the name that a semaphore was made under, for one who is about to, or was killed before.
+
+        sem_open(3) makes it as sem.XXXXXX, links it to its own name, and doesn't mind who unlinks the first.
+        """
+        for name in os.listdir(SHM):
+            if len(name) == len("sem.XXXXXX") and name.startswith("sem.") and self._inode(name) == inode:
+                self._unlink_one(name)
+
+    def _inode(self, name: str) -> int:
+        try:
+            return os.stat(name, dir_fd=self._shm, follow_symlinks=False).st_ino
+        except FileNotFoundError:
+            return -1
 
     def _check_time(self) -> None:
         """Raise JoinError when somebody has been in our way for too long."""

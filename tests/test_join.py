@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import posix_ipc
 import pytest
 
 from slurm_ch import join, linux
@@ -310,6 +311,20 @@ def test_squatting_is_an_error_that_says_so(uid: int, kind: str, mode: int) -> N
         for name in os.listdir("/dev/shm"):
             if TAG in name:
                 os.unlink(f"/dev/shm/{name}")
+
+
+def test_a_semaphore_made_by_halves_is_completed(uid: int) -> None:
+    """sem_open links it to its name before it unlinks the one that it was made under: some die between."""
+    path, first = Path(f"/dev/shm/sem.slurm_ch-{uid}-{TAG}"), Path("/dev/shm/sem.Xa1b2C")
+    start(uid, 1).end()
+    posix_ipc.Semaphore(f"/slurm_ch-{uid}-{TAG}", posix_ipc.O_CREX, mode=0o600, initial_value=0).close()
+    os.chown(path, uid, -1)
+    os.link(path, first)
+    try:
+        assert start(uid, 1).end() == 0
+        assert not first.exists()
+    finally:
+        first.unlink(missing_ok=True)
 
 
 def test_an_object_open_to_others_is_refused(uid: int) -> None:

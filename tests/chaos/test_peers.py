@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import select
 import shlex
 import signal
 import struct
@@ -20,6 +22,7 @@ from .slurm import Steps, with_parts
 TASKS = 3
 # The join's own timeout is 30 s: nobody may wait for that.
 SOON = 15.0
+STRAY = re.compile(r"/dev/shm/sem\.\w{6}")
 SLURM_CH = Path(sys.executable).parent / "slurm-ch"
 
 
@@ -54,13 +57,16 @@ def join(steps: Steps, call: Call | None, first: bool) -> Outcome:
         part.act(call, "hold" if first else "kill", 0)
 
     def meanwhile(srun: subprocess.Popen[str]) -> None:
-        del srun
-        held = part.wait_until_held() if first and call else None
+        holding = os.open(f"{part.fifo}.held", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        if first and call:
+            # Once it has registered it is the first, and waits for the others.
+            wait_for(lambda: bool(select.select([holding], [], [], 0)[0]) or arrived() > 0 or srun.poll() is not None)
         os.write(end, b"x\n" * (TASKS - 1))
-        if held:
-            wait_for(lambda: arrived() >= TASKS - 1)
-            os.kill(held, signal.SIGKILL)
+        if first and call and select.select([holding], [], [], SOON)[0]:
+            wait_for(lambda: arrived() >= TASKS - 1, 2.0)
+            os.kill(int(os.read(holding, 32)), signal.SIGKILL)
             part.go()
+        os.close(holding)
 
     peer = shlex.join(
         [str(part.path), str(SLURM_CH), "run", "--join", str(steps.lab.image), "--", "/bin/cat", "/marker"]
@@ -79,16 +85,20 @@ def test_a_peer_killed_at_every_call(steps: Steps, record: Record, first: bool) 
     calls = [call for call in steps.lab.parts[PEER].calls() if call.process == 0]
     # Before, an interpreter starts: that is one phase.
     ours = calls[len(calls) // 2 :]
-    points = [calls[0], *ours[:: max(1, len(ours) // (100 if FULL else 2))]]
+    points = [calls[0], *ours[:: max(1, len(ours) // (40 if FULL else 2))]]
     problems, seconds = [], []
+    strays: list[str] = []
     for call in points:
         done = join(steps, call, first)
         seconds.append(done.seconds)
+        # Killed within sem_open(3), a peer leaves the C library's own 32 bytes: no name tells whose they are.
+        strays += [path for path in done.left if STRAY.fullmatch(path)]
+        done.left = [path for path in done.left if not STRAY.fullmatch(path)]
         if problem := done.problem(TASKS, TASKS, TASKS, slurm=True):
             problems.append(f"killed at {call!r}: {problem}: {done!r}")
     record(
         f"named join, {'first' if first else 'any'} peer killed", cases=len(points), calls=len(calls), problems=len(problems),
-        slowest=round(max(seconds), 2),
+        of_the_C_library=len(strays), slowest=round(max(seconds), 2),
     )  # fmt: skip
     assert not problems, "\n".join(problems[:10])
     done = join(steps, None, first)

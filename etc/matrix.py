@@ -46,7 +46,7 @@ cd "$tree"
 mkdir -p sys dev proc tmp var/tmp run old
 mount --rbind /sys sys
 mount --rbind /dev dev
-mount -t proc proc proc
+mount -t proc -o nosuid,nodev,noexec proc proc
 for d in tmp var/tmp dev/shm; do mount -t tmpfs -o mode=1777 tmpfs $d; done
 mount -t tmpfs -o mode=755 tmpfs run
 for path in $LENT; do

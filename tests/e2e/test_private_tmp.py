@@ -19,7 +19,6 @@ SLURM_CH = Path(sys.executable).parent / "slurm-ch"
 
 # Its name until 25.11, and since.
 TYPE = {False: "JobContainerType=job_container/tmpfs", True: "NamespaceType=namespace/tmpfs"}
-CONF = {False: "job_container.conf", True: "namespace.conf"}
 
 
 class PrivateTmp(Cluster):
@@ -33,7 +32,7 @@ class PrivateTmp(Cluster):
         self.slurm_conf_extra = f"{TYPE[new]}\nPrologFlags=Contain\n"
         super()._prepare()
         os.mkdir(self._path("base"))
-        self._write(CONF[new], f"BasePath={self._path('base')}\nAutoBasePath=true\n".encode())
+        self._write("job_container.conf", f"BasePath={self._path('base')}\nAutoBasePath=true\n".encode())
 
 
 @pytest.fixture

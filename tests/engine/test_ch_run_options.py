@@ -179,7 +179,7 @@ def test_host_as_image_cannot_be_overlaid(fails: Fails) -> None:
 
 
 def test_images_of_ch_image_are_not_written_to(fails: Fails, good: Good, world_tmp: Path, image_dir: Path) -> None:
-    storage = world_tmp / "storage"
+    storage = world_tmp / "ch-image"
     (storage / "img").mkdir(parents=True)
     subprocess.run(["cp", "-a", image_dir, storage / "img/foo+1"], check=True)
     for reference in ("foo:1", storage / "img/foo+1"):

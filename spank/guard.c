@@ -20,9 +20,13 @@
 int guard_local_user_init(spank_t sp)
 {
 	char **argv = NULL, *word;
+	uint32_t step;
 	int argc = 0;
 
 	if (!getenv(REQUEST_VARIABLE) || getenv(MULTI_PROG_VARIABLE))
+		return ESPANK_SUCCESS;
+	/* salloc's shell is on the host in any case. */
+	if (spank_get_item(sp, S_JOB_STEPID, &step) == ESPANK_SUCCESS && step == SLURM_INTERACTIVE_STEP)
 		return ESPANK_SUCCESS;
 	if (spank_get_item(sp, S_JOB_ARGV, &argc, &argv) != ESPANK_SUCCESS || argc < 1)
 		return ESPANK_SUCCESS;

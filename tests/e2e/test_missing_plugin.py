@@ -104,4 +104,8 @@ def test_the_task_prolog_guards_scripts_and_multi_prog(user: str, image_sqfs: Pa
         assert run(sbatch.format("cat /marker").replace("-W", "-W -w n1")).stdout == "0\none\n"
         assert run("srun -w n2 echo plain").stdout == "plain\n"
         assert run("srun -w n1 --ch-image=$IMG cat /marker").stdout == "one\n"
+        # salloc's shell, a step on the node, stays on the host; its steps do not.
+        shell = "echo 'echo on $SLURMD_NODENAME; srun cat /marker; exit' | SHELL=/bin/sh script -qec 'salloc -Q -w n1 --ch-image=$IMG' /dev/null"
+        said = [line.removeprefix("$ ") for line in run(shell).stdout.replace("\r", "").splitlines()]
+        assert {"on n1", "one"} <= set(said)
         assert set(own.node_states().values()) <= {"idle", "completing"}

@@ -272,27 +272,35 @@ def test_ps_of_nodes_that_do_not_answer(running: Running, world_tmp: Path) -> No
 # --- the hold on a process ----------------------------------------------------
 
 
-def test_a_process_that_is_no_longer_listed_is_not_entered(mocker: MockerFixture) -> None:
-    with subprocess.Popen(
-        ["unshare", "-Ur", "env", "CH_RUNNING=x", "sh", "-c", "echo; exec sleep 1000"], stdout=subprocess.PIPE
-    ) as other:
-        assert other.stdout is not None
-        other.stdout.readline()
-        one = containers.Listed(other.pid, "0", 0)
-        mocker.patch.object(containers, "list_processes", return_value=[one])
-        (found,) = containers.find(1, None, "n1")
-        assert (found.image, found.tasks) == ("x", 1)
-        before = set(os.listdir("/proc/self/fd"))
-        # Listed when we opened it, and not after: its number may mean another by now.
-        mocker.patch.object(containers, "list_processes", side_effect=[[one], []])
-        assert containers.find(1, None, "n1") == []
-        assert set(os.listdir("/proc/self/fd")) == before
-        other.kill()
-        other.wait()
-        with pytest.raises(ChError, match=f"can't open /proc/{other.pid}/ns/user$"):
-            found.open_namespaces()
-        mocker.patch.object(containers, "list_processes", return_value=[one])
-        assert containers.find(1, None, "n1") == []
+@pytest.fixture
+def other() -> Iterator[subprocess.Popen[bytes]]:
+    """A process in a user namespace of its own that says it is in an image."""
+    command = ["unshare", "-Ur", "env", "CH_RUNNING=x", "sh", "-c", "echo; exec sleep 1000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield process
+        process.kill()
+
+
+def test_a_process_that_is_no_longer_listed_is_not_entered(
+    mocker: MockerFixture, other: subprocess.Popen[bytes]
+) -> None:
+    one = containers.Listed(other.pid, "0", 0)
+    mocker.patch.object(containers, "list_processes", return_value=[one])
+    (found,) = containers.find(1, None, "n1")
+    assert (found.image, found.tasks) == ("x", 1)
+    before = set(os.listdir("/proc/self/fd"))
+    # Listed when we opened it, and not after: its number may mean another by now.
+    mocker.patch.object(containers, "list_processes", side_effect=[[one], []])
+    assert containers.find(1, None, "n1") == []
+    assert set(os.listdir("/proc/self/fd")) == before
+    other.kill()
+    other.wait()
+    with pytest.raises(ChError, match=f"can't open /proc/{other.pid}/ns/user$"):
+        found.open_namespaces()
+    mocker.patch.object(containers, "list_processes", return_value=[one])
+    assert containers.find(1, None, "n1") == []
 
 
 def test_listpids() -> None:

@@ -190,6 +190,7 @@ static pid_t fuzz_fork(void)
 #include "../../spank/relay-task.c"
 #include "../../spank/entrypoint.c"
 #include "../../spank/seccomp.c"
+#include "../../spank/variables.c"
 
 static void fresh_environment(void)
 {

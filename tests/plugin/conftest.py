@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SPANK = ROOT / "spank"
 # The parts of ch-join.
-JOIN_SOURCES = ("ch-join.c", "entrypoint.c", "relay-task.c", "seccomp.c")
+JOIN_SOURCES = ("ch-join.c", "entrypoint.c", "relay-task.c", "seccomp.c", "variables.c")
 
 SANITIZE = [
     "-std=gnu11",

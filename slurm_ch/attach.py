@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 INSIDE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "inside.py")
 
+_MARK = "slurm_ch container "
+
 # How long one job's nodes may take to list their containers.
 LIST_SECONDS = 60
 SHELLS = ("/bin/bash", "/bin/sh")
@@ -152,17 +154,12 @@ def _change_to(directory: int | None) -> str:
 # --- ps -----------------------------------------------------------------------
 
 
-def list_here(job: int) -> Iterator[dict[str, object]]:
-    """Yield a job's containers on this node, each as one record."""
-    for one in containers.find(job, None, os.environ.get("SLURMD_NODENAME", "")):
-        yield {
-            "job": job,
-            "step": one.step,
-            "node": os.environ.get("SLURMD_NODENAME", ""),
-            "image": one.image,
-            "tasks": one.tasks,
-            "seconds": one.seconds,
-        }
+def list_here(job: int) -> Iterator[str]:
+    """Yield a line for `list_job` for each of a job's containers on this node."""
+    node = os.environ.get("SLURMD_NODENAME", "")
+    for one in containers.find(job, None, node):
+        record = {"step": one.step, "node": node, "image": one.image, "tasks": one.tasks, "seconds": one.seconds}
+        yield _MARK + json.dumps(record)
 
 
 def list_job(job: jobs.Job) -> list[dict[str, object]]:
@@ -179,4 +176,6 @@ def list_job(job: jobs.Job) -> list[dict[str, object]]:
         raise ChError(f"job {job.label}: no answer from {job.nodes} within {LIST_SECONDS} s") from None
     if done.returncode != 0:
         raise ChError(f"job {job.label}: can't ask {job.nodes}: {controller.last_line(done)}")
-    return [{**json.loads(line), "job": job.label} for line in done.stdout.splitlines()]
+    # What a TaskProlog prints arrives here too.
+    records = [line.removeprefix(_MARK) for line in done.stdout.splitlines() if line.startswith(_MARK)]
+    return [{"job": job.label, **json.loads(record)} for record in records]

@@ -7,7 +7,6 @@ import sys
 
 sys.path.insert(0, __file__.rpartition("/slurm_ch/")[0])
 
-import json
 import os
 
 from slurm_ch import attach, log
@@ -18,8 +17,8 @@ def main(words: list[str]) -> None:
     """Do what `words` say; ChError if it can't be done."""
     log.configure(node=os.environ.get("SLURMD_NODENAME", ""))
     if words[0] == "list":
-        for record in attach.list_here(int(words[1])):
-            print(json.dumps(record))
+        for line in attach.list_here(int(words[1])):
+            print(line)
     else:
         _, job, label, step, *argv = words
         attach.enter_here(int(job), label, None if step == "-" else step, argv)

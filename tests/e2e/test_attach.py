@@ -269,6 +269,19 @@ def test_ps_of_nodes_that_do_not_answer(running: Running, world_tmp: Path) -> No
     assert done.stderr == f"slurm-ch: error: job {running.job}: can't ask n[1-2]: srun: error: nodes are down\n"
 
 
+def test_ps_where_a_task_prolog_talks(running: Running, world_tmp: Path) -> None:
+    bin_ = world_tmp / "talking-srun"
+    bin_.mkdir()
+    prolog = world_tmp / "prolog"
+    prolog.write_text("#!/bin/sh\necho 'print welcome to this node'\n")
+    (bin_ / "srun").write_text(f'#!/bin/sh\nexec /usr/bin/srun --task-prolog={prolog} "$@"\n')
+    for path in (prolog, bin_ / "srun"):
+        path.chmod(0o755)
+    env = {**running.cluster.environ(running.user), "PATH": f"{bin_}:/usr/bin:/bin"}
+    done = running.sh(f"{SLURM_CH} ps {running.array}_3", env=env)
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 2), done
+
+
 # --- the hold on a process ----------------------------------------------------
 
 

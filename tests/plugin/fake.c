@@ -341,8 +341,16 @@ static int many(char **argv, int argc)
 	return descriptors() == before ? 0 : 6;
 }
 
+#include "stepd.h"
+
 int main(int argc, char **argv)
 {
+	if (argc >= 3 && !strcmp(argv[1], "state"))
+		return state(argv + 2, argc - 2);
+	if (argc >= 3 && !strcmp(argv[1], "bare"))
+		return bare(argv + 2);
+	if (argc >= 3 && !strcmp(argv[1], "memory"))
+		return memory(argv + 2, argc - 2);
 	if (argc >= 2 && !strcmp(argv[1], "submit"))
 		return submit(argc - 2, argv + 2);
 	if (argc >= 5 && !strcmp(argv[1], "remote"))

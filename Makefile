@@ -8,12 +8,12 @@ VENV = .venv
 USER_NAME = chuser
 
 PACKAGES = slurmctld slurmd slurm-client libslurm-dev munge squashfuse squashfs-tools busybox-static \
-    gcc libc6-dev make python3 python3-dev python3-venv util-linux bsdutils cppcheck \
+    gcc libc6-dev make python3 python3-dev python3-venv util-linux bsdutils cppcheck strace \
     charliecloud-runtime fuse3 openmpi-bin libopenmpi-dev libmpich-dev libpmix2 \
     libsquashfuse-dev libdeflate-dev zlib1g-dev liblzma-dev liblzo2-dev liblz4-dev libzstd-dev
 
 # What `make chaos` needs besides.
-CHAOS_PACKAGES = strace valgrind clang-14 libclang-rt-14-dev
+CHAOS_PACKAGES = valgrind clang-14 libclang-rt-14-dev
 
 # What `make bench` needs besides.
 BENCH_PACKAGES = valgrind linux-perf

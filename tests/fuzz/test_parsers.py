@@ -13,7 +13,7 @@ from slurm_ch import environment, errors, image, launcher, log, options, passwd,
 from slurm_ch.errors import ChError, UsageError
 
 FULL = os.environ.get("CHAOS") == "full"
-CASES = settings(max_examples=15000 if FULL else 250, deadline=None)
+CASES = settings(max_examples=2500 if FULL else 250, deadline=None)
 
 # What Slurm hands to the launcher: bytes without NUL, as Python decodes them.
 WORDS = st.binary(max_size=60).map(lambda b: os.fsdecode(b.replace(b"\0", b"")))

@@ -23,7 +23,13 @@ def test_no_state_of_the_process_is_changed(fake: Fake, env: dict[str, str]) -> 
 @pytest.mark.parametrize("callback", ["init", "user_init", "task_post_fork", "exit"])
 def test_what_runs_as_root_is_a_socketpair(fake: Fake, callback: str) -> None:
     """Under a filter that kills at any other system call; what the user wrote is only searched for a name."""
-    hostile = {**REQUEST, "SLURM_CH_JOIN": "0 /bin/sh", "SLURM_CH_CWD": "/x", "SLURM_CH_REQUEST": "\x1b" * 100_000, "LD_PRELOAD": ""}
+    hostile = {
+        **REQUEST,
+        "SLURM_CH_JOIN": "0 /bin/sh",
+        "SLURM_CH_CWD": "/x",
+        "SLURM_CH_REQUEST": "\x1b" * 100_000,
+        "LD_PRELOAD": "",
+    }
     assert fake("bare", callback, **hostile).returncode == 0
     assert fake("bare", callback).returncode == 0
 
@@ -42,13 +48,28 @@ def test_a_thousand_steps_leave_no_byte(fake: Fake, env: dict[str, str]) -> None
 def test_no_code_of_ours_starts_a_thread_or_handles_a_signal() -> None:
     """What slurmstepd loads, by the symbols that it wants."""
     plugin = Path(SPANK).parent / "slurm_ch/native/slurm_ch.so"
-    wanted = subprocess.run(["nm", "-D", "--undefined-only", str(plugin)], check=True, capture_output=True, text=True).stdout
+    wanted = subprocess.run(
+        ["nm", "-D", "--undefined-only", str(plugin)], check=True, capture_output=True, text=True
+    ).stdout
     found = set(re.findall(r"\bU (\w+)", wanted))
     assert {"socketpair", "fork", "execve"} <= found
-    assert not found & {"pthread_create", "sigaction", "setlocale", "chdir", "umask", "alarm", "setitimer", "system", "popen", "putenv"}
+    assert not found & {
+        "pthread_create",
+        "sigaction",
+        "setlocale",
+        "chdir",
+        "umask",
+        "alarm",
+        "setitimer",
+        "system",
+        "popen",
+        "putenv",
+    }
 
 
 def test_only_the_grandchild_touches_signals() -> None:
     """launch.c resets them for the launcher; no other part has to do with any."""
-    users = {Path(source).name for source in SOURCES if re.search(r"\bsignal\(|sigprocmask\(", Path(source).read_text())}
+    users = {
+        Path(source).name for source in SOURCES if re.search(r"\bsignal\(|sigprocmask\(", Path(source).read_text())
+    }
     assert users <= {"launch.c"}

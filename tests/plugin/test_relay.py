@@ -16,6 +16,7 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -154,7 +155,7 @@ def test_streams(relay: Relay, world_tmp: Path) -> None:
     pipe.register(process.stdin, 0)
     assert [event for _, event in pipe.poll(20_000)] == [select.POLLERR]
     process.kill()
-    process.communicate()
+    process.communicate(timeout=30)
 
 
 @pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
@@ -213,7 +214,16 @@ def test_a_signal_that_is_ignored_stays_so(relay: Relay) -> None:
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == -signal.SIGTERM
     os.close(command)
-    process.communicate()
+    process.communicate(timeout=30)
+
+
+def changed(pid: int, options: int) -> int:
+    """Return a child's next status, as waitpid, but not after half a minute."""
+    deadline = time.monotonic() + 30
+    while not (found := os.waitpid(pid, options | os.WNOHANG))[0]:
+        assert time.monotonic() < deadline
+        os.sched_yield()
+    return found[1]
 
 
 def test_stop_and_go(relay: Relay) -> None:
@@ -221,10 +231,10 @@ def test_stop_and_go(relay: Relay) -> None:
     (child,) = relay.children()
     for _ in range(2):
         process.send_signal(signal.SIGTSTP)
-        assert os.WIFSTOPPED(os.waitpid(process.pid, os.WUNTRACED)[1])
+        assert os.WIFSTOPPED(changed(process.pid, os.WUNTRACED))
         assert Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] == "T"
         process.send_signal(signal.SIGCONT)
-        assert os.WIFCONTINUED(os.waitpid(process.pid, os.WCONTINUED)[1])
+        assert os.WIFCONTINUED(changed(process.pid, os.WCONTINUED))
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=30)
     assert process.returncode == -signal.SIGTERM
@@ -237,7 +247,7 @@ def test_a_killed_relay_s_command_is_killed(relay: Relay) -> None:
     process.kill()
     assert stage.gone(command)
     os.close(command)
-    process.communicate()
+    process.communicate(timeout=30)
     assert relay.run("squeue").returncode == 0
 
 
@@ -310,7 +320,7 @@ def test_fifty_at_once(relay: Relay) -> None:
         process.terminate()
     assert {process.wait(30) for process in running} == {-signal.SIGTERM}
     for process in running:
-        process.communicate()
+        process.communicate(timeout=30)
     relay.wait_until_idle()
 
 
@@ -476,7 +486,7 @@ def test_a_terminal(relay: Relay) -> None:
     fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 77, 0, 0))
     until(b"SIGWINCH 77 33")
     os.write(master, b"\x1a")
-    assert os.WIFSTOPPED(os.waitpid(pid, os.WUNTRACED)[1])
+    assert os.WIFSTOPPED(changed(pid, os.WUNTRACED))
     os.kill(pid, signal.SIGCONT)
     os.write(master, b"\x03")
     until(b"SIGINT 77 33")

@@ -199,18 +199,9 @@ def _reading(samples: Samples) -> str:
                 milliseconds(value, 0),
                 number(ratio(value, bare)),
                 number(ratio(value, peer)),
-                milliseconds(samples.values("reading", case, variant, "cpu"), 0),
                 bad(samples, "reading", case, variant),
             ))  # fmt: skip
-    head = (
-        "what: variant",
-        "time",
-        "/ bare directory",
-        "/ ch-run, SquashFS",
-        "CPU of step and both passes",
-        "failed / hung",
-    )
-    return table(head, rows)
+    return table(("what: variant", "time", "/ bare directory", "/ ch-run, SquashFS", "failed / hung"), rows)
 
 
 def _alone(samples: Samples) -> str:

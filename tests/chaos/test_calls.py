@@ -129,8 +129,8 @@ def campaign(lab: Lab, part: str, cases: list[Case], record: Record, fault: str,
         problems=len(problems), slowest=round(seconds[-1], 2) if seconds else None,
     )  # fmt: skip
     assert not problems, "\n".join(problems[:20])
-    # The last calls of the server come when the step has ended, or not at all.
-    assert sum(row["hit"] for row in found) >= 0.9 * len(found)
+    # Which of a server's threads does what is another matter each time; its last calls may never come.
+    assert sum(row["hit"] for row in found) >= (0.5 if part == "server" else 0.9) * len(found)
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -144,8 +144,11 @@ def test_killed_at_every_call(lab: Lab, part: str, record: Record) -> None:
 @pytest.mark.parametrize("part", PARTS)
 def test_every_call_failing(lab: Lab, part: str, record: Record) -> None:
     calls, _ = recorded(lab, part)
-    cases: list[Case] = [(call, error) for call in calls for error in PLAUSIBLE.get(call.name, PLAUSIBLE[""])]
+    cases: list[Case] = []
+    for place, call in enumerate(calls):
+        errors = PLAUSIBLE.get(call.name, PLAUSIBLE[""])
+        # In the launcher's first half an interpreter starts: there, any errno will do.
+        cases += [(call, error) for error in errors[: 1 if part == "launcher" and place < len(calls) // 2 else None]]
     if not FULL:
-        # The second half: in the first, an interpreter starts.
-        cases = cases[len(cases) // 2 :: max(1, len(cases) // 80)]
+        cases = cases[len(cases) // 3 :: max(1, len(cases) // 60)]
     campaign(lab, part, cases, record, f"errno {part}", len(calls))

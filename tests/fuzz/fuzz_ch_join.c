@@ -218,8 +218,7 @@ static void check_environment(void)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	char *words[] = { "ch-join", "--plan=5", "--", "-", "argument", NULL };
-	static uint8_t kind;
-	static char *none[1];
+	uint8_t kind;
 	char value[64];
 	size_t got;
 	const uint8_t *text;
@@ -261,7 +260,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	}
 	while (mapped_count)
 		free(mapped[--mapped_count]);
-	environ = none;
+	environ = (char *[]){ NULL };
 	fuzz_free_strings();
 	return 0;
 }

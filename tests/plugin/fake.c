@@ -8,7 +8,7 @@
  * FAKE_CONTEXT local or allocator; FAKE_SITE site arguments, one a line;
  * FAKE_OPTION an option that reaches the node; FAKE_FAIL the number of the API
  * call that fails; FAKE_CLOSE closes the tasks' streams; FAKE_RANKS gives each
- * task its SLURM_PROCID. The job's environment is this process's without FAKE_*.
+ * task its SLURM_PROCID; FAKE_PROLOG is run by each task before its command. The job's environment is this process's without FAKE_*.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -208,10 +208,10 @@ static int submit(int argc, char **argv)
 	if (slurm_spank_init_post_opt(NULL, ac, av))
 		return 4;
 	if (getenv("FAKE_COMMAND")) {
-		char *words[] = { getenv("FAKE_COMMAND"), getenv("FAKE_WORD"), NULL };
+		char *words[] = { getenv("FAKE_COMMAND"), "word", NULL };
 
 		job_argv = words;
-		job_argc = words[1] ? 2 : 1;
+		job_argc = 2;
 		for (int i = 0; i < 2; i++)
 			if (slurm_spank_local_user_init(NULL, 0, NULL))
 				return 5;
@@ -267,6 +267,12 @@ static void task(int id, int ac, char **av)
 		_exit(90);
 	if (getenv("FAKE_NO_EXEC"))
 		_exit(0);
+	if (getenv("FAKE_PROLOG") && fork() == 0) {
+		execl(getenv("FAKE_PROLOG"), "prolog", NULL);
+		_exit(92);
+	}
+	if (getenv("FAKE_PROLOG"))
+		wait(NULL);
 	execve(job_argv[0], job_argv, job_env);
 	_exit(91);
 }

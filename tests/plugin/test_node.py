@@ -123,6 +123,18 @@ def test_one_launcher_well_started(fake: Fake, world_tmp: Path, way: str) -> Non
     assert not [fact for fact in facts if fact.startswith("b")]
 
 
+def test_a_prolog_gets_no_descriptor_of_ours(fake: Fake, world_tmp: Path) -> None:
+    """What it left running would keep the ticket, and so the container and its server; not every Slurm closes them."""
+    interpreter, _ = launcher(world_tmp, REFUSE)
+    prolog = write_script(world_tmp / "prolog", "#!/bin/sh\nls -l /proc/self/fd\n")
+    done = fake(
+        "remote", 1, 0, "/bin/true", FAKE_SITE=site(interpreter), SLURM_CH_REQUEST="image=i\n", FAKE_PROLOG=str(prolog)
+    )
+    assert "/proc/" in done.stdout
+    assert "socket:" not in done.stdout
+    assert done.stdout.endswith("task: 77\n")
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_streams_may_be_closed(fake: Fake, world_tmp: Path, way: str) -> None:
     interpreter, report = launcher(world_tmp, REFUSE)

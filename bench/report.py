@@ -199,9 +199,18 @@ def _reading(samples: Samples) -> str:
                 milliseconds(value, 0),
                 number(ratio(value, bare)),
                 number(ratio(value, peer)),
+                milliseconds(samples.values("reading", case, variant, "cpu"), 0),
                 bad(samples, "reading", case, variant),
             ))  # fmt: skip
-    return table(("what: variant", "time", "/ bare directory", "/ ch-run, SquashFS", "failed / hung"), rows)
+    head = (
+        "what: variant",
+        "time",
+        "/ bare directory",
+        "/ ch-run, SquashFS",
+        "CPU of step and both passes",
+        "failed / hung",
+    )
+    return table(head, rows)
 
 
 def _alone(samples: Samples) -> str:

@@ -27,7 +27,7 @@ extern char **environ;
 /* The longest word that is passed on. */
 #define VERDICT_SIZE 8192
 
-/* False if `image` is here and may be none. */
+/* Whether `image` may be one: all but what is here and isn't, or needs a closer look. */
 static bool may_be_image(const char *image)
 {
 	char magic[4];

@@ -16,6 +16,19 @@
 #define GUARD "/proc/no-slurm_ch-plugin-on-this-node,-or-an-older-one"
 #endif
 
+/* Whether a --multi-prog file's text is in place of arguments, if that option may
+ * have been given. The first line that says something begins with task numbers. */
+bool guard_is_multi_prog(int argc, char **argv)
+{
+	const char *text;
+
+	if (argc < 2)
+		return false;
+	for (text = argv[1]; *text == '#' || *text == '\n' || *text == ' ' || *text == '\t';)
+		text += *text == '#' ? strcspn(text, "\n") : 1;
+	return *text == '*' || (*text >= '0' && *text <= '9');
+}
+
 /* In srun, after the options, once for each component of a heterogeneous step. */
 int guard_local_user_init(spank_t sp)
 {
@@ -23,12 +36,14 @@ int guard_local_user_init(spank_t sp)
 	uint32_t step;
 	int argc = 0;
 
-	if (!getenv(REQUEST_VARIABLE) || getenv(MULTI_PROG_VARIABLE))
+	if (!getenv(REQUEST_VARIABLE))
 		return ESPANK_SUCCESS;
 	/* salloc's shell is on the host in any case. */
 	if (spank_get_item(sp, S_JOB_STEPID, &step) == ESPANK_SUCCESS && step == SLURM_INTERACTIVE_STEP)
 		return ESPANK_SUCCESS;
 	if (spank_get_item(sp, S_JOB_ARGV, &argc, &argv) != ESPANK_SUCCESS || argc < 1)
+		return ESPANK_SUCCESS;
+	if (getenv(MULTI_PROG_VARIABLE) && guard_is_multi_prog(argc, argv))
 		return ESPANK_SUCCESS;
 	if (!strcmp(argv[0], GUARD)) /* srun launches again; the variable is there */
 		return ESPANK_SUCCESS;

@@ -132,19 +132,6 @@ static int start_launcher(spank_t sp, uint32_t step, char **env, int ac, char **
 	return failed;
 }
 
-/* Whether srun sent a --multi-prog file's text in place of arguments. Its first
- * line that says something begins with task numbers. */
-static bool is_multi_prog(char **env, int argc, char **argv)
-{
-	const char *text;
-
-	if (!variable(env, MULTI_PROG_VARIABLE) || argc < 2)
-		return false;
-	for (text = argv[1]; *text == '#' || *text == '\n' || *text == ' ' || *text == '\t';)
-		text += *text == '#' ? strcspn(text, "\n") : 1;
-	return *text == '*' || (*text >= '0' && *text <= '9');
-}
-
 typedef spank_err_t prepend_f(spank_t, int, const char **);
 
 /* Put `path` in front of the command the way that Slurm has for it, since
@@ -187,7 +174,7 @@ static int prepend(spank_t sp, int id, char **env, const char *path)
 		if (!command)
 			goto out;
 	}
-	if (!api && is_multi_prog(env, argc, argv)) {
+	if (!api && variable(env, MULTI_PROG_VARIABLE) && guard_is_multi_prog(argc, argv)) {
 		/* Each task has an argument array of its own, out of reach. */
 		if (id == 0)
 			slurm_error("slurm_ch: --ch-image and --multi-prog together need Slurm "

@@ -45,6 +45,7 @@ void check_request(const char *request, const char *image, bool plain, int ac, c
 /* guard.c: a node without this plugin must not run the command on the host */
 int guard_local_user_init(spank_t sp);
 bool guard_is(const char *word);
+bool guard_is_multi_prog(int argc, char **argv);
 
 /* facts.c: what the launcher and the checker are told, and where they are */
 char *site_path(const char *key, const char *beside, int ac, char **av);

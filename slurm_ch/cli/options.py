@@ -23,6 +23,9 @@ _SHORT = {option.short: option for option in _TABLE.values() if option.short}
 # What each repetition raises, instead of replacing it.
 _LEVELS = ("verbose", "quiet")
 
+# Options of `run` that are about itself: no row of the table.
+_OWN_WITH_VALUE = ("feature", "test")
+
 # The command that stands for the image's own.
 IMAGES_OWN = "-"
 
@@ -32,10 +35,10 @@ def _takes_bare(option: options.Option) -> bool:
     return option.kind == options.OPTIONAL or (option.kind == options.LIST and option.bare != "yes")
 
 
-def click_options(rows: Iterable[options.Option] = _TABLE.values()) -> list[click.Parameter]:
+def click_options() -> list[click.Parameter]:
     """Return one click option for each row of the table."""
     params: list[click.Parameter] = []
-    for option in rows:
+    for option in _TABLE.values():
         names = [f"--{option.name}", option.name.replace("-", "_")]
         if option.short:
             names.append(f"-{option.short}")
@@ -120,10 +123,6 @@ class _Reader:
                 if not rest:
                     self._value(f"-{letter}")
                 return
-
-
-# Options of `run` that are about itself: no row of the table.
-_OWN_WITH_VALUE = ("feature", "test")
 
 
 class OrderedCommand(click.Command):

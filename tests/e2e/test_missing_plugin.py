@@ -54,6 +54,11 @@ def test_only_that_nodes_tasks_fail(odd: On) -> None:
     assert done.stderr.count("no-slurm_ch-plugin") == 2
 
 
+def test_a_word_that_looks_like_multi_prog(odd: On) -> None:
+    done = odd("srun -w n2 --ch-image=$IMG echo on the host --multi-prog")
+    assert (done.returncode, done.stdout) == (2, "")
+
+
 def test_srun_inside_an_allocation(odd: On) -> None:
     done = odd("salloc -Q -w n2 --ch-image=$IMG srun sh -c 'echo on the host'")
     assert (done.returncode, done.stdout) == (2, "")

@@ -12,7 +12,9 @@
 #include <string.h>
 #include <unistd.h>
 
+#ifndef PLAIN
 #include <sanitizer/common_interface_defs.h>
+#endif
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -28,6 +30,7 @@ static uint32_t dice(uint32_t sides)
 	return (uint32_t)(state >> 33) % sides;
 }
 
+#ifndef PLAIN
 static void keep(void)
 {
 	const char *path = getenv("CRASH_FILE");
@@ -36,6 +39,7 @@ static void keep(void)
 	if (fd >= 0 && write(fd, current, current_size) < 0)
 		return;
 }
+#endif
 
 static void mutate(void)
 {
@@ -107,7 +111,9 @@ int main(int argc, char **argv)
 
 	if (argc < 4)
 		return 2;
+#ifndef PLAIN
 	__sanitizer_set_death_callback(keep);
+#endif
 	runs = atol(argv[1]);
 	state = strtoull(argv[2], NULL, 10);
 	for (int i = 3; i < argc; i++) {

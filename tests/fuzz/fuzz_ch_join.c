@@ -218,7 +218,8 @@ static void check_environment(void)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	char *words[] = { "ch-join", "--plan=5", "--", "-", "argument", NULL };
-	uint8_t kind;
+	static uint8_t kind;
+	static char *none[1];
 	char value[64];
 	size_t got;
 	const uint8_t *text;
@@ -260,7 +261,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	}
 	while (mapped_count)
 		free(mapped[--mapped_count]);
-	environ = (char *[]){ NULL };
+	environ = none;
 	fuzz_free_strings();
 	return 0;
 }

@@ -208,10 +208,10 @@ static int submit(int argc, char **argv)
 	if (slurm_spank_init_post_opt(NULL, ac, av))
 		return 4;
 	if (getenv("FAKE_COMMAND")) {
-		char *words[] = { getenv("FAKE_COMMAND"), "word", NULL };
+		char *words[] = { getenv("FAKE_COMMAND"), getenv("FAKE_WORD"), NULL };
 
 		job_argv = words;
-		job_argc = 2;
+		job_argc = words[1] ? 2 : 1;
 		for (int i = 0; i < 2; i++)
 			if (slurm_spank_local_user_init(NULL, 0, NULL))
 				return 5;

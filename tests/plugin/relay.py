@@ -115,6 +115,12 @@ class Relay:
         self.watched.kill()
         self.watched.wait()
         if not self.ended:
+            pidfd = os.pidfd_open(self.pid)
+            by_itself = gone(pidfd)
+            os.close(pidfd)
+            if not by_itself:
+                self.kill()
+            assert by_itself, "the broker outlives the script"
             _, status = os.waitpid(self.pid, 0)
             assert status == 0, self.errors.read_text()
         assert self.errors.read_text() == ""
@@ -146,8 +152,8 @@ def make_host(place: Path) -> Path:
 
 
 def gone(pidfd: int) -> bool:
-    """Return whether the process ends, within half a minute."""
-    return bool(select.select([pidfd], [], [], 30)[0])
+    """Return whether the process ends, within ten seconds."""
+    return bool(select.select([pidfd], [], [], 10)[0])
 
 
 def message(head: bytes, fds: Sequence[int]) -> tuple[list[bytes], list[tuple[int, int, bytes]]]:

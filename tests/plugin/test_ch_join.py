@@ -209,12 +209,17 @@ def test_plans_of_random_bytes(ch_join_sanitized: Path) -> None:
 
 
 def join(
-    tasks_end: socket.socket, *command: str, value: str | None = None, program: str | Path = paths.CH_JOIN, **env: str
+    tasks_end: socket.socket,
+    *command: str,
+    value: str | None = None,
+    program: str | Path = paths.CH_JOIN,
+    more_fds: Sequence[int] = (),
+    **env: str,
 ) -> subprocess.Popen[str]:
     variable = f"{tasks_end.fileno()}" if value is None else value
     return subprocess.Popen(
         ["ch-join", *command], executable=program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        pass_fds=[tasks_end.fileno()], env={"PATH": "/usr/bin:/bin", "SLURM_CH_JOIN": variable, **env},
+        pass_fds=[tasks_end.fileno(), *more_fds], env={"PATH": "/usr/bin:/bin", "SLURM_CH_JOIN": variable, **env},
     )  # fmt: skip
 
 

@@ -116,14 +116,20 @@ def test_multi_prog_by_its_variable(fake: Fake) -> None:
 
 
 def test_the_command_is_guarded(fake: Fake) -> None:
-    found = variables(fake("submit", "--ch-image=i", FAKE_COMMAND="app", SLURM_CH_COMMAND="stale").stdout)
+    env = {"FAKE_COMMAND": "app", "SLURM_CH_COMMAND": "stale"}
+    found = variables(fake("submit", "--ch-image=i", **env).stdout)
+    # A word that only looks like --multi-prog makes no difference.
+    again = variables(fake("submit", "--ch-image=i", name="--mu", FAKE_WORD="word", **env).stdout)
+    assert again == {**found, "SLURM_CH_MULTI_PROG": "1"}
     assert found["COMMAND"].startswith("/proc/no-slurm_ch-plugin")
     assert found["SLURM_CH_COMMAND"] == "app"
 
 
 @pytest.mark.parametrize(("words", "env"), [([], {}), (["--ch-image=i"], {"SLURM_SRUN_MULTI": "1"})])
 def test_a_command_that_needs_no_guard_or_can_have_none(fake: Fake, words: list[str], env: dict[str, str]) -> None:
-    found = variables(fake("submit", *words, FAKE_COMMAND="app", SLURM_CH_COMMAND="stale", **env).stdout)
+    found = variables(
+        fake("submit", *words, FAKE_COMMAND="app", FAKE_WORD="0 x", SLURM_CH_COMMAND="stale", **env).stdout
+    )
     assert found["COMMAND"] == "app"
     assert "SLURM_CH_COMMAND" not in found
 

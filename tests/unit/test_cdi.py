@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
 from pytest_mock import MockerFixture
 
 from slurm_ch import cdi, cdinames, devices, environment, errors, site
@@ -487,78 +485,6 @@ def test_names(text: str) -> None:
 def test_names_that_are_none(text: str) -> None:
     with pytest.raises(ValueError, match=f"^{text}$"):
         cdinames.split(text)
-
-
-# ---- Nothing that somebody can write makes another error ----
-
-KEYS = (
-    *cdi._SPEC_FIELDS,
-    *cdi._DEVICE_FIELDS,
-    *cdi._EDIT_FIELDS,
-    *cdi._NODE_FIELDS,
-    *cdi._MOUNT_FIELDS,
-    *cdi._HOOK_FIELDS,
-)
-WORDS = (
-    "0.5.0", "1.1.0", "v.com/c", "0", "all", "A=1", "/dev/null", "/usr/bin/nvidia-ctk", "createContainer",
-    "update-ldcache", "create-symlinks", "--link", "--folder", "a::/b", "hook", "ro", "c",
-)  # fmt: skip
-SCALARS = st.none() | st.booleans() | st.integers() | st.sampled_from(WORDS) | st.text(max_size=8)
-TREES = st.recursive(
-    SCALARS,
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=3), inner, max_size=4)
-    ),
-    max_leaves=12,
-)
-
-
-def survive(data: bytes, name: str) -> None:
-    """Parse and apply; the only errors are ours, of one line."""
-    try:
-        document = cdi.parse(data, name)
-        devices._apply(devices.Injection(), [(document, each) for each in document.devices], set())
-    except ChError as error:
-        assert "\n" not in errors.describe(error)
-        assert name in str(error)
-
-
-def device(edits: object) -> dict[str, object]:
-    return {"cdiVersion": "1.1.0", "kind": "v.com/c", "devices": [{"name": "0", "containerEdits": edits}]}
-
-
-MOUNT = st.fixed_dictionaries({"hostPath": SCALARS, "containerPath": SCALARS}, optional={"options": st.lists(SCALARS)})
-HOOK = st.fixed_dictionaries(
-    {"hookName": st.just("createContainer"), "path": st.sampled_from(WORDS)},
-    optional={"args": st.lists(st.sampled_from(WORDS) | st.text(max_size=8), max_size=6)},
-)
-NODE = st.dictionaries(st.sampled_from(cdi._NODE_FIELDS), SCALARS)
-EDITED = st.fixed_dictionaries(
-    {},
-    optional={
-        "env": st.lists(SCALARS, max_size=3),
-        "mounts": st.lists(MOUNT, max_size=2),
-        "hooks": st.lists(HOOK, max_size=2),
-        "deviceNodes": st.lists(NODE, max_size=2),
-    },
-)
-
-
-@given(TREES | EDITED.map(device))
-def test_json_of_any_shape(tree: object) -> None:
-    survive(json.dumps(tree).encode(), "s.json")
-    # All JSON is YAML.
-    survive(json.dumps(tree).encode(), "s.yaml")
-
-
-@given(st.binary(max_size=60), st.sampled_from(["s.json", "s.yaml"]))
-def test_specs_of_any_bytes(data: bytes, name: str) -> None:
-    survive(data, name)
-
-
-@given(st.text(alphabet="ab:-?&*!|>'\"{}[],#%@`~\n\t <=", max_size=40))
-def test_yaml_of_any_text(text: str) -> None:
-    survive(text.encode(), "s.yaml")
 
 
 # ---- The options ----

@@ -86,13 +86,12 @@ def run(*argv: str | Path, log: Path | None = None, **kw: object) -> None:
 def mirror() -> str:
     """Return the mirror that apt takes this machine's own release from."""
     own = re.search(r"^VERSION_CODENAME=(\S+)", Path("/etc/os-release").read_text(), re.M)
-    said = subprocess.run(
-        ["apt-get", "indextargets", "--format", "$(SITE) $(CODENAME) $(COMPONENT)", "Created-By: Packages"],
-        check=True, capture_output=True, text=True,
-    ).stdout  # fmt: skip
+    columns = "$(SITE)|$(RELEASE)|$(CODENAME)|$(COMPONENT)"
+    command = ["apt-get", "indextargets", "--format", columns, "Created-By: Packages"]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     for line in said.splitlines():
-        site, codename, component = line.split()
-        if own and codename == own[1] and component == "main":
+        site, release, codename, component = line.split("|")
+        if own and own[1] in (release, codename) and component == "main":
             return site
     raise Failed("apt has no source for this machine's own Debian release")
 
@@ -126,6 +125,8 @@ def bootstrap(release: str, log: Path) -> Path:
     if tree.exists():
         return tree
     if not shutil.which("debootstrap"):
+        # A third party's broken source is none of our business.
+        subprocess.run(["apt-get", "update", "-qq"], check=False, stdout=subprocess.DEVNULL)
         run("apt-get", "install", "-qq", "-y", "--no-install-recommends", "debootstrap", log=log)
     script = SCRIPTS / release
     # A debootstrap older than the release has no script for it; unstable's does.

@@ -165,6 +165,8 @@ class Container:
             caller.path(spec.image)
             self.image = image.resolve(spec.image, storage, caller.cwd)
             check_image(spec, self.image, storage)
+            if storage and "storage" in spec.labels and not os.path.isdir(caller.path(storage)):
+                log.warning(f"{spec.labels['storage']}={storage}: no such directory")
             if spec.mount_point is not None:
                 self._check_mount_point(spec.mount_point)
         self.injection = find_devices(spec, caller)

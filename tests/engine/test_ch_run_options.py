@@ -188,6 +188,13 @@ def test_images_of_ch_image_are_not_written_to(fails: Fails, good: Good, world_t
         assert good("-s", storage, reference, "--", "cat", "/marker") == "one\n"
 
 
+def test_a_storage_that_is_not_there(run: Run, good: Good, image: Path, world_tmp: Path) -> None:
+    done = run("-s", "/nonexistent", image, "--", "cat", "/marker")
+    assert (done.returncode, done.stdout) == (0, "one\n")
+    assert done.stderr == "slurm-ch: warning: --storage=/nonexistent: no such directory\n"
+    assert good("-s", ".", image, "--", "cat", "/marker", cwd=world_tmp) == "one\n"
+
+
 # ---- The mount point, threads ----
 
 

@@ -10,7 +10,7 @@ import os
 import sys
 
 from . import container, image, launcher, log
-from .errors import ChError, describe, exit_code
+from .errors import ChError, UsageError, describe, exit_code
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def check(facts: launcher.Facts, command: Sequence[str]) -> None:
     The error is the one that a node would raise.
     """
     _, wanted = launcher.asked_for(facts)
+    _refuse_two_images(command)
     if wanted.devices:
         from . import devices
 
@@ -41,6 +42,21 @@ def check(facts: launcher.Facts, command: Sequence[str]) -> None:
             return  # not here, or not to be read here
         raise
     container.check_image(wanted, found, storage)
+
+
+def _refuse_two_images(command: Sequence[str]) -> None:
+    """Raise UsageError if a script asks for another image in another of its components."""
+    for word in command[1:]:
+        words = _directives(word) if os.path.basename(command[0]) == "sbatch" and os.path.isfile(word) else []
+        if "hetjob" not in words and "packjob" not in words:
+            continue
+        images = [
+            one.partition("=")[2] or after
+            for one, after in zip(words, [*words[1:], ""], strict=True)
+            if one.partition("=")[0] == "--ch-image"
+        ]
+        if len(set(images)) > 1:
+            raise UsageError(f"--ch-image={images[-1]}: all components of one command have the same image")
 
 
 def _starts_elsewhere(command: Sequence[str], env: Mapping[str, str]) -> bool:

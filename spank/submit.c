@@ -215,10 +215,13 @@ static const char *image_of(bool *plain)
 
 	*plain = true;
 	for (size_t i = 0; i < setting_count; i++) {
-		if (settings[i].option == 0)
+		if (settings[i].option == 0) {
+			if (image && strcmp(image, settings[i].value))
+				*plain = false; /* of a script with several components? */
 			image = settings[i].value;
-		else if (!harmless(&settings[i]))
+		} else if (!harmless(&settings[i])) {
 			*plain = false;
+		}
 	}
 	return image;
 }

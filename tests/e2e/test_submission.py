@@ -167,3 +167,13 @@ def test_two_images_in_one_command_are_refused(sh: Run) -> None:
     done = sh("srun --ch-image=$IMG cat /marker : --ch-image=/other cat /marker")
     assert (done.returncode, done.stdout) == (64, "")
     assert "--ch-image=/other: all components of one command have the same image" in done.stderr
+
+
+@pytest.mark.parametrize("form", ["--ch-image={}", "--ch-image {}"])
+def test_two_images_in_one_script_are_refused(sh: Run, world_tmp: Path, image_sqfs: Path, form: str) -> None:
+    script = world_tmp / "components.sh"
+    first, second = (f"#SBATCH {form.format(image)}\n" for image in (image_sqfs, "/other"))
+    script.write_text(f"#!/bin/sh\n{first}#SBATCH hetjob\n{second}cat /marker\n")
+    done = sh(f"sbatch {script}")
+    assert (done.returncode, done.stdout) == (64, "")
+    assert done.stderr == "slurm-ch: error: --ch-image=/other: all components of one command have the same image\n"

@@ -119,6 +119,29 @@ def _slurm_release() -> tuple[int, ...] | None:
     return None
 
 
+def check_cluster() -> Iterator[Finding]:
+    """Ask the controller which nodes run another Slurm release than this one."""
+    try:
+        done = controller.run(["sinfo", "--noheader", "--Node", "--format=%N %v"])
+    except errors.ChError as error:
+        yield Finding(WARNING, "cluster", errors.describe(error), "put sinfo into PATH")
+        return
+    if done.returncode:
+        yield Finding(WARNING, "cluster", f"sinfo failed: {controller.last_line(done)}", "is slurmctld up?")
+        return
+    here = _slurm_release()
+    nodes = dict(line.split(maxsplit=1) for line in done.stdout.splitlines() if " " in line)
+    # A node that has never registered has no version.
+    versions = {name: controller.parse_version(text)[:2] for name, text in nodes.items()}
+    others = sorted(name for name, version in versions.items() if version and version != here)
+    if others:
+        shown = ", ".join(f"{name} ({nodes[name]})" for name in others[:5]) + (", ..." if len(others) > 5 else "")
+        text = f"{len(others)} of {len(nodes)} nodes run another Slurm release: {shown}"
+        yield Finding(WARNING, "cluster", text, "each release needs a plugin of its own (docs/admins.rst)")
+    else:
+        yield Finding(OK, "cluster", f"{len(nodes)} nodes, all of this Slurm release")
+
+
 def _check_python(python: str, launcher: str, user: pwd.struct_passwd) -> Iterator[Finding]:
     """Check the interpreter and the launcher, and that the launcher is compiled for that interpreter."""
     remedy = "install Python 3.11 or later there, or say python=PATH in plugstack.conf"

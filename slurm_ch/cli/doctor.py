@@ -6,11 +6,12 @@ import json
 import os
 import pwd
 import sys
+from itertools import chain
 
 import click
 
 from slurm_ch import doctor as checks
-from slurm_ch import errors
+from slurm_ch import errors, installation
 from slurm_ch.findings import OK, PROBLEM
 
 
@@ -19,7 +20,8 @@ from slurm_ch.findings import OK, PROBLEM
 @click.option("-q", "--quiet", is_flag=True, help="Warnings and problems only.")
 @click.option("--user", default="nobody", show_default=True, help="Who tries, when root asks.")
 @click.option("--plugstack", metavar="FILE", help="plugstack.conf [default: slurm.conf's].")
-def doctor(*, as_json: bool, quiet: bool, user: str, plugstack: str | None) -> None:
+@click.option("--cluster", is_flag=True, help="Ask the controller too: which nodes run another Slurm release?")
+def doctor(*, as_json: bool, quiet: bool, user: str, plugstack: str | None, cluster: bool) -> None:
     """Look for what on this node would stop a step, and say what helps.
 
     Containers are made as an ordinary user: you, or --user when root asks.
@@ -28,7 +30,8 @@ def doctor(*, as_json: bool, quiet: bool, user: str, plugstack: str | None) -> N
     something would, 64 for a wrong option. A health check can use it.
     """
     worst = 0
-    for finding in checks.examine(_entry(user), os.environ, plugstack):
+    more = installation.check_cluster() if cluster else ()
+    for finding in chain(checks.examine(_entry(user), os.environ, plugstack), more):
         worst |= finding.grade == PROBLEM
         if quiet and finding.grade == OK:
             continue

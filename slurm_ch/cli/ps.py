@@ -43,7 +43,7 @@ def ps(*, as_json: bool, verbose: int, names: Sequence[str]) -> None:
                 failed = True
                 log.error(describe(answer))
             else:
-                rows += answer
+                rows += sorted(answer, key=lambda row: (str(row["step"]), str(row["node"])))
     for line in _lines(rows, as_json):
         click.echo(line)
     if failed:

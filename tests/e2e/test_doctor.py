@@ -45,14 +45,14 @@ def look(cluster: Cluster, user: str) -> Doctor:
 
 @pytest.mark.parametrize("who", ["root", "chuser"])
 def test_a_healthy_node(look: Doctor, who: str) -> None:
-    done = look(who=who, words="--json")
+    done = look(who=who, words="--json --cluster")
     findings = [json.loads(line) for line in done.stdout.splitlines()]
     assert [one for one in findings if one["grade"] == PROBLEM] == []
     assert (done.returncode, done.stderr) == (0, "")
     tried = [one["text"] for one in findings if one["about"] == "trial"]
     assert len(tried) == 3
     assert all(text.startswith(f"as {'nobody' if who == 'root' else who}: ") for text in tried)
-    assert {"kernel", "/dev/fuse", "plugin", "python", "launcher", "ch-join", "squashfuse"} < {
+    assert {"kernel", "/dev/fuse", "plugin", "python", "launcher", "ch-join", "squashfuse", "cluster"} < {
         one["about"] for one in findings
     }
 
@@ -127,6 +127,22 @@ def test_who_can_not_try(look: Doctor, words: str) -> None:
     done = look(words=words, who="root")
     assert (done.returncode, done.stdout) == (64, "")
     assert f"slurm-ch: error: {words}: " in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("said", "status", "grade", "text"),
+    [
+        ("n1 22.05.8\nn2 22.05.2\nn3 (null)\n", 0, OK, "3 nodes, all of this Slurm release"),
+        ("n1 22.05.8\nn2 24.11.5\n", 0, WARNING, "1 of 2 nodes run another Slurm release: n2 (24.11.5)"),
+        ("", 1, WARNING, "sinfo failed: no controller"),
+    ],
+)
+def test_releases_in_the_cluster(mocker: MockerFixture, said: str, status: int, grade: str, text: str) -> None:
+    answers = {"sinfo": subprocess.CompletedProcess([], status, said, "no controller\n" if status else "")}
+    srun = subprocess.CompletedProcess([], 0, "slurm-wlm 22.05.8\n", "")
+    mocker.patch.object(installation.controller, "run", side_effect=lambda argv: answers.get(argv[0], srun))
+    (found,) = installation.check_cluster()
+    assert (found.grade, found.text) == (grade, text)
 
 
 # --- the installation ---------------------------------------------------------

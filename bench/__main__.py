@@ -43,13 +43,19 @@ def main() -> None:
         bench = stack.enter_context(measured(options.user))
         facts = _facts(bench, theirs)
         plugin = installed / "lib/slurm_ch/slurm_ch/native/slurm_ch.so"
-        _run(bench, facts, options, _Material(theirs, installed, str(plugin), images))
+        try:
+            _run(bench, facts, options, _Material(theirs, installed, str(plugin), images))
+        except (Exception, KeyboardInterrupt) as error:
+            # What there is so far has cost minutes.
+            bench.trouble.append(f"stopped: {error!r}")
     facts["trouble"] = bench.trouble
     facts["machine"]["duration"] = f"{time.monotonic() - begin:.0f} s"
     facts["samples"] = [sample.as_dict() for sample in bench.samples]
     options.results.mkdir(parents=True, exist_ok=True)
     (options.results / "bench.json").write_text(json.dumps(facts, indent=0) + "\n")
     _write(options.results, facts)
+    if any(line.startswith("stopped") for line in bench.trouble):
+        raise SystemExit(bench.trouble[-1])
 
 
 class _Material:

@@ -117,7 +117,7 @@ class Bench:
             status, text = HUNG, str(error.stderr or "")
         wall = time.perf_counter() - begin
         if not self._settle(before):
-            text += " (processes stayed)"
+            self.trouble.append(f"{suite}, {case}, {run.variant}, round {number}: processes stayed")
         after = self.account.now()
         used = after - cpu if after is not None and cpu is not None else None
         if status != OK:

@@ -129,7 +129,8 @@ def _targets(samples: Samples, facts: Mapping[str, Any]) -> str:
     for variant in (suites.OURS_SQFS, suites.OURS_NEW):
         rows.append((f"FUSE server, MiB: {variant}", verdict(server_mib(facts, variant), SERVER_MIB)))
     python = [name for programs in facts.get("memory", {}).values() for name in programs if "python" in name]
-    rows.append(("Python resident after set-up", "**yes**" if python else "none"))
+    measured = "none" if facts.get("memory") else "-"
+    rows.append(("Python resident after set-up", "**yes**" if python else measured))
     for case in samples.cases("reading"):
         for variant in (suites.OURS_SQFS, suites.OURS_NEW):
             value = ratio(samples.values("reading", case, variant, "wall"),

@@ -7,7 +7,7 @@ import os
 import click
 
 from slurm_ch import container as engine
-from slurm_ch import spec
+from slurm_ch import log, spec
 from slurm_ch.options import Setting
 
 from .options import OrderedCommand, click_options, image_and_command
@@ -21,7 +21,7 @@ def _explain(ctx: click.Context, /, words: tuple[str, ...], **_: object) -> None
     wanted = spec.make(image, settings, "IMAGE")
     container = engine.Container(wanted, engine.Caller(dict(os.environ)))
     for line in engine.explain(container):
-        click.echo(line)
+        click.echo(log.printable(line))
 
 
 explain = OrderedCommand(

@@ -61,6 +61,10 @@ def _lines(rows: list[dict[str, object]], as_json: bool) -> list[str]:
     if as_json:
         return [json.dumps(row) for row in rows]
     cells = [[name.upper() for name in COLUMNS]]
-    cells += [[*(str(row[name]) for name in COLUMNS[:-1]), jobs.clock(int(str(row["seconds"])))] for row in rows]
+    # What runs in a container may have told any name for its image.
+    cells += [
+        [*(log.printable(str(row[name])) for name in COLUMNS[:-1]), jobs.clock(int(str(row["seconds"])))]
+        for row in rows
+    ]
     widths = [max(len(line[n]) for line in cells) for n in range(len(COLUMNS))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]

@@ -241,3 +241,11 @@ def test_openat2_is_tried_again_when_somebody_renames(tmp_path: Path, mocker: Mo
     with pytest.raises(BlockingIOError):
         linux.openat2(root, "..", os.O_PATH, linux.RESOLVE_IN_ROOT)
     os.close(root)
+
+
+def test_a_container_cannot_write_to_the_terminal_of_who_lists_it() -> None:
+    from slurm_ch.cli import ps
+
+    row = {"job": "1", "step": "0", "node": "n1", "image": "/x\x1b[2J\udcff", "tasks": 1, "seconds": 1}
+    assert ps._lines([row], False)[1].split()[3] == "/x\\x1b[2J\\xff"
+    assert ps._lines([row], True)[0].isprintable()

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from bench.peer import Peer, fetch
 from slurm_ch.cluster import Cluster
-from tests.conftest import USER, make_image, squash
+from tests.conftest import make_image, squash
 
 from .harness import PEER, Bystanders, Lab, Outcome, build_tools
 from .slurm import Steps
@@ -91,16 +91,6 @@ class Campaign:
         """Run a command that is shorter than the join."""
         self.count("command that ends at once, 64 tasks", [self.run("cat /marker", tasks=64)], 64)
 
-    def cancelled(self) -> None:
-        """Cancel the step as soon as the first task runs."""
-
-        def meanwhile(srun: subprocess.Popen[str]) -> None:
-            assert srun.stdout is not None
-            srun.stdout.readline()
-            self.steps.start(["scancel", "--user", USER]).communicate(timeout=20)
-
-        self.count("scancel", [self.run("echo up; sleep 20", meanwhile=meanwhile) for _ in range(3)])
-
     def two_jobs(self) -> None:
         """Run two jobs' first steps at once, each with an image of its own."""
         wrong = failed = 0
@@ -142,10 +132,10 @@ def main(results: Path) -> None:
             one.ends_at_once()
             one.killed_at_calls()
             one.server_killed()
-            one.cancelled()
             one.two_jobs()
             before = json.loads(results.read_text()) if results.exists() else {}
             results.write_text(json.dumps({**before, **one.rows}, indent=1, sort_keys=True) + "\n")
 
 
-main(Path(sys.argv[1]))
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

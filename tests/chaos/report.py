@@ -26,11 +26,8 @@ FAULTS = [
     ("server's calls fail, each plausible errno", ["errno server"], None),
     ("srun: launcher, ch-join, server killed", [f"srun, kill {part}" for part in ("launcher", "ch-join", "server")], None),
     *(
-        (f"srun: {event} while launcher or ch-join is at a call", [f"srun, {event}, {part} held" for part in ("launcher", "ch-join")], peer)
-        for event, peer in (
-            ("task 0 killed", None), ("task 1 killed", None), ("server killed", None), ("slurmstepd killed", None),
-            ("srun killed", None), ("scancel", "scancel"), ("interrupt", None),
-        )
+        (f"srun: {event} while launcher or ch-join is at a call", [f"srun, {event}, {part} held" for part in ("launcher", "ch-join")], None)
+        for event in ("task 0 killed", "task 1 killed", "server killed", "slurmstepd killed", "srun killed", "scancel", "interrupt")
     ),
     ("srun --kill-on-bad-exit, a task on its way in", ["srun, --kill-on-bad-exit"], None),
     ("srun --time=1, launcher held", ["srun, time limit"], None),

@@ -7,7 +7,6 @@ recorded first; faults are put in by position, so nothing here knows the code's 
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import pwd
@@ -92,6 +91,7 @@ class Part:
         for end in ("held", "go"):
             os.mkfifo(f"{self.fifo}.{end}")
             os.chmod(f"{self.fifo}.{end}", 0o666)
+        self.gate = os.open(f"{self.fifo}.go", os.O_RDWR | os.O_CLOEXEC)
         self.leave_alone()
 
     def leave_alone(self) -> None:
@@ -109,6 +109,9 @@ class Part:
         self._plan(f"log {self.log}", f"rank {rank}", f"at {call.process} {call.index} {call.number}", action)
 
     def _plan(self, *lines: str) -> None:
+        # Open at both ends, so that a word stays in it until it is read; a new one for each plan.
+        os.close(self.gate)
+        self.gate = os.open(f"{self.fifo}.go", os.O_RDWR | os.O_CLOEXEC)
         self.log.unlink(missing_ok=True)
         Path(f"{self.path}.plan").write_text("\n".join([f"real {self.real}", *lines, ""]))
 
@@ -138,14 +141,8 @@ class Part:
             os.close(fd)
 
     def go(self) -> None:
-        """Let what is held go on."""
-        try:
-            fd = os.open(f"{self.fifo}.go", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError as error:
-            assert error.errno == errno.ENXIO  # it is gone
-            return
-        os.write(fd, b"x")
-        os.close(fd)
+        """Let what is held go on, or what is about to be."""
+        os.write(self.gate, b"x")
 
 
 class Outcome:

@@ -95,7 +95,8 @@ class Steps:
             states.update(self.cluster.node_states())
             return set(states.values()) == {"idle"}
 
-        if not wait_for(idle):
+        # Slurm asks a node for what became of a job again after a while.
+        if not wait_for(idle, SLURM_SECONDS):
             return f"nodes: {states}"
         self.lab.leave_alone()
         done = self.run(seconds=HANG_SECONDS)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -292,9 +293,16 @@ def test_pyslurm_that_fails_costs_only_the_commands(
     assert capfd.readouterr() == ("", "")
 
 
-def test_nothing_else_loads_pyslurm() -> None:
-    # In the commands that need it, it is loaded in a child only.
-    assert "pyslurm" not in sys.modules
+def test_pyslurm_is_loaded_in_one_place_and_late() -> None:
+    package = Path(controller.__file__).parent
+    found = [
+        (path.name, line)
+        for path in package.rglob("*.py")
+        for line in path.read_text().splitlines()
+        if "import pyslurm" in line or "from pyslurm" in line
+    ]
+    # Indented: in the function that only the child calls.
+    assert found == [("controller.py", "        import pyslurm")]
 
 
 @pytest.mark.parametrize(

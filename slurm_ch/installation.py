@@ -80,7 +80,11 @@ def check(entry: plugstack.Entry, user: pwd.struct_passwd) -> Iterator[Finding]:
     ch_join = argument(entry, "ch_join") or os.path.join(native, "ch-join")
     python = argument(entry, "python") or paths.PYTHON
     yield from _check_python(python, launcher, user)
-    yield from _check_ch_join(ch_join, user)
+    yield from _check_program("ch-join", ch_join, "make install, or say ch_join=PATH in plugstack.conf", user)
+    if argument(entry, "launcher") is None:
+        # Beside the launcher's modules, which are where the plugin is.
+        relay = os.path.join(native, "ch-relay")
+        yield from _check_program("ch-relay", relay, "make install, or say relay=no in plugstack.conf", user)
 
 
 def _check_plugin(entry: plugstack.Entry) -> Iterator[Finding]:
@@ -201,24 +205,21 @@ def _compiled(package: str, name: str, tag: str) -> bool:
     return head[8:16] == stamp
 
 
-def _check_ch_join(ch_join: str, user: pwd.struct_passwd) -> Iterator[Finding]:
-    remedy = "make install, or say ch_join=PATH in plugstack.conf; the file system must not be mounted noexec"
+def _check_program(name: str, path: str, remedy: str, user: pwd.struct_passwd) -> Iterator[Finding]:
+    """Check one of our programs that run with the container's root."""
+    remedy += "; the file system must not be mounted noexec"
     try:
-        status, said = trial.in_child(lambda: trial.run([ch_join]), user)
+        status, said = trial.in_child(lambda: trial.run([path]), user)
     except errors.ChError as error:
-        yield Finding(PROBLEM, "ch-join", errors.describe(error), remedy)
+        yield Finding(PROBLEM, name, errors.describe(error), remedy)
         return
-    if status != errors.EXIT_USAGE or "ch-join" not in said:
-        yield Finding(PROBLEM, "ch-join", f"{ch_join}: not our program", remedy)
-    elif _interpreter(ch_join):
-        yield Finding(
-            PROBLEM,
-            "ch-join",
-            f"{ch_join}: linked dynamically: its loader is not in the image",
-            "make install, with static libc",
-        )
+    if status != errors.EXIT_USAGE or name not in said:
+        yield Finding(PROBLEM, name, f"{path}: not our program", remedy)
+    elif _interpreter(path):
+        text = f"{path}: linked dynamically: its loader is not in the image"
+        yield Finding(PROBLEM, name, text, "make install, with static libc")
     else:
-        yield Finding(OK, "ch-join", ch_join)
+        yield Finding(OK, name, path)
 
 
 def _interpreter(path: str) -> bool:

@@ -52,7 +52,7 @@ def test_a_healthy_node(look: Doctor, who: str) -> None:
     tried = [one["text"] for one in findings if one["about"] == "trial"]
     assert len(tried) == 3
     assert all(text.startswith(f"as {'nobody' if who == 'root' else who}: ") for text in tried)
-    assert {"kernel", "/dev/fuse", "plugin", "python", "launcher", "ch-join", "squashfuse", "cluster"} < {
+    assert {"kernel", "/dev/fuse", "plugin", "python", "launcher", "ch-join", "ch-relay", "squashfuse", "cluster"} < {
         one["about"] for one in findings
     }
 

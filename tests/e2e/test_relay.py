@@ -294,10 +294,9 @@ def test_ordinary_steps_where_asked_for(good: Callable[..., str], sh: Run) -> No
     done = sh(f"srun -n1 --ch-image=$IMG sh -c '{script}'")
     assert "squeue: not found" in done.stderr
     # A task that ends before the others takes nothing away from them.
-    script = "[ $SLURM_LOCALID = 0 ] || { while kill -0 $(cat /tmp/first); do :; done 2>/dev/null; squeue -h -o %T; }"
-    good(
-        f"rm -f /tmp/first; srun -N1 -n2 --ch-relay --ch-image=$IMG sh -c '[ $SLURM_LOCALID = 1 ] || echo $$ > /tmp/first; [ $SLURM_LOCALID = 0 ] || until [ -s /tmp/first ]; do :; done; {script}' | grep RUNNING; rm /tmp/first"
-    )
+    first = "if [ $SLURM_LOCALID = 0 ]; then echo $$ > /tmp/first; exit; fi; until [ -s /tmp/first ]; do :; done"
+    script = f"{first}; while kill -0 $(cat /tmp/first); do :; done 2>/dev/null; rm /tmp/first; squeue -h -o %T"
+    assert good(f"rm -f /tmp/first; srun -N1 -n2 --ch-relay --ch-image=$IMG sh -c '{script}'") == "RUNNING\n"
 
 
 def test_nobody_else_can_call(batch: Batch, cluster: Cluster, world_tmp: Path) -> None:

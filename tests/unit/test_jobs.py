@@ -299,7 +299,7 @@ def test_pyslurm_is_loaded_in_one_place_and_late() -> None:
         (path.name, line)
         for path in package.rglob("*.py")
         for line in path.read_text().splitlines()
-        if "import pyslurm" in line or "from pyslurm" in line
+        if line.split()[:2] in (["import", "pyslurm"], ["from", "pyslurm"])
     ]
     # Indented: in the function that only the child calls.
     assert found == [("controller.py", "        import pyslurm")]

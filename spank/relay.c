@@ -156,7 +156,7 @@ static void ask(int sock, int null, char **argv, struct relay_request *r)
 	struct iovec iov = { r, sizeof(*r) };
 	struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control };
 	struct cmsghdr *c = &control.align;
-	int fds[4], count = 1;
+	int fds[4], count = 1, tries = 1000;
 
 	memcpy(r->magic, RELAY_MAGIC, sizeof(r->magic));
 	fds[0] = strings(argv, r);
@@ -168,8 +168,11 @@ static void ask(int sock, int null, char **argv, struct relay_request *r)
 	c->cmsg_type = SCM_RIGHTS;
 	c->cmsg_len = CMSG_LEN(count * sizeof(int));
 	memcpy(CMSG_DATA(c), fds, count * sizeof(int));
+	/* Of many callers with few descriptors each, some wait for the others' to arrive. */
 	while (sendmsg(sock, &msg, MSG_NOSIGNAL) < 0)
-		if (errno != EINTR)
+		if (errno == ETOOMANYREFS && tries--)
+			usleep(10000);
+		else if (errno != EINTR)
 			die(EXIT_SETUP, "can't send the request to the host: %s", strerror(errno));
 	close(fds[0]);
 	/* The streams are the command's now: a pipe that it closes must be closed.
@@ -247,8 +250,11 @@ static void __attribute__((noreturn)) wait_for_end(int sock, int signals)
 		struct signalfd_siginfo got;
 		ssize_t n;
 
-		if (poll(wait, 2, -1) < 0 && errno != EINTR)
+		if (poll(wait, 2, -1) < 0) {
+			if (errno == EINTR)
+				continue;
 			die(EXIT_SETUP, "can't wait for the command: %s", strerror(errno));
+		}
 		/* The terminal's are for all that run there. */
 		if (wait[1].revents && read(signals, &got, sizeof(got)) == sizeof(got))
 			pass_on(sock, got.ssi_signo, got.ssi_code == SI_KERNEL);

@@ -14,7 +14,7 @@ import stat
 
 from . import linux, log, mounts
 from .actions import Action, Build
-from .errors import ChError
+from .errors import ChError, describe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -73,8 +73,8 @@ class Offer(Action):
             self._offer(build)
         except (ChError, OSError) as error:
             if self.label:
-                raise ChError(f"{self.label}: can't {self.describe()}: {error}") from error.__cause__
-            log.warning(f"srun and its like won't work in this container: {error}")
+                raise ChError(f"{self.label}: can't {self.describe()}: {describe(error)}") from None
+            log.warning(f"srun and its like won't work in this container: {describe(error)}")
 
     def _offer(self, build: Build) -> None:
         places = self._places(build)

@@ -22,7 +22,7 @@ try:
         from slurm_ch.launcher import run
 except Exception as error:
     # Neither log.py nor tickets.py may have been found; the user and ch-join are told all the same.
-    words = " ".join(str(error).split())
+    words = " ".join(str(error).split()) or type(error).__name__
     said = f"slurm-ch: error: can't load the launcher: {words}\n".encode()
     posix.write(2 if checking else int(sys.argv[3]), said)
     if not checking:

@@ -50,9 +50,9 @@ static void __attribute__((noreturn)) become(const struct launch *l)
 	if (null >= 0)
 		null = fcntl(null, F_DUPFD_CLOEXEC, 10);
 	errors = fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 10);
-	if (errors < 0)
+	if (errors < 0 && errno == EBADF) /* the task has none */
 		errors = null;
-	if (facts < 0 || sock < 0 || null < 0)
+	if (facts < 0 || sock < 0 || null < 0 || errors < 0)
 		refuse(l->socket, "can't start launcher", l->python);
 	/* The terminal's signals are for the task. */
 	setsid();

@@ -7,7 +7,8 @@
  *     rank N            only where SLURM_PROCID is N; else become it at once
  *     log PATH          one line per call: PROCESS CALL NUMBER ARGUMENTS
  *     at PROCESS CALL NUMBER  where to act: both count from 0; at that call, or the
- *                             next one that is system call NUMBER (-1 for any)
+ *                             next one that is system call NUMBER (-1 for any);
+ *                             PROCESS -1 for whichever comes first
  *     errno N | kill | hold PATH
  *
  * Process 0 is the program itself, further ones are its children in the order
@@ -211,7 +212,7 @@ static void on_call(struct process *p)
 	if (!acted)
 		note("%d %d %llu %llx %llx %llx\n", (int)(p - processes), p->calls, info.entry.nr,
 		     info.entry.args[0], info.entry.args[1], info.entry.args[2]);
-	if (!acted && plan.action && p - processes == plan.process && p->calls >= plan.call &&
+	if (!acted && plan.action && (plan.process < 0 || p - processes == plan.process) && p->calls >= plan.call &&
 	    (plan.number < 0 || plan.number == (long long)info.entry.nr))
 		act(p, info.entry.nr);
 	p->calls++;

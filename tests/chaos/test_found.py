@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -49,8 +50,11 @@ def test_nobody_waits_when_all_tasks_are_gone(lab: Lab, who: str) -> None:
     """A launcher outlived its step for as long as what it waited for did not come."""
     part = lab.parts["squashfuse"] if who == "server" else lab.parts["python"]
     calls, _ = recorded(lab, who)
-    # The launcher at its last call but one; the server when it has read the first request.
-    call = calls[-2] if who == "launcher" else next(call for call in calls if call.name == "writev")
+    # The launcher at its last call but one; the server at its first answer, to the kernel's greeting. A request that it
+    # has taken after that, the kernel lets nobody leave.
+    call = calls[-2]
+    if who == "server":
+        call = Call(-1, 0, next(call.number for call in calls if call.name == "writev"))
     lab.leave_alone()
     part.act(call, "hold")
 
@@ -86,3 +90,19 @@ def test_no_room_for_a_named_join(lab: Lab, free: int, count: int) -> None:
     )  # fmt: skip
     assert done.stdout == "status 32\nfull\n", done
     assert done.stderr.count("\n") == 1 and "No space left on device" in done.stderr, done
+
+
+@pytest.mark.parametrize("count", [11, 12, 13, 14])
+def test_hardly_a_descriptor_left(lab: Lab, count: int) -> None:
+    """Where there was one too few for the launcher's standard error, it failed without a word."""
+    done = lab.step(tasks=TASKS, before=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (count, count)))
+    assert not done.problem(TASKS, voices=TASKS), done
+
+
+def test_no_memory_for_the_launchers_modules(lab: Lab) -> None:
+    """A MemoryError has no text of its own."""
+    for mib in (3, 4, 5):
+        done = lab.step(
+            tasks=TASKS, before=lambda mib=mib: resource.setrlimit(resource.RLIMIT_DATA, (mib << 20, mib << 20))
+        )  # type: ignore[misc]
+        assert not done.problem(TASKS, voices=TASKS), (mib, done)

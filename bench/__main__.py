@@ -120,8 +120,9 @@ def _install(prefix: Path) -> Path:
 
 
 def _facts(bench: Bench, theirs: peer.Peer) -> dict[str, Any]:
-    server = squashfs.SERVERS[0]
+    server = squashfs.find_server()
     banner = subprocess.run([server], check=False, capture_output=True, text=True, timeout=10).stderr
+    words = "our own" if server == squashfs.SERVERS[0] else " ".join(banner.split()[:2])
     commit = subprocess.run(
         ["git", "-C", ROOT, "describe", "--always", "--dirty"], check=False, capture_output=True, text=True
     ).stdout.strip()
@@ -136,7 +137,7 @@ def _facts(bench: Bench, theirs: peer.Peer) -> dict[str, Any]:
             "kernel": platform.release(),
             "system": system,
             "Python (launcher)": platform.python_version(),
-            "squashfuse (ours)": " ".join(banner.split()[:2]),
+            "SquashFS server": words,
             "ch-run": f"{theirs.version}, with {theirs.squashfuse_version}",
             "CPU accounting": bench.account.how,
             "load average at the start": load,

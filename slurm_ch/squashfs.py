@@ -90,6 +90,9 @@ def _mount_fuse(fuse: int, source: str) -> int:
             for key, value in options:
                 linux.fsconfig(context, linux.FSCONFIG_SET_STRING, key, value)
             linux.fsconfig(context, linux.FSCONFIG_SET_FLAG, "allow_other")
+            # Not only the mount: else the kernel takes every read for a new time
+            # of access, and asks for a file's attributes again and again.
+            linux.fsconfig(context, linux.FSCONFIG_SET_FLAG, "ro")
             linux.fsconfig(context, linux.FSCONFIG_CMD_CREATE)
             attributes = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV | linux.MOUNT_ATTR_RDONLY
             return linux.fsmount(context, linux.FSMOUNT_CLOEXEC, attributes)

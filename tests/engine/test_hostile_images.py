@@ -245,7 +245,7 @@ def test_a_link_and_a_directory_that_change_places(
     )  # type: ignore[arg-type]
     try:
         outcomes = set()
-        for _ in range(100 if FULL else 5):
+        for _ in range(25 if FULL else 5):
             options = (
                 ("-W", "-b", f"/usr/share/doc:/{place}/x/y") if place != "etc" else ("-b", "/etc/hostname:/etc/hosts")
             )
@@ -283,7 +283,7 @@ def test_a_damaged_archive(run: Run, evil: Path, world_tmp: Path) -> None:
     good = archive.read_bytes()
     tables = len(good) - 4096
     codes = set()
-    for _ in range(200 if FULL else 8):
+    for _ in range(50 if FULL else 8):
         bad = bytearray(good)
         for _ in range(dice.randint(1, 12)):
             place = dice.choice([dice.randrange(96), dice.randrange(len(bad)), dice.randrange(tables, len(bad))])

@@ -52,6 +52,10 @@ CLEAR = re.compile(
 )
 
 
+# Slurm's own lines: with the program's name, or since 26.05 with the time.
+_SLURMS = r"(srun|slurmstepd\S*|salloc|scancel): |\[\d[^]]*\] error: \*\*\* STEP "
+
+
 class Call:
     """One system call of a recorded run: of which process, the how manieth, its name."""
 
@@ -158,7 +162,7 @@ class Outcome:
     @property
     def lines(self) -> list[str]:
         """What was said, without Slurm's own lines."""
-        return [line for line in self.err.splitlines() if not re.match(r"(srun|slurmstepd\S*|salloc|scancel): ", line)]
+        return [line for line in self.err.splitlines() if not re.match(_SLURMS, line)]
 
     @property
     def killed(self) -> bool:

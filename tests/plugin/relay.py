@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import signal
@@ -63,7 +64,7 @@ class Relay:
         listener.listen(100)
         pidfd = os.pidfd_open(self.watched.pid)
         null = os.open("/dev/null", os.O_RDWR)
-        high = [os.dup2(fd, number, False) for number, fd in ((203, listener.fileno()), (204, pidfd))]
+        high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 203) for fd in (listener.fileno(), pidfd)]
         actions = [(os.POSIX_SPAWN_DUP2, null, n) for n in (0, 1)]
         actions += [(os.POSIX_SPAWN_DUP2, fd, n) for n, fd in ((3, high[0]), (4, high[1]))]
         self.errors = room / "broker.err"

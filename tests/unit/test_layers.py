@@ -36,7 +36,10 @@ LOADED = {
 }  # fmt: skip
 
 # What a bare interpreter loads anyway, or not, with its version.
-_BARE = {"_collections_abc", "collections.abc", "_stat", "genericpath", "os", "os.path", "posixpath", "stat"}
+_BARE = {
+    "_abc", "_collections_abc", "_stat", "_types", "abc", "collections.abc", "genericpath", "os", "os.path", "posixpath",
+    "stat",
+}  # fmt: skip
 
 
 def imported(path: Path) -> set[str]:

@@ -12,6 +12,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#define WITH_SLURM
 #include "fuzz.h"
 
 static bool prepends, prepended, wants_container;
@@ -114,16 +115,6 @@ spank_err_t spank_unsetenv(spank_t sp, const char *name)
 {
 	(void)sp, (void)name;
 	return fails() ? ESPANK_ERROR : ESPANK_SUCCESS;
-}
-
-void slurm_error(const char *format, ...)
-{
-	char text[8192];
-	va_list args;
-
-	va_start(args, format);
-	vsnprintf(text, sizeof(text), format, args);
-	va_end(args);
 }
 
 /* Every string is one record, whatever is in it. */

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -165,7 +164,7 @@ def test_scancel_reaches_the_command(sh: Run) -> None:
 
 
 def test_interrupt_reaches_the_command(cluster: Cluster, user: str, sh: Run, image_sqfs: Path) -> None:
-    script = 'trap "echo interrupted; cat /marker; exit 5" INT; echo ready; while :; do sleep 0.1; done'
+    script = 'trap "echo interrupted; cat /marker; exit 5" INT; echo $SLURM_JOB_ID; while :; do sleep 0.1; done'
     srun = cluster.popen(
         ["srun", f"--ch-image={image_sqfs}", "sh", "-c", script],
         user=user,
@@ -175,11 +174,9 @@ def test_interrupt_reaches_the_command(cluster: Cluster, user: str, sh: Run, ima
         stderr=subprocess.PIPE,
     )
     assert srun.stdout is not None
-    assert srun.stderr is not None
-    assert srun.stdout.readline() == "ready\n"
-    srun.send_signal(signal.SIGINT)
-    assert "one more within 1 sec" in srun.stderr.readline()
-    srun.send_signal(signal.SIGINT)
+    job = srun.stdout.readline().strip()
+    # Not by Ctrl-C: with the second srun also kills the step, and what comes first is anybody's guess.
+    assert cluster.run(["scancel", "--signal=INT", f"{job}.0"], user=user).returncode == 0
     out, err = srun.communicate(timeout=60)
     assert out == "interrupted\none\n", err
     assert srun.returncode == 5

@@ -60,7 +60,7 @@ def table(title: str, head: list[str], rows: list[list[str]]) -> str:
     """Return a list table."""
     lines = [f".. list-table:: {title}", "   :header-rows: 1", ""]
     for row in [head, *rows]:
-        lines += [f"   {'*' if not index else ' '} - {cell}" for index, cell in enumerate(row)]
+        lines += [f"   {'*' if not index else ' '} - {cell}".rstrip() for index, cell in enumerate(row)]
     return "\n".join(lines) + "\n\n"
 
 
@@ -69,7 +69,7 @@ def peers(figures: dict[str, Any], name: str | None) -> str:
     row = figures.get(PEER + name) if name else None
     if row is None:
         return ""
-    words = [f"{row['cases']} cases"]
+    words = [f"{row['cases']} {'case' if row['cases'] == 1 else 'cases'}"]
     names = {
         "failed": "failed",
         "hang": "hung",
@@ -92,7 +92,7 @@ def render(figures: dict[str, Any]) -> str:
             [
                 what,
                 str(sum(row["cases"] for row in found)),
-                str(sum(failed)) if failed else "all",
+                str(sum(failed)) if failed else "",
                 str(sum(row["problems"] for row in found)),
                 f"{slowest:.2f} s" if slowest else "",
                 peers(figures, peer),

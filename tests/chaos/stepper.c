@@ -164,7 +164,7 @@ static void hold(pid_t pid)
 	int fd;
 
 	/* Whoever lets go may have gone: then this process dies, and what is held goes on. */
-	alarm(60);
+	alarm(200);
 	snprintf(path, sizeof(path), "%s.held", plan.hold);
 	fd = open(path, O_WRONLY | O_CLOEXEC);
 	dprintf(fd, "%d\n", pid);

@@ -150,5 +150,5 @@ def test_every_call_failing(lab: Lab, part: str, record: Record) -> None:
         # In the launcher's first half an interpreter starts: there, any errno will do.
         cases += [(call, error) for error in errors[: 1 if part == "launcher" and place < len(calls) // 2 else None]]
     if not FULL:
-        cases = cases[len(cases) // 3 :: max(1, len(cases) // 60)]
+        cases = cases[len(cases) // 3 :: max(1, len(cases) // 40)]
     campaign(lab, part, cases, record, f"errno {part}", len(calls))

@@ -22,7 +22,7 @@ OTHER_USER = "nobody"
 SECONDS = 600
 
 # The sizes, or a hundredth of them.
-CONSECUTIVE = 1000 if FULL else 12
+CONSECUTIVE = 1000 if FULL else 8
 AT_ONCE = 50 if FULL else 8
 NODES, TASKS_PER_NODE = (16, 32) if FULL else (3, 8)
 TASKS_ON_ONE = 600 if FULL else 64
@@ -167,7 +167,7 @@ def test_tasks_on_one_node(cluster: Cluster, before: set[int], image_sqfs: Path,
                 *option,
                 "sh",
                 "-c",
-                "cat /marker 2>/dev/null || echo one; sleep 2",
+                "cat /marker 2>/dev/null || echo one; sleep 1",
             ],
         )
         assert step.stdout is not None

@@ -122,6 +122,7 @@ def test_other_commands(batch: Batch, world_tmp: Path) -> None:
         sacct; echo $?
         scontrol no-such-thing; echo $?
         # Only once it runs: Slurm 22.05's srun may end with 0 when cancelled before.
+        : > /tmp/up-$$
         srun -n1 sh -c 'echo up; sleep 1000' > /tmp/up-$$ 2>/dev/null &
         until grep -q up /tmp/up-$$; do :; done
         scancel $SLURM_JOB_ID.0; wait $!; echo cancelled $?; rm /tmp/up-$$

@@ -16,7 +16,7 @@ from .conftest import SLURM_CH, settings
 @pytest.fixture(scope="module")
 def escape(world_tmp: Path) -> Path:
     """A directory with the program in it."""
-    directory = world_tmp / "escape"
+    directory = world_tmp / "ways-out"
     directory.mkdir()
     source = Path(__file__).with_name("escape.c")
     command = ["cc", "-std=gnu11", "-O", "-Wall", "-Wextra", "-Werror", "-Wno-unused-result", "-static"]

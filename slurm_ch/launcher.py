@@ -78,8 +78,7 @@ def task_count(facts: Facts) -> int:
 def launch(facts: Facts, office: tickets.Office) -> None:
     """Make the step's container on this node and hand out the ticket."""
     env = facts.environment
-    here = site.parse(facts.site)
-    wanted = site.meet(here, spec.parse_request(facts.request))
+    here, wanted = asked_for(facts)
     log.configure(level=wanted.verbosity)
     tag = step.tag(env)
     log.info(f"container {tag} for {task_count(facts)} tasks: {wanted.image}")

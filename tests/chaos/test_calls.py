@@ -33,6 +33,8 @@ PLAUSIBLE = {
     "write": (errno.ENOSPC, errno.EIO, errno.EINTR, errno.EPERM, errno.ENOMEM),
     # An answer that /dev/fuse does not take is lost, and whoever asked waits; the kernel has no such failure.
     "writev": (),
+    # A word to wake up that fails is lost likewise.
+    "futex": (),
     "close": (errno.EIO, errno.EINTR),
     "mmap": (errno.ENOMEM,),
     "mprotect": (errno.ENOMEM,),

@@ -48,8 +48,9 @@ demo test: deps
 demo-here: build
 	@$(VENV)/bin/python etc/demo.py $(USER_NAME)
 
+# A test that hangs is interrupted, and says where.
 test-here: build lint
-	$(VENV)/bin/python -m pytest
+	timeout --foreground --signal=INT --kill-after=60 2700 $(VENV)/bin/python -m pytest
 
 # The whole suite on Debian bookworm, trixie and forky, each with its own Slurm
 # (22.05, 24.11, 26.05); needs root and a gigabyte a release below build/.

@@ -38,8 +38,8 @@ class Running:
         for name in ("ready", "go"):
             os.mkfifo(directory / name)
             (directory / name).chmod(0o666)
-        # Open for writing too: no end of file between two writers.
-        self.ready = os.open(directory / "ready", os.O_RDWR)
+        # Both ends are ours: no end of file between two writers, no wait for a reader.
+        self.ready, self.gate = (os.open(directory / name, os.O_RDWR) for name in ("ready", "go"))
         self.said = b""
         self.hold = directory / "hold"
         self.hold.write_text(
@@ -66,7 +66,7 @@ class Running:
         self.namespaces |= dict(line.decode().split() for line in lines)
 
     def go(self) -> None:
-        (self.directory / "go").write_text("\n")
+        os.write(self.gate, b"\n")
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +104,7 @@ wait
     it.het = it.sh("squeue --me -h -O HetJobID").stdout.replace("N/A", "").split()[0]
     yield it
     os.close(it.ready)
+    os.close(it.gate)
     assert it.sh("scancel --me").returncode == 0
 
 

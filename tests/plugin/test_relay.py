@@ -522,7 +522,7 @@ REPORT = """#!/bin/bash
 exec > {report}.new
 echo "$@"
 for n in {{0..100}}; do [ ! -e /proc/$$/fd/$n ] || readlink /proc/$$/fd/$n; done | sed 's/:.*//' | sort | uniq -c | sed 's/^ *//'
-ps -o sid= -p $$ | grep -qw $$ && echo leader
+read -r _ _ _ _ _ session _ < /proc/$$/stat; [ $session = $$ ] && echo leader
 echo $ONLY_HOST $INSIDE $PWD $(ulimit -n)
 mv {report}.new {report}
 """

@@ -147,8 +147,8 @@ def test_a_forged_ticket_gives_nothing(user: str) -> None:
     """Namespaces that aren't namespaces, or the host's: the kernel refuses what the user can't enter anyway."""
     plan = tickets.plan_file(environment.encode([]))
     for first, second in (
-        ("/proc/1/ns/user", "/proc/1/ns/mnt"),
-        ("/proc/1/ns/mnt", "/proc/1/ns/mnt"),
+        ("/proc/self/ns/user", "/proc/self/ns/mnt"),
+        ("/proc/self/ns/mnt", "/proc/self/ns/mnt"),
         ("/dev/null", "/dev/null"),
     ):
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

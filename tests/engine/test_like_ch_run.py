@@ -114,7 +114,7 @@ DIFFERENCES = (
     (NEVER, EVER, ("SquashFS",), r"descriptors descriptors: 0 1 2 3 4 / 0 1 2 3"),
     # [Read-only binds]
     (NEVER, EVER, BOTH, r"mounts (/dev|/sys|/etc/hosts|/etc/machine-id|/etc/resolv\.conf): rw (\S+) / ro \2"),
-    (NEVER, EVER, BOTH, r"mounts /proc: nodev noexec nosuid rw proc / nodev noexec nosuid ro proc"),
+    (NEVER, EVER, BOTH, r"mounts /proc: ((?:nodev noexec nosuid )?)rw proc / \1ro proc"),
     # [Nothing on the host's /tmp]
     (NEVER, EVER, BOTH, r"mounts /etc/(passwd|group): rw \S+ / nodev nosuid rw tmpfs"),
     (NEVER, EVER, BOTH, r"mounts /tmp: rw tmpfs / nodev nosuid rw tmpfs"),

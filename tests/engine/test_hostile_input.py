@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import resource
+import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
@@ -65,6 +66,8 @@ def test_names_in_somebody_elses_storage(
     run: Run, image_sqfs: Path, image_dir: Path, other_sqfs: Path, user: str, world_tmp: Path
 ) -> None:
     storage = Path(f"/var/tmp/{user}.ch")
+    # Debian's ch-run makes it too, for whoever runs it.
+    shutil.rmtree(storage, ignore_errors=True)
     (storage / "img/image.sqfs").mkdir(parents=True)
     os.chown(storage, 1, 1)
     try:
@@ -72,9 +75,7 @@ def test_names_in_somebody_elses_storage(
         assert (done.returncode, done.stdout) == (0, "one\n"), done
         assert done.stderr == f"slurm-ch: warning: ignoring {storage}: it belongs to uid 1, or others can write to it\n"
     finally:
-        (storage / "img/image.sqfs").rmdir()
-        (storage / "img").rmdir()
-        storage.rmdir()
+        shutil.rmtree(storage)
 
 
 @pytest.mark.parametrize("umask", [0, 0o77, 0o777])

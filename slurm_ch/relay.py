@@ -36,15 +36,18 @@ _ONTO = linux.MOVE_MOUNT_F_EMPTY_PATH | linux.MOVE_MOUNT_T_EMPTY_PATH
 TASK = "t"  # the broker lives as long as the task that starts it
 STEP = "s"  # ... as long as the step
 
+_CONFINED = "!"  # spank/relay.h has it too
+
 
 class Offer(Action):
     """Make `commands` callable in the container.
 
+    Those in `confined` get the host's environment and directory, not the caller's.
     `defaults` are variables for srun there. `label` is how the user asked for
     all this; where nobody asked, what doesn't work is only worth a warning.
     """
 
-    __slots__ = ("commands", "defaults", "label", "lifetime", "path", "program", "writeable")
+    __slots__ = ("commands", "confined", "defaults", "label", "lifetime", "path", "program", "writeable")
 
     def __init__(
         self,
@@ -52,12 +55,14 @@ class Offer(Action):
         program: str,
         path: str,
         *,
+        confined: Sequence[str],
         lifetime: str,
         defaults: Mapping[str, str],
         label: str,
         writeable: bool,
     ) -> None:
         self.commands = commands
+        self.confined = confined
         self.program = program
         self.path = path
         self.lifetime = lifetime
@@ -86,7 +91,12 @@ class Offer(Action):
                 self._settle(build, path, directory)
             build.relay_fd = listener.detach()
             build.records += [("E", f"{name}={value}") for name, value in self.defaults.items()]
-            build.records.append(("B", f"{self.lifetime}{','.join(self.commands)}:{self.program}"))
+            marked = [name + _CONFINED if name in self.confined else name for name in self.commands]
+            build.records.append(("B", f"{self.lifetime}{','.join(marked)}:{self.program}"))
+            log.info(
+                f"the relay is on: code in this container can run {', '.join(self.commands)} on the host as you;"
+                " --ch-relay=no turns it off"
+            )
         finally:
             for _, directory in places:
                 os.close(directory)

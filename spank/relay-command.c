@@ -42,8 +42,8 @@ static bool is_relayed(const char *variable)
 
 static bool is_hosts(const char *variable)
 {
-	static const char *const names[] = { "HOME",   "TMPDIR",      "PWD",     "OLDPWD",
-					     "LOCPATH", "GCONV_PATH", "GLIBC_TUNABLES" };
+	static const char *const names[] = { "HOME",    "TMPDIR",     "PWD",            "OLDPWD",
+					     "LOCPATH", "GCONV_PATH", "GLIBC_TUNABLES", "SLURM_CONF" };
 
 	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
 		if (is_named(variable, names[i]))
@@ -108,6 +108,54 @@ static char **environment(const struct request *q, bool arrived)
 		out[i++] = pasted("PWD=", here, "");
 	if (srun && !arrived && *q->directory)
 		out[i++] = pasted(RELAYED_PREFIX, "PWD=", q->directory);
+	return out;
+}
+
+/* What a caller may say to a confined command: how to show what it shows, and of
+ * which jobs and nodes. None of it names a file, a program or a plugin. */
+static bool is_harmless(const char *variable)
+{
+	static const char *const names[] = { "LANG",	       "LANGUAGE",	    "TZ",
+					     "TERM",	       "COLUMNS",	    "LINES",
+					     "SLURM_CLUSTERS", "SLURM_TIME_FORMAT", "SLURM_BITSTR_LEN" };
+	static const char *const prefixes[] = { "LC_",     "SQUEUE_", "SINFO_",  "SACCT_",
+						"SSTAT_",  "SPRIO_",  "SSHARE_", "SDIAG_",
+						"SREPORT_" };
+	const char *value = strchr(variable, '=');
+	bool ours = false, path;
+
+	if (!value++)
+		return false;
+	/* The C library and curses take some of these for a file's name. */
+	path = *value == '/' || *value == ':' || *value == '.' || strstr(value, "/.");
+	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
+		if (is_named(variable, names[i]))
+			return !path;
+	for (size_t i = 0; i < sizeof(prefixes) / sizeof(prefixes[0]); i++)
+		ours |= !strncmp(variable, prefixes[i], strlen(prefixes[i]));
+	return ours && !(path && !strncmp(variable, "LC_", 3));
+}
+
+/* The host's own variables, but for what is harmless. */
+static char **confined_environment(const struct request *q)
+{
+	size_t count = 0, i = 0;
+	char here[PATH_MAX], **out;
+
+	for (char **e = environ; *e; e++)
+		count++;
+	out = calloc(count + q->head.variables + 2, sizeof(char *));
+	if (!out)
+		_exit(EXIT_SETUP);
+	for (char **e = q->variables; *e; e++)
+		if (is_harmless(*e))
+			out[i++] = *e;
+	for (char **e = environ; *e; e++)
+		if (!is_harmless(*e) && !is_named(*e, "PWD") &&
+		    strncmp(*e, RELAYED_PREFIX, strlen(RELAYED_PREFIX)) != 0)
+			out[i++] = *e;
+	if (getcwd(here, sizeof(here)))
+		out[i++] = pasted("PWD=", here, "");
 	return out;
 }
 
@@ -178,8 +226,12 @@ void command_become(const struct request *q, int client, pid_t broker)
 		else if (dup2(q->streams[i], i) < 0)
 			_exit(EXIT_SETUP);
 	}
-	arrived = *q->directory == '/' && !chdir(q->directory);
-	env = environment(q, arrived);
+	if (q->confined) {
+		env = confined_environment(q);
+	} else {
+		arrived = *q->directory == '/' && !chdir(q->directory);
+		env = environment(q, arrived);
+	}
 	path = find(q->name);
 	if (path) {
 		inherit(q);

@@ -72,16 +72,19 @@ static int cut(struct request *q)
 	return at == end ? 0 : EBADMSG;
 }
 
-static bool is_allowed(const char *name, const char *allowed)
+/* Whether the list has the name; an item that ends with RELAY_CONFINED is one
+ * that the caller must not steer. */
+static bool is_allowed(const char *name, const char *allowed, bool *confined)
 {
 	size_t n = strlen(name);
 
-	if (!n || strpbrk(name, ",/"))
+	if (!n || strpbrk(name, "/," RELAY_CONFINED))
 		return false;
 	for (const char *item = allowed;; item++) {
 		size_t length = strcspn(item, ",");
 
-		if (length == n && !strncmp(item, name, n))
+		*confined = length && item[length - 1] == RELAY_CONFINED[0];
+		if (length - *confined == n && !strncmp(item, name, n))
 			return true;
 		item += length;
 		if (!*item)
@@ -153,7 +156,7 @@ int request_understand(struct request *q, ssize_t n, int *fds, size_t count, con
 	error = read_text(fds[0], q);
 	if (!error)
 		error = cut(q);
-	if (!error && !is_allowed(q->name, allowed))
+	if (!error && !is_allowed(q->name, allowed, &q->confined))
 		error = EPERM;
 out:
 	for (size_t i = 0; i < count; i++)

@@ -17,6 +17,10 @@
 #define RELAY_MAX_BYTES (8u << 20)
 #define RELAY_MAX_STRINGS (1u << 20)
 
+/* Follows the name, in the broker's list, of a command that gets the host's
+ * environment and directory whatever its caller has. */
+#define RELAY_CONFINED "!"
+
 /* The broker's descriptors: where it listens, and the process that it serves. */
 #define RELAY_LISTEN_FD 3
 #define RELAY_WATCH_FD 4

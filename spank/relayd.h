@@ -2,6 +2,7 @@
 #ifndef RELAYD_H
 #define RELAYD_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <sys/types.h>
 
@@ -11,6 +12,7 @@
 struct request {
 	struct relay_request head;
 	int streams[3]; /* -1: closed */
+	bool confined;  /* the host's environment and directory, not the caller's */
 	char *text;
 	const char *name, *directory;
 	char **argv; /* ends with NULL, as the next */

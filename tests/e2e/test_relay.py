@@ -289,6 +289,27 @@ def test_switched_off_by_the_site(
             assert line.endswith(f"error: {insisting}")
 
 
+def test_a_command_of_a_site_s_list_can_t_be_steered(user: str, world_tmp: Path, image_sqfs: Path) -> None:
+    """The host's squeue is a script in bash, as some sites have it; the caller sets what bash and Slurm look at."""
+    place, host = world_tmp / "relay", world_tmp / "steered"
+    host.mkdir()
+    (host / "squeue").write_text(
+        '#!/bin/bash\necho "$PWD ${SLURM_CONF##*/} ${PERL5OPT-} ${SQUEUE_FORMAT-}"; exec /usr/bin/squeue -h\n'
+    )
+    (host / "squeue").chmod(0o755)
+    script = (
+        "mkdir -p /tmp/steering; echo 'echo STEERED' > /tmp/steering/env; echo PluginDir=/tmp/steering > /tmp/steering/slurm.conf\n"
+        "export BASH_ENV=/tmp/steering/env ENV=/tmp/steering/env SLURM_CONF=/tmp/steering/slurm.conf PERL5OPT=-M/tmp/x SQUEUE_FORMAT=%T\n"
+        "cd /tmp/steering && squeue; rm -r /tmp/steering"
+    )
+    with Cluster(nodes=1, plugstack_lines=[f"required {paths.PLUGIN} relay=squeue"]) as own:
+        options = f"--ch-image={image_sqfs} --ch-verbose"
+        found = submit(own, user, place, script, options, path=f"{host}:/usr/bin:/bin")
+    told = [line for line in found if "the relay is on: code in this container can run squeue on the host" in line]
+    assert len(told) == 1
+    assert [line for line in found if not line.startswith("slurm-ch: ")] == [f"{place} slurm.conf  %T", "RUNNING"]
+
+
 def test_ordinary_steps_where_asked_for(good: Callable[..., str], sh: Run) -> None:
     script = "squeue -h -o %T; echo $SLURM_PROCID >&2"
     assert good(f"srun -N2 -n4 --ch-relay --ch-image=$IMG sh -c '{script}'") == "RUNNING\n" * 4

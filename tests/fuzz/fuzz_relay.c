@@ -84,13 +84,15 @@ static ssize_t fuzz_recvmsg(int fd, struct msghdr *msg, int how)
 #include "../../spank/relay-request.c"
 #include "../../spank/relay-command.c"
 
-static const char allowed[] = "srun,squeue,scancel";
+static const char allowed[] = "srun,squeue,scancel,sinfo!";
 
 static void check(const struct request *q)
 {
 	size_t n = 0;
+	bool confined;
 
-	if (!is_allowed(q->name, allowed) || strchr(q->name, '/') || q->argv[0] != q->name)
+	if (!is_allowed(q->name, allowed, &confined) ||
+	    confined != !strcmp(q->name, "sinfo") || confined != q->confined || strchr(q->name, '/') || q->argv[0] != q->name)
 		abort();
 	for (char **a = q->argv; *a; a++, n++)
 		if (*a < q->text || *a >= q->text + q->head.size)
@@ -107,7 +109,7 @@ static void check(const struct request *q)
 /* The host's programs find the host's files. */
 static void check_environment(char **env)
 {
-	static const char *const hosts[] = { "PATH=", "LD_", "HOME=", "TMPDIR=", "LOCPATH=" };
+	static const char *const hosts[] = { "PATH=", "LD_", "HOME=", "TMPDIR=", "LOCPATH=", "SLURM_CONF=" };
 
 	for (char **e = env; *e; e++)
 		for (size_t i = 0; i < sizeof(hosts) / sizeof(*hosts); i++) {
@@ -118,6 +120,19 @@ static void check_environment(char **env)
 			if (!strncmp(*e, hosts[i], strlen(hosts[i])) && !ours)
 				abort();
 		}
+}
+
+/* What a confined command gets is the host's, or harmless. */
+static void check_confined(char **env)
+{
+	for (char **e = env; *e; e++) {
+		bool ours = !strncmp(*e, "PWD=", 4);
+
+		for (char **own = environ; *own; own++)
+			ours |= *own == *e;
+		if (!ours && !is_harmless(*e))
+			abort();
+	}
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -145,8 +160,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	error = n < 0 ? EBADMSG : request_understand(&q, n, fds, count, allowed);
 	if (!error && !setjmp(fuzz_top)) {
 		check(&q);
-		env = environment(&q, way & 8);
+		env = q.confined ? confined_environment(&q) : environment(&q, way & 8);
 		check_environment((char **)env);
+		if (q.confined)
+			check_confined((char **)env);
 		free(find(q.name));
 	}
 	for (char *volatile *e = env; e && *e; e++) {

@@ -15,7 +15,9 @@ from pathlib import Path
 
 from .conftest import SANITIZE, SPANK, write_script
 
-NAMES = ("srun", "squeue", "sleeper", "missing", "plain", "signals")
+# A name with "!" after it is one that the caller must not steer.
+COMMANDS = ("srun", "squeue", "sinfo!", "sleeper", "missing", "plain", "signals")
+NAMES = tuple(name.rstrip("!") for name in COMMANDS)
 SOURCES = [SPANK / name for name in ("relay.c", "relayd.c", "relay-request.c", "relay-command.c")]
 
 # LeakSanitizer can't look at a process that isn't dumpable, as the broker.
@@ -145,6 +147,7 @@ def make_host(place: Path) -> Path:
     place.mkdir()
     write_script(place / "srun", SHOW)
     write_script(place / "squeue", SHOW)
+    write_script(place / "sinfo", SHOW)
     write_script(place / "other", SHOW)
     write_script(place / "sleeper", "#!/bin/sh\necho $$\nexec sleep 1000\n")
     write_script(place / "signals", SIGNALS)

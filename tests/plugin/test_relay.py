@@ -50,7 +50,7 @@ def relay(program: Path, world_tmp: Path, request: pytest.FixtureRequest) -> Ite
     host = stage.make_host(place / "host")
     # What is no absolute path of the host's doesn't count.
     path = f":.:relative:{host}:/usr/bin:/bin"
-    running = Relay(program, place / "room", path, {**stage.ASAN, **HOST}, ",".join(stage.NAMES))
+    running = Relay(program, place / "room", path, {**stage.ASAN, **HOST}, ",".join(stage.COMMANDS))
     yield running
     running.stop()
 
@@ -92,6 +92,63 @@ def test_the_script_s_variables_with_the_host_s_places(relay: Relay) -> None:
         **host, **stage.ASAN, "MINE": "1", "PWD": "/usr", "SLURM_CH_RELAYED_PATH": "/inside/bin",
         "SLURM_CH_RELAYED_LD_LIBRARY_PATH": "/inside/lib", "SLURM_CH_RELAYED_LD_MINE": "/inside/x.so",
     }  # fmt: skip
+
+
+def test_the_host_s_slurm_conf_and_path_win(program: Path, world_tmp: Path) -> None:
+    place = world_tmp / "relay-conf"
+    place.mkdir(mode=0o755)
+    stage.make_room(program, place / "room")
+    path = f"{stage.make_host(place / 'host')}:/usr/bin:/bin"
+    for conf in ({"SLURM_CONF": "/host/slurm.conf"}, {}):
+        running = Relay(program, place / "room", path, {**stage.ASAN, **conf}, "squeue,srun")
+        for name in ("squeue", "srun"):
+            env = shown(running, name, env={"SLURM_CONF": "/inside/slurm.conf", "PATH": "/inside"})["env"]
+            assert isinstance(env, dict)
+            assert (env.get("SLURM_CONF"), env["PATH"]) == (conf.get("SLURM_CONF"), path)
+        running.stop()
+        (place / "room/socket").unlink()
+
+
+# What leads the C library, interpreters and Slurm itself to files and programs.
+STEERING = {
+    name: "/inside/evil"
+    for name in (
+        "BASH_ENV", "ENV", "PERL5OPT", "PERL5LIB", "PYTHONPATH", "PYTHONSTARTUP", "PYTHONHOME", "LD_MINE", "LD_BIND_NOT",
+        "LD_LIBRARY_PATH", "GCONV_PATH", "LOCPATH", "SLURM_CONF", "SLURM_PLUGIN_DIR", "SLURM_JWT", "SLURM_CH_IMAGE",
+        "SLURM_SPANK_X", "SPANK_X", "TERMINFO", "IFS", "SHELLOPTS", "PS4", "BASH_FUNC_echo%%", "MALLOC_CONF", "TMPDIR",
+        "XDG_CONFIG_HOME", "PAGER", "EDITOR", "NLSPATH", "RESOLV_HOST_CONF", "HOSTALIASES", "SQUEUEX", "ONLY_HOST",
+    )
+}  # fmt: skip
+SHOWING = {
+    "LANG": "C.UTF-8", "LC_TIME": "de_DE.UTF-8", "TZ": "Europe/Berlin", "TERM": "xterm", "COLUMNS": "80", "SQUEUE_FORMAT": "%i/%.j",
+    "SINFO_SORT": "+N", "SLURM_CLUSTERS": "other", "SLURM_TIME_FORMAT": "%d/%m",
+}  # fmt: skip
+
+
+def test_nothing_of_the_caller_s_steers_a_confined_command(relay: Relay) -> None:
+    files = {"LC_ALL": "/inside/x", "LANGUAGE": "../x", "TZ": ":/inside/x", "TERM": "x/../../inside"}
+    found = shown(relay, "sinfo", "-h", env={**SHOWING, **STEERING}, cwd="/usr")
+    env = found["env"]
+    assert isinstance(env, dict)
+    assert env.pop("PATH").endswith("host:/usr/bin:/bin")
+    assert env == {**HOST, **stage.ASAN, **SHOWING, "PWD": os.getcwd()}
+    assert (found["argv"], found["cwd"]) == (["-h"], os.getcwd())
+    env = shown(relay, "sinfo", env=files)["env"]
+    assert isinstance(env, dict)
+    assert not env.keys() & files.keys()
+    # The mark is no part of a name.
+    assert answer(relay, *request("sinfo!")) == (REFUSED, 1)
+
+
+def test_a_confined_command_written_in_shell(relay: Relay, tmp_path: Path) -> None:
+    """Neither a file that bash would read first, nor a function in its environment, nor one beside it."""
+    marker = tmp_path / "marker"
+    (tmp_path / "evil").write_text(f"touch {marker}\n")
+    stage.write_script(relay.room.parent / "host" / "sinfo", "#!/bin/bash\necho ran\n[ ! -e evil ] || . ./evil\n")
+    env = {"BASH_ENV": str(tmp_path / "evil"), "BASH_FUNC_echo%%": f"() {{ touch {marker}; }}", "SHELLOPTS": "xtrace"}
+    done = relay.run("sinfo", env=env, cwd=str(tmp_path))
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"ran\n", b"")
+    assert not marker.exists()
 
 
 def test_what_the_script_has_unset_or_left_alone(relay: Relay) -> None:

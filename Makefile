@@ -86,11 +86,11 @@ hostile-here: build analyze
 	@echo "$$(date -Is) SEED=$(SEED)" | tee -a $(dir $(CHAOS_RESULTS))fuzz/seeds
 	tests/fuzz/million $(SEED) $(dir $(CHAOS_RESULTS))fuzz
 	CHAOS=full SEED=$(SEED) $(VENV)/bin/python -m pytest --hypothesis-seed=$(SEED) tests/fuzz tests/unit/test_fuzz.py \
-	    tests/test_join_hostile.py tests/engine/test_hostile_images.py tests/engine/test_escape.py
+	    tests/join/test_join_hostile.py tests/engine/test_hostile_images.py tests/engine/test_escape.py
 
 # Leaks are the sanitizers' to find: what is kept in a table looks like one here.
 analyze:
-	@for source in spank/*.c; do echo "gcc -fanalyzer $$source"; gcc -std=gnu11 -O1 -Wall -Wextra -Werror -fanalyzer \
+	@for source in spank/*/*.c; do echo "gcc -fanalyzer $$source"; gcc -std=gnu11 -O1 -Wall -Wextra -Werror -fanalyzer \
 	    -Wno-analyzer-malloc-leak -c -o /dev/null $$source || exit 1; done
 
 lint: $(VENV)/.built
@@ -100,14 +100,14 @@ lint: $(VENV)/.built
 	cppcheck --quiet --enable=warning,portability --inline-suppr --error-exitcode=1 \
 	    --suppress=missingIncludeSystem --suppress=normalCheckLevelMaxBranches spank
 
+FOLDERS = $(patsubst %/__init__.py,%,$(wildcard slurm_ch/__init__.py slurm_ch/*/__init__.py))
 SCRIPT = sed -e 's|@LIBDIR@|$(libdir)|g; s|@PYTHON@|$(PYTHON)|g' -e
 
 # Everything beside each other: the plugin finds the launcher by its own place.
 install: native
-	install -d $(DESTDIR)$(libdir)/slurm_ch/{cli,cluster,native} $(DESTDIR)$(prefix)/bin $(DESTDIR)$(prefix)/lib/slurm
-	install -m 644 slurm_ch/*.py $(DESTDIR)$(libdir)/slurm_ch
-	install -m 644 slurm_ch/cli/*.py $(DESTDIR)$(libdir)/slurm_ch/cli
-	install -m 644 slurm_ch/cluster/*.py $(DESTDIR)$(libdir)/slurm_ch/cluster
+	install -d $(DESTDIR)$(libdir)/slurm_ch/native $(DESTDIR)$(prefix)/bin $(DESTDIR)$(prefix)/lib/slurm
+	for folder in $(FOLDERS); do install -d $(DESTDIR)$(libdir)/$$folder && \
+	    install -m 644 $$folder/*.py $(DESTDIR)$(libdir)/$$folder || exit 1; done
 	install -m 755 slurm_ch/native/* $(DESTDIR)$(libdir)/slurm_ch/native
 	$(PYTHON) -m compileall -q -s '$(DESTDIR)' $(DESTDIR)$(libdir)/slurm_ch
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)

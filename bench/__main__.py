@@ -14,8 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from slurm_ch import squashfs
-from slurm_ch.cluster import Cluster
+from slurm_ch.engine import squashfs
+from slurm_ch.sandbox.cluster import Cluster
 
 from . import images as image_module
 from . import launcher, peer, plot, report, suites

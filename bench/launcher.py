@@ -34,9 +34,9 @@ class Launcher:
         if variant == BARE:
             return [PYTHON, *_FLAGS, "-c", ""]
         if variant == IMPORTS:
-            code = f"import sys; sys.path.insert(0, {str(self.library)!r}); import slurm_ch.launcher"
+            code = f"import sys; sys.path.insert(0, {str(self.library)!r}); import slurm_ch.plugin.launcher"
             return [PYTHON, *_FLAGS, "-c", code]
-        return [PYTHON, *_FLAGS, str(self.library / "slurm_ch/launch.py"), "3", "4", "5"]
+        return [PYTHON, *_FLAGS, str(self.library / "slurm_ch/plugin/launch.py"), "3", "4", "5"]
 
     def start(self, variant: str, before: Sequence[str] = (), stderr: int = 2) -> tuple[int, socket.socket]:
         """Start it with `before` in front; return its pid and the tasks' end of the socket."""

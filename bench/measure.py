@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from slurm_ch.cluster import Cluster
+from slurm_ch.sandbox.cluster import Cluster
 
 from .stats import FAILED, HUNG, OK, Sample
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from slurm_ch.cluster import Cluster
+from slurm_ch.sandbox.cluster import Cluster
 
 from .images import Images
 from .measure import Bench, Run, memory

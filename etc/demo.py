@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from slurm_ch.cluster import Cluster
+from slurm_ch.sandbox.cluster import Cluster
 
 SHOW = "echo task $SLURM_PROCID of $SLURM_NTASKS: $(id -un), $(readlink /proc/self/ns/user), $(readlink /proc/self/ns/mnt), root $(awk '$5==\"/\" {print $(NF-1)}' /proc/self/mountinfo)"
 

@@ -6,7 +6,7 @@ import os
 import sys
 
 PACKAGE = os.path.dirname(os.path.abspath(__file__))
-LAUNCHER = os.path.join(PACKAGE, "launch.py")
+LAUNCHER = os.path.join(PACKAGE, "plugin", "launch.py")
 NATIVE = os.path.join(PACKAGE, "native")
 CH_JOIN = os.path.join(NATIVE, "ch-join")
 CH_RELAY = os.path.join(NATIVE, "ch-relay")

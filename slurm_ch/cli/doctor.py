@@ -10,9 +10,10 @@ from itertools import chain
 
 import click
 
-from slurm_ch import doctor as checks
-from slurm_ch import errors, installation
-from slurm_ch.findings import OK, PROBLEM
+from slurm_ch import errors
+from slurm_ch.doctor import installation
+from slurm_ch.doctor import node as checks
+from slurm_ch.doctor.findings import OK, PROBLEM
 
 
 @click.command()

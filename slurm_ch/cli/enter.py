@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import click
 
-from slurm_ch import attach, log
+from slurm_ch import log
+from slurm_ch.attach import attach
 
 
 @click.command(context_settings={"allow_interspersed_args": False})

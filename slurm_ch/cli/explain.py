@@ -6,9 +6,10 @@ import os
 
 import click
 
-from slurm_ch import container as engine
-from slurm_ch import log, spec
-from slurm_ch.options import Setting
+from slurm_ch import log
+from slurm_ch.engine import container as engine
+from slurm_ch.request import spec
+from slurm_ch.request.options import Setting
 
 from .options import OrderedCommand, click_options, image_and_command
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from slurm_ch import cdinames, options
+from slurm_ch.devices import names as cdinames
+from slurm_ch.request import options
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

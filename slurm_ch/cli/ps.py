@@ -9,8 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import click
 
-from slurm_ch import attach, controller, jobs, log
+from slurm_ch import log
+from slurm_ch.attach import attach
 from slurm_ch.errors import EXIT_SETUP, ChError, describe
+from slurm_ch.slurm import commands as controller
+from slurm_ch.slurm import records as jobs
 
 COLUMNS = ("job", "step", "node", "image", "tasks", "age")
 

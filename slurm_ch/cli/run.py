@@ -6,9 +6,13 @@ import os
 
 import click
 
-from slurm_ch import __version__, features, handover, log, runner, spec
+from slurm_ch import __version__, log
+from slurm_ch.engine import ch_join as handover
 from slurm_ch.errors import ChError, UsageError
-from slurm_ch.options import Setting
+from slurm_ch.request import spec
+from slurm_ch.request.options import Setting
+from slurm_ch.standalone import features
+from slurm_ch.standalone import run as runner
 
 from .options import OrderedCommand, click_options, image_and_command
 

@@ -13,8 +13,8 @@ from types import FrameType
 import click
 
 from slurm_ch import errors
-from slurm_ch.cluster import Cluster
-from slurm_ch.cluster.supervisor import (
+from slurm_ch.sandbox.cluster import Cluster
+from slurm_ch.sandbox.supervisor import (
     descendants,
     kill_descendants,
     set_child_subreaper,

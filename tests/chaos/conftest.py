@@ -1,7 +1,7 @@
 """The fault campaign's size, its lab, and the record of what happened.
 
 `CHAOS=full` is the whole campaign (`make chaos`), else a short form of it runs.
-`CHAOS_RESULTS=FILE` keeps the figures that docs/reliability.rst shows.
+`CHAOS_RESULTS=FILE` keeps the figures that docs/internals/reliability.rst shows.
 """
 
 from __future__ import annotations

@@ -23,8 +23,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from slurm_ch import paths, squashfs
-from tests.plugin.conftest import ROOT, SOURCES, SPANK
+from slurm_ch import paths
+from slurm_ch.engine import squashfs
+from tests.native.conftest import ROOT, SOURCES, SPANK
 
 USER = "chuser"
 
@@ -229,7 +230,7 @@ class Lab:
 
     def site(self) -> list[str]:
         """Return the plugin's site arguments that lead to the parts here."""
-        launcher = f"launcher={Path(paths.PLUGIN).parent.parent / 'launch.py'}"
+        launcher = f"launcher={paths.LAUNCHER}"
         return [*(f"{kind}={self.parts[kind].path}" for kind in REAL), launcher]
 
     def launchers(self) -> list[int]:
@@ -294,8 +295,8 @@ def build_tools(to: Path) -> Path:
     to.mkdir(mode=0o755)
     to.chmod(0o755)
     _compile(["-o", str(to / "stepper"), str(Path(__file__).parent / "stepper.c")])
-    fake = str(ROOT / "tests/plugin/fake.c")
-    _compile(["-rdynamic", f"-I{SPANK}", "-o", str(to / "slurmstepd"), fake, *SOURCES, "-ldl"])
+    fake = str(ROOT / "tests/native/fake.c")
+    _compile(["-rdynamic", f"-I{SPANK}/plugin", "-o", str(to / "slurmstepd"), fake, *SOURCES, "-ldl"])
     return to
 
 

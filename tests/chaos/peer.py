@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bench.peer import Peer, fetch
-from slurm_ch.cluster import Cluster
+from slurm_ch.sandbox.cluster import Cluster
 from tests.conftest import make_image, squash
 
 from .harness import PEER, Bystanders, Lab, Outcome, build_tools

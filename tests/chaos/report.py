@@ -1,6 +1,6 @@
-"""The tables of docs/reliability.rst from the campaign's figures: `python -m tests.chaos.report [RESULTS]`.
+"""The tables of docs/internals/reliability.rst from the campaign's figures: `python -m tests.chaos.report [RESULTS]`.
 
-Without an argument, from docs/reliability.json; with one, that becomes docs/reliability.json first.
+Without an argument, from docs/internals/reliability.json; with one, that becomes docs/internals/reliability.json first.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[2] / "docs/internals"
 FIGURES, PAGE = DOCS / "reliability.json", DOCS / "reliability.rst"
 BEGIN, END = ".. begin figures\n", ".. end figures\n"
 

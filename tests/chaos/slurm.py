@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from slurm_ch import paths
-from slurm_ch.cluster import Cluster
+from slurm_ch.sandbox.cluster import Cluster
 from tests import leftovers
 
 from .harness import HANG_SECONDS, USER, Bystanders, Lab, Outcome, wait, wait_for

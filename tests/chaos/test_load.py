@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm_ch.cluster import Cluster
+from slurm_ch.sandbox.cluster import Cluster
 from tests import leftovers
 from tests.conftest import USER
 

@@ -1,4 +1,4 @@
-"""docs/reliability.rst shows the figures that docs/reliability.json has, and they are all good."""
+"""docs/internals/reliability.rst shows the figures that docs/internals/reliability.json has, and they are all good."""
 
 from __future__ import annotations
 

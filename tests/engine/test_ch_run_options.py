@@ -219,7 +219,7 @@ def test_fuse_single_reaches_the_server(image_sqfs: Path, good: Good, user: str,
     (world_tmp / "spy-arguments").touch()
     (world_tmp / "spy-arguments").chmod(0o666)
     script = (
-        "import sys; from slurm_ch import squashfs; squashfs.SERVERS = (sys.argv[1],);"
+        "import sys; from slurm_ch.engine import squashfs; squashfs.SERVERS = (sys.argv[1],);"
         "from slurm_ch.cli.main import main; sys.argv = ['slurm-ch', 'run', *sys.argv[2:]]; main()"
     )
     python = str(Path(SLURM_CH).parent / "python")

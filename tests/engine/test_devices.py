@@ -527,7 +527,9 @@ def test_a_join_that_cannot_have_its_device_says_so_once(user: str, image_sqfs: 
 
 IMPORTS = """
 import os, sys
-from slurm_ch import container as engine, linux, options, spec
+from slurm_ch import linux
+from slurm_ch.engine import container as engine
+from slurm_ch.request import options, spec
 seen = []
 def unshare(flags, original=linux.unshare):
     seen.append(set(sys.modules))
@@ -536,7 +538,7 @@ linux.unshare = unshare
 settings = [options.Setting("device", path, "--device") for path in sys.argv[2:]]
 box = engine.Container(spec.make(sys.argv[1], settings), engine.Caller(dict(os.environ)))
 engine.containerize(box)
-print(sorted(set(sys.modules) - seen[0]), sorted({"json", "yaml", "slurm_ch.cdi", "slurm_ch.inject"} & seen[0]))
+print(sorted(set(sys.modules) - seen[0]), sorted({"json", "yaml", "slurm_ch.devices.reader", "slurm_ch.engine.device_edits"} & seen[0]))
 """
 
 
@@ -551,15 +553,20 @@ def test_nothing_is_imported_inside(user: str, write: Write, glibc_sqfs: Path, d
     plain = write(spec({"mounts": [library_mount(driver)], "hooks": asked, "deviceNodes": [{"path": "/dev/null"}]}))
     yaml = write("{cdiVersion: 0.5.0, kind: a.b/c, devices: [{name: a}]}", "a.yaml")
     assert imports(user, glibc_sqfs) == "[] []"
-    assert imports(user, glibc_sqfs, plain) == "[] ['json', 'slurm_ch.cdi', 'slurm_ch.inject']"
-    assert imports(user, glibc_sqfs, plain, yaml) == "[] ['json', 'slurm_ch.cdi', 'slurm_ch.inject', 'yaml']"
+    assert imports(user, glibc_sqfs, plain) == "[] ['json', 'slurm_ch.devices.reader', 'slurm_ch.engine.device_edits']"
+    assert (
+        imports(user, glibc_sqfs, plain, yaml)
+        == "[] ['json', 'slurm_ch.devices.reader', 'slurm_ch.engine.device_edits', 'yaml']"
+    )
 
 
 # ---- Hooks [H1] ----
 
 HOOKS = """
 import os, sys
-from slurm_ch import container as engine, errors, options, spec
+from slurm_ch import errors
+from slurm_ch.engine import container as engine
+from slurm_ch.request import options, spec
 wanted = spec.make(sys.argv[1], [options.Setting("device", sys.argv[2], "--device")])
 box = engine.Container(wanted, engine.Caller(dict(os.environ)))
 def host(container, data):

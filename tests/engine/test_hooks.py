@@ -10,7 +10,9 @@ from .conftest import settings
 
 SCRIPT = """
 import os, sys
-from slurm_ch import container as engine, errors, mounts, options, spec
+from slurm_ch import errors
+from slurm_ch.engine import binds as mounts, container as engine
+from slurm_ch.request import options, spec
 image, *words = sys.argv[1:]
 wanted = spec.make(image, [options.Setting("write-fake", "yes", "--write-fake")])
 box = engine.Container(wanted, engine.Caller(dict(os.environ)))
@@ -78,7 +80,8 @@ def test_b6_a_directory_of_the_image_is_covered(user: str, image_sqfs: Path, wor
 
 PEER = """
 import os, sys
-from slurm_ch import options, runner, spec
+from slurm_ch.request import options, spec
+from slurm_ch.standalone import run as runner
 tag = options.Setting("join-tag", "hooks", "--join-tag")
 wanted = spec.make(sys.argv[1], [options.Setting("join-ct", "3", "--join-ct"), tag])
 def add(container):

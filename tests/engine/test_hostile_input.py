@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from slurm_ch import environment, paths, tickets
+from slurm_ch import paths
+from slurm_ch.engine import environment
+from slurm_ch.plugin import tickets
 from tests import leftovers
 
 from .conftest import SLURM_CH, Run, settings
@@ -112,7 +114,7 @@ def test_limits_that_are_too_low(run: Run, image_sqfs: Path) -> None:
             preexec_fn=lambda limit=limit, value=value: resource.setrlimit(limit, (value, value)),
         )
         assert done.returncode in (0, 1, 31), done
-        assert "slurm_ch/container.py" not in done.stderr, done
+        assert "slurm_ch/engine/container.py" not in done.stderr, done
 
 
 # ---- Parts, by hand ----

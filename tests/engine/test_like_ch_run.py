@@ -1,6 +1,6 @@
 """The same command line with Debian's ch-run and with ours: what the command sees.
 
-DIFFERENCES has all that is not the same; each is argued in docs/parity.rst.
+DIFFERENCES has all that is not the same; each is argued in docs/internals/parity.rst.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def version() -> tuple[int, int]:
 
 
 # What is not the same: since which version of ch-run, on which images, what.
-# docs/parity.rst says why, by the words in brackets.
+# docs/internals/parity.rst says why, by the words in brackets.
 NEVER, EVER = (0, 0), (99, 0)
 BOTH = ("directory", "SquashFS")
 DIFFERENCES = (

@@ -533,7 +533,7 @@ def test_command_has_no_child_that_it_did_not_start(good: Good, image_sqfs: Path
 
 def test_without_a_server_it_says_so(fails: Fails, image_sqfs: Path, user: str) -> None:
     script = (
-        "import sys; from slurm_ch import squashfs; squashfs.SERVERS = ('/nonexistent/squashfuse_ll',);"
+        "import sys; from slurm_ch.engine import squashfs; squashfs.SERVERS = ('/nonexistent/squashfuse_ll',);"
         "from slurm_ch.cli.main import main; sys.argv = ['slurm-ch', 'run', sys.argv[1], '--', 'true']; main()"
     )
     python = str(Path(SLURM_CH).parent / "python")

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from slurm_ch import paths, squashfs
+from slurm_ch import paths
+from slurm_ch.engine import squashfs
 from tests.conftest import make_image
 
 SERVER = Path(paths.NATIVE) / "ch-squashfuse_ll"

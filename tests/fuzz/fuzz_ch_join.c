@@ -186,11 +186,11 @@ static pid_t fuzz_fork(void)
 #define execvp fuzz_execvp
 #define fork fuzz_fork
 
-#include "../../spank/ch-join.c"
-#include "../../spank/relay-task.c"
-#include "../../spank/entrypoint.c"
-#include "../../spank/seccomp.c"
-#include "../../spank/variables.c"
+#include "../../spank/ch-join/main.c"
+#include "../../spank/ch-join/relay_start.c"
+#include "../../spank/ch-join/entrypoint.c"
+#include "../../spank/ch-join/root_emulation.c"
+#include "../../spank/ch-join/variables.c"
 
 static void fresh_environment(void)
 {

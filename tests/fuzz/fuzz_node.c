@@ -49,9 +49,9 @@ static void *fuzz_dlsym(void *handle, const char *name)
 
 #define _exit fuzz_exit
 #define dlsym fuzz_dlsym
-#include "../../spank/node.c"
-#include "../../spank/guard.c"
-#include "../../spank/facts.c"
+#include "../../spank/plugin/node.c"
+#include "../../spank/plugin/command_guard.c"
+#include "../../spank/plugin/step_facts.c"
 #undef _exit
 
 bool submit_remote_saw_option(void)

@@ -81,8 +81,8 @@ static ssize_t fuzz_recvmsg(int fd, struct msghdr *msg, int how)
 #define pread fuzz_pread
 #define close fuzz_close
 #define recvmsg fuzz_recvmsg
-#include "../../spank/relay-request.c"
-#include "../../spank/relay-command.c"
+#include "../../spank/ch-relay/request.c"
+#include "../../spank/ch-relay/command.c"
 
 static const char allowed[] = "srun,squeue,scancel,sinfo!";
 

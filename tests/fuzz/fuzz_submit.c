@@ -11,7 +11,7 @@
 extern char **environ;
 
 #define exit fuzz_exit
-#include "../../spank/submit.c"
+#include "../../spank/plugin/options.c"
 #undef exit
 
 static spank_context_t context;

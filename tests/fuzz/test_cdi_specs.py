@@ -7,7 +7,9 @@ import json
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slurm_ch import cdi, devices, inject
+from slurm_ch.devices import library as devices
+from slurm_ch.devices import reader as cdi
+from slurm_ch.engine import device_edits as inject
 from slurm_ch.errors import ChError
 
 from .test_parsers import FULL, one_line

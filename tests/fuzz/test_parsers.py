@@ -9,8 +9,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from slurm_ch import environment, errors, image, launcher, log, options, passwd, site, spec, step, tickets
+from slurm_ch import errors, log
+from slurm_ch.engine import accounts as passwd
+from slurm_ch.engine import environment, image
 from slurm_ch.errors import ChError, UsageError
+from slurm_ch.plugin import launcher, tickets
+from slurm_ch.request import options, site, spec, step
 
 FULL = os.environ.get("CHAOS") == "full"
 CASES = settings(max_examples=2500 if FULL else 250, deadline=None)

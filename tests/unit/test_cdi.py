@@ -13,10 +13,15 @@ import pytest
 import yaml
 from pytest_mock import MockerFixture
 
-from slurm_ch import cdi, cdinames, devices, environment, errors, site
-from slurm_ch import spec as spec_
+from slurm_ch import errors
+from slurm_ch.devices import library as devices
+from slurm_ch.devices import names as cdinames
+from slurm_ch.devices import reader as cdi
+from slurm_ch.engine import environment
 from slurm_ch.errors import ChError, UsageError
-from slurm_ch.options import Setting
+from slurm_ch.request import site
+from slurm_ch.request import spec as spec_
+from slurm_ch.request.options import Setting
 
 # As nvidia-ctk writes them, in short: hooks of both spellings, a device for all.
 NVIDIA = """\
@@ -403,11 +408,10 @@ def test_no_pyyaml(place: Path, mocker: MockerFixture) -> None:
 )
 def test_pyyaml_beside_the_package(tmp_path: Path, where: str) -> None:
     """As installed and as in a checkout, for an interpreter that sees nothing but the package's parent."""
-    (tmp_path / "slurm_ch").mkdir()
-    for path in Path(cdi.__file__).parent.glob("*.py"):
-        shutil.copy(path, tmp_path / "slurm_ch")
+    package = Path(cdi.__file__).parents[1]
+    shutil.copytree(package, tmp_path / "slurm_ch", ignore=shutil.ignore_patterns("native", "__pycache__"))
     shutil.copytree(Path(yaml.__file__).parent, tmp_path / where / "yaml")
-    script = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from slurm_ch import cdi; print(cdi.import_yaml('x').__file__)"
+    script = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from slurm_ch.devices import reader as cdi; print(cdi.import_yaml('x').__file__)"
     command = [sys.executable, "-I", "-S", "-c", script]
     done = subprocess.run(command, check=True, capture_output=True, text=True, env={})
     assert done.stdout == f"{tmp_path}/{where}/yaml/__init__.py\n"

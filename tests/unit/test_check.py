@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slurm_ch import check, launcher
 from slurm_ch.errors import ChError
+from slurm_ch.plugin import launcher
+from slurm_ch.plugin import submit_check as check
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,14 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from slurm_ch import container as engine
-from slurm_ch import environment, errors, log, namespaces, options, runner
-from slurm_ch.actions import Build
+from slurm_ch import errors, log
 from slurm_ch.cli import main
+from slurm_ch.engine import container as engine
+from slurm_ch.engine import environment, namespaces
+from slurm_ch.engine.action import Build
 from slurm_ch.errors import ChError, UsageError
+from slurm_ch.request import options
+from slurm_ch.standalone import run as runner
 
 # What can stand in argv and in a variable: anything but NUL, bytes that are no UTF-8 included.
 ANYTHING = st.text(
@@ -158,6 +161,6 @@ def test_environment_files_through_the_engine(tmp_path: Path, data: bytes, zero:
 
 
 def engine_spec(name: str, value: str) -> runner.Spec:
-    from slurm_ch import spec
+    from slurm_ch.request import spec
 
     return spec.make("/", [options.Setting(name, value, f"--{name}")])

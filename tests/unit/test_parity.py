@@ -1,14 +1,14 @@
-"""docs/parity.rst: every option, every row, and tests that are really there."""
+"""docs/internals/parity.rst: every option, every row, and tests that are really there."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from slurm_ch import options
+from slurm_ch.request import options
 
 ROOT = Path(__file__).parents[2]
-TEXT = (ROOT / "docs/parity.rst").read_text()
+TEXT = (ROOT / "docs/internals/parity.rst").read_text()
 
 ROWS = (
     "I1 I1a I2 I3 N1 N2 N3 N4 N5 T1 T2 T3 T4 T5 T6 T7 T8 T9 B1 B2 B3 B4 B5 B6 B7 H1 J1 J2 J3 J4 J5 J6 R1 R2 R2a R3 R4"

@@ -15,8 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pytest_mock import MockerFixture
 
-from slurm_ch import container, environment, errors, image, linux, log, mounts, namespaces, options, passwd, spec
+from slurm_ch import errors, linux, log
+from slurm_ch.engine import accounts as passwd
+from slurm_ch.engine import binds as mounts
+from slurm_ch.engine import container, environment, image, namespaces
 from slurm_ch.errors import ChError, JoinError, UsageError
+from slurm_ch.request import options, spec
 
 
 def test_storage_directory_in_order() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slurm_ch import pmix
+from slurm_ch.engine import pmix
 
 SPOOL = "/var/spool/slurmd/pmix.7.0"
 SLURM = {"SLURM_JOB_UID": "1001", "SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"}

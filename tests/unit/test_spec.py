@@ -11,10 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slurm_ch import environment, errors, launcher, options, site, spec, tickets
+from slurm_ch import errors
+from slurm_ch.engine import environment
 from slurm_ch.errors import ChError, UsageError
-from slurm_ch.options import Setting
-from slurm_ch.spec import Bind
+from slurm_ch.plugin import launcher, tickets
+from slurm_ch.request import options, site, spec
+from slurm_ch.request.options import Setting
+from slurm_ch.request.spec import Bind
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,7 +33,7 @@ def test_every_option_has_a_parser() -> None:
 
 def test_c_table_has_every_option_of_the_plugin() -> None:
     out = subprocess.run(
-        [sys.executable, "-I", ROOT / "spank/gen_options.py"], check=True, capture_output=True, text=True
+        [sys.executable, "-I", ROOT / "spank/plugin/gen_options.py"], check=True, capture_output=True, text=True
     ).stdout
     names = re.findall(r'\{ "ch-([a-z0-9-]+)", "([A-Z0-9_]+)"', out)
     wanted = [(o.name, o.variable) for o in options.OPTIONS if o.where & options.PLUGIN]
@@ -40,7 +43,7 @@ def test_c_table_has_every_option_of_the_plugin() -> None:
 
 
 def test_c_and_python_agree_on_constants() -> None:
-    header = (ROOT / "spank/ch-join.h").read_text()
+    header = (ROOT / "spank/agreement.h").read_text()
     for name in ("SETUP", "LAUNCHER_DIED", "USAGE", "CANNOT_EXECUTE", "NOT_FOUND"):
         assert f"#define EXIT_{name} {getattr(errors, 'EXIT_' + name)}\n" in header
     assert f'#define TICKET_MAGIC "{tickets.MAGIC.decode()}"' in header

@@ -1,0 +1,1 @@
+"""`slurm-ch enter` and `slurm-ch ps`: into, and among, the containers that run."""

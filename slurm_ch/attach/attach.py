@@ -1,0 +1,187 @@
+"""`slurm-ch enter` and `slurm-ch ps`: from where the user is to the nodes of a job, and in.
+
+A node is reached by a step of the job's own, `srun --overlap`: no daemon, no
+port, and nothing that a site's rules for its nodes don't know. There, `on_node.py`
+is run by the same interpreter, from the same place.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+from .. import log
+from ..engine import accounts as passwd
+from ..engine import ch_join as handover
+from ..engine import environment, namespaces
+from ..errors import ChError
+from ..slurm import commands as controller
+from ..slurm import records as jobs
+from . import containers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from typing import NoReturn
+
+INSIDE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "on_node.py")
+
+_MARK = "slurm_ch container "
+
+# How long one job's nodes may take to list their containers.
+LIST_SECONDS = 60
+SHELLS = ("/bin/bash", "/bin/sh")
+
+# Of a job that we are in, and the defaults of our own options, nothing may
+# reach the srun that goes into another job; how Slurm is reached may.
+_FOREIGN = ("SLURM_", "SLURMD_", "SRUN_", "SPANK_", "_SLURM_", "PMI_", "PMIX_")
+_KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")
+# What belongs to the one process that a task's MPI library talks for.
+_TASKS_OWN = ("PMI_", "PMIX_")
+
+
+def user_name() -> str:
+    """Return the caller's name, as Slurm knows it."""
+    return passwd.user_name(os.geteuid())
+
+
+def clean_environment(env: Mapping[str, str]) -> dict[str, str]:
+    """Return `env` without what would steer srun."""
+    return {name: value for name, value in env.items() if name in _KEPT or not name.startswith(_FOREIGN)}
+
+
+def srun(job: jobs.Job, nodes: Sequence[str], *words: str) -> list[str]:
+    """Return the srun that runs on_node.py once on each of `nodes` (all, if none is named)."""
+    count = len(nodes) or job.node_count or 1
+    where = [f"--nodelist={','.join(nodes)}"] if nodes else []
+    # Whatever the job has, shared with its steps.
+    shared = ["--overlap", "--overcommit", "--mem=0", "--mpi=none", "--chdir=/", "--quiet"]
+    size = [f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1"]
+    # A part of a het job is reached through the job's leader.
+    leader, het, part = job.label.partition("+")
+    which = [f"--jobid={leader}", f"--het-group={part}"] if het else [f"--jobid={job.id}"]
+    return ["srun", *which, *where, *size, *shared, *words]
+
+
+def _program(*words: str) -> list[str]:
+    return [sys.executable, "-I", "-S", INSIDE, *words]
+
+
+# --- enter, where the user is -------------------------------------------------
+
+
+def find(reference: str, node: str | None) -> tuple[jobs.Job, jobs.Step | None, str]:
+    """Return the job, the step if one is named, and the node to go to; ChError if there is none."""
+    name, step_name = jobs.parse_reference(reference)
+    user = user_name()
+    try:
+        job = jobs.find_job(controller.running_jobs(user), name, user)
+    except jobs.NoSuchJob:
+        raise ChError(controller.why_not(name, user)) from None
+    step = jobs.find_step(job, step_name) if step_name else None
+    nodes = controller.host_names(step.nodes if step else job.nodes)
+    if node is None:
+        # Most often one step runs beside the batch script, and is meant.
+        numbered = [one for one in job.steps if one.id.isdigit()]
+        node = nodes[0] if step or not numbered else controller.host_names(numbered[0].nodes)[0]
+    elif node not in nodes:
+        raise ChError(f"--node={node}: {reference} is on {step.nodes if step else job.nodes}")
+    return job, step, node
+
+
+def enter(reference: str, node: str | None, argv: Sequence[str], extra: Sequence[str], terminal: bool) -> NoReturn:
+    """Become the srun that runs `argv`, or a shell, in a container of the job; ChError if there is none."""
+    job, step, node = find(reference, node)
+    words = [*(["--pty"] if terminal else []), *extra]
+    program = _program("enter", str(job.id), job.label, step.id if step else "-", *argv)
+    command = srun(job, [node], *words, *program)
+    log.info(" ".join(command))
+    try:
+        os.execvpe("srun", command, clean_environment(os.environ))
+    except OSError as error:
+        raise ChError("can't execute srun") from error
+
+
+# --- enter, on the node -------------------------------------------------------
+
+
+def enter_here(job: int, label: str, step: str | None, argv: Sequence[str]) -> NoReturn:
+    """Become `argv`, or a shell, in the container of this node that is meant; ChError if there is none."""
+    node = os.environ.get("SLURMD_NODENAME", "")
+    what = f"{label}.{step}" if step else f"job {label}"
+    found = containers.find(job, step, node)
+    if not found:
+        raise ChError(f"{what}: no container of yours runs here; see slurm-ch ps")
+    if len({container.step for container in found}) > 1:
+        listed = ", ".join(f"{label}.{container.step} ({container.image})" for container in found)
+        raise ChError(f"{what}: several containers run here; choose one: {listed}")
+    container = found[0]
+    user_fd, mount_fd = container.open_namespaces()
+    directory = container.open_directory()
+    ch_join = handover.open_ch_join()
+    env, plan = _environment(container)
+    namespaces.enter(user_fd, mount_fd, f"pid {container.pid}")
+    handover.become(ch_join, environment.encode(plan), argv or [_shell()], env, _change_to(directory))
+
+
+def _environment(container: containers.Container) -> tuple[dict[str, str], list[environment.Record]]:
+    """Return the task's environment, which has seen all rules; or our own, and the rules that there always are."""
+    if "CH_RUNNING" in container.environment:
+        env, plan = container.environment, []
+    else:
+        env, plan = (
+            handover.given_environment(),
+            [*environment.first_records("/"), ("E", f"CH_RUNNING={container.image}")],
+        )
+    env = {name: value for name, value in env.items() if not name.startswith(_TASKS_OWN)}
+    for name in ("TERM", "COLORTERM"):
+        if name in os.environ:
+            env[name] = os.environ[name]
+    return env, plan
+
+
+def _shell() -> str:
+    return next((path for path in SHELLS if os.access(path, os.X_OK)), SHELLS[-1])
+
+
+def _change_to(directory: int | None) -> str:
+    """Return the path, in the container, of the directory that the task is in; / if it has none."""
+    try:
+        if directory is not None:
+            os.fchdir(directory)
+            return os.getcwd()
+    except OSError:
+        pass
+    return "/"
+
+
+# --- ps -----------------------------------------------------------------------
+
+
+def list_here(job: int) -> Iterator[str]:
+    """Yield a line for `list_job` for each of a job's containers on this node."""
+    node = os.environ.get("SLURMD_NODENAME", "")
+    for one in containers.find(job, None, node):
+        record = {"step": one.step, "node": node, "image": one.image, "tasks": one.tasks, "seconds": one.seconds}
+        yield _MARK + json.dumps(record)
+
+
+def list_job(job: jobs.Job) -> list[dict[str, object]]:
+    """Return the job's containers on all its nodes; ChError if the nodes don't answer."""
+    command = srun(job, [], *_program("list", str(job.id)))
+    try:
+        done = subprocess.run(
+            command, check=False, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL,
+            timeout=LIST_SECONDS, env=clean_environment(os.environ),
+        )  # fmt: skip
+    except OSError as error:
+        raise ChError("can't execute srun") from error
+    except subprocess.TimeoutExpired:
+        raise ChError(f"job {job.label}: no answer from {job.nodes} within {LIST_SECONDS} s") from None
+    if done.returncode != 0:
+        raise ChError(f"job {job.label}: can't ask {job.nodes}: {controller.last_line(done)}")
+    # What a TaskProlog prints arrives here too.
+    records = [line.removeprefix(_MARK) for line in done.stdout.splitlines() if line.startswith(_MARK)]
+    return [{"job": job.label, **json.loads(record)} for record in records]

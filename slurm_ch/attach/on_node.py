@@ -1,0 +1,33 @@
+"""What `slurm-ch enter` and `slurm-ch ps` run on a job's node, as a step of the job.
+
+on_node.py list JOB | on_node.py enter JOB LABEL STEP|- [CMD...]
+"""
+
+import sys
+
+sys.path.insert(0, __file__.rpartition("/slurm_ch/")[0])
+
+import os
+
+from slurm_ch import log
+from slurm_ch.attach import attach
+from slurm_ch.errors import describe, exit_code
+
+
+def main(words: list[str]) -> None:
+    """Do what `words` say; ChError if it can't be done."""
+    log.configure(node=os.environ.get("SLURMD_NODENAME", ""))
+    if words[0] == "list":
+        for line in attach.list_here(int(words[1])):
+            print(line)
+    else:
+        _, job, label, step, *argv = words
+        attach.enter_here(int(job), label, None if step == "-" else step, argv)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except Exception as error:
+        log.error(describe(error))
+        sys.exit(exit_code(error))

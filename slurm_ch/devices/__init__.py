@@ -1,0 +1,1 @@
+"""The Container Device Interface: what its files say, and what is to be done. Touches nothing."""

@@ -1,0 +1,127 @@
+"""Trying it out: programs run, and containers made and left at once, as an ordinary user.
+
+Whoever runs this as root becomes the user first, for good, in a child: nothing
+that a user can put in the way is ever looked at as root.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import subprocess
+import tempfile
+from typing import TYPE_CHECKING
+
+from ..engine import container as engine
+from ..errors import ChError, describe
+from ..request import spec
+
+if TYPE_CHECKING:
+    import pwd
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+SECONDS = 20
+
+DIRECTORIES = ("dev", "etc", "proc", "root", "sys", "tmp")
+FILES = ("etc/passwd", "etc/group")
+# The same as a SquashFS archive (mksquashfs -all-root -nopad).
+SQUASHFS = base64.b64decode(
+    "aHNxcwkAAAAAAAAAAAACAAAAAAABABEAwAIBAAQAAAAAAQAAAAAAAEQBAAAAAAAAPAEAAAAAAAD//////////2AAAAAAAAAArQAA"
+    "AAAAAAAKAQAAAAAAAC4BAAAAAAAASwB42mNkeMvIAAUwBhMQMwMxJ5i9BC7PDKX/AwEDXC1CngWLPCOS+UxItBbUfGR5VhT71THk"
+    "2QjIsxOQ5yAgz4mkLhgozwWkAQflEaBbAHjaY2SAAGYgVgBiJgYWhvSi/NICBwZGIIeVoSCxuLg8hRWqjBFOMzGkpJYlABkgZmpJ"
+    "cgNQIyPQmIKi/OQFQH0gdlF+fskBBjawkuLK4gcM7GBmSW4BADs2ESYiAHjaY2CAgAQorQClHaB0A5ReAKUPQOkHUJqBEUIBAHNP"
+    "A4IKAQAAAAAAAASAAAAAADYBAAAAAAAA"
+)
+
+
+def become(user: pwd.struct_passwd) -> None:
+    """Become `user` with no other groups, if this process is root; there is no way back. ChError if that fails."""
+    if os.geteuid() != 0:
+        return
+    try:
+        os.setgroups([])
+        os.setresgid(user.pw_gid, user.pw_gid, user.pw_gid)
+        os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)
+    except OSError as error:
+        raise ChError(f"can't become {user.pw_name}") from error
+
+
+def in_child(function: Callable[[], Any], user: pwd.struct_passwd | None = None) -> Any:
+    """Return what `function` returns in a process of its own, of `user`'s if one is given; ChError if it fails.
+
+    The value must be one that JSON has.
+    """
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.close(reader)
+            signal.alarm(SECONDS)
+            if user:
+                become(user)
+            answer = ("value", function())
+        except Exception as error:
+            answer = ("error", describe(error))
+        try:
+            os.write(writer, json.dumps(answer).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with open(reader, "rb") as pipe:
+        said = pipe.read()
+    os.waitpid(child, 0)
+    if not said:
+        raise ChError(f"no end within {SECONDS} s, or killed")
+    kind, value = json.loads(said)
+    if kind == "error":
+        raise ChError(value)
+    return value
+
+
+def containerize(kind: str, squashfuse: str | None) -> None:
+    """Make a container and leave it: `directory`, `overlay` or `squashfs`; ChError if that fails."""
+    with tempfile.TemporaryDirectory(prefix="slurm-ch-doctor-") as where:
+        image = os.path.join(where, "image")
+        if kind == "squashfs":
+            with open(image, "wb") as file:
+                file.write(SQUASHFS)
+        else:
+            _make_directory(image)
+        # In a grandchild: this process has the directory to remove.
+        in_child(lambda: _enter(image, kind, squashfuse))
+
+
+def _make_directory(image: str) -> None:
+    for name in DIRECTORIES:
+        os.makedirs(os.path.join(image, name))
+    for name in FILES:
+        with open(os.path.join(image, name), "w"):
+            pass
+
+
+def _enter(image: str, kind: str, squashfuse: str | None) -> None:
+    wanted = spec.Spec(image)
+    wanted.write_fake = "1M" if kind == "overlay" else None
+    engine.containerize(engine.Container(wanted, engine.Caller({}, cwd="/"), squashfuse))
+    with open("/etc/passwd") as file:
+        file.read()
+    if kind == "overlay":
+        with open("/written", "w") as file:
+            file.write("\n")
+
+
+def run(argv: Sequence[str]) -> tuple[int, str]:
+    """Return a program's status and all that it says, with no environment but a PATH."""
+    try:
+        done = subprocess.run(
+            argv, check=False, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            errors="replace", timeout=SECONDS / 2, env={"PATH": "/usr/bin:/bin"}, cwd="/",
+        )  # fmt: skip
+    except OSError as error:
+        raise ChError(f"can't execute {argv[0]}") from error
+    except subprocess.TimeoutExpired:
+        raise ChError(f"{argv[0]}: no end within {SECONDS / 2:.0f} s") from None
+    return done.returncode, done.stdout

@@ -1,0 +1,251 @@
+"""The installation on this node: the plugin in plugstack.conf, and the parts that it starts."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING
+
+from .. import errors, paths
+from ..request import site
+from ..slurm import commands as controller
+from ..slurm import plugstack
+from . import as_user as trial
+from .findings import OK, PROBLEM, WARNING, Finding
+
+if TYPE_CHECKING:
+    import pwd
+    from collections.abc import Iterator, Mapping
+
+PYTHON = (3, 11)
+_BUILT_FOR = re.compile(rb"slurm_ch for Slurm \0(\d+)\.(\d+)\0")
+_NEEDED = (
+    "import sys, _ctypes, fcntl, _socket, pwd, grp;"
+    " print('python %d.%d %s' % (*sys.version_info[:2], sys.implementation.cache_tag))"
+)
+
+
+def find(env: Mapping[str, str], conf: str | None) -> tuple[plugstack.Entry | None, list[Finding]]:
+    """Return our plugin's line, and what there is to say about how it was found."""
+    remedy = "put the installed plugstack.conf fragment into plugstack.conf, or include it there (docs/admins.rst)"
+    try:
+        if conf is None:
+            slurm_conf = plugstack.slurm_conf(env)
+            if slurm_conf is None:
+                text = f"no slurm.conf: neither SLURM_CONF nor {', '.join(plugstack.SLURM_CONFS)}"
+                return None, [Finding(PROBLEM, "plugin", text, "set SLURM_CONF, or say --plugstack=FILE")]
+            settings = plugstack.settings(slurm_conf)
+            conf = plugstack.path_of(slurm_conf, settings)
+            directories = tuple(one for one in settings.get("plugindir", "").split(":") if one)
+        else:
+            directories = ()
+        entries = list(plugstack.entries(conf, (*directories, *plugstack.PLUGIN_DIRECTORIES)))
+    except errors.ChError as error:
+        return None, [Finding(PROBLEM, "plugin", errors.describe(error), remedy)]
+    if not entries:
+        return None, [Finding(PROBLEM, "plugin", f"not in {conf} nor in what that includes", remedy)]
+    found = []
+    entry = entries[0]
+    if len(entries) > 1:
+        text = f"in plugstack.conf more than once: {', '.join(one.where for one in entries)}"
+        found.append(Finding(PROBLEM, "plugin", text, "leave one of the lines"))
+    if entry.kind != "required":
+        text = f"{entry.where}: optional: a node that can't load it runs steps on the host"
+        found.append(Finding(WARNING, "plugin", text, "make it required"))
+    return entry, found
+
+
+def argument(entry: plugstack.Entry, name: str) -> str | None:
+    """Return the first value of one of the plugin's arguments, as the plugin takes it."""
+    for one in entry.arguments:
+        key, _, value = one.partition("=")
+        if key == name and value:
+            return value
+    return None
+
+
+def check(entry: plugstack.Entry, user: pwd.struct_passwd) -> Iterator[Finding]:
+    """Check the plugin, its arguments, and the parts that it starts, as `user` will find them."""
+    plugin = os.path.realpath(entry.path)
+    native = os.path.dirname(plugin)
+    yield from _check_plugin(entry)
+    if not os.path.exists(plugin):
+        return  # the rest is where it would be
+    try:
+        wanted = site.parse(entry.arguments)
+    except errors.UsageError as error:
+        yield Finding(PROBLEM, "plugstack.conf", errors.describe(error), f"mend {entry.where}")
+    else:
+        for bind in wanted.binds:
+            if not os.path.exists(bind.src):
+                text = f"bind={bind.src}: not on this node"
+                yield Finding(PROBLEM, "plugstack.conf", text, "make it there, or take the bind away")
+    launcher = argument(entry, "launcher") or os.path.normpath(os.path.join(native, "..", "plugin", "launch.py"))
+    ch_join = argument(entry, "ch_join") or os.path.join(native, "ch-join")
+    python = argument(entry, "python") or paths.PYTHON
+    yield from _check_python(python, launcher, user)
+    yield from _check_program("ch-join", ch_join, "make install, or say ch_join=PATH in plugstack.conf", user)
+    if argument(entry, "launcher") is None:
+        # Beside the launcher's modules, which are where the plugin is.
+        relay = os.path.join(native, "ch-relay")
+        yield from _check_program("ch-relay", relay, "make install, or say relay=no in plugstack.conf", user)
+
+
+def _check_plugin(entry: plugstack.Entry) -> Iterator[Finding]:
+    try:
+        with open(entry.path, "rb") as file:
+            built = _BUILT_FOR.search(file.read())
+    except OSError as error:
+        remedy = f"make install, or mend {entry.where}"
+        yield Finding(PROBLEM, "plugin", f"{entry.path}: {error.strerror}", remedy)
+        return
+    if not built:
+        yield Finding(PROBLEM, "plugin", f"{entry.path}: not a plugin of this version", "make install")
+        return
+    release = int(built[1]), int(built[2])
+    running = _slurm_release()
+    words = "built for Slurm {}.{:02}".format(*release)
+    if running is None:
+        yield Finding(
+            WARNING, "plugin", f"{entry.path}: {words}; can't find out what Slurm this is", "put srun into PATH"
+        )
+    elif running != release:
+        text = "{}: {}, and this is Slurm {}.{:02}".format(entry.path, words, *running)
+        yield Finding(PROBLEM, "plugin", text, "build and install it anew on this release: make install")
+    else:
+        yield Finding(OK, "plugin", f"{entry.path}: {words}")
+
+
+def _slurm_release() -> tuple[int, ...] | None:
+    for name in ("srun", "slurmd", "/usr/sbin/slurmd"):
+        try:
+            found = controller.parse_version(controller.run([name, "-V"]).stdout)[:2]
+        except errors.ChError:
+            continue
+        if found:
+            return found
+    return None
+
+
+def check_cluster() -> Iterator[Finding]:
+    """Ask the controller which nodes run another Slurm release than this one."""
+    try:
+        done = controller.run(["sinfo", "--noheader", "--Node", "--format=%N %v"])
+    except errors.ChError as error:
+        yield Finding(WARNING, "cluster", errors.describe(error), "put sinfo into PATH")
+        return
+    if done.returncode:
+        yield Finding(WARNING, "cluster", f"sinfo failed: {controller.last_line(done)}", "is slurmctld up?")
+        return
+    here = _slurm_release()
+    nodes = dict(line.split(maxsplit=1) for line in done.stdout.splitlines() if " " in line)
+    # A node that has never registered has no version.
+    versions = {name: controller.parse_version(text)[:2] for name, text in nodes.items()}
+    others = sorted(name for name, version in versions.items() if version and version != here)
+    if others:
+        shown = ", ".join(f"{name} ({nodes[name]})" for name in others[:5]) + (", ..." if len(others) > 5 else "")
+        text = f"{len(others)} of {len(nodes)} nodes run another Slurm release: {shown}"
+        yield Finding(WARNING, "cluster", text, "each release needs a plugin of its own (docs/admins.rst)")
+    else:
+        yield Finding(OK, "cluster", f"{len(nodes)} nodes, all of this Slurm release")
+
+
+def _check_python(python: str, launcher: str, user: pwd.struct_passwd) -> Iterator[Finding]:
+    """Check the interpreter and the launcher, and that the launcher is compiled for that interpreter."""
+    remedy = "install Python 3.11 or later there, or say python=PATH in plugstack.conf"
+    try:
+        status, said = trial.in_child(lambda: trial.run([python, "-I", "-S", "-c", _NEEDED]), user)
+    except errors.ChError as error:
+        yield Finding(PROBLEM, "python", errors.describe(error), remedy)
+        return
+    match = re.match(r"python (\d+)\.(\d+) (\S+)", said)
+    if status or not match:
+        last = said.strip().splitlines()[-1:] or [f"status {status}"]
+        yield Finding(PROBLEM, "python", f"{python} can't be the launcher's: {last[0]}", remedy)
+        return
+    if (int(match[1]), int(match[2])) < PYTHON:
+        yield Finding(PROBLEM, "python", f"{python} is too old: {match[1]}.{match[2]}", remedy)
+        return
+    yield Finding(OK, "python", f"{python}: {match[1]}.{match[2]}")
+    yield from _check_launcher(python, launcher, match[3], user)
+
+
+def _check_launcher(python: str, launcher: str, tag: str, user: pwd.struct_passwd) -> Iterator[Finding]:
+    package = os.path.dirname(os.path.dirname(launcher))
+    remedy = "make install; every directory above it must be open to everybody"
+    try:
+        # Called by hand it only says so: all of its modules were found and loaded.
+        status, said = trial.in_child(lambda: trial.run([python, "-I", "-S", launcher]), user)
+    except errors.ChError as error:
+        yield Finding(PROBLEM, "launcher", errors.describe(error), remedy)
+        return
+    if status != errors.EXIT_USAGE:
+        last = said.strip().splitlines()[-1:] or [f"status {status}"]
+        yield Finding(PROBLEM, "launcher", f"{launcher}: {last[0]}", remedy)
+        return
+    stale = [name for name in _modules(package) if not _compiled(package, name, tag)]
+    if stale:
+        text = f"{launcher}: {len(stale)} modules are not compiled for {python} ({stale[0]}, ...): every step does it"
+        yield Finding(WARNING, "launcher", text, f"{python} -m compileall {package}")
+    else:
+        yield Finding(OK, "launcher", launcher)
+
+
+def _modules(package: str) -> list[str]:
+    """Return what the launcher may load: the files of the package, and of its folders."""
+    if not os.access(package, os.R_OK):
+        return []
+    folders = ["", *(one.name for one in os.scandir(package) if os.path.exists(f"{one.path}/__init__.py"))]
+    found = [os.path.join(one, name) for one in folders for name in os.listdir(os.path.join(package, one))]
+    return sorted(name for name in found if name.endswith(".py"))
+
+
+def _compiled(package: str, name: str, tag: str) -> bool:
+    """Whether a module's cached bytecode is there and up to date, by size and time as Python has it."""
+    source = os.path.join(package, name)
+    folder, base = os.path.split(source)
+    try:
+        with open(os.path.join(folder, "__pycache__", f"{base[:-3]}.{tag}.pyc"), "rb") as file:
+            head = file.read(16)
+        status = os.stat(source)
+    except OSError:
+        return False
+    if int.from_bytes(head[4:8], "little"):
+        return True  # by hash, or unchecked
+    stamp = (int(status.st_mtime) & 0xFFFFFFFF).to_bytes(4, "little") + (status.st_size & 0xFFFFFFFF).to_bytes(
+        4, "little"
+    )
+    return head[8:16] == stamp
+
+
+def _check_program(name: str, path: str, remedy: str, user: pwd.struct_passwd) -> Iterator[Finding]:
+    """Check one of our programs that run with the container's root."""
+    remedy += "; the file system must not be mounted noexec"
+    try:
+        status, said = trial.in_child(lambda: trial.run([path]), user)
+    except errors.ChError as error:
+        yield Finding(PROBLEM, name, errors.describe(error), remedy)
+        return
+    if status != errors.EXIT_USAGE or name not in said:
+        yield Finding(PROBLEM, name, f"{path}: not our program", remedy)
+    elif _interpreter(path):
+        text = f"{path}: linked dynamically: its loader is not in the image"
+        yield Finding(PROBLEM, name, text, "make install, with static libc")
+    else:
+        yield Finding(OK, name, path)
+
+
+def _interpreter(path: str) -> bool:
+    """Whether an ELF program asks for a loader (a PT_INTERP header); elf(5)."""
+    with open(path, "rb") as file:
+        head = file.read(64)
+        wide = head[4] == 2
+        order = "little" if head[5] == 1 else "big"
+
+        def number(data: bytes) -> int:
+            return int.from_bytes(data, order)  # type: ignore[arg-type]
+
+        start = number(head[32:40]) if wide else number(head[28:32])
+        size, count = (number(head[54:56]), number(head[56:58])) if wide else (number(head[42:44]), number(head[44:46]))
+        file.seek(start)
+        return any(number(file.read(size)[:4]) == 3 for _ in range(count))

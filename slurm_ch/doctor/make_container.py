@@ -1,0 +1,21 @@
+"""What `slurm-ch doctor` runs as an ordinary user: one container, made and left at once.
+
+make_container.py directory|overlay|squashfs [SQUASHFUSE]: exit status 0, or a line on what failed.
+
+A program of its own, run by the launcher's interpreter: who was root has
+/proc/self as root's until the next exec.
+"""
+
+import sys
+
+sys.path.insert(0, __file__.rpartition("/slurm_ch/")[0])
+
+from slurm_ch.doctor import as_user as trial
+from slurm_ch.errors import describe, exit_code
+
+if __name__ == "__main__":
+    try:
+        trial.containerize(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None)
+    except Exception as error:
+        print(describe(error))
+        sys.exit(exit_code(error))

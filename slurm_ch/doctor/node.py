@@ -1,0 +1,172 @@
+"""What on this node would stop a step, and what helps.
+
+Each check yields findings. What can be tried is tried, as an ordinary user;
+what is merely read only says why a trial failed, or would for others.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import stat
+from typing import TYPE_CHECKING
+
+from .. import errors, paths
+from ..engine import squashfs
+from . import as_user as trial
+from . import installation
+from .findings import OK, PROBLEM, WARNING, Finding
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+KERNEL = (5, 12)
+# The oldest that this was tried with; it says 0.1.104 in Debian 12's 0.1.105 too.
+SQUASHFUSE = (0, 1, 104)
+# One step takes two; a node has many.
+FEW_NAMESPACES = 1024
+FUSE_DEVICE = os.makedev(10, 229)
+
+_SYSCTL = "/proc/sys/"
+_ATTEMPT = os.path.join(paths.PACKAGE, "doctor", "make_container.py")
+_TRIALS = (
+    ("directory", "a container from a directory", "see the findings on user namespaces, and the kernel's log"),
+    ("overlay", "one with --ch-write-fake", "overlay needs its module (modprobe overlay), and room for a tmpfs"),
+    ("squashfs", "a container from a SquashFS file", "see the findings on /dev/fuse and squashfuse"),
+)
+_SWITCHES = (
+    # name, value that stops us, remedy
+    ("kernel/unprivileged_userns_clone", "0", "sysctl -w kernel.unprivileged_userns_clone=1"),
+    (
+        "kernel/apparmor_restrict_unprivileged_userns",
+        "1",
+        "install an AppArmor profile that lets the launcher's interpreter make user namespaces (docs/admins.rst),"
+        " or sysctl -w kernel.apparmor_restrict_unprivileged_userns=0",
+    ),
+)
+
+
+def read_sysctl(name: str) -> str | None:
+    """Return the value of a sysctl, named by its path, or None where the kernel has no such."""
+    try:
+        with open(_SYSCTL + name) as file:
+            return file.read().strip()
+    except OSError:
+        return None
+
+
+def check_kernel() -> Iterator[Finding]:
+    """Check that the kernel has mount_setattr."""
+    release = os.uname().release
+    found = tuple(int(part) for part in re.findall(r"\d+", release)[:2])
+    if found < KERNEL:
+        yield Finding(PROBLEM, "kernel", f"Linux {release} is too old", "Linux 5.12 or later is needed")
+    else:
+        yield Finding(OK, "kernel", f"Linux {release}")
+
+
+def check_user_namespaces() -> Iterator[Finding]:
+    """Check the switches that distributions and admins have for user namespaces."""
+    for name in ("user/max_user_namespaces", "user/max_mnt_namespaces"):
+        value = read_sysctl(name)
+        dotted = name.replace("/", ".")
+        remedy = f"sysctl -w {dotted}=65536"
+        if value == "0":
+            yield Finding(PROBLEM, "user namespaces", f"{dotted} is 0: switched off", remedy)
+        elif value and value.isdigit() and int(value) < FEW_NAMESPACES:
+            text = f"{dotted} is {value}: enough for few steps at a time"
+            yield Finding(WARNING, "user namespaces", text, remedy)
+    for name, bad, remedy in _SWITCHES:
+        if read_sysctl(name) == bad:
+            text = f"{name.replace('/', '.')} is {bad}: switched off"
+            yield Finding(PROBLEM, "user namespaces", text, remedy)
+
+
+def check_proc() -> Iterator[Finding]:
+    """Check how /proc is mounted."""
+    with open("/proc/self/mountinfo", errors="replace") as file:
+        mounts = [line.split() for line in file]
+    for fields in mounts:
+        if fields[4] != "/proc":
+            continue
+        options = fields[5] + "," + fields[-1]
+        if "ro" in options.split(","):
+            text = "/proc is mounted read-only: no user namespace can be set up"
+            yield Finding(PROBLEM, "/proc", text, "mount -o remount,rw /proc")
+        hidden = re.search(r"hidepid=([^,]+)", options)
+        if hidden and hidden[1] not in ("0", "off"):
+            yield Finding(OK, "/proc", f"mounted with hidepid={hidden[1]}, which does no harm")
+
+
+def check_fuse() -> Iterator[Finding]:
+    """Check that everybody may open /dev/fuse."""
+    load = "modprobe fuse (and in /etc/modules-load.d/, for the next boot)"
+    try:
+        status = os.stat("/dev/fuse")
+    except OSError as error:
+        yield Finding(PROBLEM, "/dev/fuse", f"can't be looked at: {error.strerror}", load)
+        return
+    mode = stat.S_IMODE(status.st_mode)
+    if not stat.S_ISCHR(status.st_mode) or status.st_rdev != FUSE_DEVICE:
+        yield Finding(PROBLEM, "/dev/fuse", "is not the FUSE device", f"rm /dev/fuse; {load}")
+    elif mode & 0o666 != 0o666:
+        text = f"its mode is {mode:04o}: users can't open it"
+        yield Finding(PROBLEM, "/dev/fuse", text, "chmod 0666 /dev/fuse, and a udev rule for the next boot")
+    else:
+        yield Finding(OK, "/dev/fuse", f"mode {mode:04o}")
+
+
+def check_squashfuse(user: pwd.struct_passwd, path: str | None) -> Iterator[Finding]:
+    """Check that what serves SquashFS is there, and is not too old."""
+    remedy = "install squashfuse 0.1.105 or later, or say squashfuse=PATH in plugstack.conf"
+    server = path or next((one for one in squashfs.SERVERS if os.path.exists(one)), squashfs.SERVERS[0])
+    try:
+        _, said = trial.in_child(lambda: trial.run([server, "--help"]), user)
+    except errors.ChError as error:
+        yield Finding(PROBLEM, "squashfuse", errors.describe(error), remedy)
+        return
+    if "usage: ch-squashfuse_ll" in said:
+        yield Finding(OK, "squashfuse", f"{server}: slurm_ch's own")
+        return
+    match = re.search(r"squashfuse (\d+)\.(\d+)(?:\.(\d+))?", said)
+    if not match:
+        yield Finding(WARNING, "squashfuse", f"{server} does not say its version", remedy)
+        return
+    words, version = match[0], tuple(int(part or 0) for part in match.groups())
+    if version < SQUASHFUSE:
+        text = f"{server}: {words} is older than what this was tried with"
+        yield Finding(WARNING, "squashfuse", text, remedy)
+    else:
+        yield Finding(OK, "squashfuse", f"{server}: {words}")
+
+
+def check_trials(user: pwd.struct_passwd, python: str, squashfuse: str | None) -> Iterator[Finding]:
+    """Make a container of each kind, as `user`, with the launcher's interpreter."""
+    for kind, what, remedy in _TRIALS:
+        words = [python, "-I", "-S", _ATTEMPT, kind, *([squashfuse] if squashfuse else [])]
+        try:
+            status, said = trial.in_child(lambda words=words: trial.run(words), user)  # type: ignore[misc]
+            failed = (said.strip().splitlines()[-1:] or [f"status {status}"])[0] if status else ""
+        except errors.ChError as error:
+            failed = errors.describe(error)
+        if failed:
+            yield Finding(PROBLEM, "trial", f"as {user.pw_name}: {what}: {failed}", remedy)
+        else:
+            yield Finding(OK, "trial", f"as {user.pw_name}: {what}")
+
+
+def examine(user: pwd.struct_passwd, env: Mapping[str, str], conf: str | None = None) -> Iterator[Finding]:
+    """Yield all findings for this node; trials are made as `user`, `conf` is the plugstack.conf to look at."""
+    checks: list[Callable[[], Iterator[Finding]]] = [check_kernel, check_user_namespaces, check_proc, check_fuse]
+    for check in checks:
+        yield from check()
+    entry, found = installation.find(env, conf)
+    yield from found
+    server, python = None, paths.PYTHON
+    if entry:
+        yield from installation.check(entry, user)
+        server = installation.argument(entry, "squashfuse")
+        python = installation.argument(entry, "python") or python
+    yield from check_squashfuse(user, server)
+    yield from check_trials(user, python, server)

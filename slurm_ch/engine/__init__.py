@@ -1,0 +1,1 @@
+"""A container, made in this process."""

@@ -1,0 +1,456 @@
+"""The container: a record, the plan that it becomes, and carrying that out.
+
+The order of the actions is the contract. All mounts are made in the outer
+namespaces; the inner ones come last, so that the kernel locks every mount
+against whoever is root in the container.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from .. import log
+from ..errors import ChError, UsageError
+from ..request.options import IMAGE_ENVIRONMENT
+from ..request.spec import Bind as BindSpec
+from . import accounts as passwd
+from . import binds as mounts
+from . import environment, image, squashfs
+from . import root as tree
+from .action import Action, Build, Extra
+from .namespaces import Nest
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from ..devices.library import Injection
+    from ..request.spec import Spec
+
+# Read-only, from the host: what every image needs to find there.
+REQUIRED_BINDS = ("/dev", "/proc", "/sys")
+OPTIONAL_BINDS = (
+    "/etc/hosts",
+    "/etc/machine-id",
+    "/etc/resolv.conf",
+    "/var/lib/hugetlbfs",
+    "/etc/opt/cray/wlm_detect",
+    "/opt/cray/wlm_detect",
+    "/opt/cray/alps",
+    "/opt/cray/udreg",
+    "/opt/cray/ugni",
+    "/opt/cray/xpmem",
+    "/var/opt/cray/alps",
+    "/var/spool/slurmd",
+)
+
+# More than the kernel passes on to any command.
+_ENVIRONMENT_FILE_MAX = 4 << 20
+# Where Slurm runs a step whose working directory is missing.
+_FALLBACK = "/tmp"
+_OPENED = ("/dev/fd/", "/proc/self/fd/")
+
+HOOK_ALLOW = "allow"
+HOOK_SKIP = "skip"
+HOOK_FAIL = "fail"
+
+
+class Hook:
+    """A named function to be called with the container and its own data."""
+
+    __slots__ = ("data", "function", "name")
+
+    def __init__(self, name: str, function: Callable[[Container, object], None], data: object) -> None:
+        self.name = name
+        self.function = function
+        self.data = data
+
+
+class Hooks:
+    """An ordered list of hooks that runs once."""
+
+    __slots__ = ("_hooks", "_ran", "when")
+
+    def __init__(self, when: str) -> None:
+        self.when = when
+        self._hooks: list[Hook] = []
+        self._ran = False
+
+    def add(
+        self, name: str, function: Callable[[Container, object], None], data: object = None, duplicate: str = HOOK_FAIL
+    ) -> None:
+        """Append a hook; ChError on a duplicate name unless `duplicate` allows or skips it."""
+        if duplicate != HOOK_ALLOW and any(hook.name == name for hook in self._hooks):
+            if duplicate == HOOK_SKIP:
+                return
+            raise ChError(f"duplicate hook: {name}")
+        self._hooks.append(Hook(name, function, data))
+
+    def run(self, container: Container) -> None:
+        """Call the hooks in order; ChError when they ran before."""
+        if self._ran:
+            raise ChError(f"hooks already ran: {self.when}")
+        self._ran = True
+        for hook in self._hooks:
+            log.debug(f"hook: {self.when}: {hook.name}")
+            hook.function(container, hook.data)
+
+
+class Caller:
+    """Who starts the container, from where: facts about the process, as data."""
+
+    __slots__ = ("cwd", "environment", "gid", "script", "uid", "user")
+
+    def __init__(self, env: Mapping[str, str], cwd: str | None = None, script: str | None = None) -> None:
+        self.uid = os.geteuid()
+        self.gid = os.getegid()
+        self.environment = env
+        self.user = passwd.user_name(self.uid)
+        self.cwd = cwd or _cwd()
+        self.script = script  # a batch script that must be visible in the container
+
+    def path(self, path: str) -> str:
+        """Return `path` as an absolute one; ChError where it may be somebody else's.
+
+        Slurm goes to /tmp when a node lacks the working directory, and anybody
+        may have put something there under the name that the user means.
+        """
+        if self.cwd == _FALLBACK and self.environment.get("PWD", _FALLBACK) != _FALLBACK and path[:1] != "/":
+            self._check_owners(path)
+        return os.path.join(self.cwd, path)
+
+    def _check_owners(self, path: str) -> None:
+        here = self.cwd
+        for part in path.split("/"):
+            here = os.path.join(here, part)
+            try:
+                owner = os.lstat(here).st_uid
+            except (OSError, ValueError):
+                return
+            if owner not in (0, self.uid):
+                raise ChError(f"{path}: the working directory is {_FALLBACK}, and {here} belongs to uid {owner}")
+
+    def home_directory(self) -> str:
+        """Return where `home` puts the user's home."""
+        return "/home/" + (self.environment.get("USER") or self.user)
+
+
+def _cwd() -> str:
+    try:
+        return os.getcwd()
+    except OSError:
+        return "/"
+
+
+class Container:
+    """A container to be: the spec, checked against this machine, and its hooks.
+
+    Raises ChError when the image isn't one; a peer that is `joining` another's
+    container doesn't look.
+    """
+
+    __slots__ = (
+        "build", "caller", "gid", "hooks_all", "hooks_guest", "hooks_host", "image", "injection", "spec",
+        "squashfuse", "uid",
+    )  # fmt: skip
+
+    def __init__(self, spec: Spec, caller: Caller, squashfuse: str | None = None, joining: bool = False) -> None:
+        self.spec = spec
+        self.caller = caller
+        self.squashfuse = squashfuse
+        self.build = Build()  # for hooks that add to the tree
+        self.uid = caller.uid if spec.uid is None else spec.uid
+        self.gid = caller.gid if spec.gid is None else spec.gid
+        if joining:
+            self.image = image.Image(spec.image, image.JOINED, "/")
+        else:
+            storage = image.storage_directory(spec.storage, caller.environment, caller.user)
+            caller.path(spec.image)
+            self.image = image.resolve(spec.image, storage, caller.cwd)
+            check_image(spec, self.image, storage)
+            if storage and "storage" in spec.labels and not os.path.isdir(caller.path(storage)):
+                log.warning(f"{spec.labels['storage']}={storage}: no such directory")
+            if spec.mount_point is not None:
+                self._check_mount_point(spec.mount_point)
+        self.injection = find_devices(spec, caller)
+        self.hooks_host = Hooks("host")
+        self.hooks_guest = Hooks("guest")
+        self.hooks_all = Hooks("all")
+
+    def _check_mount_point(self, path: str) -> None:
+        """Say of a mount point what ch-run says; the mount itself is made detached and needs none."""
+        label = self.spec.labels["mount"]
+        if self.image.kind != image.SQUASHFS:
+            log.warning(f"{label}={path}: ignored: the image is no SquashFS file")
+        elif not os.path.isdir(os.path.join(self.caller.cwd, path)):
+            raise UsageError(f"{label}={path}: the mount point is not a directory")
+
+    def plan(self) -> tuple[Action, ...]:
+        """Return everything that is to be done, in order."""
+        extra = self._device_actions()
+        actions = self._tree(extra)
+        return (
+            Nest((self.caller.uid, self.caller.gid), (0, 0)),
+            self._image_action(),
+            tree.OpenSources([action for action in actions if isinstance(action, mounts.Bind)]),
+            tree.Stage(self.image.reference),
+            *actions,
+            RunHooks(self, self.hooks_host),
+            tree.Pivot(),
+            Nest((0, 0), (self.uid, self.gid)),
+            *extra.inside,
+            RunHooks(self, self.hooks_guest),
+        )
+
+    def _device_actions(self) -> Extra:
+        if self.injection is None:
+            return Extra()
+        from . import device_edits as inject
+
+        return inject.actions(self.injection, os.getgroups())
+
+    def _tree(self, extra: Extra) -> list[Action]:
+        """Return what is done to the new root."""
+        spec = self.spec
+        actions: list[Action] = []
+        if not spec.write:
+            actions.append(tree.ReadOnlyRoot())
+        if spec.write_fake is not None:
+            actions.append(tree.WriteFake(spec.write_fake))
+        actions += extra.before_binds
+        if self.image.kind == image.HOST:
+            # All that is bound by default is there already.
+            actions += [tree.PrivateTmp()] if spec.private_tmp else []
+        else:
+            actions += self._default_binds()
+            actions += self._passwd() if spec.passwd else []
+            actions.append(self._tmp())
+        if spec.home:
+            actions.append(self._home())
+        if "PMIX_NAMESPACE" in self.caller.environment:
+            actions += self._pmix()
+        actions += extra.in_tree
+        actions += [self._user_bind(bind) for bind in spec.binds]
+        if self.caller.script:
+            actions.append(tree.ShowScript(self.caller.script))
+        actions.append(Environment(spec, self.caller, self.injection))
+        # A writeable image's directories stay as they are, unless asked for.
+        if spec.relay or (spec.relay is None and self.caller.script and not spec.write and spec.relay_commands):
+            actions.append(self._relay())
+        return actions
+
+    def _pmix(self) -> list[Action]:
+        from . import pmix
+
+        return [pmix.Show(path) for path in pmix.directories(self.caller.environment)]
+
+    def _relay(self) -> Action:
+        from .. import paths
+        from . import relay
+
+        return relay.Offer(
+            self.spec.relay_commands,
+            paths.CH_RELAY,
+            self.caller.environment.get("PATH", ""),
+            confined=self.spec.relay_confined,
+            lifetime=relay.TASK if self.caller.script else relay.STEP,
+            defaults=self.spec.relay_defaults,
+            label=self.spec.labels.get("relay", ""),
+            writeable=self.spec.write_fake is not None,
+        )
+
+    def _passwd(self) -> list[Action]:
+        uid, gid = self.uid, self.gid
+        return [
+            tree.Write("/etc/passwd", passwd.passwd_text(uid, gid)),
+            tree.Write("/etc/group", passwd.group_text(gid)),
+        ]
+
+    def _image_action(self) -> Action:
+        if self.image.kind == image.SQUASHFS:
+            return squashfs.ServeSquashFS(self.image.path, self.image.path, self.squashfuse, self.spec.fuse_single)
+        return tree.OpenDirectory(self.image.path)
+
+    def _default_binds(self) -> list[Action]:
+        required = [mounts.Bind(path, path, readonly=True, follow=True) for path in REQUIRED_BINDS]
+        optional = [
+            mounts.Bind(path, path, src_optional=True, dst_optional=True, readonly=True, follow=True)
+            for path in OPTIONAL_BINDS
+        ]
+        return [*required, *optional]
+
+    def _tmp(self) -> Action:
+        if self.spec.private_tmp:
+            return tree.PrivateTmp()
+        return mounts.Bind(self.caller.environment.get("TMPDIR") or "/tmp", "/tmp", follow=True)
+
+    def _home(self) -> Action:
+        home, label = self.caller.environment.get("HOME"), self.spec.labels["home"]
+        if not home:
+            raise UsageError(f"{label}: HOME is not set")
+        return mounts.Bind(home, self.caller.home_directory(), dst_create=True, label=label)
+
+    def _user_bind(self, bind: BindSpec) -> Action:
+        source, spec = self.caller.path(bind.src), self.spec
+        create = spec.write or spec.write_fake is not None
+        return mounts.Bind(source, bind.dst, dst_create=create, cover=not spec.write, label=bind.label)
+
+
+def check_image(spec: Spec, found: image.Image, storage: str | None) -> None:
+    """Raise UsageError where an option asks for what an image of this kind can't do."""
+    if spec.write and found.kind == image.SQUASHFS:
+        raise UsageError(f"{spec.labels['write']}: SquashFS can't be written to, only write-fake: {spec.image}")
+    if spec.write and storage is not None and image.in_storage(found, storage):
+        raise UsageError(f"{spec.labels['write']}: an image in {storage} is ch-image's to write: {spec.image}")
+    if spec.write_fake is not None and found.kind == image.HOST:
+        label = next(spec.labels[name] for name in ("write-fake", "home", "device") if name in spec.labels)
+        raise UsageError(f"{label}: the host as image can't be overlaid: the kernel hides the mounts below /")
+
+
+def find_devices(spec: Spec, caller: Caller) -> Injection | None:
+    """Return what the devices asked for amount to; loads what it needs only if there are any."""
+    if not spec.devices:
+        return None
+    from ..devices import library as devices
+
+    places = devices.directories(spec.cdi_dirs, caller.environment)
+    return devices.find(spec.devices, places, caller.cwd, caller.environment)
+
+
+def containerize(container: Container) -> Build:
+    """Put this process into the container; ChError if that fails.
+
+    A failure leaves this process in a half-built namespace that is good for
+    nothing but to exit; everything built goes with it.
+    """
+    build = container.build
+    # The modes of what is made are ours to choose; the command keeps its umask.
+    umask = os.umask(0o022)
+    try:
+        for action in container.plan():
+            log.debug(action.describe())
+            try:
+                action.apply(build)
+            except OSError as error:
+                raise ChError(f"can't {action.describe()}") from error
+        container.hooks_all.run(container)
+    finally:
+        os.umask(umask)
+    return build
+
+
+class Environment(Action):
+    """Work out what `ch-join` does to each task's environment.
+
+    Files of the host are read when the plan is made: a peer that joins can't
+    reach them any more when this is applied.
+    """
+
+    __slots__ = ("caller", "device_env", "host_files", "spec")
+
+    def __init__(self, spec: Spec, caller: Caller, injection: Injection | None = None) -> None:
+        self.spec = spec
+        self.device_env = injection.env if injection else []
+        self.caller = caller
+        self.host_files: dict[str, str] = {}
+        for kind, path in spec.env_rules:
+            if kind in ("file", "file0") and path != IMAGE_ENVIRONMENT:
+                text = _host_text(caller.path(path), path)
+                if text is not None:
+                    self.host_files[path] = text
+
+    def describe(self) -> str:
+        words = "".join(f", {kind} {value}" for kind, value in self.spec.env_rules)
+        first = "" if image.is_host(self.spec.image) else "HOME, PATH, TMPDIR, "
+        root = "; emulate root" if self.spec.seccomp else ""
+        return f"environment: {first}CH_RUNNING{words}{root}"
+
+    def apply(self, build: Build) -> None:
+        spec = self.spec
+        records = [("V", str(spec.verbosity))]
+        if log.colored():
+            records.append(("K", ""))
+        if not image.is_host(spec.image):
+            records += environment.first_records(self._home(build))
+        records += environment.rule_records(
+            spec.env_rules, spec.env_expand, lambda path: self._read(build, path), self.device_env
+        )
+        records.append(("E", f"CH_RUNNING={spec.image}"))
+        if spec.cd is not None:
+            records.append(("C", spec.cd))
+        if spec.seccomp:
+            records.append(("S", ""))
+        build.records = records
+
+    def _home(self, build: Build) -> str:
+        if self.spec.home:
+            return self.caller.home_directory()
+        try:
+            os.close(mounts.look_up(build, "/root", True))
+        except OSError:
+            return "/"
+        return "/root"
+
+    def _read(self, build: Build, path: str) -> str:
+        if path in self.host_files:
+            return self.host_files[path]
+        try:
+            return _text(mounts.open_file(build, path), path)
+        except OSError as error:
+            raise ChError(f"can't read environment file: {path}") from error
+
+
+def _host_text(full: str, path: str) -> str | None:
+    """Return the text of the host's file, or None when there is none of that name."""
+    try:
+        fd = os.open(full, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        return _text(fd, path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ChError(f"can't read environment file: {path}") from error
+
+
+def _text(fd: int, path: str) -> str:
+    """Return what is in the file `fd`, and close it; ChError for what may never end, like a FIFO or a device.
+
+    The shell's <(COMMAND) is a pipe that the caller holds already: that is waited for.
+    """
+    with open(fd, "rb") as file:
+        kind = os.fstat(fd).st_mode
+        if stat.S_ISFIFO(kind) and path.startswith(_OPENED):
+            os.set_blocking(fd, True)
+        elif not stat.S_ISREG(kind):
+            raise ChError(f"can't read environment file: {path}: not a regular file")
+        data = file.read(_ENVIRONMENT_FILE_MAX + 1)
+    if len(data) > _ENVIRONMENT_FILE_MAX:
+        raise UsageError(f"environment file is larger than {_ENVIRONMENT_FILE_MAX >> 20} MiB: {path}")
+    return os.fsdecode(data)
+
+
+class RunHooks(Action):
+    """Run one of the container's lists of hooks."""
+
+    __slots__ = ("container", "hooks")
+
+    def __init__(self, container: Container, hooks: Hooks) -> None:
+        self.container = container
+        self.hooks = hooks
+
+    def describe(self) -> str:
+        return f"run {self.hooks.when} hooks"
+
+    def apply(self, build: Build) -> None:
+        del build
+        self.hooks.run(self.container)
+
+
+def plan_bytes(build: Build) -> bytes:
+    """Return the plan for `ch-join`."""
+    return environment.encode(build.records)
+
+
+def explain(container: Container) -> Sequence[str]:
+    """Return the plan, one line an action."""
+    return [action.describe() for action in container.plan()]

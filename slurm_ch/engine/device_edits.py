@@ -1,0 +1,306 @@
+"""What a container's devices add to its plan.
+
+Mounts are ordinary binds, with their destinations made where they are missing;
+the dynamic linker's cache is brought up to date by the image's own `ldconfig`,
+run as the user, inside.
+"""
+
+from __future__ import annotations
+
+import _signal
+import os
+import select
+import stat
+
+from .. import linux, log
+from ..errors import ChError
+from . import binds as mounts
+from .action import Action, Build, Extra
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from typing import NoReturn
+
+    from ..devices.library import Injection
+    from ..devices.reader import Node
+
+_ATTRIBUTES = {
+    "ro": linux.MOUNT_ATTR_RDONLY,
+    "nosuid": linux.MOUNT_ATTR_NOSUID,
+    "nodev": linux.MOUNT_ATTR_NODEV,
+    "noexec": linux.MOUNT_ATTR_NOEXEC,
+}
+
+# The first is what Debian's and Ubuntu's wrapper script runs.
+_LDCONFIGS = (
+    "/sbin/ldconfig.real",
+    "/usr/sbin/ldconfig.real",
+    "/sbin/ldconfig",
+    "/usr/sbin/ldconfig",
+    "/usr/bin/ldconfig",
+)
+_CACHE_DIRECTORY = "/etc"
+_CUDA_COMPAT = "/usr/local/cuda/compat"
+
+# A hook may set its own limit; an ldconfig that takes longer than this hangs.
+_PATIENCE_SECONDS = 60
+
+
+def actions(injection: Injection, groups: Iterable[int]) -> Extra:
+    """Return what `injection` adds to a plan; `groups` are the user's own."""
+    extra = Extra()
+    extra.before_binds += [Say(text) for text in injection.remarks]
+    extra.before_binds += [Say(text, quiet=True) for text in injection.notes]
+    for gid in sorted(set(injection.gids) - set(groups)):
+        extra.before_binds.append(
+            Say(f"{injection.gids[gid]}: you are not in group {gid}, and nobody can be added here")
+        )
+    for path, node in injection.nodes.items():
+        if os.path.normpath(node.source) != path:
+            extra.in_tree.append(_node_bind(node, path))
+        extra.in_tree.append(CheckNode(node))
+    extra.in_tree += _binds(injection)
+    extra.in_tree += [Link(target, link) for link, target in injection.links.items()]
+    if injection.cuda_compat is not None:
+        extra.in_tree.append(CheckCudaCompat(injection.cuda_compat))
+    if injection.cache:
+        extra.before_binds.append(MakeWriteable((_CACHE_DIRECTORY, *injection.folders)))
+        extra.inside.append(UpdateCache(injection.folders, injection.timeout or _PATIENCE_SECONDS))
+    return extra
+
+
+def _node_bind(node: Node, path: str) -> mounts.Bind:
+    # Nothing can be made in /dev, which is the host's. What is missing is said when the node is checked.
+    in_dev = path.startswith("/dev/")
+    return mounts.Bind(
+        node.source, path, src_optional=True, dst_optional=in_dev, dst_create=not in_dev, follow=True, label=node.where
+    )
+
+
+def _binds(injection: Injection) -> list[Action]:
+    found: list[Action] = []
+    # What lies in a directory must be mounted after it.
+    for path in sorted(injection.mounts, key=lambda path: (path.count("/"), path)):
+        mount = injection.mounts[path]
+        attributes = 0
+        for option in mount.options:
+            attributes |= _ATTRIBUTES.get(option, 0)
+        found.append(
+            mounts.Bind(mount.source, path, dst_create=True, attributes=attributes, follow=True, label=mount.where)
+        )
+    return found
+
+
+class Say(Action):
+    """Tell the user what is not done for a device, once a container."""
+
+    __slots__ = ("quiet", "text")
+
+    def __init__(self, text: str, quiet: bool = False) -> None:
+        self.text = text
+        self.quiet = quiet
+
+    def describe(self) -> str:
+        return f"say: {self.text}"
+
+    def apply(self, build: Build) -> None:
+        del build
+        (log.info if self.quiet else log.warning)(self.text)
+
+
+class MakeWriteable(Action):
+    """Make directories of the image writeable for us, those that it has."""
+
+    __slots__ = ("paths",)
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self.paths = paths
+
+    def describe(self) -> str:
+        return f"make writeable, where they are: {' '.join(self.paths)}"
+
+    def apply(self, build: Build) -> None:
+        for path in self.paths:
+            try:
+                directory = mounts.look_up(build, path, True)
+            except OSError:
+                continue
+            if stat.S_ISDIR(os.fstat(directory).st_mode):
+                directory = mounts.writeable(build, directory, path)
+            os.close(directory)
+
+
+class CheckNode(Action):
+    """See whether a device node is where the container's programs will look for it."""
+
+    __slots__ = ("node",)
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+
+    def describe(self) -> str:
+        return f"check device node {self.node.path}"
+
+    def apply(self, build: Build) -> None:
+        why = self._wrong(build)
+        if why:
+            log.warning(f"{self.node.where}: device node {self.node.path}: {why}")
+
+    def _wrong(self, build: Build) -> str | None:
+        node = self.node
+        try:
+            fd = mounts.look_up(build, node.path, True)
+        except OSError as error:
+            return error.strerror
+        found = os.fstat(fd)
+        os.close(fd)
+        kinds = {"b": stat.S_ISBLK, "c": stat.S_ISCHR, "u": stat.S_ISCHR, "p": stat.S_ISFIFO}
+        is_kind = kinds.get(node.type)
+        if not (is_kind(found.st_mode) if is_kind else stat.S_ISBLK(found.st_mode) or stat.S_ISCHR(found.st_mode)):
+            return "not a device of the kind that its spec says"
+        numbers = (os.major(found.st_rdev), os.minor(found.st_rdev))
+        # A zero means that the number is not said.
+        for said, is_number in zip((node.major, node.minor), numbers, strict=True):
+            if node.major and said is not None and said != is_number:
+                return f"is {numbers[0]}:{numbers[1]}, not {node.major}:{node.minor} as its spec says"
+        return None
+
+
+class CheckCudaCompat(Action):
+    """Say if the image has CUDA libraries for drivers older than itself, which a hook would prefer."""
+
+    __slots__ = ("version",)
+
+    def __init__(self, version: str) -> None:
+        self.version = version
+
+    def describe(self) -> str:
+        return f"look for CUDA libraries newer than the driver {self.version} in {_CUDA_COMPAT}"
+
+    def apply(self, build: Build) -> None:
+        try:
+            fd = linux.openat2(build.root_fd, _CUDA_COMPAT[1:], os.O_RDONLY | os.O_DIRECTORY, linux.RESOLVE_IN_ROOT)
+        except OSError:
+            return
+        names = [name.removeprefix("libcuda.so.") for name in os.listdir(fd) if name.startswith("libcuda.so.")]
+        os.close(fd)
+        if any(_major(name) > _major(self.version) for name in names):
+            log.warning(
+                f"enable-cuda-compat is not done: the image's libraries in {_CUDA_COMPAT} are newer than the driver;"
+                f" --set-env='LD_LIBRARY_PATH={_CUDA_COMPAT}:$LD_LIBRARY_PATH' prefers them"
+            )
+
+
+def _major(version: str) -> int:
+    digits = version.partition(".")[0]
+    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 10 else 0
+
+
+class Link(Action):
+    """Make a symbolic link in the image; one that is there already is replaced, anything else stays."""
+
+    __slots__ = ("link", "target")
+
+    def __init__(self, target: str, link: str) -> None:
+        self.target = target
+        self.link = link
+
+    def describe(self) -> str:
+        return f"link {self.link} to {self.target}"
+
+    def apply(self, build: Build) -> None:
+        directory = -1
+        try:
+            directory = mounts.create_parents(build, os.path.dirname(self.link), True)
+            name = os.path.basename(self.link)
+            there = _link_at(directory, name)
+            if there == self.target:
+                return
+            directory = mounts.writeable(build, directory, self.link)
+            if there is not None:
+                os.unlink(name, dir_fd=directory)
+            os.symlink(self.target, name, dir_fd=directory)
+        except FileExistsError:
+            log.warning(f"link {self.link} to {self.target} not made: something else is there")
+        except OSError as error:
+            log.warning(f"link {self.link} to {self.target} not made: {error.strerror}")
+        except ChError as error:
+            log.warning(f"link {self.link} to {self.target} not made: {error}")
+        finally:
+            if directory >= 0:
+                os.close(directory)
+
+
+def _link_at(directory: int, name: str) -> str | None:
+    try:
+        return os.readlink(name, dir_fd=directory)
+    except OSError:
+        return None
+
+
+class UpdateCache(Action):
+    """Run the image's ldconfig over the directories that have new libraries."""
+
+    __slots__ = ("folders", "patience")
+
+    def __init__(self, folders: Sequence[str], patience: int) -> None:
+        self.folders = folders
+        self.patience = patience
+
+    def describe(self) -> str:
+        return " ".join(("update the dynamic linker's cache: ldconfig", *self.folders))
+
+    def apply(self, build: Build) -> None:
+        del build
+        program = next((path for path in _LDCONFIGS if os.access(path, os.X_OK)), None)
+        if program is None:
+            where = f" in {':'.join(self.folders)}" if self.folders else ""
+            log.warning(f"the image has no ldconfig: its programs may not find libraries{where}")
+            return
+        output = os.memfd_create("slurm_ch-ldconfig", os.MFD_CLOEXEC)
+        # Whoever ignores it gets no child's status.
+        before = _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
+        try:
+            pid = os.fork()
+            if pid == 0:
+                _execute(program, self.folders, output)
+            status = self._wait(pid, program)
+            if status != 0:
+                said = os.pread(output, 1000, 0).decode("utf-8", "replace").strip().replace("\n", "; ")
+                raise ChError(f"the image's {program} failed with status {status}: {said}")
+        finally:
+            _signal.signal(_signal.SIGCHLD, before)
+            os.close(output)
+
+    def _wait(self, pid: int, program: str) -> int:
+        pidfd = os.pidfd_open(pid)
+        try:
+            poll = select.poll()
+            poll.register(pidfd, select.POLLIN)
+            ended = poll.poll(self.patience * 1000)
+            if not ended:
+                os.kill(pid, _signal.SIGKILL)
+            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        finally:
+            os.close(pidfd)
+        if not ended:
+            raise ChError(f"the image's {program} took longer than {self.patience} s")
+        return status
+
+
+def _execute(program: str, folders: Sequence[str], output: int) -> NoReturn:
+    """Become the image's ldconfig: the user's ids, no privileges to be gained, nothing of ours inherited."""
+    try:
+        linux.prctl_no_new_privs()
+        linux.prctl_root_is_nobody()
+        linux.prctl_parent_death_signal(_signal.SIGKILL)
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        os.dup2(null, 0)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.execve(program, ["ldconfig", "--", *folders], {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
+    except OSError as error:
+        os.write(output, str(error.strerror).encode())
+    finally:
+        os._exit(126)

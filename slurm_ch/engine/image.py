@@ -1,0 +1,113 @@
+"""Image references: what a string that names an image refers to.
+
+Only looks, never changes anything.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from .. import log
+from ..errors import ChError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+DIRECTORY = "directory"
+SQUASHFS = "SquashFS"
+HOST = "host"
+JOINED = "joined"  # somebody else has looked it up
+
+_STORAGE_PARENT = "/var/tmp"
+
+# https://dr-emann.github.io/squashfs/ : the superblock's magic, little-endian.
+_SQUASHFS_MAGIC = b"hsqs"
+
+
+class Image:
+    """An image that exists: as it was called, its kind, and its absolute path."""
+
+    __slots__ = ("kind", "path", "reference")
+
+    def __init__(self, reference: str, kind: str, path: str) -> None:
+        self.reference = reference
+        self.kind = kind
+        self.path = path
+
+
+def storage_directory(option: str | None, environment: Mapping[str, str], user: str) -> str | None:
+    """Return where images by name are: the option, CH_IMAGE_STORAGE, or /var/tmp/USER.ch.
+
+    The last only if it is the caller's own, else None: anybody can make a
+    directory of that name, and put an image in it that is called like another.
+    """
+    chosen = option or environment.get("CH_IMAGE_STORAGE")
+    if chosen:
+        return chosen
+    default = f"{_STORAGE_PARENT}/{user}.ch"
+    try:
+        status = os.lstat(default)
+    except (OSError, ValueError):
+        return None
+    if status.st_uid not in (0, os.geteuid()) or (not stat.S_ISLNK(status.st_mode) and status.st_mode & stat.S_IWOTH):
+        log.warning(f"ignoring {default}: it belongs to uid {status.st_uid}, or others can write to it")
+        return None
+    return default
+
+
+def name_to_path(name: str, storage: str) -> str:
+    """Return the directory in `storage` that holds the image called `name`."""
+    return os.path.join(storage, "img", name.replace("/", "%").replace(":", "+"))
+
+
+def is_host(reference: str) -> bool:
+    """Whether the reference is the host's own root directory."""
+    return reference.startswith("/") and not os.path.normpath(reference).strip("/")
+
+
+def resolve(reference: str, storage: str | None, cwd: str) -> Image:
+    """Return the image that `reference` names, relative paths taken from `cwd`.
+
+    Raises ChError when there is none, with the path and the reason.
+    """
+    if is_host(reference):
+        return Image(reference, HOST, "/")
+    if storage is not None:
+        named = name_to_path(reference, storage)
+        if os.path.isdir(named):
+            return Image(reference, DIRECTORY, named)
+    path = os.path.join(cwd, reference)
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError) as error:
+        raise ChError(f"can't stat image: {reference}") from error
+    if stat.S_ISDIR(mode):
+        return Image(reference, DIRECTORY, path)
+    if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
+        raise ChError(f"unknown image type: {reference}")
+    _check_magic(reference, path)
+    return Image(reference, SQUASHFS, path)
+
+
+def in_storage(image: Image, storage: str) -> bool:
+    """Whether the image belongs to `ch-image`, by name or by path."""
+    return os.path.realpath(image.path).startswith(os.path.realpath(storage) + "/img/")
+
+
+def _check_magic(reference: str, path: str) -> None:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise ChError(f"can't open image: {reference}") from error
+    try:
+        magic = os.read(fd, 4)
+    except OSError as error:
+        raise ChError(f"can't read image: {reference}") from error
+    finally:
+        os.close(fd)
+    if len(magic) < 4:
+        raise ChError(f"can't read image: {reference}: shorter than 4 bytes")
+    if magic != _SQUASHFS_MAGIC:
+        raise ChError(f"unknown image type: {reference}")

@@ -1,0 +1,128 @@
+"""User and mount namespaces: making, describing and joining them."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import sys
+
+from .. import linux, log
+from ..errors import ChError
+from .action import Action, Build
+
+# setns gives EINVAL now and then for no lasting reason (Charliecloud issue 1270).
+_SETNS_TRIES = 5
+
+_NS_GET_OWNER_UID = 0xB704  # _IO(NSIO, 4), linux/nsfs.h
+
+_HINT = (
+    " (are unprivileged user namespaces allowed here? see user.max_user_namespaces,"
+    " kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns)"
+)
+
+
+class Nest(Action):
+    """Enter a new user and a new mount namespace, with one id mapped each."""
+
+    __slots__ = ("inside", "outside")
+
+    def __init__(self, outside: tuple[int, int], inside: tuple[int, int]) -> None:
+        self.outside = outside
+        self.inside = inside
+
+    def describe(self) -> str:
+        (uid_out, gid_out), (uid_in, gid_in) = self.outside, self.inside
+        return f"new user and mount namespaces: {uid_out}:{gid_out} becomes {uid_in}:{gid_in}"
+
+    def apply(self, build: Build) -> None:
+        try:
+            linux.unshare(linux.CLONE_NEWUSER | linux.CLONE_NEWNS)
+        except OSError as error:
+            hint = _HINT if error.errno in (errno.EPERM, errno.ENOSPC, errno.EINVAL) else ""
+            raise ChError(f"can't create user and mount namespaces{hint}") from error
+        (uid_out, gid_out), (uid_in, gid_in) = self.outside, self.inside
+        if build.proc_fd < 0:
+            # Kept, because the container's /proc will be read-only.
+            build.proc_fd = os.open("/proc/self", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        _write_map(build.proc_fd, "uid_map", f"{uid_in} {uid_out} 1\n")
+        # The kernel wants this before an unprivileged gid_map.
+        _write_map(build.proc_fd, "setgroups", "deny\n")
+        _write_map(build.proc_fd, "gid_map", f"{gid_in} {gid_out} 1\n")
+
+
+def _write_map(proc_fd: int, name: str, text: str) -> None:
+    try:
+        fd = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=proc_fd)
+        try:
+            os.write(fd, text.encode())
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise ChError(f"can't write /proc/self/{name}") from error
+
+
+def open_own() -> tuple[int, int]:
+    """Return descriptors of this process's user and mount namespaces."""
+    return _open("self", "user"), _open("self", "mnt")
+
+
+def _open(pid: int | str, kind: str) -> int:
+    path = f"/proc/{pid}/ns/{kind}"
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise ChError(f"join: no process {pid}: {path}") from error
+    except OSError as error:
+        raise ChError(f"join: can't open {path}") from error
+
+
+def _check_owner(user_fd: int, whose: str) -> None:
+    """Refuse a user namespace that somebody else made: root could enter it, and would be at its mercy."""
+    try:
+        answer = fcntl.ioctl(user_fd, _NS_GET_OWNER_UID, bytes(4))
+    except OSError as error:
+        raise ChError(f"can't find out whose the namespaces of {whose} are") from error
+    owner = int.from_bytes(answer, sys.byteorder)
+    if owner != os.geteuid():
+        raise ChError(f"can't join {whose}: its namespaces belong to uid {owner}")
+
+
+def open_at(proc_fd: int, pid: int) -> tuple[int, int]:
+    """Return descriptors of the user and mount namespaces of the process whose /proc directory `proc_fd` is."""
+    fds = []
+    for kind in ("user", "mnt"):
+        try:
+            fds.append(os.open(f"ns/{kind}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc_fd))
+        except OSError as error:
+            raise ChError(f"join: can't open /proc/{pid}/ns/{kind}") from error
+    return fds[0], fds[1]
+
+
+def enter(user_fd: int, mount_fd: int, whose: str) -> None:
+    """Enter a user, then a mount namespace; ChError names the one that refused, and `whose`."""
+    _check_owner(user_fd, whose)
+    # On the way, this process is where the host's files are and where root in
+    # the container has a say.
+    linux.prctl_undumpable()
+    for fd, kind in ((user_fd, "user"), (mount_fd, "mnt")):
+        for left in range(_SETNS_TRIES - 1, -1, -1):
+            try:
+                linux.setns(fd)
+                break
+            except OSError as error:
+                if error.errno == errno.EINVAL and left:
+                    log.warning(f"can't join {kind} namespace of {whose}; trying again")
+                    continue
+                raise ChError(f"can't join {kind} namespace of {whose}") from error
+
+
+def enter_pid(pid: int) -> None:
+    """Enter the user and mount namespaces of process `pid`."""
+    user_fd = _open(pid, "user")
+    mount_fd = _open(pid, "mnt")
+    try:
+        enter(user_fd, mount_fd, f"pid {pid}")
+    finally:
+        os.close(user_fd)
+        os.close(mount_fd)

@@ -1,0 +1,82 @@
+"""What a task's PMIx library must see in the container, by the names in its environment.
+
+Slurm's PMIx plugin puts them there: directories below slurmd's spool with the
+segments that the library shares with the server, and the library's own place
+for sockets and session files. Without them it works half, or not at all.
+"""
+
+from __future__ import annotations
+
+import os
+
+from .. import log
+from ..errors import ChError, describe
+from . import binds as mounts
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .action import Build
+
+# PMIx's own, and Slurm's for the directory of a step's session files.
+_VARIABLES = (
+    "PMIX_SERVER_TMPDIR",
+    "PMIX_SYSTEM_TMPDIR",
+    "PMIX_DSTORE_21_BASE_PATH",
+    "PMIX_DSTORE_ESH_BASE_PATH",
+)
+# Where munged listens unless told otherwise.
+_MUNGE = "/run/munge"
+
+
+def directories(env: Mapping[str, str]) -> list[str]:
+    """Return what to show: absolute, each once, none below another.
+
+    Not the whole of /tmp: whoever asks for one of their own means it.
+    """
+    named = [*(env.get(name, "") for name in _VARIABLES), _session(env)]
+    # normpath keeps two slashes, which POSIX lets mean something else.
+    found = [os.path.normpath("/" + path.lstrip("/")) for path in named if path.startswith("/")]
+    if "munge" in env.get("PMIX_SECURITY_MODE", "").split(","):
+        found.append(_MUNGE)
+    found = [path for path in dict.fromkeys(found) if path not in ("/", "/tmp")]
+    return [path for path in found if not any(path.startswith(other + "/") for other in found)]
+
+
+def _session(env: Mapping[str, str]) -> str:
+    """Return the directory for session files, as Slurm's plugin makes its name."""
+    base = env.get("SLURM_PMIX_TMPDIR") or "/tmp"
+    names = (env.get("SLURM_JOB_UID"), env.get("SLURM_JOB_ID"), env.get("SLURM_STEP_ID"))
+    return "{}/spmix_appdir_{}_{}.{}".format(base, *names) if None not in names else ""
+
+
+class Show(mounts.Bind):
+    """Bind a directory of PMIx's where it is on the host, unless it is there anyway."""
+
+    __slots__ = ()
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path, path, src_optional=True, dst_create=True, label="PMIx")
+
+    def apply(self, build: Build) -> None:
+        source = self.open_source()
+        if source >= 0 and self._is_there(build, source):
+            self._source = None
+            os.close(source)
+            return
+        try:
+            super().apply(build)
+        except (ChError, OSError) as error:
+            # Much works without; what doesn't, the library will say.
+            log.warning(describe(error))
+
+    def _is_there(self, build: Build, source: int) -> bool:
+        try:
+            there = mounts.look_up(build, self.dst, False)
+        except OSError:
+            return False
+        try:
+            return os.path.samestat(os.fstat(there), os.fstat(source))
+        finally:
+            os.close(there)

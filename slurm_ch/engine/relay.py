@@ -1,0 +1,207 @@
+"""Slurm's commands inside a container whose image has none: the part inside.
+
+A socket, a small program, and links to it under the commands' names. The other
+end is started by `ch-join`, on the host, from the record that is left here.
+Only loaded where it is wanted.
+"""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import os
+import stat
+
+from .. import linux, log
+from ..errors import ChError, describe
+from . import binds as mounts
+from .action import Action, Build
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+# Where the commands go: the first of these that the image has and PATH names.
+PLACES = ("/usr/local/bin", "/usr/bin", "/bin")
+# The directory beside the commands that holds the program and the socket.
+ROOM = ".slurm-ch"
+
+# Callers that may wait for the broker to look up; the kernel cuts it.
+_BACKLOG = 4096
+
+_ROOM = "relay/room"
+
+_ATTRIBUTES = linux.MOUNT_ATTR_RDONLY | linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV
+_ONTO = linux.MOVE_MOUNT_F_EMPTY_PATH | linux.MOVE_MOUNT_T_EMPTY_PATH
+
+TASK = "t"  # the broker lives as long as the task that starts it
+STEP = "s"  # ... as long as the step
+
+_CONFINED = "!"  # spank/ch-relay/relay.h has it too
+
+
+class Offer(Action):
+    """Make `commands` callable in the container.
+
+    Those in `confined` get the host's environment and directory, not the caller's.
+    `defaults` are variables for srun there. `label` is how the user asked for
+    all this; where nobody asked, what doesn't work is only worth a warning.
+    """
+
+    __slots__ = ("commands", "confined", "defaults", "label", "lifetime", "path", "program", "writeable")
+
+    def __init__(
+        self,
+        commands: Sequence[str],
+        program: str,
+        path: str,
+        *,
+        confined: Sequence[str],
+        lifetime: str,
+        defaults: Mapping[str, str],
+        label: str,
+        writeable: bool,
+    ) -> None:
+        self.commands = commands
+        self.confined = confined
+        self.program = program
+        self.path = path
+        self.lifetime = lifetime
+        self.defaults = defaults
+        self.label = label
+        self.writeable = writeable
+
+    def describe(self) -> str:
+        return f"pass {', '.join(self.commands)} on to the host"
+
+    def apply(self, build: Build) -> None:
+        try:
+            self._offer(build)
+        except (ChError, OSError) as error:
+            if self.label:
+                raise ChError(f"{self.label}: can't {self.describe()}: {describe(error)}") from None
+            log.warning(f"srun and its like won't work in this container: {describe(error)}")
+
+    def _offer(self, build: Build) -> None:
+        places = self._places(build)
+        try:
+            if not places:
+                raise ChError(f"the image has none of {', '.join(PLACES)}")
+            listener = self._furnish()
+            for path, directory in places:
+                self._settle(build, path, directory)
+            build.relay_fd = listener.detach()
+            build.records += [("E", f"{name}={value}") for name, value in self.defaults.items()]
+            marked = [name + _CONFINED if name in self.confined else name for name in self.commands]
+            build.records.append(("B", f"{self.lifetime}{','.join(marked)}:{self.program}"))
+            log.info(
+                f"the relay is on: code in this container can run {', '.join(self.commands)} on the host as you;"
+                " --ch-relay=no turns it off"
+            )
+        finally:
+            for _, directory in places:
+                os.close(directory)
+
+    def _places(self, build: Build) -> list[tuple[str, int]]:
+        """Return where the commands go, and where an srun of the image's must not win."""
+        on_path = [*self.path.split(":"), "/bin"]
+        found: list[tuple[str, int]] = []
+        seen = set()
+        chosen = False
+        for path in PLACES:
+            try:
+                directory = mounts.look_up(build, path, True)
+            except OSError:
+                continue
+            status = os.fstat(directory)
+            wanted = path in on_path and not chosen
+            if (
+                stat.S_ISDIR(status.st_mode)
+                and (status.st_dev, status.st_ino) not in seen
+                and mounts.mount_id(directory) in build.mounts
+                and (wanted or _has(directory, "srun"))
+            ):
+                seen.add((status.st_dev, status.st_ino))
+                chosen = chosen or wanted
+                found.append((path, directory))
+            else:
+                os.close(directory)
+        return found if chosen else []
+
+    def _furnish(self) -> _socket.socket:
+        """Make, in the staging tmpfs, what is to be mounted; return the listening socket."""
+        os.mkdir("relay", 0o700)
+        os.mkdir(_ROOM, 0o700)
+        os.close(os.open(f"{_ROOM}/relay", os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o700))
+        program = linux.open_tree(linux.AT_FDCWD, self.program, linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC)
+        linux.mount_setattr(program, 0, _ATTRIBUTES)
+        linux.move_mount(program, "", linux.AT_FDCWD, f"{_ROOM}/relay", linux.MOVE_MOUNT_F_EMPTY_PATH)
+        os.close(program)
+        listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
+        # The room is the user's only; so is the socket, before anybody can call.
+        listener.bind(f"{_ROOM}/socket")
+        os.chmod(f"{_ROOM}/socket", 0o600)
+        listener.listen(_BACKLOG)
+        return listener
+
+    def _settle(self, build: Build, path: str, directory: int) -> None:
+        """Show the commands in `directory`: in it where it is writeable, else in a cover of it."""
+        # What the user has bound there, a Slurm of their own perhaps, they want.
+        bound = mounts.mounted_below(directory)
+        names = [name for name in self.commands if name not in bound]
+        if self.writeable:
+            _fill(mounts.writeable(build, os.dup(directory), path), names)
+        else:
+            layer = f"relay/{build.overmounts}"
+            build.overmounts += 1
+            os.mkdir(layer, 0o755)
+            _fill(os.open(layer, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC), names)
+            _cover(build, directory, layer)
+        room = linux.open_tree(
+            linux.AT_FDCWD, _ROOM, linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC | linux.AT_RECURSIVE
+        )
+        linux.mount_setattr(room, 0, _ATTRIBUTES)
+        point = mounts.look_up(build, f"{path}/{ROOM}", True)
+        linux.move_mount(room, "", point, "", _ONTO)
+        os.close(point)
+        os.close(room)
+
+
+def _has(directory: int, name: str) -> bool:
+    try:
+        os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        return False
+    return True
+
+
+def _fill(directory: int, names: Sequence[str]) -> None:
+    """Put links and the room's place into `directory`, in place of what is there; closes it."""
+    try:
+        for name in names:
+            if _has(directory, name):
+                os.unlink(name, dir_fd=directory)
+            os.symlink(f"{ROOM}/relay", name, dir_fd=directory)
+        if _has(directory, ROOM) and not stat.S_ISDIR(os.stat(ROOM, dir_fd=directory, follow_symlinks=False).st_mode):
+            os.unlink(ROOM, dir_fd=directory)
+        if not _has(directory, ROOM):
+            os.mkdir(ROOM, 0o755, dir_fd=directory)
+    finally:
+        os.close(directory)
+
+
+def _cover(build: Build, directory: int, layer: str) -> None:
+    """Lay `layer` over `directory`, read-only: what can't be kept can't be written."""
+    context = linux.fsopen("overlay")
+    try:
+        for key, value in (("source", "slurm_ch"), ("lowerdir", f"{layer}:/proc/self/fd/{directory}")):
+            linux.fsconfig(context, linux.FSCONFIG_SET_STRING, key, value)
+        linux.fsconfig(context, linux.FSCONFIG_SET_FLAG, "userxattr")
+        linux.fsconfig(context, linux.FSCONFIG_CMD_CREATE)
+        cover = linux.fsmount(context, linux.FSMOUNT_CLOEXEC, _ATTRIBUTES)
+    finally:
+        os.close(context)
+    mounts.lay_over(build, directory, cover)
+    os.close(cover)

@@ -1,0 +1,230 @@
+"""The file system tree's actions: the new root, what lies over it, and the pivot."""
+
+from __future__ import annotations
+
+import os
+
+from .. import linux
+from ..errors import ChError
+from . import binds as mounts
+from . import squashfs
+from .action import Action, Build
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# Room for passwd, group and the directories of overmounts.
+_STAGING = {"size": "4m", "mode": "0755"}
+
+
+class OpenDirectory(Action):
+    """Take a directory of the host as the image."""
+
+    __slots__ = ("path",)
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def describe(self) -> str:
+        return f"take directory {self.path} as image"
+
+    def apply(self, build: Build) -> None:
+        flags = linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC | linux.AT_RECURSIVE
+        try:
+            build.image_fd = linux.open_tree(linux.AT_FDCWD, self.path, flags)
+        except OSError as error:
+            raise ChError(f"can't open image: {self.path}") from error
+
+
+class OpenSources(Action):
+    """Take hold of every bind's source while "/" is still the host's root.
+
+    Later, a path that climbs above the root would end up in the staging tmpfs.
+    """
+
+    __slots__ = ("binds",)
+
+    def __init__(self, binds: Sequence[mounts.Bind]) -> None:
+        self.binds = binds
+
+    def describe(self) -> str:
+        return f"open the sources of {len(self.binds)} binds"
+
+    def apply(self, build: Build) -> None:
+        del build
+        for bind in self.binds:
+            bind.open_source()
+
+
+class Stage(Action):
+    """Claim the new root: a private mount in a private tmpfs of our own."""
+
+    __slots__ = ("reference",)
+
+    def __init__(self, reference: str) -> None:
+        self.reference = reference
+
+    def describe(self) -> str:
+        return "claim new root in a private staging tmpfs"
+
+    def apply(self, build: Build) -> None:
+        staging = mounts.tmpfs(_STAGING)
+        flags = linux.MOVE_MOUNT_F_EMPTY_PATH
+        linux.move_mount(staging, "", linux.AT_FDCWD, "/", flags)
+        # Absolute paths still lead to the host below; only the working
+        # directory is in the staging tmpfs.
+        os.fchdir(staging)
+        os.close(staging)
+        os.mkdir("image", 0o755)
+        os.mkdir(mounts.SCRATCH, 0o700)
+        # Devices come with the host's /dev; those in an image are nobody's business.
+        locked = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV
+        linux.mount_setattr(build.image_fd, 0, locked, linux.MS_PRIVATE)
+        linux.move_mount(build.image_fd, "", linux.AT_FDCWD, "image", flags)
+        os.close(build.image_fd)
+        build.image_fd = -1
+        take_root(build, "image")
+        squashfs.first_look(build, self.reference)
+
+
+def take_root(build: Build, path: str) -> None:
+    """Make `path`, relative to the staging directory, the new root."""
+    if build.root_fd >= 0:
+        os.close(build.root_fd)
+    build.root = path
+    build.root_fd = linux.openat2(linux.AT_FDCWD, path, os.O_PATH | os.O_DIRECTORY, 0)
+    build.mounts.add(mounts.mount_id(build.root_fd))
+
+
+class ReadOnlyRoot(Action):
+    """Make the new root read-only and keep its other mount flags."""
+
+    __slots__ = ()
+
+    def describe(self) -> str:
+        return "make new root read-only"
+
+    def apply(self, build: Build) -> None:
+        linux.mount_setattr(build.root_fd, 0, linux.MOUNT_ATTR_RDONLY)
+
+
+class WriteFake(Action):
+    """Lay a tmpfs of limited size over the image."""
+
+    __slots__ = ("size",)
+
+    def __init__(self, size: str) -> None:
+        self.size = size
+
+    def describe(self) -> str:
+        return f"overlay new root with a tmpfs of {self.size}"
+
+    def apply(self, build: Build) -> None:
+        os.mkdir("fake", 0o700)
+        layer = mounts.tmpfs({"size": self.size, "mode": "0700"})
+        linux.move_mount(layer, "", linux.AT_FDCWD, "fake", linux.MOVE_MOUNT_F_EMPTY_PATH)
+        os.close(layer)
+        for name in ("upper", "work", "merged"):
+            os.mkdir(f"fake/{name}", 0o700)
+        # The merged root takes its mode from the upper directory.
+        os.chmod("fake/upper", os.stat(build.root).st_mode & 0o7777)
+        try:
+            merged = mounts.overlay(build.root, "fake/upper", "fake/work")
+        except OSError as error:
+            raise ChError("can't overlay the image (--write-fake)") from error
+        linux.move_mount(merged, "", linux.AT_FDCWD, "fake/merged", linux.MOVE_MOUNT_F_EMPTY_PATH)
+        os.close(merged)
+        take_root(build, "fake/merged")
+
+
+class Write(Action):
+    """Put a file with the given text over one of the image's."""
+
+    __slots__ = ("path", "text")
+
+    def __init__(self, path: str, text: str) -> None:
+        self.path = path
+        self.text = text
+
+    def describe(self) -> str:
+        return f"write {self.path}"
+
+    def apply(self, build: Build) -> None:
+        # In the staging tmpfs: no file of ours is ever on the host.
+        name = os.path.basename(self.path)
+        fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644)
+        os.fchmod(fd, 0o644)
+        os.write(fd, self.text.encode("utf-8", "surrogateescape"))
+        os.close(fd)
+        # Never unlinked: a mount of what has no name can't be moved again.
+        mounts.Bind(name, self.path, follow=True).apply(build)
+
+
+class PrivateTmp(Action):
+    """Mount a fresh tmpfs on /tmp."""
+
+    __slots__ = ()
+
+    def describe(self) -> str:
+        return "mount a fresh tmpfs on /tmp"
+
+    def apply(self, build: Build) -> None:
+        fresh = mounts.tmpfs({"mode": "1777"})
+        target = mounts.look_up(build, "/tmp", True)
+        flags = linux.MOVE_MOUNT_F_EMPTY_PATH | linux.MOVE_MOUNT_T_EMPTY_PATH
+        linux.move_mount(fresh, "", target, "", flags)
+        os.close(target)
+        build.mounts.add(mounts.mount_id(fresh))
+        os.close(fresh)
+
+
+class ShowScript(Action):
+    """Make a batch script visible at its own path, unless it is already."""
+
+    __slots__ = ("path",)
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def describe(self) -> str:
+        return f"bind batch script {self.path} at its own path, if it isn't visible"
+
+    def apply(self, build: Build) -> None:
+        script = os.stat(self.path)
+        try:
+            fd = mounts.look_up(build, self.path, True)
+        except OSError:
+            pass
+        else:
+            seen = os.fstat(fd)
+            os.close(fd)
+            if (seen.st_dev, seen.st_ino) == (script.st_dev, script.st_ino):
+                return
+        mounts.Bind(self.path, self.path, dst_create=True, follow=True, label="batch script").apply(build)
+
+
+class Pivot(Action):
+    """Make the new root the root, and let go of the host's tree."""
+
+    __slots__ = ()
+
+    def describe(self) -> str:
+        return "pivot into new root"
+
+    def apply(self, build: Build) -> None:
+        os.close(build.root_fd)
+        build.root_fd = -1
+        if build.uncovered_fd >= 0:
+            os.close(build.uncovered_fd)
+            build.uncovered_fd = -1
+        # The staging tmpfs lies over "/" already, so that pivot_root works
+        # even where the host's root is the initial ramfs.
+        os.chroot(".")
+        os.chdir("/" + build.root)
+        # The old root is stacked on the new one: no name in the image says
+        # where it goes, and none where it is detached from.
+        linux.pivot_root(".", ".")
+        linux.umount2(".", linux.MNT_DETACH)
+        os.chroot(".")
+        os.chdir("/")

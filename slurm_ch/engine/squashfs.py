@@ -1,0 +1,171 @@
+"""SquashFS through FUSE with no setuid helper.
+
+We open /dev/fuse, make the mount ourselves in our own user namespace, and
+give squashfuse_ll both descriptors. The mount stays detached until the server
+has been left behind in the outer mount namespace: a server that can see its
+own mount keeps itself alive for ever.
+"""
+
+from __future__ import annotations
+
+import _signal
+import errno
+import os
+
+from .. import linux, log
+from ..errors import ChError
+from .action import Action, Build
+
+# Ours comes first: it is built where libsquashfuse is, and takes the same arguments.
+SERVERS = (
+    __file__.rpartition("/engine/")[0] + "/native/ch-squashfuse_ll",
+    "/usr/bin/squashfuse_ll",
+    "/usr/local/bin/squashfuse_ll",
+)
+
+# A server's standard error is read up to here when it fails.
+_STDERR_BYTES = 4096
+
+
+class ServeSquashFS(Action):
+    """Mount a SquashFS file, detached, and start the process that serves it."""
+
+    __slots__ = ("path", "server", "single", "source")
+
+    def __init__(self, path: str, source: str, server: str | None, single: bool = False) -> None:
+        self.path = path
+        self.source = source
+        self.server = server
+        self.single = single  # one thread, where the server would have more
+
+    def describe(self) -> str:
+        server = self.server or next((path for path in SERVERS if os.access(path, os.X_OK)), SERVERS[-1])
+        return f"mount SquashFS {self.path} with {server}"
+
+    def apply(self, build: Build) -> None:
+        server = self.server or find_server()
+        try:
+            image = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise ChError(f"can't open image: {self.path}") from error
+        fuse = _open_fuse()
+        build.image_fd = _mount_fuse(fuse, self.source)
+        build.server_stderr = _start(server, image, fuse, self.single)
+        os.close(image)
+        os.close(fuse)
+        try:
+            # The mounts made from here on must not be in the server's namespace.
+            linux.unshare(linux.CLONE_NEWNS)
+        except OSError as error:
+            raise ChError("can't create mount namespace") from error
+
+
+def find_server() -> str:
+    """Return the path of the best server there is; ChError if there is none."""
+    for path in SERVERS:
+        if os.access(path, os.X_OK):
+            return path
+    raise ChError(f"can't serve SquashFS: not found: {', '.join(SERVERS)}")
+
+
+def _open_fuse() -> int:
+    try:
+        return os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise ChError("can't open /dev/fuse") from error
+
+
+def _mount_fuse(fuse: int, source: str) -> int:
+    options = (
+        ("source", source),
+        ("subtype", "slurm_ch"),
+        ("fd", str(fuse)),
+        ("rootmode", "40000"),
+        ("user_id", "0"),
+        ("group_id", "0"),
+    )
+    try:
+        context = linux.fsopen("fuse")
+        try:
+            for key, value in options:
+                linux.fsconfig(context, linux.FSCONFIG_SET_STRING, key, value)
+            linux.fsconfig(context, linux.FSCONFIG_SET_FLAG, "allow_other")
+            # Not only the mount: else the kernel takes every read for a new time
+            # of access, and asks for a file's attributes again and again.
+            linux.fsconfig(context, linux.FSCONFIG_SET_FLAG, "ro")
+            linux.fsconfig(context, linux.FSCONFIG_CMD_CREATE)
+            attributes = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV | linux.MOUNT_ATTR_RDONLY
+            return linux.fsmount(context, linux.FSMOUNT_CLOEXEC, attributes)
+        finally:
+            os.close(context)
+    except OSError as error:
+        raise ChError("can't mount FUSE") from error
+
+
+def _start(server: str, image: int, fuse: int, single: bool) -> int:
+    """Start the server as nobody's child and return the end of a pipe with its errors."""
+    reader, writer = os.pipe()
+    # Neither the terminal's nor the step's signals may end the server before
+    # the command: it ends by itself when the mount does. libfuse leaves an
+    # ignored signal ignored. SIGPIPE: we stop listening once it serves.
+    # Who ignores SIGCHLD can't wait for a child.
+    before = _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
+    child = os.fork()
+    if child == 0:
+        code = 126
+        try:
+            for number in (_signal.SIGHUP, _signal.SIGINT, _signal.SIGTERM, _signal.SIGPIPE, _signal.SIGQUIT):
+                _signal.signal(number, _signal.SIG_IGN)
+            os.chdir("/")
+            # What the image talks its server into is done with no capability.
+            linux.prctl_root_is_nobody()
+            linux.prctl_no_new_privs()
+            null = os.open("/dev/null", os.O_RDWR)
+            actions = [
+                (os.POSIX_SPAWN_DUP2, null, 0),
+                (os.POSIX_SPAWN_DUP2, null, 1),
+                (os.POSIX_SPAWN_DUP2, writer, 2),
+                (os.POSIX_SPAWN_DUP2, image, image),
+                (os.POSIX_SPAWN_DUP2, fuse, fuse),
+            ]
+            argv = [server, "-f", *(["-s"] if single else []), f"/dev/fd/{image}", f"/dev/fd/{fuse}"]
+            os.posix_spawn(server, argv, {}, file_actions=actions, setsid=True)
+            code = 0
+        except OSError as error:
+            os.write(writer, f"{server}: {error.strerror}".encode())
+        finally:
+            os._exit(code)
+    os.close(writer)
+    os.waitpid(child, 0)
+    _signal.signal(_signal.SIGCHLD, before)
+    return reader
+
+
+def first_look(build: Build, what: str) -> None:
+    """Wait until the image answers; ChError with the server's own words if it doesn't."""
+    try:
+        os.stat(build.root, follow_symlinks=True)
+    except OSError as error:
+        words = _server_words(build, error)
+        raise ChError(f"can't read image: {what}{words}") from error
+    if build.server_stderr >= 0:
+        os.close(build.server_stderr)
+        build.server_stderr = -1
+
+
+def _server_words(build: Build, error: OSError) -> str:
+    if build.server_stderr < 0 or error.errno not in (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO):
+        return ""
+    if error.errno == errno.EIO:
+        # It lives, and there may be no end of file to wait for.
+        os.set_blocking(build.server_stderr, False)
+    # Else it is dead or dying: end of file is near.
+    said = b""
+    try:
+        while len(said) < _STDERR_BYTES and (more := os.read(build.server_stderr, _STDERR_BYTES)):
+            said += more
+    except OSError as trouble:
+        log.debug(f"nothing more from the server: {trouble.strerror}")
+    text = said.decode("utf-8", "replace").strip().replace("\n", "; ")
+    log.debug(f"squashfuse_ll said: {text}")
+    return f" ({text})" if text else ""

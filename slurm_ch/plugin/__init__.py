@@ -1,0 +1,1 @@
+"""What the SPANK plugin starts: the launcher, and the check where a job is submitted."""

@@ -1,0 +1,136 @@
+"""The node's hot path: from what the plugin says to the ticket, then exit.
+
+Started once per node and step, by the plugin, with an empty environment and
+two descriptors: a memory file with the job's facts, and the tasks' socket.
+Nothing slow may be imported from here down; a test pins the list.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from .. import linux, log
+from ..engine import container as engine
+from ..engine import namespaces
+from ..errors import EXIT_SETUP, EXIT_USAGE, ChError, describe, exit_code
+from ..request import site, spec, step
+from . import tickets
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_MAGIC = b"slurm_ch facts 1"
+
+
+class Facts:
+    """What the plugin knows of the step: strings as they were on the node."""
+
+    __slots__ = ("environment", "local_tasks", "request", "script", "site")
+
+    def __init__(self) -> None:
+        self.site: list[str] = []
+        self.request = ""
+        self.environment: dict[str, str] = {}
+        self.local_tasks: int | None = None
+        self.script: str | None = None
+
+
+def read_facts(fd: int) -> Facts:
+    """Return the facts that the plugin wrote to `fd`; ChError if they are malformed."""
+    try:
+        data = os.pread(fd, os.fstat(fd).st_size, 0)
+    except OSError as error:
+        raise ChError("can't read what the plugin knows of the step") from error
+    records = data.split(b"\0")
+    if records[0] != _MAGIC or records[-1] != b"":
+        raise ChError("the plugin and the launcher are of different versions")
+    facts = Facts()
+    for record in records[1:-1]:
+        kind, text = record[:1], os.fsdecode(record[1:])
+        if kind == b"e":
+            name, _, value = text.partition("=")
+            facts.environment[name] = value
+        elif kind == b"a":
+            facts.site.append(text)
+        elif kind == b"r":
+            facts.request = text
+        elif kind == b"t" and text.isascii() and text.isdigit() and len(text) <= 10:
+            facts.local_tasks = int(text)
+        elif kind == b"b":
+            facts.script = text
+        else:
+            raise ChError("the plugin and the launcher are of different versions")
+    return facts
+
+
+def asked_for(facts: Facts) -> tuple[site.Site, spec.Spec]:
+    """Return what the site says, and what site and user together ask for; UsageError if it is wrong."""
+    ours = site.parse(facts.site)
+    return ours, site.meet(ours, spec.parse_request(facts.request))
+
+
+def task_count(facts: Facts) -> int:
+    """Return this node's task count: Slurm's own word, else worked out from the environment."""
+    if facts.local_tasks is not None:
+        return facts.local_tasks
+    return 1 if facts.script is not None else step.local_task_count(facts.environment)
+
+
+def launch(facts: Facts, office: tickets.Office) -> None:
+    """Make the step's container on this node and hand out the ticket."""
+    env = facts.environment
+    here, wanted = asked_for(facts)
+    log.configure(level=wanted.verbosity)
+    tag = step.tag(env)
+    log.info(f"container {tag} for {task_count(facts)} tasks: {wanted.image}")
+    caller = engine.Caller(env, script=facts.script)
+    _leave_first_core()
+    build = engine.containerize(engine.Container(wanted, caller, here.squashfuse))
+    user_fd, mount_fd = namespaces.open_own()
+    # Root in the container must not get hold of a process with descriptors from the host.
+    linux.prctl_undumpable()
+    office.issue(user_fd, mount_fd, tickets.plan_file(engine.plan_bytes(build)), build.relay_fd)
+
+
+def _leave_first_core() -> None:
+    """Let the FUSE server run anywhere: it serves all tasks, and we were pinned with task 0."""
+    try:
+        # The kernel keeps this within the step's cpuset.
+        os.sched_setaffinity(0, range(os.cpu_count() or 1))
+    except OSError as error:
+        log.info(f"can't widen the CPU affinity: {error.strerror}")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the launcher with the descriptors that `argv` names; return its exit status."""
+    try:
+        facts_fd, socket_fd, errors_fd = (int(text) for text in argv)
+        log.configure(fd=errors_fd)
+    except ValueError:
+        log.error("the launcher is started by Slurm's plugin, not by hand")
+        return EXIT_USAGE
+    office = tickets.Office(socket_fd)
+    try:
+        facts = read_facts(facts_fd)
+        log.configure(node=facts.environment.get("SLURMD_NODENAME", ""))
+        launch(facts, office)
+    except Exception as error:
+        text = describe(error)
+        log.error(text if isinstance(error, ChError) else f"can't make the container: {text}")
+        _refuse(office, exit_code(error))
+        return exit_code(error)
+    return 0
+
+
+def _refuse(office: tickets.Office, code: int) -> None:
+    try:
+        office.refuse(code or EXIT_SETUP)
+    except ChError as error:
+        log.error(describe(error))
+
+
+def run() -> None:
+    """Run the launcher as a program; leaves without the interpreter's clean-up."""
+    os._exit(main(sys.argv[1:]))

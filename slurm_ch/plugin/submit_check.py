@@ -1,0 +1,109 @@
+"""A request, before it waits in the queue: refused here if the node would refuse it.
+
+Run by the plugin in srun, sbatch and salloc, as the submitting user. Only what
+is the same on every node counts; an image that isn't here may be there.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from .. import log
+from ..engine import container, image
+from ..errors import ChError, UsageError, describe, exit_code
+from . import launcher
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+# What of a script is searched for #SBATCH lines.
+_SCRIPT_BYTES = 1 << 16
+
+
+def check(facts: launcher.Facts, command: Sequence[str]) -> None:
+    """Raise ChError if no node can do what is asked for; `command` is what was called.
+
+    The error is the one that a node would raise.
+    """
+    _, wanted = launcher.asked_for(facts)
+    _refuse_two_images(command)
+    if wanted.devices:
+        from ..devices import library as devices
+
+        devices.check_files(wanted.devices)
+    if not wanted.image.startswith("/") and _starts_elsewhere(command, facts.environment):
+        return
+    caller = container.Caller(facts.environment)
+    storage = image.storage_directory(wanted.storage, facts.environment, caller.user)
+    try:
+        found = image.resolve(wanted.image, storage, caller.cwd)
+    except ChError as error:
+        if isinstance(error.__cause__, OSError):
+            return  # not here, or not to be read here
+        raise
+    container.check_image(wanted, found, storage)
+
+
+def _refuse_two_images(command: Sequence[str]) -> None:
+    """Raise UsageError if a script asks for another image in another of its components."""
+    for word in command[1:]:
+        words = _directives(word) if os.path.basename(command[0]) == "sbatch" and os.path.isfile(word) else []
+        if "hetjob" not in words and "packjob" not in words:
+            continue
+        images = [
+            one.partition("=")[2] or after
+            for one, after in zip(words, [*words[1:], ""], strict=True)
+            if one.partition("=")[0] == "--ch-image"
+        ]
+        if len(set(images)) > 1:
+            raise UsageError(f"--ch-image={images[-1]}: all components of one command have the same image")
+
+
+def _starts_elsewhere(command: Sequence[str], env: Mapping[str, str]) -> bool:
+    """Return whether the step may start in another directory than this one."""
+    if "SLURM_WORKING_DIR" in env or any(_is_chdir(word) for word in command[1:]):
+        return True
+    if os.path.basename(command[0]) != "sbatch" or any(word.startswith("--wrap") for word in command):
+        return False
+    scripts = [_directives(word) for word in command[1:] if os.path.isfile(word)]
+    return not scripts or any(_is_chdir(word) for words in scripts for word in words)
+
+
+def _is_chdir(word: str) -> bool:
+    return word.startswith("--chd") or (word[:1] == "-" != word[1:2] and "D" in word)
+
+
+def _directives(path: str) -> list[str]:
+    """Return the words of a script's #SBATCH lines; as good as --chdir if it can't be read."""
+    try:
+        with open(path, "rb") as file:
+            text = os.fsdecode(file.read(_SCRIPT_BYTES))
+    except OSError:
+        return ["--chdir"]
+    return [word for line in text.split("\n") if line.startswith("#SBATCH") for word in line.split()]
+
+
+def _command_line(pid: int) -> list[str]:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return os.fsdecode(file.read()).rstrip("\0").split("\0")
+    except OSError:
+        return ["sbatch"]  # of which nothing is known
+
+
+def main(argv: Sequence[str]) -> int:
+    """Check the facts in the descriptor that `argv` names; print the verdict if there is one."""
+    facts = launcher.read_facts(int(argv[0]))
+    try:
+        check(facts, _command_line(os.getppid()))
+    except ChError as error:
+        os.write(1, os.fsencode(f"{exit_code(error)} {log.line('error', describe(error))}"))
+        return exit_code(error)
+    return 0
+
+
+def run() -> None:
+    """Run the checker as a program; leaves without the interpreter's clean-up."""
+    os._exit(main(sys.argv[2:]))

@@ -1,0 +1,74 @@
+"""The ticket: what the launcher hands to a node's tasks.
+
+One SEQPACKET message: a header and three or four descriptors (user namespace,
+mount namespace, plan, the relay's socket). It is sent once: every task looks
+at it without taking it (MSG_PEEK duplicates the descriptors), so two namespaces are in flight however
+many tasks there are, and none can take another's share.
+"""
+
+from __future__ import annotations
+
+import _socket
+import fcntl
+import os
+
+from .. import log
+from ..errors import ChError
+
+MAGIC = b"slurmch1"
+
+
+def plan_file(plan: bytes) -> int:
+    """Return a sealed memory file that holds `plan`."""
+    seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+    try:
+        fd = os.memfd_create("slurm_ch-plan", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        view = memoryview(plan)
+        while view:
+            view = view[os.write(fd, view) :]
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    except OSError as error:
+        raise ChError("can't write the tasks' plan") from error
+    return fd
+
+
+class Office:
+    """The writing end of the tasks' socket."""
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def issue(self, user_fd: int, mount_fd: int, plan_fd: int, relay_fd: int = -1) -> None:
+        """Hand out the ticket; ChError if the kernel refuses."""
+        fds = (user_fd, mount_fd, plan_fd, relay_fd)[: 3 + (relay_fd >= 0)]
+        rights = b"".join(fd.to_bytes(4, "little") for fd in fds)
+        ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)]
+        try:
+            tasks = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, self._fd)
+            try:
+                tasks.sendmsg([_message(0)], ancillary)
+            finally:
+                tasks.detach()
+        except BrokenPipeError:
+            log.info("all tasks are gone")
+        except OSError as error:
+            raise ChError("can't hand out the ticket") from error
+
+    def refuse(self, code: int) -> None:
+        """Tell the tasks to exit with `code`."""
+        try:
+            os.write(self._fd, _message(code))
+        except BrokenPipeError:
+            log.info("all tasks are gone")
+        except OSError as error:
+            raise ChError("can't refuse the ticket") from error
+
+    def close(self) -> None:
+        """Let go of the socket: tasks without a ticket read end of file."""
+        os.close(self._fd)
+
+
+def _message(code: int) -> bytes:
+    return MAGIC + code.to_bytes(4, "little")

@@ -1,0 +1,1 @@
+"""What is asked for: strings in, values out. Reads no file."""

@@ -1,0 +1,101 @@
+"""The option table: the one place that knows which options there are.
+
+The command line (click), the plugin's C table (generated) and the launcher all
+read OPTIONS; what an option's value means is said in `spec`.
+"""
+
+from __future__ import annotations
+
+from ..errors import UsageError
+
+# How often an option counts and whether it takes a value.
+ONE = "one"  # one value, the last given wins
+LIST = "list"  # each occurrence adds
+FLAG = "flag"  # yes or no, bare means yes
+OPTIONAL = "optional"  # one value, bare means `bare`
+
+DEFAULT_WRITE_FAKE = "12%"
+# Where Charliecloud keeps what the image was built with.
+IMAGE_ENVIRONMENT = "/ch/environment"
+
+PLUGIN = 1  # --ch-NAME of srun, sbatch, salloc
+COMMAND = 2  # --NAME of `slurm-ch run`
+BOTH = PLUGIN | COMMAND
+
+
+class Option:
+    """One option: its name, kind, metavariable, help, where it exists, short form."""
+
+    __slots__ = ("arg", "bare", "help", "kind", "name", "short", "where")
+
+    def __init__(
+        self, name: str, kind: str, arg: str, help: str, *, where: int = BOTH, short: str = "", bare: str = "yes"
+    ) -> None:
+        self.name = name
+        self.kind = kind
+        self.arg = arg
+        self.help = help
+        self.where = where
+        self.short = short
+        self.bare = bare
+
+    @property
+    def variable(self) -> str:
+        """The part of an environment default's name that follows SLURM_CH_."""
+        return self.name.upper().replace("-", "_")
+
+
+# Slurm cuts a plugin option's help at 75 characters.
+OPTIONS = (
+    Option("image", ONE, "IMAGE", "run in this image: SquashFS file, directory or image name", where=PLUGIN),
+    Option("bind", LIST, "SRC[:DST]", "bind SRC from the host at DST; repeat, or separate by commas", short="b"),
+    Option("cd", ONE, "DIR", "initial working directory in the container", short="c"),
+    Option("set-env", LIST, "NAME=VALUE|FILE", "set a variable, or all in FILE; bare: /ch/environment",
+           bare=IMAGE_ENVIRONMENT),
+    Option("set-env0", LIST, "NAME=VALUE|FILE", "like set-env, the assignments in FILE end with NUL",
+           bare=IMAGE_ENVIRONMENT),
+    Option("unset-env", LIST, "GLOB", "unset variables whose name matches the shell pattern"),
+    Option("env-no-expand", FLAG, "", "don't expand $NAME in the values of --set-env"),
+    Option("private-tmp", FLAG, "", "a fresh /tmp instead of the host's", short="t"),
+    Option("no-passwd", FLAG, "", "leave the image's /etc/passwd and /etc/group alone"),
+    Option("write", FLAG, "", "mount the image read-write", short="w"),
+    Option("write-fake", OPTIONAL, "SIZE", "writeable image, changes kept in memory and lost [12%]",
+           short="W", bare=DEFAULT_WRITE_FAKE),
+    Option("home", FLAG, "", "bind your home directory at /home/$USER (implies write-fake)"),
+    Option("device", LIST, "KIND|FILE", "add devices: CDI kind, KIND=NAME, all or spec file (implies write-fake)",
+           short="d"),
+    Option("cdi-dirs", ONE, "DIRS", "where CDI specs are, colons between [/etc/cdi:/var/run/cdi]"),
+    Option("uid", ONE, "UID", "user id in the container [yours]", short="u"),
+    Option("gid", ONE, "GID", "group id in the container [yours]", short="g"),
+    Option("storage", ONE, "DIR", "where images by name are [/var/tmp/$USER.ch]", short="s"),
+    Option("relay", FLAG, "", "let srun, squeue, ... be called inside [in batch scripts]", where=PLUGIN),
+    Option("seccomp", FLAG, "", "emulate root: chown, setuid, mknod and the like succeed, in vain"),
+    Option("fuse-single", FLAG, "", "serve a SquashFS image with one thread"),
+    Option("verbose", OPTIONAL, "LEVEL", "say what is done; 2: in detail; 3: each variable", short="v", bare="1"),
+    Option("quiet", OPTIONAL, "LEVEL", "hide CMD's output; 2: warnings too; 3: CMD's errors too",
+           where=COMMAND, short="q", bare="1"),
+    Option("color", OPTIONAL, "WHEN", "color messages: auto, yes, no [auto]", where=COMMAND, bare="yes"),
+    Option("mount", ONE, "DIR", "ch-run's mount point for SquashFS; not needed", where=COMMAND, short="m"),
+    Option("join", FLAG, "", "share one container among this node's peers", where=COMMAND, short="j"),
+    Option("join-ct", ONE, "N", "number of peers [this node's task count]; implies --join", where=COMMAND),
+    Option("join-tag", ONE, "TAG", "name of the join [from job and step]; implies --join", where=COMMAND),
+    Option("join-pid", ONE, "PID", "enter the container of this process", where=COMMAND),
+    Option("join-timeout", ONE, "SECONDS", "how long to wait for peers [30]", where=COMMAND),
+)  # fmt: skip
+
+BY_NAME = {option.name: option for option in OPTIONS}
+
+
+class Setting:
+    """One option as given: name, value, and the words by which its giver knows it."""
+
+    __slots__ = ("label", "name", "value")
+
+    def __init__(self, name: str, value: str, label: str) -> None:
+        self.name = name
+        self.value = value
+        self.label = label
+
+    def wrong(self, why: str) -> UsageError:
+        """Return the error that names the option, its value and the reason."""
+        return UsageError(f"{self.label}={self.value}: {why}")

@@ -1,0 +1,139 @@
+"""plugstack.conf's arguments: the site's part of every container."""
+
+from __future__ import annotations
+
+from ..errors import UsageError
+from . import spec
+from .options import BY_NAME, FLAG, LIST, OPTIONAL, PLUGIN, Setting
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+# Slurm's commands that make sense inside. Not salloc: what it starts would be on the host.
+RELAYED = (
+    "srun", "sbatch", "sbcast", "scancel", "scontrol", "sinfo", "squeue", "sacct", "sattach", "sprio", "sshare",
+    "sstat",
+)  # fmt: skip
+# What a site may add.
+_RELAYABLE = frozenset((*RELAYED, "sacctmgr", "salloc", "scrontab", "sdiag", "sreport", "strigger"))
+# These start what the user says, in the environment that they are called with.
+_STARTING = frozenset(("srun", "sbatch", "salloc", "scrontab", "strigger"))
+
+
+class Site:
+    """What plugstack.conf's arguments say: the site's part of every container."""
+
+    __slots__ = ("binds", "confined", "defaults", "forbidden", "relayed", "squashfuse", "storage")
+
+    def __init__(self) -> None:
+        self.binds: list[spec.Bind] = []
+        self.confined: Sequence[str] = ()  # of the relayed: those that the caller must not steer
+        self.defaults: list[Setting] = []
+        self.forbidden: set[str] = set()
+        self.relayed: Sequence[str] = RELAYED
+        self.squashfuse: str | None = None
+        self.storage: str | None = None
+
+
+def parse(arguments: Sequence[str]) -> Site:
+    """Return the Site for plugstack.conf's `arguments`; UsageError names the wrong one."""
+    site = Site()
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        setting = Setting(key, value, f"plugstack.conf: {key}")
+        if not equals or not value:
+            raise UsageError(f"plugstack.conf: {argument}: a value is missing")
+        if key in ("python", "launcher", "ch_join"):
+            continue  # the plugin's own
+        if key == "storage":
+            site.storage = value
+        elif key == "squashfuse":
+            site.squashfuse = value
+        elif key == "bind":
+            scratch = spec.Spec("/")
+            spec.bind(scratch, setting)
+            site.binds += scratch.binds
+        elif key == "default":
+            site.defaults.append(_site_default(setting))
+        elif key == "forbid":
+            site.forbidden |= _site_forbidden(setting)
+        elif key == "relay":
+            site.relayed = _site_relayed(setting)
+            # A list is a site's choice of what the caller can do, so nothing else may steer these.
+            named = value not in ("no", "yes")
+            site.confined = [name for name in site.relayed if named and name not in _STARTING]
+        else:
+            raise UsageError(f"plugstack.conf: {argument}: unknown argument")
+    return site
+
+
+def _site_default(setting: Setting) -> Setting:
+    name, equals, value = setting.value.partition("=")
+    option = BY_NAME.get(name)
+    if option is None or not option.where & PLUGIN or name == "image":
+        raise setting.wrong("not an option that can have a default")
+    if not equals:
+        if option.kind not in (FLAG, OPTIONAL):
+            raise setting.wrong("the option needs a value")
+        value = option.bare
+    return Setting(name, value, f"plugstack.conf: default={name}")
+
+
+def _site_forbidden(setting: Setting) -> set[str]:
+    names = set(setting.value.split(","))
+    unknown = sorted(n for n in names if n not in BY_NAME or n == "image")
+    if unknown:
+        raise setting.wrong(f"no such option: {', '.join(unknown)}")
+    return names
+
+
+def _site_relayed(setting: Setting) -> Sequence[str]:
+    if setting.value == "no":
+        return ()
+    if setting.value == "yes":
+        return RELAYED
+    names = setting.value.split(",")
+    unknown = sorted(name for name in set(names) if name not in _RELAYABLE)
+    if unknown:
+        raise setting.wrong(f"neither yes nor no, nor commands of Slurm's: {', '.join(unknown)}")
+    return names
+
+
+def _defaults(request: Sequence[Setting]) -> Mapping[str, str]:
+    """Return the variables that make `request` the default of the steps inside, as sbatch's options are."""
+    found: dict[str, str] = {}
+    for setting in request:
+        option = BY_NAME[setting.name]
+        variable = "SLURM_CH_" + option.variable
+        if option.kind == LIST and variable in found:
+            found[variable] += "\n" + setting.value
+        else:
+            found[variable] = setting.value
+    return found
+
+
+def meet(site: Site, request: Sequence[Setting]) -> spec.Spec:
+    """Return the Spec that site and user make together.
+
+    The user's word replaces the site's default of the same option; the site's
+    binds always come, before the user's.
+    """
+    asked = {setting.name for setting in request}
+    for setting in request:
+        if setting.name in site.forbidden:
+            raise setting.wrong("not allowed at this site")
+    defaults = [setting for setting in site.defaults if setting.name not in asked]
+    image = next((s.value for s in reversed(request) if s.name == "image"), None)
+    wanted = spec.make(image, [*defaults, *request])
+    wanted.binds[:0] = site.binds
+    wanted.relay_commands = site.relayed
+    wanted.relay_confined = site.confined
+    if wanted.relay:
+        if not site.relayed:
+            raise UsageError(f"{wanted.labels['relay']}: not available at this site")
+        wanted.relay_defaults = _defaults(request)
+    if wanted.storage is None:
+        wanted.storage = site.storage
+    return wanted

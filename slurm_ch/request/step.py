@@ -1,0 +1,120 @@
+"""What Slurm (or mpirun) says about this step: strings in, values out."""
+
+from __future__ import annotations
+
+from ..errors import UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+# Slurm's reserved step ids (slurm.h).
+_STEP_WORDS = {"4294967291": "batch", "4294967290": "interactive", "4294967292": "extern"}
+
+# More tasks on one node than Slurm can be configured for.
+MAX_TASKS = 1 << 20
+
+_SAFE = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-"
+
+
+def _digits(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 12
+
+
+def _number(env: Mapping[str, str], name: str) -> int:
+    text = env.get(name)
+    if text is None:
+        raise UsageError(f"{name}: not set")
+    if not _digits(text):
+        raise UsageError(f"{name}={text}: not a number")
+    return int(text)
+
+
+def tag(env: Mapping[str, str], ppid: int | None = None) -> str:
+    """Return a name for this node's part of this step, unique in the cluster.
+
+    Made from job, step, het component, node and restart: a bare step id is
+    the same for every job's first step. The first global task id here tells
+    het components apart that share a node. Outside Slurm, mpirun's children
+    have PMIx's name of their job in common, and all peers their parent's pid `ppid`.
+    UsageError names the variable that is missing or nonsense.
+    """
+    if "SLURM_JOB_ID" not in env:
+        if ppid is None:
+            raise UsageError("--join-tag: required outside Slurm")
+        if "OMPI_COMM_WORLD_LOCAL_SIZE" in env and env.get("PMIX_NAMESPACE"):
+            return "mpirun-" + _safe(env["PMIX_NAMESPACE"])
+        return f"parent-{ppid}"
+    job = _number(env, "SLURM_JOB_ID")
+    step = _step_id(env.get("SLURM_STEP_ID", "4294967291"))
+    component = env.get("SLURM_HET_JOB_OFFSET") or env.get("SLURM_GTIDS", "0").partition(",")[0]
+    if not _digits(component):
+        raise UsageError(f"SLURM_GTIDS={env.get('SLURM_GTIDS')}: not task ids")
+    parts = [str(job), _STEP_WORDS.get(step, step), component, _safe(env.get("SLURMD_NODENAME") or "node")]
+    restarts = env.get("SLURM_RESTART_COUNT", "0")
+    if restarts != "0":
+        parts.append(_safe(restarts))
+    return ".".join(parts)
+
+
+def _step_id(text: str) -> str:
+    """Return a step id as an unsigned number; newer Slurms write -5 for 4294967291."""
+    if not _digits(text.removeprefix("-")):
+        raise UsageError(f"SLURM_STEP_ID={text}: not a number")
+    return str(int(text) % 2**32)
+
+
+def _safe(text: str) -> str:
+    return "".join(letter if letter in _SAFE else "_" for letter in text)[:64]
+
+
+def parse_tasks_per_node(text: str) -> Iterator[tuple[int, int]]:
+    """Yield (tasks, nodes) for each item of `4(x2),3`; ValueError if it isn't such a list."""
+    for item in text.split(","):
+        count, _, repeat = item.partition("(x")
+        if repeat:
+            if not repeat.endswith(")"):
+                raise ValueError(item)
+            repeat = repeat[:-1]
+        elif "(" in item:
+            raise ValueError(item)
+        else:
+            repeat = "1"
+        if not _digits(count) or not _digits(repeat) or int(repeat) == 0:
+            raise ValueError(item)
+        yield int(count), int(repeat)
+
+
+def _slurm_count(env: Mapping[str, str]) -> int:
+    text = env["SLURM_STEP_TASKS_PER_NODE"]
+    node = _number(env, "SLURM_NODEID")
+    left = node
+    try:
+        for count, repeat in parse_tasks_per_node(text):
+            if left < repeat:
+                return count
+            left -= repeat
+    except ValueError:
+        raise UsageError(f"SLURM_STEP_TASKS_PER_NODE={text}: not a list of task counts") from None
+    raise UsageError(f"SLURM_NODEID={node}: not among the nodes of SLURM_STEP_TASKS_PER_NODE={text}")
+
+
+def local_task_count(env: Mapping[str, str]) -> int:
+    """Return how many tasks this node has; UsageError names the variable that is wrong."""
+    if "OMPI_COMM_WORLD_LOCAL_SIZE" in env:
+        name, count = "OMPI_COMM_WORLD_LOCAL_SIZE", _number(env, "OMPI_COMM_WORLD_LOCAL_SIZE")
+    elif "SLURM_STEP_TASKS_PER_NODE" in env:
+        name, count = "SLURM_STEP_TASKS_PER_NODE", _slurm_count(env)
+    elif "SLURM_CPUS_ON_NODE" in env:
+        name, count = "SLURM_CPUS_ON_NODE", _number(env, "SLURM_CPUS_ON_NODE")
+    else:
+        raise UsageError("--join-ct: required outside Slurm")
+    if not 0 < count <= MAX_TASKS:
+        raise UsageError(f"{name}={env[name]}: {count} tasks here")
+    return count
+
+
+def task_name(env: Mapping[str, str]) -> str:
+    """Return what messages call this task."""
+    rank = env.get("SLURM_PROCID") or env.get("OMPI_COMM_WORLD_RANK")
+    return f"task {rank}" if rank else "peer"

@@ -1,0 +1,1 @@
+"""A real Slurm on this machine for as long as a `with` lasts."""

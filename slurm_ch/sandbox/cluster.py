@@ -1,0 +1,398 @@
+"""A real Slurm on this machine for as long as a `with` lasts: `Cluster`.
+
+One munged, one slurmctld and a slurmd per virtual node run in a temporary
+directory, with a key, sockets and ports of their own. It needs root, Slurm and
+munge installed, and neither systemd nor cgroups.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import Any
+
+from slurm_ch import paths
+from slurm_ch.sandbox import config
+from slurm_ch.sandbox import machine as host
+from slurm_ch.sandbox.machine import ClusterError
+from slurm_ch.slurm.commands import parse_version
+
+__all__ = ["Cluster", "ClusterError"]
+
+START_SECONDS = 20.0
+STOP_SECONDS = 20.0
+SINFO_SECONDS = 10.0
+JOBS_SECONDS = 5.0
+CLIENT_SECONDS = 1.0
+ATTEMPTS = 5
+LOG_LINES = 10
+_POLL_SECONDS = 0.004
+_SUPERVISOR = os.path.join(os.path.dirname(os.path.abspath(__file__)), "supervisor.py")
+
+
+class _AddressInUse(ClusterError):
+    """Somebody took one of our ports between our look and the daemon's bind."""
+
+
+class Cluster:
+    """A Slurm cluster of `nodes` virtual nodes with `cpus` CPUs each; a context manager.
+
+    `files` are further files beside slurm.conf (gres.conf, for instance); `node_conf` is added
+    to the nodes' line in it, `plugstack_of` replaces `plugstack_lines` for the nodes named there.
+    Raises ClusterError, with the end of the log of the daemon to blame, when it can't start.
+    """
+
+    def __init__(
+        self,
+        nodes: int = 1,
+        cpus: int = 4,
+        plugstack_lines: Sequence[str] | None = None,
+        slurm_conf_extra: str = "",
+        directory_parent: str = "/tmp",
+        *,
+        files: Mapping[str, str] | None = None,
+        node_conf: str = "",
+        plugstack_of: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        if plugstack_lines is None:
+            plugstack_lines = [f"required {paths.PLUGIN}"] if os.path.exists(paths.PLUGIN) else []
+        self.node_names = config.node_names(nodes)
+        self.cpus = cpus
+        self.plugstack_lines = list(plugstack_lines)
+        self.slurm_conf_extra = slurm_conf_extra
+        self.files = dict(files or {})
+        self.node_conf = node_conf
+        self.plugstack_of = dict(plugstack_of or {})
+        self.directory_parent = os.path.abspath(directory_parent)
+        self.directory = ""
+        self.conf = ""
+        self.version: tuple[int, ...] = ()
+        self._port = 0
+        self._supervisor: subprocess.Popen[bytes] | None = None
+        self._clients: list[subprocess.Popen[Any]] = []
+        self._reports = b""
+        self._deadline = 0.0
+
+    def __enter__(self) -> Cluster:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start all daemons and return when every node is idle; leaves nothing on failure."""
+        if os.geteuid() != 0:
+            raise ClusterError("must be root to start a cluster")
+        daemons = {name: host.program(name) for name in ("munged", "slurmctld", "slurmd", "sinfo")}
+        said = subprocess.run([daemons["slurmctld"], "-V"], check=False, capture_output=True, text=True)
+        self.version = parse_version(said.stdout)
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                self._prepare()
+                self._start_daemons(daemons)
+                return
+            except _AddressInUse:
+                self.stop()
+                if attempt == ATTEMPTS:
+                    raise
+            except BaseException:
+                self.stop()
+                raise
+
+    def stop(self) -> None:
+        """End what `popen` started, cancel jobs, kill all from the daemons, remove the directory.
+
+        Raises ClusterError when something can't be killed within `STOP_SECONDS`.
+        """
+        supervisor, self._supervisor = self._supervisor, None
+        clients = [client for client in self._clients if client.poll() is None]
+        self._clients.clear()
+        try:
+            if supervisor is not None:
+                try:
+                    if clients:
+                        _end_jobs(supervisor)
+                        _end_clients(clients)
+                finally:
+                    # From this moment the supervisor does it all, even if we are interrupted.
+                    _close(supervisor)
+                supervisor.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise ClusterError(f"{self.directory}: cluster does not stop") from error
+        finally:
+            if self.directory:
+                shutil.rmtree(self.directory, ignore_errors=True)
+
+    # --- what it is good for -------------------------------------------------
+
+    def environ(self, user: str) -> dict[str, str]:
+        """Return the caller's environment as `user` would have it, with SLURM_CONF set."""
+        return {**host.environ_of(user), "SLURM_CONF": self.conf}
+
+    def popen(self, argv: Sequence[str], *, user: str, **kw: Any) -> subprocess.Popen[Any]:
+        """Start `argv` as `user` with all their groups, in `/`; `kw` as for subprocess.Popen.
+
+        What still runs when the cluster stops and its jobs are gone, gets SIGTERM, then SIGKILL.
+        """
+        entry = host.user_entry(user)
+        settings: dict[str, Any] = {
+            "user": entry.pw_uid,
+            "group": entry.pw_gid,
+            "extra_groups": os.getgrouplist(user, entry.pw_gid),
+            "cwd": "/",
+            "env": self.environ(user),
+            "umask": 0o022,
+        }
+        process: subprocess.Popen[Any] = subprocess.Popen(argv, **{**settings, **kw})
+        self._clients = [other for other in self._clients if other.returncode is None]
+        self._clients.append(process)
+        return process
+
+    def run(
+        self, argv: Sequence[str], *, user: str, timeout: float = 60, **kw: Any
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `argv` as `user`, and return its status and text; `kw` as for subprocess.Popen.
+
+        Raises subprocess.TimeoutExpired after `timeout` seconds, with nothing left running:
+        SIGTERM comes first, so that srun cancels its job, then SIGKILL.
+        """
+        text_in = kw.pop("input", None)
+        settings: dict[str, Any] = {
+            "stdin": subprocess.DEVNULL if text_in is None else subprocess.PIPE,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            "text": True,
+            "errors": "replace",
+            # A group of its own: with a shell in between, the signals must reach srun too.
+            "start_new_session": True,
+        }
+        with self.popen(argv, user=user, **{**settings, **kw}) as process:
+            try:
+                out, err = process.communicate(text_in, timeout)
+            except BaseException as error:
+                out, err = _end_group(process)
+                if isinstance(error, subprocess.TimeoutExpired):
+                    raise subprocess.TimeoutExpired(argv, timeout, out, err) from None
+                raise
+        return subprocess.CompletedProcess(argv, process.returncode, out, err)
+
+    def node_states(self) -> dict[str, str]:
+        """Return each node's state in Slurm's words (idle, mixed, down*), as sinfo has it.
+
+        Raises ClusterError when the controller doesn't answer.
+        """
+        try:
+            said = subprocess.run(
+                [host.program("sinfo"), "--noheader", "--Node", "--format=%N %T"],
+                env={"PATH": host.search_path(), "SLURM_CONF": self.conf},
+                check=False,
+                capture_output=True,
+                text=True,
+                timeout=SINFO_SECONDS,
+            )
+        except subprocess.TimeoutExpired:
+            raise ClusterError(f"sinfo: no answer within {SINFO_SECONDS:.0f} s") from None
+        if said.returncode != 0:
+            raise ClusterError(said.stderr.strip() or "sinfo failed")
+        return dict(line.split(maxsplit=1) for line in said.stdout.splitlines())
+
+    def logs(self, name: str) -> str:
+        """Return what `name` (munged, slurmctld, n1, ...) has logged."""
+        return self._log(name, ".log") or self._log(name, ".err")
+
+    # --- the way up ----------------------------------------------------------
+
+    def _prepare(self) -> None:
+        """Make the directory with all configuration, and the supervisor that will remove it."""
+        self._reports = b""
+        nodes = len(self.node_names)
+        self.directory = tempfile.mkdtemp(prefix="slurm-ch-", dir=self.directory_parent)
+        self.conf = os.path.join(self.directory, "slurm.conf")
+        if len(self._path("munge/socket")) > 100:
+            raise ClusterError(f"{self.directory_parent}: path too long for a socket")
+        os.chmod(self.directory, 0o755)
+        # Users go through munge/ to the socket; the key and the controller's state aren't theirs.
+        secret, public = ["key", "state"], ["munge", "spool", "log", "run"]
+        for name in secret + public + [f"spool/{node}" for node in self.node_names]:
+            os.mkdir(self._path(name))
+            os.chmod(self._path(name), 0o700 if name in secret else 0o755)
+        self._write("key/munge.key", os.urandom(128), 0o400)
+        self._port = host.free_ports(nodes + 1)
+        text = config.slurm_conf(
+            directory=self.directory,
+            host=socket.gethostname().split(".")[0],
+            port=self._port,
+            nodes=nodes,
+            cpus=self.cpus,
+            memory=host.memory_mib(),
+            node_extra=self.node_conf,
+            extra=self.slurm_conf_extra,
+        )
+        self._write("slurm.conf", text.encode())
+        self._write("plugstack.conf", "".join(f"{x}\n" for x in self.plugstack_lines).encode())
+        for name, lines in self.plugstack_of.items():
+            self._write(f"plugstack.{name}.conf", "".join(f"{x}\n" for x in lines).encode())
+            own = text.replace(self._path("plugstack.conf"), self._path(f"plugstack.{name}.conf"))
+            self._write(f"slurm.{name}.conf", own.encode())
+        for name, text in self.files.items():
+            self._write(name, text.encode())
+        cgroup = config.cgroup_conf(self.version)
+        if cgroup is not None:
+            self._write("cgroup.conf", cgroup.encode())
+        self._supervisor = subprocess.Popen(
+            [sys.executable or paths.PYTHON, "-I", "-S", _SUPERVISOR, self.directory],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            cwd="/",
+            env={"PATH": host.search_path(), "SLURM_CONF": self.conf},
+            start_new_session=True,
+            umask=0o022,
+        )
+
+    def _start_daemons(self, program: dict[str, str]) -> None:
+        self._deadline = time.monotonic() + START_SECONDS
+        self._daemon(
+            "munged",
+            [
+                program["munged"],
+                "--foreground",
+                f"--key-file={self._path('key/munge.key')}",
+                f"--socket={self._path('munge/socket')}",
+                f"--pid-file={self._path('run/munged.pid')}",
+                f"--log-file={self._path('log/munged.log')}",
+                f"--seed-file={self._path('key/seed')}",
+            ],
+        )
+        self._wait("munged", lambda: os.path.exists(self._path("munge/socket")))
+        self._daemon("slurmctld", [program["slurmctld"], "-D", "-f", self.conf])
+        self._wait("slurmctld", lambda: self._port in host.listening())
+        for name in self.node_names:
+            conf = self._path(f"slurm.{name}.conf") if name in self.plugstack_of else self.conf
+            self._daemon(name, [program["slurmd"], "-D", "-f", conf, "-N", name])
+        self._wait("slurmctld", self._all_idle)
+
+    def _all_idle(self) -> bool:
+        try:
+            states = self.node_states()
+        except ClusterError:
+            # Most likely another cluster's controller has our port; ours is about to say so.
+            return False
+        return [states.get(name) for name in self.node_names] == ["idle"] * len(self.node_names)
+
+    def _daemon(self, name: str, argv: list[str]) -> None:
+        assert self._supervisor is not None and self._supervisor.stdin is not None
+        order = {"name": name, "argv": argv, "log": self._path(f"log/{name}.err")}
+        self._supervisor.stdin.write(json.dumps(order).encode() + b"\n")
+
+    def _wait(self, name: str, ready: Callable[[], bool]) -> None:
+        """Return when `ready()`; raise ClusterError if a daemon exits or time is over."""
+        while not ready():
+            self._raise_if_exited()
+            if time.monotonic() > self._deadline:
+                raise ClusterError(f"{name} is not ready after {START_SECONDS:.0f} s{self._end_of(name)}")
+
+    def _raise_if_exited(self) -> None:
+        """Wait a moment for a daemon's end, and raise ClusterError for the first one."""
+        assert self._supervisor is not None and self._supervisor.stdout is not None
+        if not select.select([self._supervisor.stdout], [], [], _POLL_SECONDS)[0]:
+            return
+        self._reports += self._supervisor.stdout.read(4096) or b"supervisor 0\n"
+        if b"\n" not in self._reports:
+            return
+        name, status = self._reports.split(b"\n")[0].decode().split()
+        text = f"{name} did not start ({_status(int(status))}){self._end_of(name)}"
+        taken = "Address already in use" in self._log(name, ".err")
+        raise (_AddressInUse if taken else ClusterError)(text)
+
+    def _end_of(self, name: str) -> str:
+        lines = self._log(name, ".err").splitlines()[-LOG_LINES:]
+        return "; its log ends:\n" + "\n".join(lines) if lines else ""
+
+    # --- its files -----------------------------------------------------------
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self.directory, name)
+
+    def _log(self, name: str, suffix: str) -> str:
+        try:
+            with open(self._path(f"log/{name}{suffix}"), errors="replace") as file:
+                return file.read()
+        except FileNotFoundError:
+            return ""
+
+    def _write(self, name: str, data: bytes, mode: int = 0o644) -> None:
+        with open(self._path(name), "xb") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(data)
+
+
+def _status(status: int) -> str:
+    code = os.waitstatus_to_exitcode(status)
+    return f"status {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+
+
+def _end_group(process: subprocess.Popen[str]) -> tuple[str | None, str | None]:
+    """End the process group that `process` leads and return what else it wrote."""
+    for number, seconds in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        try:
+            return process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            pass
+    return None, None
+
+
+def _close(supervisor: subprocess.Popen[bytes]) -> None:
+    for pipe in (supervisor.stdin, supervisor.stdout):
+        if pipe is not None:
+            pipe.close()
+
+
+def _end_jobs(supervisor: subprocess.Popen[bytes]) -> None:
+    """Let the supervisor cancel all jobs, and wait for its word that they are gone."""
+    assert supervisor.stdin is not None and supervisor.stdout is not None
+    try:
+        supervisor.stdin.write(b'{"end": "jobs"}\n')
+    except BrokenPipeError:
+        return
+    deadline = time.monotonic() + JOBS_SECONDS
+    said = b""
+    while b"jobs" not in said and (left := deadline - time.monotonic()) > 0:
+        if select.select([supervisor.stdout], [], [], left)[0]:
+            if not (data := supervisor.stdout.read(4096)):
+                return
+            said += data
+
+
+def _end_clients(clients: list[subprocess.Popen[Any]]) -> None:
+    """Give each client `CLIENT_SECONDS` to notice the end of its job, then end it.
+
+    An srun that loses its controller instead tries to reach it for ten seconds more.
+    """
+    for end in (None, signal.SIGTERM, signal.SIGKILL):
+        deadline = time.monotonic() + CLIENT_SECONDS
+        for client in clients:
+            if end is not None:
+                client.send_signal(end)
+        for client in clients:
+            with suppress(subprocess.TimeoutExpired):
+                client.wait(max(0.0, deadline - time.monotonic()))

@@ -1,0 +1,1 @@
+"""Slurm, asked: its commands, its jobs and steps, its plugstack.conf."""

@@ -1,0 +1,196 @@
+"""What runs on the cluster, asked of Slurm: through pyslurm where it fits, else of its commands.
+
+pyslurm ends the process when it finds no slurm.conf, and its library must be
+the site's very release: so it is loaded in a child, whose death only means
+that the commands are asked instead.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from .. import log
+from ..errors import ChError
+from . import records
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from .records import Job
+
+COMMAND_SECONDS = 30
+
+_T = TypeVar("_T")
+
+
+def run(argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run one of Slurm's commands; ChError if it isn't there or doesn't end."""
+    try:
+        return subprocess.run(
+            argv, check=False, capture_output=True, text=True, errors="replace", timeout=COMMAND_SECONDS,
+            stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    except OSError as error:
+        raise ChError(f"can't run {argv[0]}: is Slurm installed, and in PATH?") from error
+    except subprocess.TimeoutExpired:
+        raise ChError(f"{argv[0]}: no answer within {COMMAND_SECONDS} s") from None
+
+
+def last_line(done: subprocess.CompletedProcess[str]) -> str:
+    """Return what a failed command said last, else its status."""
+    lines = done.stderr.strip().splitlines()
+    return lines[-1] if lines else f"status {done.returncode}"
+
+
+def parse_version(text: str) -> tuple[int, ...]:
+    """Return (22, 5, 8) for `slurm-wlm 22.05.8`, or () where there is no version."""
+    found = re.search(r"\b(\d+)\.(\d+)(?:\.(\d+))?", text)
+    return tuple(int(part) for part in found.groups() if part) if found else ()
+
+
+def running_jobs(user: str | None) -> list[Job]:
+    """Return the running jobs, with their steps: one user's, or everybody's; ChError if Slurm doesn't say."""
+    found = _from_pyslurm()
+    if found is None:
+        log.debug("asking Slurm's commands")
+        found = _from_commands(user)
+    return [job for job in found if user is None or job.user == user]
+
+
+# --- Slurm's commands ---------------------------------------------------------
+
+
+def _from_commands(user: str | None) -> list[Job]:
+    mine = [f"--user={user}"] if user else []
+    try:
+        jobs = _parsed(records.jobs_from_json, ["squeue", "--json", *mine])
+        if jobs is None:
+            fields = records.format_option(records.JOB_FIELDS)
+            jobs = records.jobs_from_text(_text(["squeue", "--noheader", f"--Format={fields}", *mine]))
+        steps = _parsed(records.steps_from_json, ["squeue", "--steps", "--json", *mine])
+        if steps is None:
+            fields = records.format_option(records.STEP_FIELDS)
+            steps = records.steps_from_text(_text(["squeue", "--steps", "--noheader", f"--Format={fields}", *mine]))
+    except ValueError as error:
+        raise ChError(f"can't read squeue's output: {error}") from None
+    return records.attach_steps(jobs, steps)
+
+
+def _parsed(parse: Callable[[Any], _T | None], argv: Sequence[str]) -> _T | None:
+    """Return what `parse` makes of a command's JSON, or None.
+
+    None where the command has no JSON (its plugins may be a package of their
+    own), or one that this version doesn't know.
+    """
+    done = run(argv)
+    try:
+        return parse(json.loads(done.stdout)) if done.returncode == 0 else None
+    except ValueError:
+        return None
+
+
+def _text(argv: Sequence[str]) -> str:
+    done = run(argv)
+    if done.returncode != 0:
+        raise ChError(f"{argv[0]} failed: {last_line(done)}")
+    return done.stdout
+
+
+def why_not(job: str, user: str) -> str:
+    """Return in one line why `job` is not among the user's running ones."""
+    done = run(["squeue", "--noheader", "--format=%u %T", f"--jobs={job}"])
+    if done.returncode == 0 and done.stdout.strip():
+        owner, state = done.stdout.split(maxsplit=2)[:2]
+        return (
+            f"job {job}: belongs to {owner}, not to you"
+            if owner != user
+            else f"job {job}: {state.lower()}, not running"
+        )
+    return f"job {job}: no such job"
+
+
+def host_names(nodes: str) -> list[str]:
+    """Return the nodes of Slurm's list `n[1-2]`, in order."""
+    return [nodes] if "[" not in nodes and "," not in nodes else _text(["scontrol", "show", "hostnames", nodes]).split()
+
+
+# --- pyslurm ------------------------------------------------------------------
+
+
+def _from_pyslurm() -> list[Job] | None:
+    """Return everybody's running jobs from pyslurm, or None where that can't be."""
+    if importlib.util.find_spec("pyslurm") is None:
+        return None
+    release = parse_version(run(["squeue", "--version"]).stdout)[:2]
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            # The library writes its complaints where it likes.
+            null = os.open(os.devnull, os.O_RDWR)
+            for fd in (0, 1, 2):
+                os.dup2(null, fd)
+            os.close(reader)
+            with open(writer, "w") as pipe:
+                json.dump(ask_pyslurm(release), pipe)
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with open(reader) as pipe:
+        said = pipe.read()
+    os.waitpid(child, 0)
+    try:
+        answer = json.loads(said)
+    except ValueError:
+        log.debug("pyslurm ended without an answer")
+        return None
+    if isinstance(answer, str):
+        log.debug(f"pyslurm can't be used: {answer}")
+        return None
+    jobs = {job["id"]: records.Job(**job) for job in answer["jobs"]}
+    return records.attach_steps(jobs, [(str(job), records.Step(**step)) for job, step in answer["steps"]])
+
+
+def ask_pyslurm(release: tuple[int, ...]) -> dict[str, Any] | str:
+    """Return jobs and steps as plain values, or why pyslurm can't be asked. Loads pyslurm."""
+    try:
+        import pyslurm
+
+        if parse_version(pyslurm.__version__)[:2] != release:
+            return f"it is for Slurm {pyslurm.__version__}"
+        return {
+            "jobs": [_job(job) for job in pyslurm.Jobs.load().values() if job.state == "RUNNING"],
+            "steps": [
+                (int(job), _step(step)) for job, steps in pyslurm.JobSteps.load_all().items() for step in steps.values()
+            ],
+        }
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def _job(job: Any) -> dict[str, Any]:
+    name = records.label(job.id, job.array_id, job.array_task_id, job.heterogeneous_id, job.heterogeneous_offset)
+    return {
+        "id": job.id,
+        "label": name,
+        "user": job.user_name,
+        "nodes": job.allocated_nodes or "",
+        "node_count": job.num_nodes or 0,
+    }
+
+
+def _step(step: Any) -> dict[str, Any]:
+    nodes = step.allocated_nodes or ""
+    return {
+        "id": str(step.id),
+        "name": step.name or "",
+        # pyslurm splits n[1,3] at its comma.
+        "nodes": nodes if isinstance(nodes, str) else ",".join(nodes),
+        "tasks": step.ntasks or 0,
+        "seconds": int(step.run_time or 0),
+    }

@@ -1,0 +1,1 @@
+"""`slurm-ch run`: a container without the plugin."""

@@ -1,0 +1,61 @@
+"""What this build and this machine can do: the features that `ch-run --feature` knows."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from ..engine.squashfs import SERVERS
+from ..errors import EXIT_NO_FEATURE, UsageError
+
+
+def _squash() -> bool:
+    return any(os.access(path, os.X_OK) for path in SERVERS)
+
+
+def _seccomp() -> bool:
+    return _mentions("/proc/sys/kernel/seccomp/actions_avail", "errno")
+
+
+def _overlayfs() -> bool:
+    # A module counts once it is loaded; an ordinary user can't load it.
+    return _mentions("/proc/filesystems", "overlay")
+
+
+def _tmpfs_xattrs() -> bool:
+    fd = os.memfd_create("slurm_ch-feature", os.MFD_CLOEXEC)
+    try:
+        os.setxattr(fd, "user.slurm_ch", b"")
+    except OSError as error:
+        if error.errno in (errno.ENOTSUP, errno.EPERM):
+            return False
+        raise
+    finally:
+        os.close(fd)
+    return True
+
+
+def _mentions(path: str, word: str) -> bool:
+    try:
+        with open(path) as file:
+            return word in file.read().split()
+    except FileNotFoundError:
+        return False
+
+
+CHECKS = {
+    "extglob": lambda: True,
+    "gc": lambda: False,
+    "json": lambda: True,
+    "overlayfs": _overlayfs,
+    "seccomp": _seccomp,
+    "squash": _squash,
+    "tmpfs-xattrs": _tmpfs_xattrs,
+}
+
+
+def status(name: str) -> int:
+    """Return the exit status for the feature `name`; UsageError if it is none."""
+    if name not in CHECKS:
+        raise UsageError(f"--feature={name}: unknown; there are {', '.join(CHECKS)}")
+    return 0 if CHECKS[name]() else EXIT_NO_FEATURE

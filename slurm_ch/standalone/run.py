@@ -1,0 +1,106 @@
+"""The way in without the plugin: this process, alone or with its peers.
+
+Ends by becoming `ch-join`, which carries out the plan and runs the command.
+"""
+
+from __future__ import annotations
+
+import os
+
+from .. import log
+from ..engine import ch_join as handover
+from ..engine import container as engine
+from ..engine import namespaces
+from ..engine.action import Build
+from ..errors import ChError
+from ..request import step
+from . import join
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import NoReturn
+
+    from ..request.spec import Spec
+
+
+def configure_log(spec: Spec, env: Mapping[str, str]) -> None:
+    """Show what the options ask for, in the way they ask for it."""
+    color = os.isatty(2) if spec.color is None else spec.color
+    log.configure(level=spec.verbosity, node=env.get("SLURMD_NODENAME", ""), color=color)
+
+
+def no_hooks(container: engine.Container) -> None:
+    """Add no hooks."""
+
+
+def run(
+    spec: Spec,
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    add_hooks: Callable[[engine.Container], None] = no_hooks,
+) -> NoReturn:
+    """Run `argv` in the container that `spec` asks for; ChError if that can't be.
+
+    `add_hooks` gets the container of whoever makes one, and of every peer that
+    joins it, where only the hooks for all run.
+    """
+    configure_log(spec, env)
+    caller = engine.Caller(env)
+    ch_join = handover.open_ch_join()
+    if spec.join_pid is not None:
+        build = _enter(spec, caller, spec.join_pid)
+    elif spec.join:
+        build = _join(spec, caller, add_hooks)
+    else:
+        build = _make(spec, caller, add_hooks)
+    handover.become(ch_join, engine.plan_bytes(build), argv, env, caller.cwd)
+
+
+def _make(spec: Spec, caller: engine.Caller, add_hooks: Callable[[engine.Container], None]) -> Build:
+    container = engine.Container(spec, caller)
+    add_hooks(container)
+    return engine.containerize(container)
+
+
+def _enter(spec: Spec, caller: engine.Caller, pid: int) -> Build:
+    environment = engine.Environment(spec, caller)
+    namespaces.enter_pid(pid)
+    return _inside(environment)
+
+
+def _inside(environment: engine.Environment) -> Build:
+    """Return what a process that joined needs: the environment, worked out inside."""
+    build = Build()
+    build.root_fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    environment.apply(build)
+    return build
+
+
+def _join(spec: Spec, caller: engine.Caller, add_hooks: Callable[[engine.Container], None]) -> Build:
+    env = caller.environment
+    tag = spec.join_tag or step.tag(env, ppid=os.getppid())
+    count = spec.join_count or step.local_task_count(env)
+    peer = join.Peer(tag, count, timeout=spec.join_timeout, name=step.task_name(env))
+    if peer.arrive():
+        try:
+            build = _make(spec, caller, add_hooks)
+        except ChError as error:
+            peer.fail(error.code)
+            raise
+        peer.publish()
+    else:
+        try:
+            container = engine.Container(spec, caller, joining=True)
+            environment = engine.Environment(spec, caller, container.injection)
+        except ChError:
+            # The winner will have said the same, once for all.
+            peer.wait_for_winner()
+            raise
+        add_hooks(container)
+        user_fd, mount_fd = peer.wait_for_winner()
+        namespaces.enter(user_fd, mount_fd, "the join's winner")
+        build = _inside(environment)
+        container.hooks_all.run(container)
+    peer.done()
+    return build

@@ -1,0 +1,29 @@
+/* What the parts of ch-join share. */
+#ifndef CH_JOIN_H
+#define CH_JOIN_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+struct sock_filter;
+
+/* main.c */
+void die(int code, const char *format, ...) __attribute__((noreturn, format(printf, 2, 3)));
+/* Say something that is asked for from this level on. */
+void info(int level, const char *format, ...) __attribute__((format(printf, 2, 3)));
+char *need(char *allocated);
+
+/* entrypoint.c: the command that the image was built with, for "-" and the
+ * arguments behind it. */
+char **images_own(char **argv);
+
+/* root_emulation.c: make the system calls succeed that only root may make. */
+void emulate_root(void);
+size_t root_filter(struct sock_filter *to, size_t room);
+
+/* variables.c: NAME=VALUE, expanded or not; unset by shell pattern; a /bin in PATH. */
+void set_variable(const char *assignment, bool expanding);
+void unset_variables(const char *pattern);
+void path_has_bin(void);
+
+#endif

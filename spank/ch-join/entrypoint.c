@@ -1,0 +1,110 @@
+/* The image's own command: what ENTRYPOINT and CMD were when it was built.
+ *
+ * ch-image keeps each as a file: the four bytes "angi", then for every string
+ * its length (four bytes, the most significant first) and its bytes.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "../agreement.h"
+#include "ch-join.h"
+
+/* A test puts other files in their place. */
+#ifndef ENTRYPOINT
+#define ENTRYPOINT "/ch/entrypoint"
+#define CMD "/ch/cmd"
+#endif
+
+#define MAGIC "angi"
+#define MAGIC_SIZE 4
+#define LENGTH_SIZE 4
+
+/* No command line is longer: the kernel takes 2 MiB of arguments. */
+#define FILE_MAX (2 << 20)
+
+/* Return the file's bytes, to be kept, and their number; NULL if there is no file. */
+static char *contents(const char *path, size_t *size)
+{
+	/* Not to hang on a FIFO. */
+	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+	struct stat st;
+	size_t have = 0;
+	ssize_t n = 1;
+	char *data;
+
+	if (fd < 0) {
+		if (errno == ENOENT || errno == ENOTDIR)
+			return NULL;
+		die(EXIT_SETUP, "can't read %s: %s", path, strerror(errno));
+	}
+	if (fstat(fd, &st) || !S_ISREG(st.st_mode) || st.st_size > FILE_MAX)
+		die(EXIT_SETUP, "can't read %s: not a file of at most %d bytes", path, FILE_MAX);
+	data = need(malloc(st.st_size + 1));
+	while (have < (size_t)st.st_size && n > 0) {
+		n = read(fd, data + have, st.st_size - have);
+		if (n < 0)
+			die(EXIT_SETUP, "can't read %s: %s", path, strerror(errno));
+		have += n;
+	}
+	close(fd);
+	*size = have;
+	return data;
+}
+
+/* Return the strings of a file, NULL behind them, and add their number to count. */
+static char **list(const char *path, size_t *count)
+{
+	size_t size = 0, at = MAGIC_SIZE, n = 0;
+	char *data = contents(path, &size);
+	char **strings = (char **)need(calloc(size / LENGTH_SIZE + 1, sizeof(char *)));
+
+	if (!data || !size)
+		return strings;
+	if (size < MAGIC_SIZE || memcmp(data, MAGIC, MAGIC_SIZE))
+		die(EXIT_SETUP, "can't read %s: not a list of strings as ch-image writes it", path);
+	while (at < size) {
+		const unsigned char *b = (const unsigned char *)data + at;
+		uint32_t length;
+
+		if (size - at < LENGTH_SIZE)
+			die(EXIT_SETUP, "can't read %s: it ends in the middle", path);
+		length = (uint32_t)b[0] << 24 | b[1] << 16 | b[2] << 8 | b[3];
+		at += LENGTH_SIZE;
+		if (length > size - at)
+			die(EXIT_SETUP, "can't read %s: it ends in the middle", path);
+		if (memchr(data + at, '\0', length))
+			die(EXIT_SETUP, "can't read %s: a NUL in a string", path);
+		strings[n++] = need(strndup(data + at, length));
+		at += length;
+	}
+	free(data);
+	*count += n;
+	return strings;
+}
+
+char **images_own(char **argv)
+{
+	size_t count = 0, n = 0;
+	char **entrypoint = list(ENTRYPOINT, &count);
+	char **arguments = argv + 1;
+	char **own;
+
+	if (*arguments)
+		while (arguments[n])
+			n++;
+	else
+		arguments = list(CMD, &n);
+	if (!count && !n)
+		die(EXIT_USAGE, "-: the image has no command of its own (" ENTRYPOINT ", " CMD ")");
+	own = (char **)need(calloc(count + n + 1, sizeof(char *)));
+	memcpy(own, entrypoint, count * sizeof(char *));
+	memcpy(own + count, arguments, n * sizeof(char *));
+	free(entrypoint);
+	return own;
+}

@@ -1,0 +1,114 @@
+/* ch-join's part of the relay: the broker's start, and what a relayed srun hands
+ * to its step. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "../agreement.h"
+#include "../ch-relay/relay.h"
+
+extern char **environ;
+
+#ifndef SYS_pidfd_open
+#define SYS_pidfd_open 434
+#endif
+#ifndef SYS_close_range
+#define SYS_close_range 436
+#endif
+
+static void __attribute__((noreturn))
+become(const char *program, const char *commands, int listen_fd, int watch_fd)
+{
+	char *argv[] = { "ch-relay", "--serve", (char *)commands, NULL };
+	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+
+	/* Above what they shall become. */
+	listen_fd = fcntl(listen_fd, F_DUPFD_CLOEXEC, 10);
+	watch_fd = fcntl(watch_fd, F_DUPFD_CLOEXEC, 10);
+	null = fcntl(null, F_DUPFD_CLOEXEC, 10);
+	/* The task's streams are not kept open, its terminal's signals not received. */
+	if (setsid() < 0 || dup2(null, 0) < 0 || dup2(null, 1) < 0 || dup2(null, 2) < 0 ||
+	    dup2(listen_fd, RELAY_LISTEN_FD) < 0 || dup2(watch_fd, RELAY_WATCH_FD) < 0)
+		_exit(EXIT_SETUP);
+	syscall(SYS_close_range, RELAY_WATCH_FD + 1, ~0U, 0);
+	execv(program, argv);
+	_exit(EXIT_SETUP);
+}
+
+/* Start the broker, before the task enters any namespace: a grandchild, because
+ * the command must not find a child that it didn't start. `record` says
+ * what it lives as long as, "t" this task or "s" the step; then the commands;
+ * ":"; the program. -1 with errno. */
+int relay_start(const char *record, int listen_fd)
+{
+	char *commands = strdup(*record ? record + 1 : "");
+	char *program = commands ? strchr(commands, ':') : NULL;
+	int watch_fd = -1, status = -1;
+	pid_t child;
+
+	if (!program) {
+		free(commands);
+		errno = EINVAL;
+		return -1;
+	}
+	*program++ = '\0';
+	watch_fd = syscall(SYS_pidfd_open, *record == 't' ? getpid() : getppid(), 0);
+	if (watch_fd >= 0 && !access(program, X_OK) && (child = fork()) >= 0) {
+		if (child == 0) {
+			pid_t grandchild = fork();
+
+			if (grandchild == 0)
+				become(program, commands, listen_fd, watch_fd);
+			_exit(grandchild < 0 ? errno : 0);
+		}
+		while (waitpid(child, &status, 0) < 0 && errno == EINTR)
+			;
+		errno = WIFEXITED(status) ? WEXITSTATUS(status) : ECHILD;
+		status = errno ? -1 : 0;
+	}
+	if (watch_fd >= 0)
+		close(watch_fd);
+	free(commands);
+	return status;
+}
+
+/* Take over what a script in a container did to its variables before it called
+ * srun; -1 when out of memory. `directory` becomes the script's, if it's one that
+ * the host doesn't have. */
+int relay_take_variables(const char **directory)
+{
+	static const size_t n = sizeof(RELAYED_PREFIX) - 1;
+
+	for (char **e = environ; *e;) {
+		char *whole, *value;
+		int failed = 0;
+
+		if (strncmp(*e, RELAYED_PREFIX, n) || strlen(*e) == n || (*e)[n] == '=' ||
+		    !strchr(*e + n, '=')) {
+			e++;
+			continue;
+		}
+		whole = strdup(*e);
+		if (!whole)
+			return -1;
+		value = whole + n + strcspn(whole + n, "=");
+		*value++ = '\0';
+		unsetenv(whole);
+		if (!strcmp(whole + n, "PWD"))
+			failed = !(*directory = strdup(value));
+		else if (*value)
+			failed = setenv(whole + n, value, 1);
+		else
+			unsetenv(whole + n);
+		free(whole);
+		if (failed)
+			return -1;
+		e = environ; /* unsetenv moved the rest, setenv perhaps all */
+	}
+	return 0;
+}

@@ -1,0 +1,109 @@
+/* What a plan does to a task's own environment. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fnmatch.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "../agreement.h"
+#include "ch-join.h"
+
+/* Append n bytes to a growing string. */
+static void append(char **text, size_t *length, const char *more, size_t n)
+{
+	*text = need(realloc(*text, *length + n + 1));
+	memcpy(*text + *length, more, n);
+	*length += n;
+	(*text)[*length] = '\0';
+}
+
+/* Expand each colon-separated item that starts with "$". An item whose variable
+ * is unset or empty goes, with one colon; a lone or inner "$" stays. */
+static char *expand(const char *value)
+{
+	char *out = need(strdup(""));
+	size_t length = 0;
+	bool any = false;
+
+	for (const char *item = value;; item++) {
+		size_t n = strcspn(item, ":");
+		const char *text = item;
+		size_t text_n = n;
+
+		if (n > 1 && *item == '$') {
+			char *name = need(strndup(item + 1, n - 1));
+
+			text = getenv(name);
+			text_n = text ? strlen(text) : 0;
+			free(name);
+		}
+		if (!(n > 1 && *item == '$' && !text_n)) {
+			if (any)
+				append(&out, &length, ":", 1);
+			append(&out, &length, text, text_n);
+			any = true;
+		}
+		item += n;
+		if (!*item)
+			return out;
+	}
+}
+
+void set_variable(const char *assignment, bool expanding)
+{
+	const char *equals = strchr(assignment, '=');
+	char *name, *value;
+
+	if (!equals || equals == assignment)
+		die(EXIT_SETUP, "malformed plan: %s", assignment);
+	name = need(strndup(assignment, equals - assignment));
+	value = expanding ? expand(equals + 1) : need(strdup(equals + 1));
+	if (setenv(name, value, 1))
+		die(EXIT_SETUP, "can't set %s: %s", name, strerror(errno));
+	info(3, "environment: %s=%s", name, value);
+	free(name);
+	free(value);
+}
+
+void unset_variables(const char *pattern)
+{
+	for (char **e = environ; *e;) {
+		size_t n = strcspn(*e, "=");
+		char *name = need(strndup(*e, n));
+
+		/* An entry without a name or "=" can't be unset, and must not loop. */
+		if (n && (*e)[n] && !fnmatch(pattern, name, FNM_EXTMATCH) && !unsetenv(name)) {
+			info(3, "environment: unset %s", name);
+			e = environ; /* unsetenv moved the rest */
+		} else
+			e++;
+		free(name);
+	}
+}
+
+void path_has_bin(void)
+{
+	const char *path = getenv("PATH");
+	char *with;
+
+	if (!path || !*path) {
+		setenv("PATH", "/bin", 1);
+		return;
+	}
+	for (const char *item = path;; item++) {
+		size_t n = strcspn(item, ":");
+
+		if (n == 4 && !strncmp(item, "/bin", 4))
+			return;
+		item += n;
+		if (!*item)
+			break;
+	}
+	if (asprintf(&with, "%s:/bin", path) < 0)
+		need(NULL);
+	setenv("PATH", with, 1);
+	free(with);
+}

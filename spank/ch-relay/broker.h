@@ -1,0 +1,31 @@
+/* The broker's parts and what they share. */
+#ifndef RELAYD_H
+#define RELAYD_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <sys/types.h>
+
+#include "relay.h"
+
+/* What a relay asks for. */
+struct request {
+	struct relay_request head;
+	int streams[3]; /* -1: closed */
+	bool confined;  /* the host's environment and directory, not the caller's */
+	char *text;
+	const char *name, *directory;
+	char **argv; /* ends with NULL, as the next */
+	char **variables;
+};
+
+/* request.c */
+ssize_t request_receive(int fd, void *data, size_t size, int *fds, size_t room, size_t *count);
+int request_understand(struct request *q, ssize_t n, int *fds, size_t count, const char *allowed);
+void request_release(struct request *q);
+
+/* command.c */
+void relay_tell(int fd, enum relay_kind kind, uint32_t value);
+void command_become(const struct request *q, int client, pid_t broker) __attribute__((noreturn));
+
+#endif

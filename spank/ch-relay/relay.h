@@ -1,0 +1,63 @@
+/* What the two ends of the relay agree on.
+ *
+ * The request is one SEQPACKET message: a header, and a sealed memory file with
+ * the strings, which may be larger than any message: the command's name, the
+ * working directory, the arguments, the environment, each with its NUL. With it
+ * come those of the three standard streams that are open. Then signals go one
+ * way and replies the other.
+ */
+#ifndef RELAY_H
+#define RELAY_H
+
+#include <stdint.h>
+#include <sys/resource.h>
+
+#define RELAY_MAGIC "chrelay1"
+/* The kernel takes 6 MiB of arguments and environment at most. */
+#define RELAY_MAX_BYTES (8u << 20)
+#define RELAY_MAX_STRINGS (1u << 20)
+
+/* Follows the name, in the broker's list, of a command that gets the host's
+ * environment and directory whatever its caller has. */
+#define RELAY_CONFINED "!"
+
+/* The broker's descriptors: where it listens, and the process that it serves. */
+#define RELAY_LISTEN_FD 3
+#define RELAY_WATCH_FD 4
+
+/* What the script has changed and the host's programs can't bear travels to the
+ * step's container under this prefix; ch-join takes it off there. Empty: unset. */
+#define RELAYED_PREFIX "SLURM_CH_RELAYED_"
+
+struct relay_request {
+	char magic[8];
+	uint64_t ignored, blocked; /* signals: bit N - 1 is signal N */
+	uint64_t size;             /* of the memory file */
+	uint32_t arguments, variables;
+	uint32_t umask;
+	uint32_t streams; /* bit N: stream N is open */
+	struct {
+		uint64_t soft, hard;
+	} limits[RLIM_NLIMITS];
+};
+
+struct relay_signal {
+	uint32_t number;
+	uint32_t group; /* whether it is for the command's process group */
+};
+
+enum relay_kind { RELAY_EXITED = 1, RELAY_KILLED, RELAY_STOPPED, RELAY_FAILED, RELAY_REFUSED };
+
+struct relay_reply {
+	uint32_t kind;
+	uint32_t value; /* exit status, signal, signal, errno, errno */
+};
+
+/* broker.c */
+int relay_serve(const char *commands);
+
+/* relay_start.c, in ch-join */
+int relay_start(const char *record, int listen_fd);
+int relay_take_variables(const char **directory);
+
+#endif

@@ -1,0 +1,332 @@
+/* Where the user submits: options in, one request out.
+ *
+ * Strings are collected and forwarded; what they mean is the launcher's
+ * business. What can be refused here, is: before the job waits in the queue.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "../agreement.h"
+#include "plugin.h"
+
+const struct option options[] = {
+#include "options.inc"
+};
+const int option_count = sizeof(options) / sizeof(options[0]);
+
+struct setting {
+	int option;
+	char *value;
+};
+
+static struct setting *settings; /* as given, in order */
+static size_t setting_count;
+static bool remote_saw_option, unusable;
+
+static int add(int option, const char *value)
+{
+	struct setting *more = realloc(settings, (setting_count + 1) * sizeof(*settings));
+
+	if (!more)
+		return -1;
+	settings = more;
+	settings[setting_count].option = option;
+	settings[setting_count].value = strdup(value);
+	return settings[setting_count].value ? (setting_count++, 0) : -1;
+}
+
+static int on_option(int val, const char *optarg, int remote)
+{
+	const char *value = optarg ? optarg : options[val].bare;
+
+	/* On the node the request counts, which has every value; that there was
+	 * an option at all must agree with it. */
+	if (remote) {
+		remote_saw_option = true;
+		return 0;
+	}
+	if (strchr(value, '\n')) {
+		slurm_error("slurm_ch: --%s: the value has a newline in it", options[val].name);
+		/* An error from here would end some commands with a status of Slurm's. */
+		unusable = true;
+		return 0;
+	}
+	return add(val, value);
+}
+
+/* In an allocation, Slurm hands sbatch's and salloc's options to srun through
+ * the environment as if given there: of a repeated one only the last. Our own
+ * SLURM_CH_* variables have them all. */
+static void drop_inherited(const struct option *o)
+{
+	static const char *const prefixes[] = { "SLURM_SPANK__SLURM_SPANK_OPTION_slurm_ch_",
+						"_SLURM_SPANK_OPTION_slurm_ch_" };
+
+	for (size_t p = 0; p < sizeof(prefixes) / sizeof(prefixes[0]); p++) {
+		char name[128];
+
+		snprintf(name, sizeof(name), "%s%s", prefixes[p], o->name);
+		for (char *c = name; *c; c++)
+			if (*c == '-')
+				*c = '_';
+		unsetenv(name);
+	}
+}
+
+int submit_register(spank_t sp)
+{
+	for (int i = 0; i < option_count; i++) {
+		const struct option *o = &options[i];
+		struct spank_option so = { (char *)o->name, (char *)o->arg, (char *)o->help,
+					   o->has_arg, i, on_option };
+
+		if (spank_option_register(sp, &so) != ESPANK_SUCCESS) {
+			slurm_error("slurm_ch: can't register --%s", o->name);
+			return ESPANK_ERROR;
+		}
+		if (spank_context() != S_CTX_REMOTE)
+			drop_inherited(o);
+	}
+	return ESPANK_SUCCESS;
+}
+
+bool submit_remote_saw_option(void)
+{
+	return remote_saw_option;
+}
+
+void submit_free(void)
+{
+	for (size_t i = 0; i < setting_count; i++)
+		free(settings[i].value);
+	free(settings);
+	settings = NULL;
+	setting_count = 0;
+}
+
+/* As Slurm's own options have it: each command has its own defaults. */
+static const char *prefix(void)
+{
+	if (!strcmp(program_invocation_short_name, "sbatch"))
+		return "SBATCH_CH_";
+	if (!strcmp(program_invocation_short_name, "salloc"))
+		return "SALLOC_CH_";
+	return "SLURM_CH_";
+}
+
+static bool given(int option, size_t explicit_count)
+{
+	for (size_t i = 0; i < explicit_count; i++)
+		if (settings[i].option == option)
+			return true;
+	return false;
+}
+
+/* Put the environment's defaults behind what was given explicitly. */
+static int add_defaults(size_t explicit_count)
+{
+	for (int i = 0; i < option_count; i++) {
+		char name[128];
+		char *copy, *line, *rest;
+		int failed = 0;
+
+		snprintf(name, sizeof(name), "%s%s", prefix(), options[i].variable);
+		if (given(i, explicit_count) || !getenv(name))
+			continue;
+		if (!*getenv(name)) /* empty is as good as unset */
+			continue;
+		if (options[i].kind != KIND_LIST && strchr(getenv(name), '\n')) {
+			slurm_error("slurm_ch: %s: the value has a newline in it", name);
+			return -1;
+		}
+		copy = rest = strdup(getenv(name));
+		if (!copy)
+			return -1;
+		while (!failed && (line = strsep(&rest, "\n")))
+			if (*line)
+				failed = add(i, line);
+		free(copy);
+		if (failed)
+			return -1;
+	}
+	return 0;
+}
+
+/* Whether a word of the command line is `word`, cut to no less than `least` letters. */
+static bool command_line_has(const char *word, size_t least)
+{
+	FILE *in = fopen("/proc/self/cmdline", "re");
+	char *one = NULL;
+	size_t size = 0;
+	bool found = false;
+
+	while (in && !found && getdelim(&one, &size, '\0', in) > 0)
+		found = strlen(one) >= least && !strncmp(one, word, strlen(one));
+	free(one);
+	if (in)
+		fclose(in);
+	return found;
+}
+
+static void write_line(FILE *out, const struct setting *s)
+{
+	fprintf(out, "%s=%s\n", options[s->option].name + strlen("ch-"), s->value);
+}
+
+/* Defaults first, in the table's order, then what was given, in the order given.
+ * Freed by the caller; NULL if there is no memory. */
+static char *write_request(size_t explicit_count)
+{
+	char *text = NULL;
+	size_t size;
+	FILE *out = open_memstream(&text, &size);
+
+	if (!out)
+		return NULL;
+	for (size_t i = explicit_count; i < setting_count; i++)
+		write_line(out, &settings[i]);
+	for (size_t i = 0; i < explicit_count; i++)
+		write_line(out, &settings[i]);
+	if (fclose(out)) {
+		free(text);
+		return NULL;
+	}
+	return text;
+}
+
+/* Flags that can't be wrong, together or with any image. */
+static bool harmless(const struct setting *s)
+{
+	static const char *const names[] = { "ch-private-tmp", "ch-no-passwd", "ch-env-no-expand" };
+
+	for (size_t n = 0; n < sizeof(names) / sizeof(names[0]); n++)
+		if (!strcmp(options[s->option].name, names[n]))
+			return !strcmp(s->value, options[s->option].bare);
+	return false;
+}
+
+/* The image that counts; whether nothing can be wrong but the image. */
+static const char *image_of(bool *plain)
+{
+	const char *image = NULL;
+
+	*plain = true;
+	for (size_t i = 0; i < setting_count; i++) {
+		if (settings[i].option == 0) {
+			if (image && strcmp(image, settings[i].value))
+				*plain = false; /* of a script with several components? */
+			image = settings[i].value;
+		} else if (!harmless(&settings[i])) {
+			*plain = false;
+		}
+	}
+	return image;
+}
+
+/* An srun or salloc of several components has one set of options: to Slurm's
+ * plugins all are one command line. */
+static bool differs_by_component(void)
+{
+	const char *first = NULL;
+
+	for (size_t i = 0; i < setting_count; i++) {
+		if (settings[i].option != 0)
+			continue;
+		if (first && strcmp(first, settings[i].value))
+			return command_line_has(":", 1);
+		first = settings[i].value;
+	}
+	return false;
+}
+
+/* What sbatch and salloc were given is the default of the steps inside. */
+static int publish_defaults(void)
+{
+	for (int i = 0; i < option_count; i++) {
+		char name[128];
+		char *text = NULL;
+		size_t size;
+		FILE *out;
+		int n = 0, failed;
+
+		if (!given(i, setting_count))
+			continue;
+		out = open_memstream(&text, &size);
+		if (!out)
+			return -1;
+		for (size_t s = 0; s < setting_count; s++) {
+			if (settings[s].option != i)
+				continue;
+			if (options[i].kind != KIND_LIST)
+				rewind(out);
+			fprintf(out, "%s%s", n++ && options[i].kind == KIND_LIST ? "\n" : "",
+				settings[s].value);
+		}
+		if (fclose(out)) {
+			free(text);
+			return -1;
+		}
+		snprintf(name, sizeof(name), "SLURM_CH_%s", options[i].variable);
+		failed = setenv(name, text, 1);
+		free(text);
+		if (failed)
+			return -1;
+	}
+	return 0;
+}
+
+/* Whether --multi-prog may have been given: no plugin is told. A word of the
+ * command may look like it; the node looks closer. */
+static bool may_be_multi_prog(void)
+{
+	return getenv("SLURM_SRUN_MULTI") || command_line_has("--multi-prog", strlen("--mu"));
+}
+
+/* Slurm 22.05's srun would go on, and end with status 0, if this failed. */
+static void __attribute__((noreturn)) refuse(void)
+{
+	exit(EXIT_USAGE);
+}
+
+int submit_post_opt(int ac, char **av)
+{
+	size_t explicit_count = setting_count;
+	const char *image;
+	char *request;
+	bool plain;
+
+	unsetenv(REQUEST_VARIABLE);
+	unsetenv(MULTI_PROG_VARIABLE);
+	unsetenv(COMMAND_VARIABLE);
+	if (unusable)
+		refuse();
+	if (add_defaults(explicit_count)) {
+		slurm_error("slurm_ch: can't collect the options");
+		refuse();
+	}
+	image = image_of(&plain);
+	if (!image) {
+		if (!explicit_count)
+			return ESPANK_SUCCESS;
+		slurm_error("slurm_ch: --%s: --ch-image is missing", options[settings[0].option].name);
+		refuse();
+	}
+	if (differs_by_component()) {
+		slurm_error("slurm_ch: --ch-image=%s: all components of one command have the same image; "
+			    "use an srun for each", image);
+		refuse();
+	}
+	request = write_request(explicit_count);
+	if (!request || setenv(REQUEST_VARIABLE, request, 1) ||
+	    (may_be_multi_prog() && setenv(MULTI_PROG_VARIABLE, "1", 1)) ||
+	    (spank_context() == S_CTX_ALLOCATOR && publish_defaults())) {
+		slurm_error("slurm_ch: can't publish the options: %s", strerror(errno));
+		refuse();
+	}
+	check_request(request, image, plain, ac, av);
+	free(request);
+	return ESPANK_SUCCESS;
+}

@@ -1,0 +1,69 @@
+/* The plugin's parts and what they share. */
+#ifndef PLUGIN_H
+#define PLUGIN_H
+
+#include <stdbool.h>
+#include <stdio.h>
+#include <slurm/slurm.h>
+#include <slurm/spank.h>
+
+enum kind { KIND_ONE, KIND_LIST, KIND_FLAG, KIND_OPTIONAL };
+
+struct option {
+	const char *name;     /* "ch-bind" */
+	const char *variable; /* "BIND": what follows SLURM_CH_ in a default's name */
+	const char *arg;      /* metavariable, or NULL */
+	const char *help;
+	const char *bare; /* the value when none is given */
+	enum kind kind;
+	int has_arg; /* as Slurm has it: 0 no, 1 required, 2 optional */
+};
+
+extern const struct option options[];
+extern const int option_count;
+
+/* The step's request travels in this variable, written where the user submits
+ * and read on the node. Slurm exports SLURM_* whatever --export says; of a
+ * repeated option it would carry the last value only. */
+#define REQUEST_VARIABLE "SLURM_CH_REQUEST"
+#define JOIN_VARIABLE "SLURM_CH_JOIN"
+/* Set by srun's side if --multi-prog may have been given. */
+#define MULTI_PROG_VARIABLE "SLURM_CH_MULTI_PROG"
+
+/* The command's first word, where the guard is in its place. */
+#define COMMAND_VARIABLE "SLURM_CH_COMMAND"
+
+/* options.c: in srun, sbatch and salloc */
+int submit_register(spank_t sp);
+int submit_post_opt(int ac, char **av);
+void submit_free(void);
+bool submit_remote_saw_option(void);
+
+/* precheck.c: the request, before it waits in the queue */
+void check_request(const char *request, const char *image, bool plain, int ac, char **av);
+
+/* command_guard.c: a node without this plugin must not run the command on the host */
+int guard_local_user_init(spank_t sp);
+bool guard_is(const char *word);
+bool guard_is_multi_prog(int argc, char **argv);
+
+/* step_facts.c: what the launcher and the checker are told, and where they are */
+char *site_path(const char *key, const char *beside, int ac, char **av);
+FILE *facts_open(int *fd, const char *request, char **env, int ac, char **av);
+void facts_record(FILE *out, char kind, const char *text);
+int facts_close(int fd, FILE *out);
+
+/* node.c: in slurmstepd and the tasks */
+int node_user_init(spank_t sp);
+int node_task_init(spank_t sp, int ac, char **av);
+int node_task_post_fork(void);
+void node_free(void);
+
+/* start_launcher.c: the task's child that becomes the launcher */
+struct launch {
+	const char *python, *launcher;
+	int facts, socket;
+};
+int launch_start(const struct launch *l);
+
+#endif

@@ -1,0 +1,148 @@
+/* The request, before it waits in the queue: read by the same code as on the
+ * node, with the same words where it is wrong.
+ *
+ * A step with nothing but a good image must cost nothing, so that is looked at
+ * here. For everything else the checker is run: Python, started as the launcher
+ * is. Where it isn't installed, or too much is unknown, the node will say.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "../agreement.h"
+#include "plugin.h"
+
+extern char **environ;
+
+#define FACTS_FD 3
+
+/* The longest word that is passed on. */
+#define VERDICT_SIZE 8192
+
+/* Whether `image` may be one: all but what is here and isn't, or needs a closer look. */
+static bool may_be_image(const char *image)
+{
+	char magic[4];
+	struct stat st;
+	bool good;
+	int fd;
+
+	if (!*image)
+		return false;
+	if (stat(image, &st))
+		return true;
+	if (!S_ISREG(st.st_mode))
+		return S_ISDIR(st.st_mode);
+	fd = open(image, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+	if (fd < 0)
+		return true;
+	good = read(fd, magic, sizeof(magic)) == sizeof(magic) && !memcmp(magic, "hsqs", 4);
+	close(fd);
+	return good;
+}
+
+static bool site_decides(int ac, char **av)
+{
+	for (int i = 0; i < ac; i++)
+		if (!strncmp(av[i], "default=", 8) || !strncmp(av[i], "forbid=", 7))
+			return true;
+	return false;
+}
+
+static void __attribute__((noreturn)) become(const char *python, const char *launcher, int facts, int out)
+{
+	char *argv[] = { (char *)python, "-I", "-S", (char *)launcher, "--check", "3", NULL };
+	char *envp[] = { NULL };
+	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+
+	if (null >= 0)
+		null = fcntl(null, F_DUPFD_CLOEXEC, 10);
+	if (null < 0 || dup2(null, STDIN_FILENO) < 0 || dup2(null, STDERR_FILENO) < 0 ||
+	    dup2(out, STDOUT_FILENO) < 0 || dup2(facts, FACTS_FD) < 0)
+		_exit(EXIT_SETUP);
+	syscall(SYS_close_range, FACTS_FD + 1, ~0U, 0);
+	execve(python, argv, envp);
+	_exit(EXIT_SETUP);
+}
+
+/* Read all that the checker has to say: nothing, or "CODE LINE". */
+static void read_verdict(int fd, char *verdict)
+{
+	size_t length = 0;
+	ssize_t n;
+
+	while (length < VERDICT_SIZE - 1) {
+		n = read(fd, verdict + length, VERDICT_SIZE - 1 - length);
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			break;
+		length += n;
+	}
+	verdict[length] = '\0';
+}
+
+static void run_checker(const char *python, const char *launcher, int facts)
+{
+	char verdict[VERDICT_SIZE], *line;
+	int out[2], high[2];
+	long code;
+	pid_t child;
+
+	if (pipe2(out, O_CLOEXEC))
+		return;
+	/* Above what the child puts in order. */
+	high[0] = fcntl(facts, F_DUPFD_CLOEXEC, 10);
+	high[1] = fcntl(out[1], F_DUPFD_CLOEXEC, 10);
+	close(out[1]);
+	child = high[0] < 0 || high[1] < 0 ? -1 : fork();
+	if (child == 0)
+		become(python, launcher, high[0], high[1]);
+	close(high[0]);
+	close(high[1]);
+	if (child > 0) {
+		read_verdict(out[0], verdict);
+		close(out[0]); /* it may have more to say than we listen to */
+		/* Its word counts, not its status: SIGCHLD may be ignored here. */
+		while (waitpid(child, NULL, 0) < 0 && errno == EINTR)
+			;
+		code = strtol(verdict, &line, 10);
+		if (code > 0 && code < 256 && *line == ' ') {
+			fputs(line + 1, stderr);
+			exit(code);
+		}
+	} else {
+		close(out[0]);
+	}
+}
+
+/* Return if there is nothing to say against `request`; else say it and exit. */
+void check_request(const char *request, const char *image, bool plain, int ac, char **av)
+{
+	char *python, *launcher;
+	int facts;
+	FILE *out;
+
+	if (plain && !site_decides(ac, av) && may_be_image(image))
+		return;
+	python = site_path("python", "/usr/bin/python3", ac, av);
+	launcher = site_path("launcher", "../plugin/launch.py", ac, av);
+	if (python && launcher && !access(python, X_OK) && !access(launcher, R_OK)) {
+		out = facts_open(&facts, request, environ, ac, av);
+		facts = out ? facts_close(facts, out) : -1;
+		if (facts >= 0) {
+			run_checker(python, launcher, facts);
+			close(facts);
+		}
+	}
+	free(python);
+	free(launcher);
+}

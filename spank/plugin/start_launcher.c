@@ -1,0 +1,129 @@
+/* The launcher's start: a grandchild of local task 0, as the user.
+ *
+ * A grandchild, because slurmstepd waits for its own children, and the task's
+ * command must not find a child that it didn't start.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "../agreement.h"
+#include "plugin.h"
+
+#define FACTS_FD 3
+#define SOCKET_FD 4
+#define ERRORS_FD 5
+#define NULL_FD 6
+
+static void __attribute__((noreturn)) refuse(int sock, const char *what, const char *path)
+{
+	struct {
+		char magic[8];
+		unsigned char code[4];
+	} head = { .code = { EXIT_SETUP } };
+	int error = errno;
+
+	memcpy(head.magic, TICKET_MAGIC, sizeof(head.magic));
+	dprintf(STDERR_FILENO, "slurm-ch: error: %s: %s: %s\n", what, path, strerror(error));
+	send(sock, &head, sizeof(head), MSG_NOSIGNAL);
+	_exit(EXIT_SETUP);
+}
+
+static void __attribute__((noreturn)) become(const struct launch *l)
+{
+	char *argv[] = { (char *)l->python, "-I", "-S", (char *)l->launcher, "3", "4", "5", NULL };
+	char *envp[] = { NULL };
+	sigset_t none;
+	int facts, sock, null, errors;
+
+	/* Above what they shall become: any of 0 to 4 may be in use, or closed. */
+	facts = fcntl(l->facts, F_DUPFD_CLOEXEC, 10);
+	sock = fcntl(l->socket, F_DUPFD_CLOEXEC, 10);
+	null = open("/dev/null", O_RDWR | O_CLOEXEC);
+	if (null >= 0)
+		null = fcntl(null, F_DUPFD_CLOEXEC, 10);
+	errors = fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 10);
+	if (errors < 0 && errno == EBADF) /* the task has none */
+		errors = null;
+	if (facts < 0 || sock < 0 || null < 0 || errors < 0)
+		refuse(l->socket, "can't start launcher", l->python);
+	/* The terminal's signals are for the task. */
+	setsid();
+	for (int s = 1; s < NSIG; s++)
+		signal(s, SIG_DFL);
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
+	if (dup2(null, STDIN_FILENO) < 0 || dup2(null, STDOUT_FILENO) < 0 ||
+	    dup2(facts, FACTS_FD) < 0 || dup2(sock, SOCKET_FD) < 0 ||
+	    dup2(errors, ERRORS_FD) < 0 || dup2(null, NULL_FD) < 0)
+		refuse(sock, "can't start launcher", l->python);
+	/* Nobody waits for a container any more when all tasks are gone: SIGIO
+	 * ends the launcher then, even where it hangs in a dead server's file. */
+	if (fcntl(SOCKET_FD, F_SETOWN, getpid()) ||
+	    fcntl(SOCKET_FD, F_SETFL, fcntl(SOCKET_FD, F_GETFL) | O_ASYNC))
+		refuse(SOCKET_FD, "can't start launcher", l->python);
+	/* Neither the task's descriptors nor slurmstepd's are the launcher's. */
+	syscall(SYS_close_range, NULL_FD + 1, ~0U, 0);
+	if (access(l->launcher, R_OK))
+		refuse(SOCKET_FD, "can't start launcher", l->launcher);
+	/* An interpreter that can't start says so in tens of lines; ch-join has
+	 * one for it. The launcher takes ERRORS_FD as its own when it runs. */
+	dup2(NULL_FD, STDERR_FILENO);
+	fcntl(NULL_FD, F_SETFD, FD_CLOEXEC);
+	execve(l->python, argv, envp);
+	dup2(ERRORS_FD, STDERR_FILENO);
+	refuse(SOCKET_FD, "can't start launcher", l->python);
+}
+
+/* Both are vforks: copying slurmstepd's page tables twice would take longer than
+ * all that the plugin does. So memory is the task's own until the exec, and the
+ * task waits for that; a function each, whose frame the other doesn't touch. */
+static int __attribute__((noinline)) grandchild(const struct launch *l)
+{
+	pid_t pid = vfork();
+
+	if (pid == 0)
+		become(l);
+	return pid < 0 ? errno : 0;
+}
+
+static pid_t __attribute__((noinline)) child(const struct launch *l)
+{
+	pid_t pid = vfork();
+
+	if (pid == 0)
+		_exit(grandchild(l));
+	return pid;
+}
+
+/* Start the launcher; -1 with errno if there can be no process. */
+int launch_start(const struct launch *l)
+{
+	sigset_t all, before;
+	pid_t pid, done;
+	int status, error;
+
+	/* No handler of the task's may run in the children, on its memory. */
+	sigfillset(&all);
+	sigprocmask(SIG_BLOCK, &all, &before);
+	pid = child(l);
+	error = errno;
+	sigprocmask(SIG_SETMASK, &before, NULL);
+	if (pid < 0) {
+		errno = error;
+		return -1;
+	}
+	while ((done = waitpid(pid, &status, 0)) < 0 && errno == EINTR)
+		;
+	if (done < 0)
+		return -1;
+	errno = WIFEXITED(status) ? WEXITSTATUS(status) : ECHILD;
+	return errno ? -1 : 0;
+}

@@ -1,0 +1,285 @@
+"""`slurm-ch doctor`: each thing that would stop a step, provoked where only the test sees it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pytest_mock import MockerFixture
+
+from slurm_ch import paths
+from slurm_ch.doctor import as_user as trial
+from slurm_ch.doctor import installation
+from slurm_ch.doctor import node as doctor
+from slurm_ch.doctor.findings import OK, PROBLEM, WARNING, Finding
+from slurm_ch.engine import squashfs
+from slurm_ch.errors import ChError
+from slurm_ch.sandbox.cluster import Cluster
+from slurm_ch.slurm import plugstack
+
+from .conftest import TIMEOUT
+
+SLURM_CH = Path(sys.executable).parent / "slurm-ch"
+NOBODY = pwd.getpwnam("nobody")
+
+Doctor = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def look(cluster: Cluster, user: str) -> Doctor:
+    """Run doctor in a mount namespace of its own that `setup` has changed."""
+
+    def run(setup: str = "true", words: str = "-q", who: str = user) -> subprocess.CompletedProcess[str]:
+        entry = pwd.getpwnam(who)
+        drop = f"setpriv --reuid={entry.pw_uid} --regid={entry.pw_gid} --clear-groups"
+        script = f"set -e; {setup}; exec {drop} {SLURM_CH} doctor {words}"
+        return cluster.run(
+            ["unshare", "-m", "sh", "-c", script], user="root", timeout=TIMEOUT, env=cluster.environ(who)
+        )
+
+    return run
+
+
+@pytest.mark.parametrize("who", ["root", "chuser"])
+def test_a_healthy_node(look: Doctor, who: str) -> None:
+    done = look(who=who, words="--json --cluster")
+    findings = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [one for one in findings if one["grade"] == PROBLEM] == []
+    assert (done.returncode, done.stderr) == (0, "")
+    tried = [one["text"] for one in findings if one["about"] == "trial"]
+    assert len(tried) == 3
+    assert all(text.startswith(f"as {'nobody' if who == 'root' else who}: ") for text in tried)
+    assert {"kernel", "/dev/fuse", "plugin", "python", "launcher", "ch-join", "ch-relay", "squashfuse", "cluster"} < {
+        one["about"] for one in findings
+    }
+
+
+NO_DEV = "mount -t tmpfs tmpfs /dev; for d in null:3 zero:5 urandom:9; do mknod -m666 /dev/${d%:*} c 1 ${d#*:}; done"
+
+
+@pytest.mark.parametrize(
+    ("setup", "code", "message"),
+    [
+        ("echo 0 > $T; mount --bind $T /proc/sys/user/max_user_namespaces", 1, "user namespaces: user.max_user_namespaces is 0: switched off"),
+        ("echo 99 > $T; mount --bind $T /proc/sys/user/max_mnt_namespaces", 0, "warning: user namespaces: user.max_mnt_namespaces is 99: enough for few"),
+        ("mount -o bind,remount,ro /proc", 1, "/proc: /proc is mounted read-only"),
+        (NO_DEV, 1, "/dev/fuse: can't be looked at: No such file or directory"),
+        ("mount --bind /dev/null /dev/fuse", 1, "/dev/fuse: is not the FUSE device"),
+        ("rm $T; mknod -m 600 $T c 10 229; mount --bind $T /dev/fuse", 1, "/dev/fuse: its mode is 0600: users can't open it"),
+        (f"chmod 644 $T; mount --bind $T {squashfs.SERVERS[0]}; mount --bind $T {squashfs.SERVERS[1]}", 1, f"squashfuse: can't execute {squashfs.SERVERS[0]}: Permission denied"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_the_node(look: Doctor, tmp_path: Path, setup: str, code: int, message: str) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.touch()
+    done = look(f"T={shlex.quote(str(scratch))}; {setup}")
+    assert done.returncode == code, done
+    assert message in done.stdout
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert lines[[message in line for line in lines].index(True) + 1].startswith("    ")
+
+
+def test_hidepid_does_no_harm(look: Doctor) -> None:
+    done = look("mount -t proc -o hidepid=2 proc /proc", words="")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "ok: /proc: mounted with hidepid=" in done.stdout
+
+
+def test_no_user_namespace_left(cluster: Cluster, user: str) -> None:
+    # A limit of the test's own user namespace: nobody else meets it, and no sysctl that one can read tells.
+    uid = pwd.getpwnam(user).pw_uid
+    limit = "echo 1 > /proc/sys/user/max_user_namespaces"
+    line = f"unshare -Ur sh -c '{limit}; exec unshare -U --map-user={uid} {SLURM_CH} doctor -q'"
+    done = cluster.run(["sh", "-c", line], user=user, timeout=TIMEOUT)
+    assert done.returncode == 1
+    assert (
+        f"problem: trial: as {user}: a container from a directory: can't create user and mount namespaces"
+        in done.stdout
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["kernel/unprivileged_userns_clone=0", "kernel/apparmor_restrict_unprivileged_userns=1"]
+)
+def test_switches_that_this_kernel_may_lack(mocker: MockerFixture, name: str) -> None:
+    switch, _, bad = name.partition("=")
+    mocker.patch.object(doctor, "read_sysctl", side_effect={switch: bad}.get)
+    (found,) = doctor.check_user_namespaces()
+    assert (found.grade, found.text) == (PROBLEM, f"{switch.replace('/', '.')} is {bad}: switched off")
+    mocker.patch.object(doctor, "read_sysctl", side_effect={switch: "1" if bad == "0" else "0"}.get)
+    assert list(doctor.check_user_namespaces()) == []
+
+
+@pytest.mark.parametrize(
+    ("release", "grade"), [("5.11.22-generic", PROBLEM), ("5.12.0", OK), ("4.18.0-553.el8", PROBLEM)]
+)
+def test_kernel(mocker: MockerFixture, release: str, grade: str) -> None:
+    mocker.patch.object(os, "uname", return_value=mocker.Mock(release=release))
+    assert [one.grade for one in doctor.check_kernel()] == [grade]
+
+
+@pytest.mark.parametrize("words", ["--user=root", "--user=no-such-user"])
+def test_who_can_not_try(look: Doctor, words: str) -> None:
+    done = look(words=words, who="root")
+    assert (done.returncode, done.stdout) == (64, "")
+    assert f"slurm-ch: error: {words}: " in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("said", "status", "grade", "text"),
+    [
+        ("n1 22.05.8\nn2 22.05.2\nn3 (null)\n", 0, OK, "3 nodes, all of this Slurm release"),
+        ("n1 22.05.8\nn2 24.11.5\n", 0, WARNING, "1 of 2 nodes run another Slurm release: n2 (24.11.5)"),
+        ("", 1, WARNING, "sinfo failed: no controller"),
+    ],
+)
+def test_releases_in_the_cluster(mocker: MockerFixture, said: str, status: int, grade: str, text: str) -> None:
+    answers = {"sinfo": subprocess.CompletedProcess([], status, said, "no controller\n" if status else "")}
+    srun = subprocess.CompletedProcess([], 0, "slurm-wlm 22.05.8\n", "")
+    mocker.patch.object(installation.controller, "run", side_effect=lambda argv: answers.get(argv[0], srun))
+    (found,) = installation.check_cluster()
+    assert (found.grade, found.text) == (grade, text)
+
+
+# --- the installation ---------------------------------------------------------
+
+
+def script(path: Path, text: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture(scope="session")
+def parts(world_tmp: Path) -> Path:
+    """Parts that are wrong, each in its way, and the right ones compiled."""
+    subprocess.run(["/usr/bin/python3", "-m", "compileall", "-q", paths.PACKAGE], check=True)
+    where = world_tmp / "parts"
+    where.mkdir()
+    script(where / "old-python", "echo python 3.9 cpython-39")
+    script(where / "bare-python", "echo ModuleNotFoundError: No module named \\'_ctypes\\' >&2; exit 1")
+    script(where / "old-squashfuse", "echo squashfuse 0.1.100 '(c)' somebody")
+    (where / "source.c").write_text('#include <stdio.h>\nint main(void) { puts("ch-join"); return 64; }\n')
+    subprocess.run(["cc", "-o", where / "dynamic", where / "source.c"], check=True)
+    closed = where / "closed"
+    closed.mkdir(mode=0o700)
+    shutil.copy(paths.LAUNCHER, closed)
+    unlike = where / "uncompiled/slurm_ch"
+    shutil.copytree(paths.PACKAGE, unlike, ignore=shutil.ignore_patterns("__pycache__", "native", "sandbox", "cli"))
+    return where
+
+
+def findings(conf: Path) -> list[Finding]:
+    entry, found = installation.find({}, str(conf))
+    return [*found, *(installation.check(entry, NOBODY) if entry else [])]
+
+
+@pytest.mark.parametrize(
+    ("line", "grade", "message"),
+    [
+        ("required {plugin}", "", ""),
+        ("# required {plugin}", PROBLEM, "plugin: not in {conf} nor in what that includes"),
+        ("required /elsewhere/other.so", PROBLEM, "plugin: not in {conf}"),
+        ("required {plugin}\nrequired {plugin}", PROBLEM, "plugin: in plugstack.conf more than once: {conf}:1, {conf}:2"),
+        ("optional {plugin}", WARNING, "plugin: {conf}:1: optional"),
+        ("required /nonexistent/slurm_ch.so", PROBLEM, "plugin: /nonexistent/slurm_ch.so: No such file or directory"),
+        ("required {foreign}", PROBLEM, "plugin: {foreign}: built for Slurm 23.11, and this is Slurm "),
+        ("required {plugin} colour=red", PROBLEM, "plugstack.conf: plugstack.conf: colour=red: unknown argument"),
+        ("required {plugin} bind=/nonexistent:/mnt", PROBLEM, "plugstack.conf: bind=/nonexistent: not on this node"),
+        ("required {plugin} python=/nonexistent", PROBLEM, "python: can't execute /nonexistent: No such file"),
+        ("required {plugin} python={parts}/old-python", PROBLEM, "python: {parts}/old-python is too old: 3.9"),
+        ("required {plugin} python={parts}/bare-python", PROBLEM, "can't be the launcher's: ModuleNotFoundError: No module named '_ctypes'"),
+        ("required {plugin} launcher=/nonexistent", PROBLEM, "launcher: /nonexistent: "),
+        ("required {plugin} launcher={parts}/closed/launch.py", PROBLEM, "launcher: {parts}/closed/launch.py: "),
+        ("required {plugin} launcher={parts}/uncompiled/slurm_ch/plugin/launch.py", WARNING, "modules are not compiled for /usr/bin/python3"),
+        ("required {plugin} ch_join=/nonexistent", PROBLEM, "ch-join: can't execute /nonexistent: No such file"),
+        ("required {plugin} ch_join=/bin/true", PROBLEM, "ch-join: /bin/true: not our program"),
+        ("required {plugin} ch_join={parts}/dynamic", PROBLEM, "ch-join: {parts}/dynamic: linked dynamically"),
+    ],
+)  # fmt: skip
+def test_the_installation(tmp_path: Path, parts: Path, foreign: Path, line: str, grade: str, message: str) -> None:
+    conf = tmp_path / "plugstack.conf"
+    names = {"plugin": paths.PLUGIN, "conf": conf, "parts": parts, "foreign": foreign}
+    conf.write_text(line.format(**names) + "\n")
+    found = findings(conf)
+    odd = [(one.grade, f"{one.about}: {one.text}") for one in found if one.grade != OK]
+    if not grade:
+        assert odd == []
+        return
+    # A plugin that lies elsewhere lacks its companions too.
+    assert [one for one, _ in odd] == [grade] or "{foreign}" in line, odd
+    assert odd[0][0] == grade
+    assert message.format(**names) in odd[0][1]
+    assert all(one.remedy for one in found if one.grade != OK)
+
+
+def test_bytecode_older_than_its_source(parts: Path, tmp_path: Path) -> None:
+    package = parts / "stale/slurm_ch"
+    shutil.copytree(parts / "uncompiled/slurm_ch", package)
+    conf = tmp_path / "plugstack.conf"
+    conf.write_text(f"required {paths.PLUGIN} launcher={package}/plugin/launch.py\n")
+    subprocess.run(["/usr/bin/python3", "-m", "compileall", "-q", package], check=True)
+    assert [one.grade for one in findings(conf)].count(WARNING) == 0
+    os.utime(package / "engine/root.py", (1, 1))
+    (found,) = (one for one in findings(conf) if one.grade != OK)
+    assert "1 modules are not compiled for /usr/bin/python3 (engine/root.py" in found.text
+
+
+def test_an_old_squashfuse(parts: Path) -> None:
+    (found,) = doctor.check_squashfuse(NOBODY, str(parts / "old-squashfuse"))
+    assert (found.grade, "squashfuse 0.1.100 is older" in found.text) == (WARNING, True)
+
+
+def test_what_root_looks_at_it_runs_as_the_user(parts: Path) -> None:
+    if os.geteuid() == 0:
+        who = script(parts / "who", "id -u; id -G; exit 64")
+        assert trial.in_child(lambda: trial.run([str(who)]), NOBODY) == [64, f"{NOBODY.pw_uid}\n{NOBODY.pw_gid}\n"]
+
+
+def test_a_trial_that_dies_or_fails() -> None:
+    with pytest.raises(ChError, match="no end within 20 s, or killed"):
+        trial.in_child(lambda: os.kill(os.getpid(), 9))
+    with pytest.raises(ChError, match="^can't execute /nonexistent: No such file or directory$"):
+        trial.in_child(lambda: trial.run(["/nonexistent"]))
+
+
+def test_where_plugstack_conf_is(tmp_path: Path, mocker: MockerFixture) -> None:
+    conf = tmp_path / "slurm.conf"
+    conf.write_text("ClusterName=x # comment\ninclude more.conf\n#PlugStackConfig=/no\n")
+    (tmp_path / "more.conf").write_text(
+        f'plugstackconfig = "{tmp_path}/elsewhere.conf"\nPluginDir={tmp_path}/plugins\n'
+    )
+    (tmp_path / "elsewhere.conf").write_text("include conf.d/*.conf\n")
+    for name in ("conf.d", "plugins"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "conf.d/ch.conf").write_text("required slurm_ch.so bind=/usr\n")
+    (tmp_path / "plugins/slurm_ch.so").symlink_to(paths.PLUGIN)
+    entry, found = installation.find({"SLURM_CONF": str(conf)}, None)
+    assert entry is not None
+    assert (entry.path, entry.arguments, entry.where) == (
+        f"{tmp_path}/plugins/slurm_ch.so",
+        ["bind=/usr"],
+        f"{tmp_path}/conf.d/ch.conf:1",
+    )
+    assert found == []
+    (tmp_path / "more.conf").unlink()
+    entry, (one,) = installation.find({"SLURM_CONF": str(conf)}, None)
+    assert (entry, one.text) == (None, f"can't read {tmp_path}/plugstack.conf: No such file or directory")
+    mocker.patch.object(plugstack, "SLURM_CONFS", ("/nonexistent/slurm.conf",))
+    entry, (one,) = installation.find({}, None)
+    assert (entry, one.text) == (None, "no slurm.conf: neither SLURM_CONF nor /nonexistent/slurm.conf")
+
+
+def test_includes_in_a_circle_end(tmp_path: Path) -> None:
+    conf = tmp_path / "plugstack.conf"
+    conf.write_text("include plugstack.conf\n")
+    assert findings(conf)[0].grade == PROBLEM

@@ -1,0 +1,367 @@
+/* The SquashFS server's block cache with many threads in it, stopped where it matters.
+ *
+ *   blocks IMAGE DIRECTORY NAME...
+ *
+ * DIRECTORY is what IMAGE was made of; the first NAME has no holes and more
+ * blocks than the cache. Built with the thread sanitizer. Prints what is wrong.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "blocks.h"
+
+#define THREADS 8
+#define READ_MAX 140000 /* more than the kernel asks for */
+#define READS 150
+#define WRONG_MAX 10
+
+struct file {
+	const char *name;
+	char *bytes;
+	size_t size;
+	sqfs_inode inode;
+};
+
+enum place { NOWHERE, LOAD, WAIT, COPY };
+
+/* Stops the first thread that comes to `place`, or all that do. Not used where all run freely: it
+ * puts threads in an order, and would hide races from the sanitizer. */
+static struct {
+	pthread_mutex_t lock;
+	pthread_cond_t changed;
+	enum place place;
+	bool used, all, failing, stopped;
+	int opened;		/* how often */
+	int arrived;		/* threads that load, or wait for another to load, since */
+	const char *copied;	/* what the thread that is stopped copies from */
+} gate = { .lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER };
+
+static struct image image;
+static struct file *files;
+static int file_count;
+static int loads, living, wrong; /* atomic, and relaxed so as to order nothing */
+
+#define ADD(what, n) __atomic_add_fetch(&(what), n, __ATOMIC_RELAXED)
+
+static void __attribute__((format(printf, 1, 2))) complain(const char *format, ...)
+{
+	va_list args;
+
+	if (ADD(wrong, 1) > WRONG_MAX)
+		return;
+	va_start(args, format);
+	vprintf(format, args);
+	va_end(args);
+	putchar('\n');
+}
+
+/* ---- What the cache calls, instead of libsquashfuse's and libc's own ---- */
+
+/* Stop here, if that's wanted; whether to fail then. */
+static bool pass(enum place place, const char *copied)
+{
+	bool stops, fails;
+	int opened;
+
+	if (!gate.used)
+		return false;
+	pthread_mutex_lock(&gate.lock);
+	stops = place == gate.place && (gate.all || !gate.stopped);
+	fails = stops && gate.failing;
+	opened = gate.opened;
+	gate.arrived += place == LOAD || place == WAIT;
+	if (stops) {
+		gate.stopped = true;
+		gate.failing = false;
+		gate.copied = copied;
+	}
+	pthread_cond_broadcast(&gate.changed);
+	while (stops && gate.opened == opened)
+		pthread_cond_wait(&gate.changed, &gate.lock);
+	if (stops)
+		gate.copied = NULL;
+	pthread_mutex_unlock(&gate.lock);
+	return fails;
+}
+
+static sqfs_err load(sqfs *fs, sqfs_off_t position, uint32_t header, sqfs_block **block)
+{
+	sqfs_err error = pass(LOAD, NULL) ? SQFS_ERR : sqfs_data_block_read(fs, position, header, block);
+
+	ADD(loads, 1);
+	ADD(living, !error);
+	return error;
+}
+
+static int wait_for_load(pthread_cond_t *condition, pthread_mutex_t *mutex)
+{
+	pass(WAIT, NULL);
+	return pthread_cond_wait(condition, mutex);
+}
+
+static void dispose(sqfs_block *block)
+{
+	const char *data = block->data;
+
+	if (gate.used) {
+		pthread_mutex_lock(&gate.lock);
+		if (gate.copied >= data && gate.copied < data + block->size)
+			complain("a block is disposed of while it is copied from");
+		pthread_mutex_unlock(&gate.lock);
+	}
+	ADD(living, -1);
+	sqfs_block_dispose(block);
+}
+
+static void copy_out(char *to, const char *from, size_t size)
+{
+	pass(COPY, from);
+	memcpy(to, from, size);
+}
+
+/* libsquashfuse isn't built with the sanitizer. */
+static void needs_metadata(void)
+{
+	if (pthread_mutex_trylock(&image.metadata))
+		return;
+	pthread_mutex_unlock(&image.metadata);
+	complain("libsquashfuse's own caches are used unlocked");
+}
+
+#define sqfs_data_block_read load
+#define sqfs_block_dispose dispose
+#define pthread_cond_wait wait_for_load
+#define memcpy copy_out
+#define sqfs_blockidx_blocklist(...) (needs_metadata(), sqfs_blockidx_blocklist(__VA_ARGS__))
+#define sqfs_blocklist_next(...) (needs_metadata(), sqfs_blocklist_next(__VA_ARGS__))
+#define sqfs_frag_entry(...) (needs_metadata(), sqfs_frag_entry(__VA_ARGS__))
+#include "../../spank/ch-squashfuse_ll/blocks.c"
+#undef sqfs_block_dispose
+#undef pthread_cond_wait
+
+/* ---- Reading ---- */
+
+/* Compare one read with the source; 0, or -errno. */
+static int compare(struct file *f, uint64_t start, size_t size)
+{
+	static _Thread_local char bytes[READ_MAX];
+	size_t there = start < f->size ? f->size - start : 0;
+	ssize_t n = blocks_read(&image, &f->inode, start, size, bytes);
+
+	if (n < 0)
+		return n;
+	if (there > size)
+		there = size;
+	if ((size_t)n != there)
+		complain("%s: %zd bytes at %zu instead of %zu", f->name, n, (size_t)start, there);
+	else if (there && memcmp(bytes, f->bytes + start, there))
+		complain("%s: wrong bytes at %zu", f->name, (size_t)start);
+	return 0;
+}
+
+/* Compare the beginning of a block of the first file. */
+static int compare_block(int number)
+{
+	return compare(files, (uint64_t)number * image.fs.sb.block_size, 4096);
+}
+
+static void *read_block(void *number)
+{
+	return (void *)(intptr_t)compare_block((intptr_t)number);
+}
+
+static void *read_anything(void *seed)
+{
+	unsigned int dice = (intptr_t)seed;
+
+	for (int i = 0; i < READS; i++) {
+		struct file *f = files + rand_r(&dice) % file_count;
+		uint64_t start = rand_r(&dice) % (f->size + 1);
+
+		if (compare(f, start, 1 + rand_r(&dice) % READ_MAX))
+			complain("%s: can't be read", f->name);
+	}
+	return NULL;
+}
+
+/* ---- Scenes, each with an empty cache ---- */
+
+static void begin(enum place place, bool all, bool failing)
+{
+	gate.used = place != NOWHERE;
+	gate.place = place;
+	gate.all = all;
+	gate.failing = failing;
+	gate.stopped = false;
+	gate.opened = gate.arrived = loads = living = 0;
+	if (blocks_init(&image, THREADS))
+		complain("the cache can't be set up");
+}
+
+/* Nothing is held any longer, lost, or there twice. What one scene shows makes the next a mess. */
+static void end(const char *scene)
+{
+	int kept = 0;
+
+	for (struct entry *e = entries; e < entries + entry_count; e++) {
+		if (e->users)
+			complain("%s: a block has %d users left", scene, e->users);
+		if (!e->block)
+			continue;
+		kept++;
+		for (struct entry *other = entries; other < e; other++)
+			if (other->block && other->position == e->position)
+				complain("%s: a block is there twice", scene);
+		sqfs_block_dispose(e->block);
+	}
+	if (kept != living)
+		complain("%s: %d blocks in memory, of which the cache knows %d", scene, living, kept);
+	free(entries);
+	pthread_mutex_destroy(&image.metadata);
+	if (wrong)
+		exit(1);
+}
+
+static void start_threads(pthread_t *threads, int count, void *(*run)(void *), int argument, int step)
+{
+	for (int i = 0; i < count; i++)
+		if (pthread_create(&threads[i], NULL, run, (void *)(intptr_t)(argument + i * step)))
+			exit(2);
+}
+
+/* Wait until one has stopped, and `arrived` have come. */
+static void await(int arrived)
+{
+	pthread_mutex_lock(&gate.lock);
+	while (!gate.stopped || gate.arrived < arrived)
+		pthread_cond_wait(&gate.changed, &gate.lock);
+	pthread_mutex_unlock(&gate.lock);
+}
+
+/* Let those go that have stopped, and perhaps stop the next. */
+static void open_gate(bool stop_next)
+{
+	pthread_mutex_lock(&gate.lock);
+	gate.opened++;
+	gate.arrived = 0;
+	gate.stopped = false;
+	if (!stop_next)
+		gate.place = NOWHERE;
+	pthread_cond_broadcast(&gate.changed);
+	pthread_mutex_unlock(&gate.lock);
+}
+
+/* Everything, by one thread. */
+static void alone(void)
+{
+	begin(NOWHERE, false, false);
+	for (struct file *f = files; f < files + file_count; f++)
+		for (uint64_t start = 0; start <= f->size; start += 70001)
+			if (compare(f, start, 70001))
+				complain("%s: can't be read", f->name);
+	end("alone");
+}
+
+static void freely(void)
+{
+	pthread_t threads[THREADS];
+
+	begin(NOWHERE, false, false);
+	start_threads(threads, THREADS, read_anything, 1, 1);
+	for (int i = 0; i < THREADS; i++)
+		pthread_join(threads[i], NULL);
+	end("freely");
+}
+
+/* All want the block that one is loading: it's loaded for all. If that fails, another tries. */
+static void together(const char *scene, bool failing)
+{
+	pthread_t threads[THREADS];
+	int failed = 0;
+	void *result;
+
+	begin(LOAD, true, failing);
+	start_threads(threads, THREADS, read_block, 1, 0);
+	await(THREADS);
+	open_gate(failing);
+	if (failing) {
+		await(THREADS - 1);
+		open_gate(false);
+	}
+	for (int i = 0; i < THREADS; i++) {
+		pthread_join(threads[i], &result);
+		failed += (intptr_t)result == -EIO;
+	}
+	if (loads != 1 + failing)
+		complain("%s: a block was loaded %d times", scene, loads);
+	if (failed != failing)
+		complain("%s: %d reads failed", scene, failed);
+	end(scene);
+}
+
+/* One loads or copies a block for so long that all others of the cache are replaced. */
+static void turnover(const char *scene, enum place place)
+{
+	pthread_t thread;
+	void *result;
+
+	begin(place, false, false);
+	start_threads(&thread, 1, read_block, 0, 0);
+	await(1);
+	for (int i = 1; i <= entry_count; i++)
+		if (compare_block(i))
+			complain("%s: block %d can't be read", scene, i);
+	open_gate(false);
+	pthread_join(thread, &result);
+	if (result)
+		complain("%s: the block can't be read", scene);
+	for (int i = entry_count; i >= 0; i--)
+		if (compare_block(i))
+			complain("%s: block %d can't be read again", scene, i);
+	end(scene);
+}
+
+static void open_file(struct file *f, const char *name)
+{
+	int fd = open(name, O_RDONLY);
+	struct stat st;
+	bool found;
+
+	if (fd < 0 || fstat(fd, &st) || !(f->bytes = malloc(st.st_size + 1)) ||
+	    read(fd, f->bytes, st.st_size) != st.st_size ||
+	    sqfs_inode_get(&image.fs, &f->inode, sqfs_inode_root(&image.fs)) ||
+	    sqfs_lookup_path(&image.fs, &f->inode, name, &found) || !found)
+		exit(2);
+	close(fd);
+	f->name = name;
+	f->size = st.st_size;
+}
+
+int main(int argc, char **argv)
+{
+	int fd;
+
+	if (argc < 4 || (fd = open(argv[1], O_RDONLY)) < 0 || sqfs_init(&image.fs, fd, 0) || chdir(argv[2]))
+		return 2;
+	file_count = argc - 3;
+	if (!(files = calloc(file_count, sizeof(*files))))
+		return 2;
+	for (int i = 0; i < file_count; i++)
+		open_file(files + i, argv[3 + i]);
+	alone();
+	together("together", false);
+	together("together, and the first fails", true);
+	turnover("loads for long", LOAD);
+	turnover("copies for long", COPY);
+	freely();
+	puts("done");
+	return 0;
+}

@@ -1,0 +1,86 @@
+"""The unmodified plugin, built into a fake Slurm with sanitizers."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SPANK = ROOT / "spank"
+
+SANITIZE = [
+    "-std=gnu11",
+    "-g",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=all",
+]
+SOURCES = sorted(str(path) for path in (SPANK / "plugin").glob("*.c"))
+
+Fake = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def build(to: Path, *flags: str) -> Path:
+    """Build the fake Slurm at `to`."""
+    command = [
+        "cc",
+        *SANITIZE,
+        *flags,
+        "-rdynamic",
+        f"-I{SPANK}/plugin",
+        "-o",
+        str(to),
+        str(Path(__file__).parent / "fake.c"),
+        *SOURCES,
+        "-ldl",
+    ]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    return to
+
+
+@pytest.fixture(scope="session")
+def fakes(world_tmp: Path) -> dict[str, Path]:
+    """Both ways of putting ch-join in front: Slurm's function for it, and the first word replaced."""
+    return {"argv0": build(world_tmp / "fake"), "api": build(world_tmp / "fake-api", "-DWITH_API")}
+
+
+@pytest.fixture
+def fake(fakes: dict[str, Path]) -> Fake:
+    """Run the fake Slurm; its own environment is only what is given."""
+
+    def run(*words: object, way: str = "argv0", name: str = "srun", **env: str) -> subprocess.CompletedProcess[str]:
+        command = [name, *map(str, words)]
+        environment = {"ASAN_OPTIONS": "detect_leaks=1", "PATH": "/usr/bin:/bin", **env}
+        return subprocess.run(
+            command, executable=fakes[way], check=False, capture_output=True, text=True, timeout=60, env=environment,
+            stdin=subprocess.DEVNULL, errors="replace",
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def ch_join_sanitized(world_tmp: Path) -> Path:
+    """ch-join with sanitizers, for what its parsers make of nonsense."""
+    to = world_tmp / "ch-join-sanitized"
+    subprocess.run(
+        ["cc", *SANITIZE, "-o", to, *sorted((SPANK / "ch-join").glob("*.c"))], check=True, capture_output=True
+    )
+    return to
+
+
+def variables(output: str) -> dict[str, str]:
+    """Return the NUL-separated variables that `fake submit` prints."""
+    return dict(entry.split("=", 1) for entry in output.split("\0") if "=" in entry)
+
+
+def write_script(path: Path, text: str) -> Path:
+    """Write an executable script."""
+    path.write_text(text)
+    path.chmod(0o755)
+    return path

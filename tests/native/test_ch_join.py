@@ -1,0 +1,357 @@
+"""ch-join: the ticket, the plan, the environment, the command."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slurm_ch import paths
+from slurm_ch.engine import environment
+from slurm_ch.plugin import tickets
+
+HEADER = environment.PLAN_HEADER
+
+
+def carry_out(
+    plan: bytes, *command: str, program: str | Path = paths.CH_JOIN, cwd: str = "/", **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Run `command` by a plan, in no other namespace."""
+    fd = tickets.plan_file(plan)
+    try:
+        return subprocess.run(
+            ["ch-join", f"--plan={fd}", "--", *command], executable=program, check=False, capture_output=True, text=True,
+            timeout=20, pass_fds=[fd], cwd=cwd, env={"PATH": "/usr/bin:/bin", **env}, errors="surrogateescape",
+        )  # fmt: skip
+    finally:
+        os.close(fd)
+
+
+def environment_after(records: Sequence[tuple[str, str]], **env: str) -> dict[str, str]:
+    done = carry_out(environment.encode(records), "env", "-0", **env)
+    assert (done.returncode, done.stderr) == (0, "")
+    return dict(entry.split("=", 1) for entry in done.stdout.split("\0") if entry)
+
+
+# What the variables A (aa), B (b:b), EMPTY (empty) and NOPE (unset) make of a value.
+EXPANSIONS = [
+    ("", ""), ("x", "x"), ("$A", "aa"), ("$B", "b:b"), ("$EMPTY", ""), ("$NOPE", ""), ("$", "$"), ("$$", ""), ("$A$A", ""),
+    ("x$A", "x$A"), ("$A:x", "aa:x"), ("x:$A", "x:aa"), ("$A:$A", "aa:aa"), ("$A:$B", "aa:b:b"), ("x:$A:y", "x:aa:y"),
+    ("$NOPE:x", "x"), ("x:$NOPE", "x"), ("x:$NOPE:y", "x:y"), ("$NOPE:$NOPE", ""), ("$NOPE:$NOPE:x", "x"), ("$EMPTY:x", "x"),
+    ("x:$EMPTY", "x"), ("x:$EMPTY:y", "x:y"), ("$:x", "$:x"), ("x:$", "x:$"), ("x:$:y", "x:$:y"), (":", ":"), ("::", "::"),
+    (":x", ":x"), ("x:", "x:"), ("x::y", "x::y"), (":$A", ":aa"), ("$A:", "aa:"), ("$NOPE:", ""), (":$NOPE", ""),
+    ("::$NOPE", ":"), ("$A::$A", "aa::aa"), ("a$", "a$"), ("a$:b", "a$:b"), ("${A}", ""), ("$A ", ""), ("$A/bin", ""),
+    ("/x/$A", "/x/$A"), (" $A", " $A"), ("'$A'", "'$A'"), ("\\$A", "\\$A"), ("$A=$B", ""), ("x=$A", "x=$A"), ("$B:$NOPE:$A", "b:b:aa"),
+]  # fmt: skip
+
+
+def test_there_are_enough_cases() -> None:
+    assert len(EXPANSIONS) >= 40
+
+
+@pytest.mark.parametrize(("value", "expected"), EXPANSIONS)
+def test_expansion(value: str, expected: str) -> None:
+    found = environment_after([("X", f"V={value}")], A="aa", B="b:b", EMPTY="")
+    assert found["V"] == expected
+    assert environment_after([("E", f"V={value}")], A="aa")["V"] == value
+
+
+def expanded(value: str, variables: dict[str, str]) -> str:
+    """Return what the rules for expansion make of a value, said otherwise."""
+    items = []
+    for item in value.split(":"):
+        if len(item) < 2 or item[0] != "$":
+            items.append(item)
+        elif variables.get(item[1:]):
+            items.append(variables[item[1:]])
+    return ":".join(items)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text("$:AB '=x", max_size=12), min_size=1, max_size=40))
+def test_expansion_of_many_values(values: list[str]) -> None:
+    variables = {"A": "aa", "B": "", "AB": "b:$A"}
+    found = environment_after([("X", f"V{n}={value}") for n, value in enumerate(values)], **variables)
+    assert [found[f"V{n}"] for n in range(len(values))] == [expanded(value, variables) for value in values]
+
+
+def test_rules_see_what_came_before() -> None:
+    found = environment_after([("X", "A=1"), ("X", "B=$A:x"), ("U", "A"), ("X", "C=$A:y"), ("X", "B=$B:z")])
+    assert (found["B"], found["C"], "A" in found) == ("1:x:z", "y", False)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "gone"),
+    [
+        ("A", "A"),
+        ("A*", "A AB ABC"),
+        ("?B", "AB"),
+        ("[AX]", "A X"),
+        ("*", "A AB ABC X"),
+        ("*C", "ABC"),
+        ("a", ""),
+        ("A?*", "AB ABC"),
+        ("A=1", ""),
+    ],
+)
+def test_unset_by_pattern(pattern: str, gone: str) -> None:
+    names = {"A", "AB", "ABC", "X"}
+    records = [("U", pattern), ("E", "PATH=/usr/bin:/bin")]
+    found = environment_after(records, **dict.fromkeys(names, "1"))
+    assert names - set(found) == set(gone.split())
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [("/usr/bin", "/usr/bin:/bin"), ("/bin", "/bin"), ("/bin:/usr/bin", "/bin:/usr/bin"), ("/usr/bin:/bin", "/usr/bin:/bin"),
+     ("/sbin:/usr/bin", "/sbin:/usr/bin:/bin"), ("/usr/bin:/bin/x", "/usr/bin:/bin/x:/bin"), ("/usr/bin:/binx", "/usr/bin:/binx:/bin")],
+)  # fmt: skip
+def test_path_has_bin(path: str, expected: str) -> None:
+    assert environment_after([("P", "")], PATH=path)["PATH"] == expected
+
+
+def test_path_where_there_is_none() -> None:
+    assert environment_after([("U", "PATH"), ("P", "")])["PATH"] == "/bin"
+
+
+def test_working_directory(tmp_path: Path) -> None:
+    assert environment_after([("C", "/usr")])["PWD"] == "/usr"
+    done = carry_out(environment.encode([]), "pwd", cwd="/usr/share")
+    assert done.stdout == "/usr/share\n"
+    done = carry_out(environment.encode([("C", "/nonexistent")]), "pwd")
+    assert (done.returncode, done.stdout, done.stderr) == (
+        31,
+        "",
+        "slurm-ch: error: can't cd to /nonexistent: No such file or directory\n",
+    )
+    done = carry_out(environment.encode([("V", "1")]), "pwd", SLURM_CH_CWD="/nonexistent")
+    assert done.stdout == "/\n"
+    assert "working directory /nonexistent is not in the container" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "why"),
+    [(["nonsense"], 127, "No such file"), (["/nonexistent/x"], 127, "No such file"), (["/etc/passwd/x"], 127, "Not a directory"),
+     (["/etc"], 126, "Permission denied"), (["/etc/passwd"], 126, "Permission denied")],
+)  # fmt: skip
+def test_commands_that_cannot_be_executed(command: list[str], code: int, why: str) -> None:
+    done = carry_out(environment.encode([]), *command, SLURMD_NODENAME="n7")
+    assert done.returncode == code
+    assert done.stderr.startswith(f"slurm-ch: n7: error: can't execute {command[0]}: {why}")
+
+
+def test_a_command_found_by_the_plans_path(tmp_path: Path) -> None:
+    tool = tmp_path / "tool"
+    tool.write_text("#!/bin/sh\necho found\n")
+    tool.chmod(0o755)
+    assert carry_out(environment.encode([("E", f"PATH={tmp_path}")]), "tool").stdout == "found\n"
+
+
+def test_nothing_of_ours_leaks() -> None:
+    show = "for f in /proc/$$/fd/*; do echo ${f##*/}; done; grep NoNew /proc/$$/status"
+    bare = subprocess.run(["sh", "-c", show], check=True, capture_output=True, text=True).stdout
+    assert carry_out(environment.encode([]), "sh", "-c", show).stdout == bare.replace(
+        "NoNewPrivs:\t0", "NoNewPrivs:\t1"
+    )
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["--plan=3"], ["--plan=x", "--", "true"], ["--plan=-1", "--", "true"], ["--plan=3", "true"], ["true"]]
+)
+def test_by_hand_it_refuses(words: list[str]) -> None:
+    done = subprocess.run([paths.CH_JOIN, *words], check=False, capture_output=True, text=True, timeout=20, env={})
+    assert (done.returncode, done.stderr) == (
+        64,
+        "slurm-ch: error: ch-join is started by Slurm's plugin, not by hand\n",
+    )
+
+
+PLANS = [
+    b"", b"\0", b"x" * 100, HEADER[:-1], HEADER[:-2] + b"2\0", HEADER + b"E", HEADER + b"EA=1", HEADER + b"Znew\0", HEADER + b"\0",
+    HEADER + b"EA\0", HEADER + b"E=1\0", HEADER + b"X\0", HEADER + b"E\0",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_malformed_plans(ch_join_sanitized: Path, plan: bytes) -> None:
+    done = carry_out(plan, "true", program=ch_join_sanitized)
+    assert done.returncode == 31
+    assert done.stderr.count("\n") == 1, done.stderr
+
+
+def test_plans_of_random_bytes(ch_join_sanitized: Path) -> None:
+    """A fixed seed: what fails once fails again."""
+    dice = random.Random(20261124)
+    good = environment.encode([("E", "A=1"), ("X", "B=$A:$C:x"), ("U", "C*"), ("P", ""), ("C", "/"), ("V", "0")])
+    for _ in range(400):
+        plan = bytearray(good)
+        for _ in range(dice.randint(1, 6)):
+            place = dice.randrange(len(plan))
+            kind = dice.randrange(3)
+            if kind == 0:
+                plan[place] = dice.randrange(256)
+            elif kind == 1:
+                del plan[place:]
+                break
+            else:
+                plan[place:place] = dice.randbytes(dice.randint(1, 20))
+        done = carry_out(bytes(plan), "true", program=ch_join_sanitized)
+        assert done.returncode in (0, 31, 127), (bytes(plan), done)
+        assert "Sanitizer" not in done.stderr
+
+
+# ---- Tickets ----
+
+
+def join(
+    tasks_end: socket.socket,
+    *command: str,
+    value: str | None = None,
+    program: str | Path = paths.CH_JOIN,
+    more_fds: Sequence[int] = (),
+    **env: str,
+) -> subprocess.Popen[str]:
+    variable = f"{tasks_end.fileno()}" if value is None else value
+    return subprocess.Popen(
+        ["ch-join", *command], executable=program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        pass_fds=[tasks_end.fileno(), *more_fds], env={"PATH": "/usr/bin:/bin", "SLURM_CH_JOIN": variable, **env},
+    )  # fmt: skip
+
+
+_open: list[socket.socket] = []
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Return the tasks' and the launcher's end; closed after the test."""
+    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    _open.extend(ends)
+    return ends
+
+
+@pytest.fixture(autouse=True)
+def sockets_closed() -> Iterator[None]:
+    yield
+    while _open:
+        _open.pop().close()
+
+
+def issue(launcher_end: socket.socket, namespaces: Sequence[int], plan: bytes = HEADER) -> None:
+    office = tickets.Office(launcher_end.detach())
+    office.issue(namespaces[0], namespaces[1], tickets.plan_file(plan))
+    office.close()
+
+
+def refuse(launcher_end: socket.socket, code: int) -> None:
+    office = tickets.Office(launcher_end.detach())
+    office.refuse(code)
+    office.close()
+
+
+def end(task: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = task.communicate(timeout=20)
+    return task.returncode, out, err
+
+
+@pytest.fixture
+def namespaces() -> list[int]:
+    """Descriptors of a new user and mount namespace."""
+    holder = subprocess.Popen(
+        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", "echo; cat"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    fds = [os.open(f"/proc/{holder.pid}/ns/{kind}", os.O_RDONLY) for kind in ("user", "mnt")]
+    holder.communicate(b"")
+    return fds
+
+
+def test_many_tasks_and_one_ticket(namespaces: list[int]) -> None:
+    tasks_end, launcher_end = pair()
+    tasks = [join(tasks_end, "readlink", "/proc/self/ns/mnt") for _ in range(64)]
+    issue(launcher_end, namespaces)
+    late = join(tasks_end, "readlink", "/proc/self/ns/mnt")
+    results = {end(task) for task in [*tasks, late]}
+    inode = os.fstat(namespaces[1]).st_ino
+    assert results == {(0, f"mnt:[{inode}]\n", "")}
+
+
+def test_the_command_that_was_replaced(namespaces: list[int]) -> None:
+    tasks_end, launcher_end = pair()
+    issue(launcher_end, namespaces)
+    task = join(tasks_end, "one", "two words", value=f"{tasks_end.fileno()} echo")
+    assert end(task) == (0, "one two words\n", "")
+    assert "SLURM_CH_JOIN" not in end(join(tasks_end, "env"))[1]
+
+
+def test_the_command_that_was_guarded(namespaces: list[int]) -> None:
+    tasks_end, launcher_end = pair()
+    issue(launcher_end, namespaces)
+    task = join(tasks_end, "/proc/guard", "one", "two words", value=f"{tasks_end.fileno()}+echo")
+    assert end(task) == (0, "one two words\n", "")
+
+
+def test_refusal_and_death(namespaces: list[int]) -> None:
+    tasks_end, launcher_end = pair()
+    tasks = [join(tasks_end, "true", SLURM_LOCALID=str(n)) for n in range(3)]
+    launcher_end.close()
+    results = [end(task) for task in tasks]
+    assert results[0] == (
+        33,
+        "",
+        "slurm-ch: error: the launcher died before the container was ready (killed, or no Python could start)\n",
+    )
+    assert results[1:] == [(33, "", "")] * 2
+    tasks_end, launcher_end = pair()
+    refuse(launcher_end, 64)
+    assert end(join(tasks_end, "true")) == (64, "", "")
+
+
+@pytest.mark.parametrize("value", ["", "x", "-1", "99999999999", "3x"])
+def test_nonsense_in_the_variable(value: str) -> None:
+    tasks_end, _launcher_end = pair()
+    assert end(join(tasks_end, "true", value=value))[0] == 64
+
+
+@pytest.mark.parametrize("fds", [0, 1, 2, 5])
+def test_tickets_with_a_wrong_number_of_descriptors(namespaces: list[int], ch_join_sanitized: Path, fds: int) -> None:
+    tasks_end, launcher_end = pair()
+    with open("/dev/null") as null:
+        socket.send_fds(launcher_end, [tickets.MAGIC + bytes(4)], [null.fileno()] * fds) if fds else launcher_end.send(
+            tickets.MAGIC + bytes(4)
+        )
+        code, _, err = end(join(tasks_end, "true", program=ch_join_sanitized))
+    assert code == 31
+    assert "can't receive the ticket" in err
+    assert "Sanitizer" not in err
+
+
+def test_tickets_of_random_bytes(ch_join_sanitized: Path) -> None:
+    dice = random.Random(1124)
+    messages = [
+        tickets.MAGIC,
+        tickets.MAGIC + b"\0" * 3,
+        b"x" * 12,
+        tickets.MAGIC + b"\0" * 5,
+        *[dice.randbytes(dice.randint(1, 40)) for _ in range(40)],
+    ]
+    for message in messages:
+        tasks_end, launcher_end = pair()
+        launcher_end.send(message)
+        code, _, err = end(join(tasks_end, "true", program=ch_join_sanitized))
+        assert code == 31, (message, err)
+        assert "Sanitizer" not in err
+
+
+def test_no_command() -> None:
+    tasks_end, launcher_end = pair()
+    refuse(launcher_end, 1)
+    assert end(join(tasks_end))[0] == 1

@@ -1,0 +1,17 @@
+"""The SquashFS server's confinement."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from .conftest import SPANK
+
+
+def test_nothing_but_serving(world_tmp: Path) -> None:
+    program = world_tmp / "confine"
+    sources = [Path(__file__).with_name("confine.c"), SPANK / "ch-squashfuse_ll/confine.c"]
+    flags = ["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-Wno-cast-function-type", "-static", "-pthread"]
+    subprocess.run(["cc", *flags, "-o", program, *sources], check=True, capture_output=True, text=True)
+    done = subprocess.run([program], check=True, capture_output=True, text=True, timeout=20)
+    assert done.stdout == "done\n"

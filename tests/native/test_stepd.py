@@ -1,0 +1,75 @@
+"""The plugin as a guest in slurmstepd, which is root: it changes nothing, keeps nothing, and does next to nothing."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from .conftest import SOURCES, SPANK, Fake
+
+REQUEST = {"SLURM_CH_REQUEST": "image=i\nset-env=A=%n\n"}
+
+
+@pytest.mark.parametrize("env", [{}, REQUEST])
+def test_no_state_of_the_process_is_changed(fake: Fake, env: dict[str, str]) -> None:
+    """No thread, signal handler, timer or child; environment, umask, directory, locale and limits as they were."""
+    done = fake("state", "/bin/true", **env)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("callback", ["init", "user_init", "task_post_fork", "exit"])
+def test_what_runs_as_root_is_a_socketpair(fake: Fake, callback: str) -> None:
+    """Under a filter that kills at any other system call; what the user wrote is only searched for a name."""
+    hostile = {
+        **REQUEST,
+        "SLURM_CH_JOIN": "0 /bin/sh",
+        "SLURM_CH_CWD": "/x",
+        "SLURM_CH_REQUEST": "\x1b" * 100_000,
+        "LD_PRELOAD": "",
+    }
+    assert fake("bare", callback, **hostile).returncode == 0
+    assert fake("bare", callback).returncode == 0
+
+
+def test_the_filter_would_tell(fake: Fake) -> None:
+    assert fake("bare", "user_init", FAKE_NOTHING="1", **REQUEST).returncode == -31  # SIGSYS
+    assert fake("bare", "user_init", FAKE_NOTHING="1").returncode == 0
+
+
+@pytest.mark.parametrize("env", [{}, REQUEST])
+def test_a_thousand_steps_leave_no_byte(fake: Fake, env: dict[str, str]) -> None:
+    done = fake("memory", "/bin/true", **env)
+    assert (done.returncode, done.stdout) == (0, "0 bytes more\n"), done.stderr
+
+
+def test_no_code_of_ours_starts_a_thread_or_handles_a_signal() -> None:
+    """What slurmstepd loads, by the symbols that it wants."""
+    plugin = Path(SPANK).parent / "slurm_ch/native/slurm_ch.so"
+    wanted = subprocess.run(
+        ["nm", "-D", "--undefined-only", str(plugin)], check=True, capture_output=True, text=True
+    ).stdout
+    found = set(re.findall(r"\bU (\w+)", wanted))
+    assert {"socketpair", "fork", "execve"} <= found
+    assert not found & {
+        "pthread_create",
+        "sigaction",
+        "setlocale",
+        "chdir",
+        "umask",
+        "alarm",
+        "setitimer",
+        "system",
+        "popen",
+        "putenv",
+    }
+
+
+def test_only_the_grandchild_touches_signals() -> None:
+    """start_launcher.c resets them for the launcher; no other part has to do with any."""
+    users = {
+        Path(source).name for source in SOURCES if re.search(r"\bsignal\(|sigprocmask\(", Path(source).read_text())
+    }
+    assert users <= {"start_launcher.c"}

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # slurm_ch. On a fresh Debian machine, as root: `make demo`, `make test`.
 
 SHELL = /bin/bash

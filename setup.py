@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Build ch-join with the package, so that `pip install` gives a working `slurm-ch run`.
 
 The plugin is not built here: it needs Slurm's headers, and belongs to the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`make bench`: everything in one run, results in bench/results/."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Images: a small one to start in, and one with a Python and 7,000 files to read."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The launcher by itself: what its start, its imports and its work cost, and how many instructions."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Running things and measuring them: wall time, CPU of everything that was started, memory."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The peer: ch-run of Debian forky, unpacked into a tree of its own, started with that tree's loader.
 
 The packages come from the machine's own mirror. Nothing is installed.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The plot of the report's main figures."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs inside the container: `reader.py WHAT READERS ROOT PYTHON` prints the seconds of two passes.
 
 WHAT is `tree` (read every file below ROOT/data) or `imports` (PYTHON runs

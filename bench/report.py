@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The report, as Markdown: samples and facts in, text out."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Statistics over samples: pure, and all that the tables are made of."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is run: the steps, the nodes, the readers, and commands without Slurm."""
 
 from __future__ import annotations

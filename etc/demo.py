@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The demo: four tasks of a step in a real SquashFS image, as an ordinary user."""
 
 from __future__ import annotations

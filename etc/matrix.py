@@ -1,4 +1,5 @@
 #!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
 """The test suite on several Debian releases, each with its own Slurm and Python.
 
     matrix.py [--clean] [RELEASE...]

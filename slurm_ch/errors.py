@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every exception that slurm_ch raises on purpose, and every exit code.
 
     ChError                 a failure of ours                       exit 31

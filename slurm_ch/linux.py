@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The kernel's calls that Python lacks, each under the kernel's own name.
 
 Every wrapper raises OSError with the errno and the paths it was about. Calls

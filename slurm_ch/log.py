@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lines on standard error: one prefix, four levels, nothing buffered.
 
 The standard library's logging costs more than the whole launcher may.

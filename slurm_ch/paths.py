@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where the parts of this installation are: all beside the package itself."""
 
 from __future__ import annotations

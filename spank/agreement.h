@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* What the plugin, the launcher and ch-join agree on.
  *
  * The Python side has the same in slurm_ch/errors.py, tickets.py,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What must not be left behind: a snapshot of the machine, and the difference."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`slurm-ch enter` and `slurm-ch ps`: from where the user is to the nodes of a job, and in.
 
 A node is reached by a step of the job's own, `srun --overlap`: no daemon, no

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Containers that run on this node, found by the processes that Slurm says are in a step.
 
 Nothing is remembered anywhere: `scontrol listpids` knows a step's processes,

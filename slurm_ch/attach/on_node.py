@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What `slurm-ch enter` and `slurm-ch ps` run on a job's node, as a step of the job.
 
 on_node.py list JOB | on_node.py enter JOB LABEL STEP|- [CMD...]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`slurm-ch enter`: a shell, or a command, in a container of a running job."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`slurm-ch explain`: the plan of a container, without carrying it out."""
 
 from __future__ import annotations

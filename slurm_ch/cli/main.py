@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The `slurm-ch` command and the one place that prints its errors."""
 
 from __future__ import annotations

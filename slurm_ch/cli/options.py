@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """click options made from the option table, with the order of the command line kept.
 
     [OPTIONS] IMAGE [OPTIONS] [--] CMD...

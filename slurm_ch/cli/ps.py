@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`slurm-ch ps`: the containers of the caller's running jobs."""
 
 from __future__ import annotations

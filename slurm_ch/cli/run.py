@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`slurm-ch run`, or `ch-run` where it is installed: a command in a container, without the plugin."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`slurm-ch sandbox`: a command, or a shell, inside a Slurm cluster that lasts as long as it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Devices by the Container Device Interface: from what was asked for to what is to be done.
 
 Spec files are looked for and read here, and nothing else is touched. Of a

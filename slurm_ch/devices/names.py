@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names in the Container Device Interface: of kinds, of devices, of what a user asks for."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a spec file of the Container Device Interface says: text in, values out.
 
 https://github.com/cncf-tags/container-device-interface/blob/main/SPEC.md

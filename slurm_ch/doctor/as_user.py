@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Trying it out: programs run, and containers made and left at once, as an ordinary user.
 
 Whoever runs this as root becomes the user first, for good, in a child: nothing

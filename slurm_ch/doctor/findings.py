@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a look at a node finds: records and their text."""
 
 from __future__ import annotations

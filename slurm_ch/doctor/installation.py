@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The installation on this node: the plugin in plugstack.conf, and the parts that it starts."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What `slurm-ch doctor` runs as an ordinary user: one container, made and left at once.
 
 make_container.py directory|overlay|squashfs [SQUASHFUSE]: exit status 0, or a line on what failed.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What on this node would stop a step, and what helps.
 
 Each check yields findings. What can be tried is tried, as an ordinary user;

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The container's /etc/passwd and /etc/group, as text.
 
 The host's own look-up (files, LDAP, ...) gives the names; it happens before

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a plan is made of: actions, and what they hand to each other.
 
 A plan is a tuple of actions, decided before anything is done. It can be shown

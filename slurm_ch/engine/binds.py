@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bind mounts into the new root, and making the places where they go.
 
 All look-ups inside the image go through openat2(2), confined by the kernel to

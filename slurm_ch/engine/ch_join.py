@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The end of every way in without the plugin: this process becomes `ch-join`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The container: a record, the plan that it becomes, and carrying that out.
 
 The order of the actions is the contract. All mounts are made in the outer

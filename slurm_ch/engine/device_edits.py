@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a container's devices add to its plan.
 
 Mounts are ordinary binds, with their destinations made where they are missing;

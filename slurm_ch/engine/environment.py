@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Environment rules, and the plan that `ch-join` carries out in each task.
 
 The rules are worked out once per node; `ch-join` applies them to each task's

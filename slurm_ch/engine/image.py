@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Image references: what a string that names an image refers to.
 
 Only looks, never changes anything.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """User and mount namespaces: making, describing and joining them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a task's PMIx library must see in the container, by the names in its environment.
 
 Slurm's PMIx plugin puts them there: directories below slurmd's spool with the

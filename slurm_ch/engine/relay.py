@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Slurm's commands inside a container whose image has none: the part inside.
 
 A socket, a small program, and links to it under the commands' names. The other

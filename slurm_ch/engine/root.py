@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The file system tree's actions: the new root, what lies over it, and the pivot."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SquashFS through FUSE with no setuid helper.
 
 We open /dev/fuse, make the mount ourselves in our own user namespace, and

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the SPANK plugin starts: the launcher, and the check where a job is submitted."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The launcher as a program: `python3 -I -S launch.py FACTS_FD SOCKET_FD ERRORS_FD`.
 
 As small as can be, because the file that is run is compiled at every start.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The node's hot path: from what the plugin says to the ticket, then exit.
 
 Started once per node and step, by the plugin, with an empty environment and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A request, before it waits in the queue: refused here if the node would refuse it.
 
 Run by the plugin in srun, sbatch and salloc, as the submitting user. Only what

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The ticket: what the launcher hands to a node's tasks.
 
 One SEQPACKET message: a header and three or four descriptors (user namespace,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The option table: the one place that knows which options there are.
 
 The command line (click), the plugin's C table (generated) and the launcher all

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """plugstack.conf's arguments: the site's part of every container."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The record that options become.
 
 Here strings become a `Spec`; nothing is looked up in the file system.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What Slurm (or mpirun) says about this step: strings in, values out."""
 
 from __future__ import annotations

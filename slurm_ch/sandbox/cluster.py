@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A real Slurm on this machine for as long as a `with` lasts: `Cluster`.
 
 One munged, one slurmctld and a slurmd per virtual node run in a temporary

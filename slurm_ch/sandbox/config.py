@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The configuration files of a sandbox cluster, as text: strings in, strings out."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a sandbox cluster needs to know of the machine it runs on."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The process above all daemons of one sandbox cluster: starts them, and ends everything.
 
 Orphans of a slurmd (each slurmstepd is one, and so is a FUSE server) reparent

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Slurm, asked: its commands, its jobs and steps, its plugstack.conf."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What runs on the cluster, asked of Slurm: through pyslurm where it fits, else of its commands.
 
 pyslurm ends the process when it finds no slurm.conf, and its library must be

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """plugstack.conf: where it is, what it includes, and what it says of our plugin.
 
 Reads files, as Slurm does, and asks nobody: a node whose controller is down can

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Running jobs and their steps: records, what Slurm's commands print, and how people name them.
 
 Strings in, values out. Formats: `squeue --json` and `squeue --steps --json` of

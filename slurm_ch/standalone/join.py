@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The named join: unrelated processes of one node meet and share namespaces.
 
 Two POSIX objects carry it, both of mode 0600 and of the name

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The way in without the plugin: this process, alone or with its peers.
 
 Ends by becoming `ch-join`, which carries out the plan and runs the command.

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* What the parts of ch-join share. */
 #ifndef CH_JOIN_H
 #define CH_JOIN_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The image's own command: what ENTRYPOINT and CMD were when it was built.
  *
  * ch-image keeps each as a file: the four bytes "angi", then for every string

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* ch-join: the last step of a task's way into its container.
  *
  * Statically linked, because it runs with the container's root and the task's

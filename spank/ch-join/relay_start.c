@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* ch-join's part of the relay: the broker's start, and what a relayed srun hands
  * to its step. */
 #define _GNU_SOURCE

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Root emulation: a seccomp filter that makes calls succeed which only root may
  * make, without doing anything. Package managers and tar then run in a
  * container whose root is nobody special.

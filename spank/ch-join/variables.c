@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* What a plan does to a task's own environment. */
 #define _GNU_SOURCE
 #include <errno.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The relay's broker: runs Slurm's commands on the host for the relays inside.
  *
  * Forked by ch-join before it entered any namespace: it is where a plain batch

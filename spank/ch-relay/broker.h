@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The broker's parts and what they share. */
 #ifndef RELAYD_H
 #define RELAYD_H

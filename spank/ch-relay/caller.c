@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* ch-relay: Slurm's commands for a container whose image has no Slurm.
  *
  * Two roles. Inside, called srun, squeue, ...: send all that a command depends

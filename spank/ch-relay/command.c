@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The command itself: from the broker's child to one of Slurm's programs. */
 #define _GNU_SOURCE
 #include <errno.h>

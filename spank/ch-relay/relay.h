@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* What the two ends of the relay agree on.
  *
  * The request is one SEQPACKET message: a header, and a sealed memory file with

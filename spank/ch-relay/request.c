@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* A request, received and taken apart. Whoever sent it may be hostile. */
 #define _GNU_SOURCE
 #include <errno.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Data blocks and fragments: a cache that all threads share.
  *
  * The kernel asks for 128 KiB around a page fault, which is rarely aligned to

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Reading a SquashFS file's data: blocks are inflated once and shared by all threads. */
 #ifndef SERVE_BLOCKS_H
 #define SERVE_BLOCKS_H

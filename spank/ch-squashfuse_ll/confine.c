@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* What the server may still ask of the kernel once it serves: to read what it
  * has open, to answer, and memory. An image that finds a fault in the library
  * that takes it apart gets hold of a process that can open, start and reach

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Keeping the SquashFS server to serving. */
 #ifndef SERVE_CONFINE_H
 #define SERVE_CONFINE_H

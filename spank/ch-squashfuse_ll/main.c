@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* ch-squashfuse_ll: serves a SquashFS image on a FUSE descriptor that is mounted already.
  *
  *   ch-squashfuse_ll -f [-s] /dev/fd/IMAGE /dev/fd/FUSE      (-s: one thread)

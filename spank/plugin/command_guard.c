@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* A node without this plugin would run the command on the host, and say nothing.
  *
  * So srun's side puts a word in the command's place that no host can execute,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Print the plugin's C table of options, from the one in slurm_ch/request/options.py."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* On the node: one socketpair per step, `ch-join` in front of each command,
  * and one launcher, started by local task 0. */
 #define _GNU_SOURCE

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Where the user submits: options in, one request out.
  *
  * Strings are collected and forwarded; what they mean is the launcher's

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The plugin's parts and what they share. */
 #ifndef PLUGIN_H
 #define PLUGIN_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The request, before it waits in the queue: read by the same code as on the
  * node, with the same words where it is wrong.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* Slurm's way in: a switch, nothing more. */
 #include "plugin.h"
 

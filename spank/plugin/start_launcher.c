@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The launcher's start: a grandchild of local task 0, as the user.
  *
  * A grandchild, because slurmstepd waits for its own children, and the task's

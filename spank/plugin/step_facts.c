@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* What the launcher and the checker are told, as data, and where they are. */
 #define _GNU_SOURCE
 #include <dlfcn.h>

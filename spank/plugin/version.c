@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* A plugin built for another Slurm release says so.
  *
  * Slurm refuses such a plugin, and names neither release in a way that helps.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The fault campaign's size, its lab, and the record of what happened.
 
 `CHAOS=full` is the whole campaign (`make chaos`), else a short form of it runs.

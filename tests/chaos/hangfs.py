@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A file system with one file, image.sqfs, whose server stops answering: `hangfs.py MOUNTPOINT IMAGE OPERATION`.
 
 Speaks FUSE's protocol on /dev/fuse itself (linux/fuse.h), so that it can do what no library lets it: take a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Steps that something is done to at one of their system calls, and what must hold afterwards.
 
 A step's parts (launcher, ch-join, FUSE server) are started through the plugin's

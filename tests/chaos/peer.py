@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The campaign's faults against `ch-run --join`, where they apply: `python -m tests.chaos.peer RESULTS`.
 
 Figures to compare with, no test: what fails here is not ours. Downloads and unpacks the newest ch-run as the

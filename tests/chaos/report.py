@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tables of docs/internals/reliability.rst from the campaign's figures: `python -m tests.chaos.report [RESULTS]`.
 
 Without an argument, from docs/internals/reliability.json; with one, that becomes docs/internals/reliability.json first.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Steps of a real Slurm whose parts are steppers, and what must hold when one has ended."""
 
 from __future__ import annotations

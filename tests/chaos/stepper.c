@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* stepper: runs a program and does one thing to it at one of its system calls.
  *
  * Copied to where a site argument of the plugin's (python=, ch_join=,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Each part of a step killed at each of its system calls, and each call failing with each plausible errno."""
 
 from __future__ import annotations

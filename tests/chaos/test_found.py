@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the campaign found once: each has a case of its own here, whatever the short form happens to hit."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Many steps, many at once, many tasks: each in its own image, none lost, nothing left, nothing that grows."""
 
 from __future__ import annotations

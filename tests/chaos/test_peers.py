@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The named join, `srun slurm-ch run --join`: a peer killed at each of its calls, first or last to come."""
 
 from __future__ import annotations

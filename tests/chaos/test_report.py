@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """docs/internals/reliability.rst shows the figures that docs/internals/reliability.json has, and they are all good."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Steps on a machine that is out of something, and images that are cut, swapped, deleted, or on a server that hangs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """On a real Slurm: whoever dies, whenever, the step ends, nothing stays, the node is up, and the next step works."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A cluster for the session, and what every test on it leaves behind: nothing."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`slurm-ch enter` and `slurm-ch ps`: into the containers of jobs that run."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Batch scripts, job arrays, heterogeneous jobs, requeued jobs: who is in which container."""
 
 from __future__ import annotations

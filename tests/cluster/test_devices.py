@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Devices by CDI specs in steps: through the plugin, and with the named join."""
 
 from __future__ import annotations

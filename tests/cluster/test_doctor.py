@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`slurm-ch doctor`: each thing that would stop a step, provoked where only the test sees it."""
 
 from __future__ import annotations

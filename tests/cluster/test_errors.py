@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What goes wrong gets one clear line with the node's name, and leaves nothing."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Users who want more than a step in a container, and values that nobody sends."""
 
 from __future__ import annotations

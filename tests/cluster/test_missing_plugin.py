@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A node without the plugin, or with one of another age, never runs a command on the host."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """MPI: Debian's MPICH and Open MPI in an image, over two nodes with four tasks each."""
 
 from __future__ import annotations

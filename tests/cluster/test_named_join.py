@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Without the plugin: `srun slurm-ch run --join`, the peers finding each other by name."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Options: on the command line, from the environment, in batch scripts, from the site."""
 
 from __future__ import annotations

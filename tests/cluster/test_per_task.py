@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What differs from task to task still does in the container."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """job_container/tmpfs: a job's private /tmp is the container's /tmp."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Slurm's commands called inside a container whose image has none of them."""
 
 from __future__ import annotations

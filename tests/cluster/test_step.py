@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A step in a container, on a real Slurm."""
 
 from __future__ import annotations

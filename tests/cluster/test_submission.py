@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What can be known where a step is submitted is refused there, with the node's own words."""
 
 from __future__ import annotations

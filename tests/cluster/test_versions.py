@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A plugin that was built for another Slurm release says so, and names both."""
 
 from __future__ import annotations

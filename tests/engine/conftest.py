@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`slurm-ch run` as an ordinary user, and what it must not leave behind."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* What a hostile command tries in order to leave its container.
  *
  *   escape READ-ONLY-FILE PID...

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where ch-run fails and we don't: what outlives what, and whom signals reach."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ch-run's options in `slurm-ch run`: what a user of Charliecloud expects of each."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Devices by CDI specs, in real containers: libraries, links, nodes, hooks, environment, joins."""
 
 from __future__ import annotations

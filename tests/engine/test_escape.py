@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A command that wants out: as the user, as root in the container, with a user namespace of its own."""
 
 from __future__ import annotations

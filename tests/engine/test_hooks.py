@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hooks and merge binds [H1, B6], with the engine called from Python."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`slurm-ch run`, ch-join and the launcher in the hands of somebody who means no good."""
 
 from __future__ import annotations

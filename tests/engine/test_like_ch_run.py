@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The same command line with Debian's ch-run and with ours: what the command sees.
 
 DIFFERENCES has all that is not the same; each is argued in docs/internals/parity.rst.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A named join without Slurm: Open MPI's mpirun starts the peers [J1-J6]."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Each row of the engine's behaviour, with real namespaces, as an ordinary user."""
 
 from __future__ import annotations

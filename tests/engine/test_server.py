@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Our own server of SquashFS: an image through it is what went into it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Directories of the image that belong to somebody else [B3]: covered, with all that is mounted in them kept."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* For compilers without libFuzzer: replays files, then mutates them.
  *
  *   TARGET RUNS SEED FILE...

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* What the fuzz targets share: each is the unmodified source with the outside
  * world, exit included, replaced. */
 #ifndef FUZZ_H

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* ch-join: plans, tickets, its variable, the image's own command, what a relayed
  * srun hands on. The first byte says which. */
 #define _GNU_SOURCE

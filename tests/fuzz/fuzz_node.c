@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The node's side, where any call of Slurm's may fail: what the launcher is told,
  * and never the command on the host. */
 #define _GNU_SOURCE

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The relay's broker: requests from inside a container, as hostile as can be. */
 #define _GNU_SOURCE
 #include <errno.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The submitting side: options and defaults in, one request out. */
 #define _GNU_SOURCE
 #include <errno.h>

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CDI specs of any shape: the only errors are ours, of one line that names the file."""
 
 from __future__ import annotations

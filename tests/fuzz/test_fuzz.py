@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The C parsers against what nobody sends: the kept cases, and a few thousand made of them.
 
 `make chaos` runs the same targets for a million cases, led by coverage.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every parser in Python, against anything: the right kind of error, or a value that holds what was said."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The named join [J2, J4-J6], with real processes that are really killed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The named join among enemies: squatters on its names, and contents that lie."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The SquashFS server's block cache with many threads in it, stopped where it matters.
  *
  *   blocks IMAGE DIRECTORY NAME...

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* What the SquashFS server could still do, if an image had it in its power. */
 #define _GNU_SOURCE
 #include <errno.h>

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The unmodified plugin, built into a fake Slurm with sanitizers."""
 
 from __future__ import annotations

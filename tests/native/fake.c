@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* A Slurm of the test's own: as much of SPANK as the plugin uses, and a driver.
  *
  *   fake submit OPTION...        the submitting side, twice with FAKE_COMMAND

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A broker with stand-ins for Slurm's commands, and relays that call it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* The fake as slurmstepd: what the plugin does to the process that it is loaded in.
  *
  *   fake state CMD      every callback, the process compared before and after

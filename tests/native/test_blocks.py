@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The SquashFS server's block cache: threads that stop where it hurts, under the thread sanitizer."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ch-join: the ticket, the plan, the environment, the command."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The SquashFS server's confinement."""
 
 from __future__ import annotations

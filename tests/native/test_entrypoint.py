@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The image's own command, as ch-image writes it: any bytes, under sanitizers."""
 
 from __future__ import annotations

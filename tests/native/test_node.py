@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The node's side: slurmstepd, the tasks, and the launcher's start."""
 
 from __future__ import annotations

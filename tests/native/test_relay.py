@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The relay: what a command called inside has in common with one called outside."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Root emulation: the filter's bytes, run by an interpreter, for every architecture it knows."""
 
 from __future__ import annotations

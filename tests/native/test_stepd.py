@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The plugin as a guest in slurmstepd, which is root: it changes nothing, keeps nothing, and does next to nothing."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The submitting side: options in, one request out."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The sandbox: a whole Slurm cluster comes up, works, and goes without a trace."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The benchmarks' statistics and tables; nothing is run."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CDI specs: what they say, what is wrong with them, and which devices are meant."""
 
 from __future__ import annotations

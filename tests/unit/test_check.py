@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The checker: when a relative image is of no use, and whatever a user writes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command line: order kept, values that may be left out, options behind the image."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whatever a user writes: an error of one line and a documented code, never a traceback."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Running jobs: what Slurm's commands and pyslurm say, and how people name them."""
 
 from __future__ import annotations

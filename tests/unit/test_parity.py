@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """docs/internals/parity.rst: every option, every row, and tests that are really there."""
 
 from __future__ import annotations

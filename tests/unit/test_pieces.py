@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Small pure parts: images, passwd, environment files, errors, hooks."""
 
 from __future__ import annotations

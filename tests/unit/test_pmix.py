@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What PMIx must see, from the names in a task's environment."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The option table, and what options become: no system calls."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tag and count [J1], from nothing but an environment."""
 
 from __future__ import annotations

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each file of ours names its license."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+TAG = "SPDX-License-Identifier: Apache-2.0"
+# Data, and the license itself.
+WITHOUT = (".json", ".png", ".md")
+APART = {"LICENSE", "NOTICE"}
+
+
+def sources() -> list[Path]:
+    """Return the files under version control, or, in a copy without it, those of the source folders."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, check=False, capture_output=True, text=True)
+    if listed.returncode == 0:
+        return [ROOT / line for line in listed.stdout.split()]
+    folders = ("slurm_ch", "spank", "tests", "bench", "docs", "etc")
+    return [path for folder in folders for path in (ROOT / folder).rglob("*.[pchr]*") if path.suffix != ".pyc"]
+
+
+def test_each_file_names_its_license() -> None:
+    files = [
+        path for path in sources()
+        if path.is_file() and "corpus" not in path.parts and path.parent != ROOT / "slurm_ch/native"
+        and path.suffix not in WITHOUT and path.name not in APART
+    ]  # fmt: skip
+    assert len(files) > 150
+    assert [str(path) for path in files if TAG not in path.read_text()[:300]] == []
+
+
+def test_the_license_and_the_notice() -> None:
+    assert "Apache License\n                           Version 2.0" in (ROOT / "LICENSE").read_text()
+    notice = (ROOT / "NOTICE").read_text()
+    assert "Charliecloud" in notice and "Triad National Security, LLC" in notice
+    assert 'license = "Apache-2.0"' in (ROOT / "pyproject.toml").read_text()

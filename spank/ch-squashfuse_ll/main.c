@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* ch-squashfuse_ll: serves a SquashFS image on a FUSE descriptor that is mounted already.
  *
- *   ch-squashfuse_ll -f [-s] /dev/fd/IMAGE /dev/fd/FUSE      (-s: one thread)
+ *   ch-squashfuse_ll -f [-s] [-t SECONDS] /dev/fd/IMAGE /dev/fd/FUSE
  *
- * As squashfuse_ll's command line has it, for which it stands in where
+ * -s: one thread; -t: the kernel ends the mount when a request waits that long
+ * (Linux 6.15; it looks every 15 seconds, and takes less for 15).
+ * Else as squashfuse_ll's command line has it, for which it stands in where
  * libsquashfuse was there to build it. It is static, so that it serves a few
  * ms sooner, shares each inflated block among its threads, and has the kernel
  * ask once: an image doesn't change, so that everything may be cached for ever,
@@ -20,6 +22,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <sys/uio.h>
@@ -33,12 +36,24 @@
 #define REPLY_BYTES (132 << 10) /* 32 pages are its largest read, unless told otherwise */
 #define THREADS_MAX 4
 #define FOREVER (UINT64_MAX >> 2)
+/* An image can say that a name has 64 KiB, and libsquashfuse reads what it says. */
+#define NAME_BYTES (128 << 10)
 /* READDIR's offsets: 1 and 2 are behind "." and "..". */
 #define DOTS 2
+/* INIT's newest part, which headers may lack: flags' second half in the request and the reply, and the
+ * reply's timeout, by their places. */
+#define INIT_EXT (1U << 30)
+#define REQUEST_TIMEOUT (1U << (42 - 32))
+#define IN_FLAGS2 16
+#define OUT_FLAGS2 32
+#define OUT_TIMEOUT 40
 
 static struct image image;
 static int fuse = -1;
 static bool have_xattrs;
+static uint16_t request_timeout; /* seconds; 0: none */
+/* Where names of entries and attributes are read to, with the metadata locked. */
+static char *name_buffer;
 
 struct request {
 	struct fuse_in_header head;
@@ -118,7 +133,6 @@ static ssize_t lookup(struct request *r, char *reply)
 	struct fuse_entry_out *out = (struct fuse_entry_out *)reply;
 	sqfs_inode directory;
 	sqfs_dir_entry entry;
-	sqfs_name name;
 	bool found;
 	int failed = get_inode(r->head.nodeid, &directory);
 
@@ -126,7 +140,7 @@ static ssize_t lookup(struct request *r, char *reply)
 		return failed;
 	if (!S_ISDIR(directory.base.mode | sqfs_mode(directory.base.inode_type)))
 		return -ENOTDIR;
-	sqfs_dentry_init(&entry, name);
+	sqfs_dentry_init(&entry, name_buffer);
 	if (sqfs_dir_lookup(&image.fs, &directory, r->body, strlen(r->body), &entry, &found))
 		return -EIO;
 	if (!found) { /* nothing, and that for ever */
@@ -191,7 +205,6 @@ static ssize_t readdir_of(struct request *r, char *reply, bool plus)
 	sqfs_inode directory;
 	sqfs_dir_entry entry;
 	sqfs_dir dir;
-	sqfs_name name;
 	sqfs_err error = SQFS_OK;
 	int failed = get_inode(r->head.nodeid, &directory);
 
@@ -208,16 +221,17 @@ static ssize_t readdir_of(struct request *r, char *reply, bool plus)
 	}
 	if (sqfs_dir_open(&image.fs, &directory, &dir, in->offset > DOTS ? in->offset - DOTS : 0))
 		return -EIO;
-	sqfs_dentry_init(&entry, name);
+	sqfs_dentry_init(&entry, name_buffer);
 	while (sqfs_dir_next(&image.fs, &dir, &entry, &error)) {
 		struct fuse_dirent head = { .ino = sqfs_dentry_inode_num(&entry),
 					    .off = sqfs_dentry_next_offset(&entry) + DOTS,
 					    .namelen = sqfs_dentry_name_size(&entry),
 					    .type = sqfs_dentry_mode(&entry) >> 12 };
 
-		if (plus && get_entry(sqfs_dentry_inode(&entry), &attributes))
+		if (head.namelen > SQUASHFS_NAME_LEN ||
+		    (plus && get_entry(sqfs_dentry_inode(&entry), &attributes)))
 			return -EIO;
-		if (!add_entry(reply, &used, room, plus, &head, name, &attributes))
+		if (!add_entry(reply, &used, room, plus, &head, name_buffer, &attributes))
 			return used;
 	}
 	return error && !used ? -EIO : (ssize_t)used;
@@ -247,18 +261,46 @@ static ssize_t sized(char *reply, size_t room, size_t size)
 	return sizeof(*out);
 }
 
+/* Read the next attribute, with its name in name_buffer; the name's size, or -EIO. libsquashfuse takes
+ * trusted. and security. for each other, and its sqfs_xattr_lookup reads names of any length into few bytes. */
+static ssize_t next_attribute(sqfs_xattr *x)
+{
+	static const char *const prefixes[] = { "user.", "trusted.", "security." };
+	size_t prefix;
+
+	if (sqfs_xattr_read(x) || x->type >= sizeof(prefixes) / sizeof(prefixes[0]))
+		return -EIO;
+	prefix = strlen(prefixes[x->type]);
+	memcpy(name_buffer, prefixes[x->type], prefix);
+	return sqfs_xattr_name(x, name_buffer + prefix, false) ? -EIO : (ssize_t)prefix + x->entry.size;
+}
+
 static ssize_t getxattr_of(struct request *r, char *reply)
 {
 	const struct fuse_getxattr_in *in = (const struct fuse_getxattr_in *)r->body;
-	size_t size = REPLY_BYTES;
+	const char *wanted = r->body + sizeof(*in);
+	ssize_t length = strlen(wanted), named;
+	size_t size;
+	sqfs_xattr x;
 	sqfs_inode inode;
 	int failed = have_xattrs ? get_inode(r->head.nodeid, &inode) : -ENOSYS;
 
 	if (failed)
 		return failed;
-	if (sqfs_xattr_lookup(&image.fs, &inode, r->body + sizeof(*in), reply, &size))
+	if (sqfs_xattr_open(&image.fs, &inode, &x))
 		return -EIO;
-	return size ? sized(reply, in->size, size) : -ENODATA;
+	while (x.remain) {
+		if ((named = next_attribute(&x)) < 0)
+			return named;
+		if (named != length || memcmp(name_buffer, wanted, length))
+			continue;
+		if (sqfs_xattr_value_size(&x, &size) || size > REPLY_BYTES)
+			return -EIO;
+		if (in->size >= size && sqfs_xattr_value(&x, reply))
+			return -EIO;
+		return sized(reply, in->size, size);
+	}
+	return -ENODATA;
 }
 
 static ssize_t listxattr_of(struct request *r, char *reply)
@@ -274,13 +316,11 @@ static ssize_t listxattr_of(struct request *r, char *reply)
 	if (sqfs_xattr_open(&image.fs, &inode, &x))
 		return -EIO;
 	while (x.remain) {
-		size_t size;
+		ssize_t size = next_attribute(&x);
 
-		if (sqfs_xattr_read(&x))
+		if (size < 0 || used + size + 1 > REPLY_BYTES)
 			return -EIO;
-		size = sqfs_xattr_name_size(&x);
-		if (used + size + 1 > REPLY_BYTES || sqfs_xattr_name(&x, reply + used, true))
-			return -EIO;
+		memcpy(reply + used, name_buffer, size);
 		reply[used + size] = '\0';
 		used += size + 1;
 	}
@@ -321,6 +361,16 @@ static ssize_t init(struct request *r, char *reply)
 	out->congestion_threshold = 48;
 	out->max_write = 4096;
 	out->time_gran = 1000000000; /* whole seconds are all that SquashFS has */
+	if (request_timeout && in->flags & INIT_EXT) {
+		uint32_t flags2;
+
+		memcpy(&flags2, r->body + IN_FLAGS2, sizeof(flags2));
+		flags2 &= REQUEST_TIMEOUT;
+		out->flags |= INIT_EXT;
+		memcpy(reply + OUT_FLAGS2, &flags2, sizeof(flags2));
+		if (flags2)
+			memcpy(reply + OUT_TIMEOUT, &request_timeout, sizeof(request_timeout));
+	}
 	return sizeof(*out);
 }
 
@@ -442,25 +492,48 @@ static void open_image(int fd, int threads)
 		die("can't read the SquashFS image: block size %u", image.fs.sb.block_size);
 }
 
+/* A name that is longer than any can be ends the server, not what is behind it in memory. */
+static char *make_name_buffer(void)
+{
+	char *start = mmap(NULL, 2 * NAME_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (start == MAP_FAILED || mprotect(start + NAME_BYTES, NAME_BYTES, PROT_NONE))
+		die("out of memory");
+	return start;
+}
+
 int main(int argc, char **argv)
 {
-	bool single = argc == 5 && !strcmp(argv[2], "-s");
-	int threads = single ? 1 : cores(), fd;
+	bool single = false, usable = argc > 3 && !strcmp(argv[1], "-f");
+	int threads = cores(), option, fd;
 	pthread_attr_t small;
 	pthread_t thread;
 
-	if (argc != 4 + single || strcmp(argv[1], "-f") || (fd = descriptor(argv[2 + single])) < 0 ||
-	    (fuse = descriptor(argv[3 + single])) < 0)
-		die("usage: ch-squashfuse_ll -f [-s] /dev/fd/IMAGE /dev/fd/FUSE");
+	opterr = 0;
+	while (usable && (option = getopt(argc, argv, "fst:")) != -1) {
+		if (option == 's')
+			single = true;
+		else if (option == 't')
+			usable = (request_timeout = atoi(optarg)) > 0;
+		else
+			usable = option == 'f';
+	}
+	if (!usable || optind + 2 != argc || (fd = descriptor(argv[optind])) < 0 ||
+	    (fuse = descriptor(argv[optind + 1])) < 0)
+		die("usage: ch-squashfuse_ll -f [-s] [-t SECONDS] /dev/fd/IMAGE /dev/fd/FUSE");
+	if (single)
+		threads = 1;
 	/* Blocks come and go, at a size for which malloc would ask the kernel each time. */
 	mallopt(M_ARENA_MAX, 1);
 	mallopt(M_MMAP_THRESHOLD, 8 << 20);
 	mallopt(M_TRIM_THRESHOLD, 8 << 20);
-	open_image(fd, threads);
+	name_buffer = make_name_buffer();
 	if (chdir("/"))
 		die("can't cd to /: %s", strerror(errno));
-	if (confine())
+	if (close_others(fd, fuse) || confine())
 		die("can't confine the server: %s", strerror(errno));
+	/* From here on, whatever the image says is read by a process that can do nothing with it. */
+	open_image(fd, threads);
 	pthread_attr_init(&small);
 	pthread_attr_setstacksize(&small, 256 << 10);
 	for (int i = 1; i < threads; i++)

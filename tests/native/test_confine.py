@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from pathlib import Path
 
@@ -14,5 +15,5 @@ def test_nothing_but_serving(world_tmp: Path) -> None:
     sources = [Path(__file__).with_name("confine.c"), SPANK / "ch-squashfuse_ll/confine.c"]
     flags = ["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-Wno-cast-function-type", "-static", "-pthread"]
     subprocess.run(["cc", *flags, "-o", program, *sources], check=True, capture_output=True, text=True)
-    done = subprocess.run([program], check=True, capture_output=True, text=True, timeout=20)
-    assert done.stdout == "done\n"
+    done = subprocess.run([program], check=False, capture_output=True, text=True, timeout=20)
+    assert (done.stdout, done.returncode) == ("done\n", -signal.SIGABRT)

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The SquashFS server and images that mean harm: what it is asked on a socket pair, in the kernel's place."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import re
+import shutil
+import signal
+import struct
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .fuse_wire import INIT_EXT, REQUEST_TIMEOUT, Gone, Server
+
+SEED = int(os.environ.get("SEED", "1"))
+FULL = os.environ.get("CHAOS") == "full"
+LONG = b"trusted." + b"n" * 200
+
+
+def pack(tree: Path, image: Path, *words: str) -> Path:
+    image.unlink(missing_ok=True)
+    command = ["mksquashfs", tree, image, "-quiet", "-no-progress", "-all-time", "0", "-mkfs-time", "0", *words]
+    subprocess.run(command, check=True, capture_output=True)
+    return image
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Each kind of inode; one directory that is large enough for an index; attributes, one with a long name."""
+    root = tmp_path_factory.mktemp("serving") / "tree"
+    (root / "many").mkdir(parents=True)
+    dice = random.Random(3)
+    (root / "big").write_bytes(dice.randbytes(200_000) + bytes(300_000))
+    (root / "small").write_bytes(b"small")
+    (root / "soft").symlink_to("small")
+    os.mkfifo(root / "fifo")
+    (root / "first").mkdir()
+    (root / "first" / "victim").touch()
+    for number in range(900):
+        (root / "many" / f"{number:03}{'n' * 80}").touch()
+    os.setxattr(root / "small", LONG, b"value")
+    os.setxattr(root / "small", b"trusted.other", b"v" * 3000)
+    os.setxattr(root / "many", b"trusted.other", b"v" * 3000)
+    yield root
+    shutil.rmtree(root)
+
+
+@pytest.fixture(scope="module")
+def plain(tree: Path) -> Path:
+    """The tree with nothing compressed, so that its bytes can be changed where they are."""
+    return pack(tree, tree.with_name("plain.sqfs"), "-noI", "-noD", "-noF", "-noX")
+
+
+@pytest.mark.parametrize("packing", [("-noX",), ("-comp", "zstd")], ids=" ".join)
+def test_an_attribute_with_a_long_name(tree: Path, packing: tuple[str, ...]) -> None:
+    server = Server(pack(tree, tree.with_name("long.sqfs"), *packing))
+    server.init()
+    node = server.lookup(b"small")
+    for _ in range(100):  # what is overrun is the heap's: it may take a while to show
+        with pytest.raises(OSError) as no_such:
+            server.getxattr(node, b"security.capability")
+        assert no_such.value.errno == errno.ENODATA
+    assert server.getxattr(node, LONG) == b"value"
+    assert server.getxattr(node, LONG, 0) == struct.pack("=II", 5, 0)
+    assert server.getxattr(node, b"trusted.other") == b"v" * 3000
+    with pytest.raises(OSError) as no_room:
+        server.getxattr(node, b"trusted.other", 2999)
+    assert no_room.value.errno == errno.ERANGE
+    assert sorted(server.listxattr(node)) == sorted([LONG, b"trusted.other"])
+    assert server.listxattr(server.lookup(b"big")) == []
+    assert server.end() == (0, "")
+
+
+def long_name(plain: Path, image: Path) -> None:
+    """Make `image` of `plain`: an entry says that its name has 64 KiB, and there is as much behind it."""
+    data = plain.read_bytes()
+    # An entry of a directory: offset, inode number (a difference), type, the name's size less one, the name.
+    places = [m.start() for m in re.finditer(rb"\x05\x00victim", data)]
+    assert len(places) == 1
+    image.write_bytes(data[: places[0]] + b"\xff\xff" + data[places[0] + 2 :])
+
+
+@pytest.mark.parametrize("how", ["names", "plus", "lookup"])
+def test_an_entry_with_a_name_of_64_kib(plain: Path, tmp_path: Path, how: str) -> None:
+    long_name(plain, tmp_path / "image.sqfs")
+    server = Server(tmp_path / "image.sqfs")
+    server.init()
+    first = server.lookup(b"first")
+    try:
+        if how == "lookup":
+            assert not server.lookup(b"other", first)
+        else:
+            server.names(first, plus=how == "plus")
+    except OSError as error:
+        assert error.errno == errno.EIO
+    # It lives, and goes on serving what is whole.
+    assert len(server.names(server.lookup(b"many"))) == 902
+    assert server.end() == (0, "")
+
+
+def test_an_index_with_a_name_beyond_all_bounds(plain: Path, tmp_path: Path) -> None:
+    """The index of a large directory gives the size of a name in 32 bits."""
+    data = plain.read_bytes()
+    # An index' entry: an offset, a block, the name's size less one, the name.
+    places = [m.start() for m in re.finditer(rb"\x52\x00\x00\x00\d\d\dn{80}", data)]
+    assert places
+    for place in places:
+        data = data[:place] + b"\xff\xff\xff\x00" + data[place + 4 :]
+    (tmp_path / "image.sqfs").write_bytes(data)
+    server = Server(tmp_path / "image.sqfs")
+    server.init()
+    many = server.lookup(b"many")
+    try:
+        server.lookup(b"899" + b"n" * 80, many)
+    except OSError as error:
+        assert error.errno == errno.EIO
+    except Gone:
+        server.socket.close()
+        assert server.process.wait(20) == -signal.SIGSEGV  # at the guard, not later by what was overwritten
+        return
+    assert server.end() == (0, "")
+
+
+def test_mutated_images_kill_their_server_or_are_refused(tree: Path, plain: Path, tmp_path: Path) -> None:
+    packed = pack(tree, tree.with_name("packed.sqfs"), "-comp", "gzip")
+    dice = random.Random(SEED)
+    ends = {"served": 0, "refused": 0, "dead": 0}
+    for number in range(20_000 if FULL else 200):
+        data = bytearray((plain, packed)[number % 2].read_bytes())
+        # The superblock, the tables at the end, or anywhere.
+        low, high = dice.choice(((4, 96), (len(data) - 40_000, len(data)), (0, len(data))))
+        for _ in range(dice.choice((1, 1, 4, 30))):
+            at = max(0, dice.randrange(low, high))
+            data[at] = dice.choice((0, 1, 127, 128, 255, dice.randrange(256)))
+        (tmp_path / "image.sqfs").write_bytes(data)
+        server = Server(tmp_path / "image.sqfs")
+        try:
+            server.init()
+            ends["refused" if server.explore() else "served"] += 1
+        except Gone:
+            ends["dead"] += 1
+        status, said = server.end()
+        # It has served; it didn't take the image, and said so in a line; or its parser fell over. Nothing else.
+        assert (
+            (status, said) == (0, "")
+            or (status == 1 and re.fullmatch(r"[^\n]+\n", said))
+            or status in (-signal.SIGSEGV, -signal.SIGBUS, -signal.SIGABRT, -signal.SIGFPE)
+        ), (SEED, number, status, said)
+    assert ends["served"] and ends["refused"], ends
+
+
+def test_the_image_is_read_in_confinement(plain: Path, tmp_path: Path) -> None:
+    """Every call from the image's first byte on is one that the filter has seen."""
+    trace = tmp_path / "trace"
+    os.set_inheritable(keep := os.open("/dev/null", os.O_RDONLY), True)
+    server = Server(plain, before=("strace", "-f", "-qq", "-o", str(trace)), pass_fds=(keep,))
+    os.close(keep)
+    server.init()
+    assert server.explore() == 0
+    assert server.end() == (0, "")
+    calls = [line.split(None, 1)[1] for line in trace.read_text().splitlines()]
+    places = {
+        what: next(n for n, call in enumerate(calls) if call.startswith(what))
+        for what in ("close_range", "prctl(PR_SET_NO_NEW_PRIVS", "prctl(PR_SET_SECCOMP", "pread64")
+    }
+    assert list(places) == sorted(places, key=places.__getitem__)
+    assert not [call for call in calls[: places["pread64"]] if re.match(r"read\(|mmap\([^)]*, [3-9]\d*, ", call)]
+    # Threads come after.
+    threads = [n for n, call in enumerate(calls) if re.match(r"clone\(.*CLONE_THREAD", call)]
+    assert all(n > places["prctl(PR_SET_SECCOMP"] for n in threads)
+
+
+def test_nothing_else_is_open_in_the_server(plain: Path) -> None:
+    extra = [os.open("/etc/passwd", os.O_RDONLY) for _ in range(3)]
+    os.dup2(extra[0], 200)
+    server = Server(plain, pass_fds=(*extra, 200))
+    for fd in (*extra, 200):
+        os.close(fd)
+    server.init()
+    proc = Path("/proc") / str(server.process.pid)
+    assert sorted(os.readlink(fd).split(":")[0] for fd in (proc / "fd").iterdir()) == sorted(
+        ["/dev/null", "/dev/null", "pipe", "socket", str(plain)]
+    )
+    status = (proc / "status").read_text()
+    assert re.search(r"^Seccomp:\s2$", status, re.M) and re.search(r"^NoNewPrivs:\s1$", status, re.M)
+    assert server.end() == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "flags", "flags2", "timeout"),
+    [
+        ((), INIT_EXT, REQUEST_TIMEOUT, 0),
+        (("-t", "45"), INIT_EXT, REQUEST_TIMEOUT | 1, 45),
+        (("-t", "45"), INIT_EXT, 1, 0),
+        (("-t", "45"), 0, REQUEST_TIMEOUT, 0),
+        (("-s", "-t", "65535"), INIT_EXT, REQUEST_TIMEOUT, 65535),
+    ],
+    ids=["unasked", "45", "no such flag", "no second half", "longest"],
+)
+def test_the_kernels_timeout(plain: Path, words: tuple[str, ...], flags: int, flags2: int, timeout: int) -> None:
+    server = Server(plain, *words)
+    reply = server.init(flags, flags2)
+    assert len(reply) == 64
+    assert struct.unpack_from("=H", reply, 40)[0] == timeout
+    wanted = (INIT_EXT, REQUEST_TIMEOUT) if timeout else (reply[15] << 24 & INIT_EXT, 0)
+    assert (struct.unpack_from("=I", reply, 12)[0] & INIT_EXT, struct.unpack_from("=I", reply, 32)[0]) == wanted
+    assert server.end() == (0, "")

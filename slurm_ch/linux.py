@@ -45,6 +45,7 @@ RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
 RESOLVE_IN_ROOT = 0x10
+CLOSE_RANGE_CLOEXEC = 0x4
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
@@ -58,6 +59,7 @@ _NR_MOVE_MOUNT = 429
 _NR_FSOPEN = 430
 _NR_FSCONFIG = 431
 _NR_FSMOUNT = 432
+_NR_CLOSE_RANGE = 436
 _NR_OPENAT2 = 437
 _NR_MOUNT_SETATTR = 442
 _NR_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "ppc64le": 203}
@@ -170,6 +172,12 @@ def prctl_root_is_nobody() -> None:
 def prctl_parent_death_signal(number: int) -> None:
     """Have signal `number` sent to this process when its parent dies, as prctl(2)."""
     if _prctl(_PR_SET_PDEATHSIG, _ULong(number), 0, 0, 0) != 0:
+        raise _fail()
+
+
+def close_range(first: int, flags: int) -> None:
+    """Close all descriptors from `first` on, or have them closed by exec, as close_range(2)."""
+    if _syscall(_Long(_NR_CLOSE_RANGE), _UInt(first), _UInt(0xFFFFFFFF), _UInt(flags)) != 0:
         raise _fail()
 
 

@@ -17,4 +17,8 @@
 #define PLAN_HEADER "slurm_ch plan 1"
 #define FACTS_MAGIC "slurm_ch facts 1"
 
+/* What a container may pass on to the host where the site doesn't say: site.py's RELAYED. */
+#define RELAYED_COMMANDS \
+	"srun,sbatch,sbcast,scancel,scontrol,sinfo,squeue,sacct,sattach,sprio,sshare,sstat"
+
 #endif

@@ -121,6 +121,7 @@ def enter_here(job: int, label: str, step: str | None, argv: Sequence[str]) -> N
     container = found[0]
     user_fd, mount_fd = container.open_namespaces()
     directory = container.open_directory()
+    handover.drop_descriptors()
     ch_join = handover.open_ch_join()
     env, plan = _environment(container)
     namespaces.enter(user_fd, mount_fd, f"pid {container.pid}")

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import stat
 
 from .. import paths
 from ..errors import ChError
@@ -26,6 +28,23 @@ def given_environment() -> dict[str, str]:
         if not any(entry.startswith(b"LC_CTYPE=") for entry in file.read().split(b"\0")):
             environment.pop("LC_CTYPE", None)
     return environment
+
+
+def drop_descriptors() -> None:
+    """Have what the caller has open closed when we become the command; streams, pipes and sockets stay.
+
+    A directory or a device of the host's leads out of the container. Pipes and
+    sockets don't, and are how shells, make and MPI talk to what they start.
+    """
+    for name in os.listdir("/proc/self/fd"):
+        fd = int(name)
+        try:
+            mode = os.fstat(fd).st_mode
+            if fd > 2 and not stat.S_ISFIFO(mode) and not stat.S_ISSOCK(mode):
+                os.set_inheritable(fd, False)
+        except OSError as error:
+            if error.errno != errno.EBADF:  # the listing's own
+                raise
 
 
 def open_ch_join() -> int:

@@ -254,8 +254,6 @@ class Container:
             self.spec.relay_commands,
             paths.CH_RELAY,
             self.caller.environment.get("PATH", ""),
-            confined=self.spec.relay_confined,
-            lifetime=relay.TASK if self.caller.script else relay.STEP,
             defaults=self.spec.relay_defaults,
             label=self.spec.labels.get("relay", ""),
             writeable=self.spec.write_fake is not None,

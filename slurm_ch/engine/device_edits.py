@@ -300,6 +300,7 @@ def _execute(program: str, folders: Sequence[str], output: int) -> NoReturn:
         os.dup2(null, 0)
         os.dup2(output, 1)
         os.dup2(output, 2)
+        linux.close_range(3, linux.CLOSE_RANGE_CLOEXEC)
         os.execve(program, ["ldconfig", "--", *folders], {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
     except OSError as error:
         os.write(output, str(error.strerror).encode())

@@ -11,7 +11,6 @@ A plan is a sequence of NUL-terminated records, the first byte its kind:
     U GLOB         unset by shell pattern
     P              give PATH a /bin if it has none
     C DIR          change to DIR, or fail
-    B ...          what starts the relay's broker (before all else, on the host)
     V LEVEL        verbosity, below 0 for quiet
     K              color messages
     S              emulate root by seccomp
@@ -116,7 +115,6 @@ def describe(record: Record) -> str:
         "P": "add /bin to PATH if it has none",
         "C": "change directory to",
         "V": "verbosity",
-        "B": "relay",
         "K": "color messages",
         "S": "emulate root",
     }

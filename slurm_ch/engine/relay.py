@@ -2,7 +2,8 @@
 """Slurm's commands inside a container whose image has none: the part inside.
 
 A socket, a small program, and links to it under the commands' names. The other
-end is started by `ch-join`, on the host, from the record that is left here.
+end, the broker, is started by `ch-join`, on the host, where the plugin told it
+that there may be one; from here it has the socket and nothing else.
 Only loaded where it is wanted.
 """
 
@@ -35,21 +36,15 @@ _ROOM = "relay/room"
 _ATTRIBUTES = linux.MOUNT_ATTR_RDONLY | linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV
 _ONTO = linux.MOVE_MOUNT_F_EMPTY_PATH | linux.MOVE_MOUNT_T_EMPTY_PATH
 
-TASK = "t"  # the broker lives as long as the task that starts it
-STEP = "s"  # ... as long as the step
-
-_CONFINED = "!"  # spank/ch-relay/relay.h has it too
-
 
 class Offer(Action):
     """Make `commands` callable in the container.
 
-    Those in `confined` get the host's environment and directory, not the caller's.
     `defaults` are variables for srun there. `label` is how the user asked for
     all this; where nobody asked, what doesn't work is only worth a warning.
     """
 
-    __slots__ = ("commands", "confined", "defaults", "label", "lifetime", "path", "program", "writeable")
+    __slots__ = ("commands", "defaults", "label", "path", "program", "writeable")
 
     def __init__(
         self,
@@ -57,17 +52,13 @@ class Offer(Action):
         program: str,
         path: str,
         *,
-        confined: Sequence[str],
-        lifetime: str,
         defaults: Mapping[str, str],
         label: str,
         writeable: bool,
     ) -> None:
         self.commands = commands
-        self.confined = confined
         self.program = program
         self.path = path
-        self.lifetime = lifetime
         self.defaults = defaults
         self.label = label
         self.writeable = writeable
@@ -93,8 +84,6 @@ class Offer(Action):
                 self._settle(build, path, directory)
             build.relay_fd = listener.detach()
             build.records += [("E", f"{name}={value}") for name, value in self.defaults.items()]
-            marked = [name + _CONFINED if name in self.confined else name for name in self.commands]
-            build.records.append(("B", f"{self.lifetime}{','.join(marked)}:{self.program}"))
             log.info(
                 f"the relay is on: code in this container can run {', '.join(self.commands)} on the host as you;"
                 " --ch-relay=no turns it off"

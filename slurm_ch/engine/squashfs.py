@@ -121,7 +121,9 @@ def _start(server: str, image: int, fuse: int, single: bool) -> int:
             # What the image talks its server into is done with no capability.
             linux.prctl_root_is_nobody()
             linux.prctl_no_new_privs()
-            null = os.open("/dev/null", os.O_RDWR)
+            # It gets what is duplicated below, and nothing that we or our caller have open.
+            linux.close_range(3, linux.CLOSE_RANGE_CLOEXEC)
+            null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
             actions = [
                 (os.POSIX_SPAWN_DUP2, null, 0),
                 (os.POSIX_SPAWN_DUP2, null, 1),

@@ -108,8 +108,11 @@ def main(argv: Sequence[str]) -> int:
     """Run the launcher with the descriptors that `argv` names; return its exit status."""
     try:
         facts_fd, socket_fd, errors_fd = (int(text) for text in argv)
+        # Before all else: who has the socket can hand out a ticket, and what the image brings is among what we start.
+        for fd in (facts_fd, socket_fd, errors_fd):
+            os.set_inheritable(fd, False)
         log.configure(fd=errors_fd)
-    except ValueError:
+    except (ValueError, OSError):
         log.error("the launcher is started by Slurm's plugin, not by hand")
         return EXIT_USAGE
     office = tickets.Office(socket_fd)

@@ -19,18 +19,15 @@ RELAYED = (
 )  # fmt: skip
 # What a site may add.
 _RELAYABLE = frozenset((*RELAYED, "sacctmgr", "salloc", "scrontab", "sdiag", "sreport", "strigger"))
-# These start what the user says, in the environment that they are called with.
-_STARTING = frozenset(("srun", "sbatch", "salloc", "scrontab", "strigger"))
 
 
 class Site:
     """What plugstack.conf's arguments say: the site's part of every container."""
 
-    __slots__ = ("binds", "confined", "defaults", "forbidden", "relayed", "squashfuse", "storage")
+    __slots__ = ("binds", "defaults", "forbidden", "relayed", "squashfuse", "storage")
 
     def __init__(self) -> None:
         self.binds: list[spec.Bind] = []
-        self.confined: Sequence[str] = ()  # of the relayed: those that the caller must not steer
         self.defaults: list[Setting] = []
         self.forbidden: set[str] = set()
         self.relayed: Sequence[str] = RELAYED
@@ -62,9 +59,6 @@ def parse(arguments: Sequence[str]) -> Site:
             site.forbidden |= _site_forbidden(setting)
         elif key == "relay":
             site.relayed = _site_relayed(setting)
-            # A list is a site's choice of what the caller can do, so nothing else may steer these.
-            named = value not in ("no", "yes")
-            site.confined = [name for name in site.relayed if named and name not in _STARTING]
         else:
             raise UsageError(f"plugstack.conf: {argument}: unknown argument")
     return site
@@ -130,7 +124,6 @@ def meet(site: Site, request: Sequence[Setting]) -> spec.Spec:
     wanted = spec.make(image, [*defaults, *request])
     wanted.binds[:0] = site.binds
     wanted.relay_commands = site.relayed
-    wanted.relay_confined = site.confined
     if wanted.relay:
         if not site.relayed:
             raise UsageError(f"{wanted.labels['relay']}: not available at this site")

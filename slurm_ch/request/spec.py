@@ -45,7 +45,7 @@ class Spec:
     __slots__ = (
         "binds", "cd", "cdi_dirs", "color", "devices", "env_expand", "env_rules", "fuse_single", "gid", "home",
         "image", "join", "join_count", "join_pid", "join_tag", "join_timeout", "labels", "mount_point", "passwd",
-        "private_tmp", "relay", "relay_commands", "relay_confined", "relay_defaults", "seccomp", "storage", "uid",
+        "private_tmp", "relay", "relay_commands", "relay_defaults", "seccomp", "storage", "uid",
         "verbosity", "write", "write_fake",
     )  # fmt: skip
 
@@ -68,7 +68,6 @@ class Spec:
         self.storage: str | None = None
         self.relay: bool | None = None  # None: as the kind of step has it
         self.relay_commands: Sequence[str] = ()  # the site's word
-        self.relay_confined: Sequence[str] = ()  # of these: those that the caller's environment must not steer
         self.relay_defaults: Mapping[str, str] = {}  # variables for a step's own steps
         self.seccomp = False
         self.fuse_single = False

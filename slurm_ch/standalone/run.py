@@ -47,6 +47,7 @@ def run(
     joins it, where only the hooks for all run.
     """
     configure_log(spec, env)
+    handover.drop_descriptors()
     caller = engine.Caller(env)
     ch_join = handover.open_ch_join()
     if spec.join_pid is not None:

@@ -5,9 +5,10 @@
  * environment: no loader, no LD_PRELOAD, no library of the image's.
  *
  * Two ways in:
- *   SLURM_CH_JOIN="FD[ ARGV0|+ARGV0]"  from the plugin: wait on socket FD for
- *       the launcher's ticket, enter its namespaces, carry out its plan. ARGV0,
- *       where given, is the command, in the place of the first word (this
+ *   SLURM_CH_JOIN="FD[:BROKER][ ARGV0|+ARGV0]"  from the plugin: wait on socket
+ *       FD for the launcher's ticket, enter its namespaces, carry out its plan.
+ *       BROKER says which broker of Slurm's commands may be started (relay-task.c).
+ *       ARGV0, where given, is the command, in the place of the first word (this
  *       program's own path), or, behind a "+", of the one after it.
  *   ch-join --plan=FD -- CMD...  from `slurm-ch run`: already in the container.
  */
@@ -175,23 +176,23 @@ static void read_ticket(int sock, struct ticket *t)
 						"(killed, or no Python could start)");
 		exit(EXIT_LAUNCHER_DIED);
 	}
-	if (n != sizeof(head) || memcmp(head.magic, TICKET_MAGIC, sizeof(head.magic)))
+	if (n != sizeof(head) || msg.msg_flags & MSG_TRUNC || memcmp(head.magic, TICKET_MAGIC, sizeof(head.magic)))
 		die(EXIT_SETUP, "launcher and ch-join are of different versions");
 	code = head.code[0] | head.code[1] << 8 | head.code[2] << 16 | (unsigned)head.code[3] << 24;
 	if (code) /* the launcher said why */
 		exit(code & 0xff ? code & 0xff : EXIT_SETUP);
 	c = CMSG_FIRSTHDR(&msg);
-	if (msg.msg_flags & MSG_CTRUNC || !c || c->cmsg_type != SCM_RIGHTS ||
+	if (msg.msg_flags & MSG_CTRUNC || !c || c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS ||
 	    (c->cmsg_len != CMSG_LEN(sizeof(int) * 3) && c->cmsg_len != CMSG_LEN(sizeof(int) * 4)))
 		die(EXIT_SETUP, "can't receive the ticket: out of file descriptors");
 	t->relay_fd = -1;
 	memcpy(t, CMSG_DATA(c), c->cmsg_len - CMSG_LEN(0));
 }
 
-static void enter(int fd, const char *kind)
+static void enter(int fd, int type, const char *kind)
 {
 	/* EINVAL comes now and then for no lasting reason. */
-	for (int left = 4; setns(fd, 0); left--)
+	for (int left = 4; setns(fd, type); left--)
 		if (errno != EINVAL || !left)
 			die(EXIT_SETUP, "can't join %s namespace of the container: %s", kind,
 			    strerror(errno));
@@ -227,8 +228,6 @@ static void carry_out(const char *record, const char **directory)
 		break;
 	case 'V':
 		verbosity = atoi(rest);
-		break;
-	case 'B': /* done, on the host */
 		break;
 	case 'K':
 		colored = true;
@@ -274,13 +273,16 @@ static const char *carry_out_plan(struct plan plan)
 	return directory;
 }
 
-/* Start what carries out Slurm's commands on the host, once per node. */
-static void start_broker(struct plan plan, int listen_fd)
+/* Start what carries out Slurm's commands on the host, once per node. The ticket
+ * only has the socket for it: whether there may be a broker, and for what, is the
+ * plugin's word. */
+static void start_broker(const char *broker, int listen_fd)
 {
-	for (const char *r = plan.first; r < plan.end && is_first_task(); r += strlen(r) + 1)
-		if (*r == 'B' && relay_start(r + 1, listen_fd))
-			die(EXIT_SETUP, "can't start the relay of Slurm's commands: %s",
-			    strerror(errno));
+	if (!*broker)
+		die(EXIT_SETUP, "the launcher offers a relay of Slurm's commands where the plugin "
+				"knows of none");
+	if (is_first_task() && relay_start(broker, listen_fd))
+		die(EXIT_SETUP, "can't start the relay of Slurm's commands: %s", strerror(errno));
 	close(listen_fd);
 }
 
@@ -365,10 +367,17 @@ static void through_ticket(const char *join, char **argv)
 	struct plan plan;
 	const char *rest = join;
 	const char *callers = getcwd(NULL, 0);
-	char *command = NULL;
+	char *broker = "", *command = NULL;
 	int sock = number(&rest);
-	bool behind = *rest != ' ';
+	bool behind;
 
+	if (sock >= 0 && *rest == ':') {
+		size_t n = strcspn(++rest, " +");
+
+		broker = need(strndup(rest, n));
+		rest += n;
+	}
+	behind = *rest != ' ';
 	if (sock < 0 || (*rest && *rest != ' ' && *rest != '+'))
 		die(EXIT_USAGE, "ch-join is started by Slurm's plugin, not by hand");
 	if (*rest)
@@ -378,13 +387,13 @@ static void through_ticket(const char *join, char **argv)
 	close(sock);
 	plan = read_plan(t.plan_fd);
 	if (t.relay_fd >= 0)
-		start_broker(plan, t.relay_fd);
+		start_broker(broker, t.relay_fd);
 	/* Between the two, root in the container has a say over a process that
 	 * still sees the host's files. */
 	if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0))
 		die(EXIT_SETUP, "can't make this process undumpable: %s", strerror(errno));
-	enter(t.user_fd, "user");
-	enter(t.mount_fd, "mount");
+	enter(t.user_fd, CLONE_NEWUSER, "user");
+	enter(t.mount_fd, CLONE_NEWNS, "mount");
 	argv += behind;
 	if (!argv[0])
 		die(EXIT_USAGE, "no command given");

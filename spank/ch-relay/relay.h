@@ -58,7 +58,7 @@ struct relay_reply {
 int relay_serve(const char *commands);
 
 /* relay_start.c, in ch-join */
-int relay_start(const char *record, int listen_fd);
+int relay_start(const char *broker, int listen_fd);
 int relay_take_variables(const char **directory);
 
 #endif

@@ -137,21 +137,23 @@ typedef spank_err_t prepend_f(spank_t, int, const char **);
 
 /* Put `path` in front of the command the way that Slurm has for it, since
  * 23.02.5. ch-join passes over itself, and with a "+" puts the command in. */
-static int prepend_by_api(spank_t sp, prepend_f *api, const char *path, const char *command, char **join)
+static int prepend_by_api(spank_t sp, prepend_f *api, const char *path, const char *command,
+			  const char *broker, char **join)
 {
 	const char *first[] = { path };
 
-	if (asprintf(join, command ? "%d+%s" : "%d", tasks_end, command) < 0)
+	if (asprintf(join, command ? "%d%s+%s" : "%d%s", tasks_end, broker, command) < 0)
 		return -1;
 	return api(sp, 1, first) == ESPANK_SUCCESS ? 0 : -1;
 }
 
 /* Before that: put `path` in the command's place, which travels in `join`. */
-static int replace_command(const char *path, const char *command, char **word, char **join)
+static int replace_command(const char *path, const char *command, const char *broker, char **word,
+			   char **join)
 {
 	char *copy;
 
-	if (asprintf(join, "%d %s", tasks_end, command ? command : *word) < 0)
+	if (asprintf(join, "%d%s %s", tasks_end, broker, command ? command : *word) < 0)
 		return -1;
 	copy = strdup(path);
 	if (!copy)
@@ -160,8 +162,8 @@ static int replace_command(const char *path, const char *command, char **word, c
 	return 0;
 }
 
-/* Put ch-join in front of the command. */
-static int prepend(spank_t sp, int id, char **env, const char *path)
+/* Put ch-join in front of the command, and tell it which broker it may start. */
+static int prepend(spank_t sp, int id, char **env, const char *path, const char *broker)
 {
 	prepend_f *api = (prepend_f *)dlsym(RTLD_DEFAULT, "spank_prepend_task_argv");
 	const char *command = NULL;
@@ -182,8 +184,8 @@ static int prepend(spank_t sp, int id, char **env, const char *path)
 				    "23.02.5 or later; refusing to run on the host");
 		return -1;
 	}
-	failed = api ? prepend_by_api(sp, api, path, command, &join) :
-		       replace_command(path, command, argv, &join);
+	failed = api ? prepend_by_api(sp, api, path, command, broker, &join) :
+		       replace_command(path, command, broker, argv, &join);
 	if (!failed)
 		failed = spank_setenv(sp, JOIN_VARIABLE, join, 1) == ESPANK_SUCCESS ? 0 : -1;
 out:
@@ -208,7 +210,8 @@ int node_task_init(spank_t sp, int ac, char **av)
 	char **env = NULL;
 	enum wish wish = wanted(sp, &step, &env);
 	int id = -1;
-	char *path;
+	const char *request;
+	char *path, *broker;
 
 	/* Slurm doesn't tell, and nobody asked for a container: as without us. */
 	if (wish == UNKNOWN && tasks_end < 0 && !submit_remote_saw_option())
@@ -242,12 +245,15 @@ int node_task_init(spank_t sp, int ac, char **av)
 				    path ? path : "?", strerror(errno));
 		refuse();
 	}
+	request = variable(env, REQUEST_VARIABLE);
+	broker = broker_allowed(request ? request : "", step == SLURM_BATCH_SCRIPT, ac, av);
 	/* The one descriptor that the task's own exec must not close. What the
 	 * task forks before that, a TaskProlog, gets none. */
-	if (prepend(sp, id, env, path) || pthread_atfork(NULL, NULL, close_tasks_end) ||
-	    fcntl(tasks_end, F_SETFD, 0))
+	if (!broker || prepend(sp, id, env, path, broker) ||
+	    pthread_atfork(NULL, NULL, close_tasks_end) || fcntl(tasks_end, F_SETFD, 0))
 		refuse();
 	spank_unsetenv(sp, REQUEST_VARIABLE);
+	free(broker);
 	free(path);
 	return ESPANK_SUCCESS;
 }

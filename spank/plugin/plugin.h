@@ -54,6 +54,9 @@ FILE *facts_open(int *fd, const char *request, char **env, int ac, char **av);
 void facts_record(FILE *out, char kind, const char *text);
 int facts_close(int fd, FILE *out);
 
+/* broker_allowed.c: whether Slurm's commands may be called inside */
+char *broker_allowed(const char *request, bool batch, int ac, char **av);
+
 /* node.c: in slurmstepd and the tasks */
 int node_user_init(spank_t sp);
 int node_task_init(spank_t sp, int ac, char **av);

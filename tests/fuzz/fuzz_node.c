@@ -53,6 +53,7 @@ static void *fuzz_dlsym(void *handle, const char *name)
 #include "../../spank/plugin/node.c"
 #include "../../spank/plugin/command_guard.c"
 #include "../../spank/plugin/step_facts.c"
+#include "../../spank/plugin/broker_allowed.c"
 #undef _exit
 
 bool submit_remote_saw_option(void)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from slurm_ch import paths
+from slurm_ch.request.site import RELAYED
 
 from .conftest import SPANK, Fake, write_script
 
@@ -236,6 +237,33 @@ def test_a_guarded_command_is_put_back(fake: Fake, world_tmp: Path, way: str) ->
     # The guard alone is never a command.
     del env["SLURM_CH_COMMAND"]
     assert fake("remote", 1, 0, guard[1], way=way, **env).stdout == "task: 31\n"
+
+
+BROKERS = [
+    # step, request, site's arguments, what ch-join is told; None: the default list
+    (0, "", "", ""), (BATCH, "", "", "t"), (0, "relay=yes\n", "", "s"), (BATCH, "relay=yes\n", "", "t"),
+    (BATCH, "relay=no\n", "", ""), (BATCH, "relay=OFF\n", "", ""), (BATCH, "relay=0\n", "", ""), (BATCH, "relay=false\n", "", ""),
+    (0, "relay=yes\nrelay=no\n", "", ""), (0, "relay=no\nrelay=yes\n", "", "s"), (0, "set-env=x\nrelay=yes\n", "", "s"),
+    (0, "set-env=relay=yes\n", "", ""), (BATCH, "", "relay=no", ""), (0, "relay=yes\n", "relay=no", ""),
+    (BATCH, "", "relay=yes", "t"), (BATCH, "", "relay=squeue,srun,sinfo", "tsqueue!,srun,sinfo!"), (0, "", "default=relay", "s"),
+    (0, "", "default=relay=yes", "s"), (BATCH, "", "default=relay=no", ""), (0, "relay=no\n", "default=relay", ""),
+    (0, "", "default=relayed", ""), (BATCH, "relay=yes\n", "default=relay=no", "t"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_plugin_says_which_broker_there_may_be(fake: Fake, world_tmp: Path, way: str) -> None:
+    """From what the site and the user say, as the launcher reads it; no ticket can make it more."""
+    interpreter, _ = launcher(world_tmp, REFUSE)
+    words = write_script(world_tmp / "words", '#!/bin/sh\necho "$SLURM_CH_JOIN"\n')
+    for step, request, arguments, expected in BROKERS:
+        key, _, value = arguments.partition("=")
+        env = {"FAKE_SITE": site(interpreter, ch_join=words, **({key: value} if key else {}))}
+        said = fake("remote", 1, step, "/bin/c", way=way, SLURM_CH_REQUEST=f"image=i\n{request}", **env).stdout
+        found = re.match(r"\d+(?::(\S+))?(?: /bin/c)?\n", said)
+        assert found, said
+        wanted = expected + ",".join(RELAYED) if len(expected) == 1 else expected
+        assert (found[1] or "") == wanted, (step, request, arguments)
 
 
 def test_the_sockets_are_close_on_exec(fake: Fake) -> None:

@@ -11,6 +11,7 @@ import pwd
 import random
 import resource
 import select
+import shutil
 import signal
 import socket
 import struct
@@ -588,19 +589,28 @@ mv {report}.new {report}
 """
 
 
+def ch_join_beside(relay: str, directory: Path, program: str | Path = paths.CH_JOIN) -> Path:
+    """Return a copy of ch-join in a directory of its own, with a ch-relay of the given text ("" for none) beside it."""
+    directory.mkdir()
+    if relay:
+        stage.write_script(directory / "ch-relay", relay)
+    return Path(shutil.copy(program, directory / "ch-join"))
+
+
 @pytest.mark.parametrize("lifetime", ["t", "s"])
 def test_the_broker_s_start(namespaces: list[int], world_tmp: Path, lifetime: str) -> None:
     report = world_tmp / f"broker-{lifetime}"
-    program = stage.write_script(world_tmp / f"broker-{lifetime}.sh", REPORT.format(report=report))
+    program = ch_join_beside(REPORT.format(report=report), world_tmp / f"broker-{lifetime}.d")
     tasks_end, launcher_end = pair()
-    issue(launcher_end, namespaces, [("E", "INSIDE=1"), ("B", f"{lifetime}srun,squeue:{program}")])
+    issue(launcher_end, namespaces, [("E", "INSIDE=1")])
     wait = f"until [ -e {report} ]; do :; done; echo $INSIDE"
     look = "for n in 0 1 2 3 4 5 6 7 8 9; do [ ! -e /proc/$$/fd/$n ] || echo $n; done"
+    value = f"{tasks_end.fileno()}:{lifetime}srun,squeue"
     with open("/etc/hostname") as something:
         # Whatever else the task has open is not the broker's.
         high = os.dup2(something.fileno(), 50)
         env = {"SLURM_LOCALID": "0", "ONLY_HOST": "1"}
-        task = join(tasks_end, "sh", "-c", f"{wait}; {look}", more_fds=[high], **env)
+        task = join(tasks_end, "sh", "-c", f"{wait}; {look}", value=value, program=program, more_fds=[high], **env)
         os.close(high)
     assert end(task) == (0, "1\n0\n1\n2\n", "")
     words, *lines = report.read_text().splitlines()
@@ -613,22 +623,47 @@ def test_the_broker_s_start(namespaces: list[int], world_tmp: Path, lifetime: st
 
 def test_one_broker_per_node(namespaces: list[int], world_tmp: Path) -> None:
     """Had the second task started one as well, it would still have the socket."""
-    program = stage.write_script(world_tmp / "broker-that-stays", "#!/bin/sh\nexec sleep 5\n")
+    program = ch_join_beside("#!/bin/sh\nexec sleep 5\n", world_tmp / "broker-that-stays")
     place = str(world_tmp / "broker-socket")
     tasks_end, launcher_end = pair()
-    issue(launcher_end, namespaces, [("B", f"tsrun:{program}")], place)
-    assert end(join(tasks_end, "true", SLURM_LOCALID="1")) == (0, "", "")
+    issue(launcher_end, namespaces, [], place)
+    value = f"{tasks_end.fileno()}:tsrun"
+    for _ in range(2):
+        assert end(join(tasks_end, "true", value=value, program=program, SLURM_LOCALID="1")) == (0, "", "")
     tasks_end.close()  # the ticket in it
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock, pytest.raises(ConnectionRefusedError):
         sock.connect(place)
 
 
-@pytest.mark.parametrize("record", ["", "t", "tsrun", "tsrun:", "tsrun:/nonexistent", ":", "tsrun:/etc"])
-def test_a_broker_that_can_t_start(namespaces: list[int], ch_join_sanitized: Path, record: str) -> None:
+@pytest.mark.parametrize("way", ["", " echo", "+echo"])
+def test_a_ticket_cannot_ask_for_a_broker(
+    namespaces: list[int], ch_join_sanitized: Path, world_tmp: Path, way: str
+) -> None:
+    """Whether there may be one is the plugin's word; a plan that names a program is not carried out."""
+    started, named = world_tmp / f"started{way}", world_tmp / f"named{way}"
+    program = ch_join_beside(f"#!/bin/sh\ntouch '{started}'\n", world_tmp / f"no-broker{way}", ch_join_sanitized)
     tasks_end, launcher_end = pair()
-    issue(launcher_end, namespaces, [("B", record)])
-    code, out, err = end(join(tasks_end, "echo", "ran", program=ch_join_sanitized))
-    if record == "tsrun:/etc":  # found out too late to tell; relays will
+    issue(launcher_end, namespaces, [])
+    done = end(join(tasks_end, "echo", "ran", value=f"{tasks_end.fileno()}{way}", program=program))
+    why = "the launcher offers a relay of Slurm's commands where the plugin knows of none"
+    assert done == (31, "", f"slurm-ch: error: {why}\n")
+    assert not started.exists()
+    other = stage.write_script(world_tmp / "other-program", f"#!/bin/sh\ntouch '{named}'\n")
+    tasks_end, launcher_end = pair()
+    issue(launcher_end, namespaces, [("B", f"tsrun:{other}")])
+    code, out, err = end(join(tasks_end, "echo", "ran", value=f"{tasks_end.fileno()}:tsrun{way}", program=program))
+    assert (code, out) == (31, "")
+    assert "different versions" in err
+    assert not named.exists()
+
+
+@pytest.mark.parametrize("relay", ["", "#!/nonexistent\n"])
+def test_a_broker_that_can_t_start(namespaces: list[int], ch_join_sanitized: Path, world_tmp: Path, relay: str) -> None:
+    tasks_end, launcher_end = pair()
+    issue(launcher_end, namespaces, [])
+    program = ch_join_beside(relay, world_tmp / f"no-relay-{len(relay)}", ch_join_sanitized)
+    code, out, err = end(join(tasks_end, "echo", "ran", value=f"{tasks_end.fileno()}:tsrun", program=program))
+    if relay:  # found out too late to tell; relays will
         assert (code, out) == (0, "ran\n")
         return
     assert (code, out) == (31, "")

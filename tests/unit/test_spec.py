@@ -48,6 +48,7 @@ def test_c_and_python_agree_on_constants() -> None:
     for name in ("SETUP", "LAUNCHER_DIED", "USAGE", "CANNOT_EXECUTE", "NOT_FOUND"):
         assert f"#define EXIT_{name} {getattr(errors, 'EXIT_' + name)}\n" in header
     assert f'#define TICKET_MAGIC "{tickets.MAGIC.decode()}"' in header
+    assert f'#define RELAYED_COMMANDS \\\n\t"{",".join(site.RELAYED)}"\n' in header
     assert f'#define PLAN_HEADER "{environment.PLAN_HEADER.rstrip(bytes(1)).decode()}"' in header
     assert f'#define FACTS_MAGIC "{launcher._MAGIC.decode()}"' in header
 

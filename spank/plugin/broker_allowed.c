@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Whether this step's container may have a broker of Slurm's commands, and which.
+ *
+ * Decided here, from what the site and the user say, and not by the launcher's
+ * ticket: a broker runs on the host, and the launcher has had to do with the image.
+ */
+#define _GNU_SOURCE
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+
+#include "../agreement.h"
+#include "../ch-relay/relay.h"
+#include "plugin.h"
+
+/* The last of the lines that start with `key`, or NULL; its length in n. */
+static const char *last_line(const char *text, const char *key, size_t *n)
+{
+	const char *found = NULL;
+	size_t length = strlen(key);
+
+	for (const char *line = text; *line; line += strcspn(line, "\n"), line += *line == '\n')
+		if (!strncmp(line, key, length)) {
+			found = line + length;
+			*n = strcspn(found, "\n");
+		}
+	return found;
+}
+
+static bool is_one_of(const char *word, size_t n, const char *const *words)
+{
+	for (; *words; words++)
+		if (strlen(*words) == n && !strncasecmp(*words, word, n))
+			return true;
+	return false;
+}
+
+/* What spec.py takes for no; what is neither yes nor no the launcher refuses. */
+static const char *const no[] = { "no", "false", "off", "0", NULL };
+
+/* These start what the user says, in the environment that they are called with. */
+static const char *const starting[] = { "srun", "sbatch", "salloc", "scrontab", "strigger", NULL };
+
+/* A list is a site's choice of what the caller can do, so the caller's environment
+ * must not steer its other commands: mark these for the broker. */
+static bool write_list(FILE *out, const char *list)
+{
+	for (const char *item = list;; item++) {
+		size_t n = strcspn(item, ",");
+
+		fprintf(out, "%.*s%s%s", (int)n, item, is_one_of(item, n, starting) ? "" : RELAY_CONFINED,
+			item[n] ? "," : "");
+		item += n;
+		if (!*item)
+			return !ferror(out);
+	}
+}
+
+/* Return the part of ch-join's variable about the broker: ":", "t" if it lives as
+ * long as its task or "s" as the step, and its commands; "" if there may be none.
+ * NULL when out of memory. */
+char *broker_allowed(const char *request, bool batch, int ac, char **av)
+{
+	const char *commands = NULL, *asked = NULL, *word;
+	char *broker = NULL;
+	bool whole = true;
+	size_t n = 0, size;
+	FILE *out;
+
+	for (int i = 0; i < ac; i++) {
+		if (!strncmp(av[i], "relay=", 6)) {
+			commands = av[i] + 6;
+			whole = !strcmp(commands, "yes");
+		} else if (!strcmp(av[i], "default=relay") || !strncmp(av[i], "default=relay=", 14)) {
+			asked = av[i][13] ? av[i] + 14 : "yes";
+			n = strlen(asked);
+		}
+	}
+	word = last_line(request, "relay=", &n);
+	if (word)
+		asked = word;
+	if ((!whole && !strcmp(commands, "no")) || (asked ? is_one_of(asked, n, no) : !batch))
+		return strdup("");
+	out = open_memstream(&broker, &size);
+	if (!out)
+		return NULL;
+	fprintf(out, ":%c", batch ? 't' : 's');
+	if (whole)
+		fputs(RELAYED_COMMANDS, out);
+	else
+		whole = write_list(out, commands);
+	if (fclose(out) || !whole) {
+		free(broker);
+		return NULL;
+	}
+	return broker;
+}

@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a container's helpers are given: descriptors, and a say in what the tasks do.
+
+With the plugin under a fake Slurm, the real launcher and an image that means
+harm: its ldconfig, which CDI specs ask for, runs before any command.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from slurm_ch import paths
+from tests import leftovers
+from tests.conftest import make_image, squash
+
+from .conftest import write_script
+
+SLURM_CH = str(Path(sys.executable).parent / "slurm-ch")
+SECRET = "what-the-image-must-not-read"
+STREAMS = {"0", "1", "2"}
+
+Step = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture(scope="module")
+def place(world_tmp: Path, user: str) -> Path:
+    """A directory of the user's, which containers see in /tmp."""
+    directory = world_tmp / "forging"
+    directory.mkdir()
+    os.chown(directory, pwd.getpwnam(user).pw_uid, -1)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def forging(world_tmp: Path, place: Path) -> Path:
+    """An image whose ldconfig forges tickets."""
+    root = make_image(world_tmp / "forger", "forger")
+    (root / "sbin").mkdir()
+    program = write_script(place / "program", f"#!/bin/sh\ntouch {place}/escaped\n")
+    words = ["cc", "-std=gnu11", "-O", "-Wall", "-Wextra", "-Werror", "-static"]
+    words += [f'-DREPORT="{place}/report"', f'-DPROGRAM="{program}"']
+    source = Path(__file__).with_name("forge.c")
+    subprocess.run([*words, "-o", str(root / "sbin/ldconfig"), str(source)], check=True)
+    return squash(root, world_tmp / "forger.sqfs")
+
+
+@pytest.fixture(scope="module")
+def specs(world_tmp: Path) -> Path:
+    """A directory with the CDI spec of a device whose hook brings the linker's cache up to date."""
+    directory = world_tmp / "forging-cdi"
+    directory.mkdir()
+    hook = {
+        "hookName": "createContainer",
+        "path": "/usr/bin/nvidia-cdi-hook",
+        "args": ["nvidia-cdi-hook", "update-ldcache", "--folder", "/lib"],
+    }
+    edits = {"hooks": [hook]}
+    devices = [{"name": "0", "containerEdits": edits}]
+    spec = {"cdiVersion": "0.6.0", "kind": "fake.test/gpu", "devices": devices}
+    (directory / "fake.json").write_text(json.dumps(spec))
+    return directory
+
+
+@pytest.fixture
+def step(fakes: dict[str, Path], user: str) -> Step:
+    """Start a step of one task under the fake Slurm, with the real launcher, as an ordinary user."""
+    entry = pwd.getpwnam(user)
+
+    def start(
+        request: str, *command: str, path: str = "/usr/bin:/bin", keep: Sequence[int] = ()
+    ) -> subprocess.Popen[str]:
+        site = f"python={paths.PYTHON}\nlauncher={paths.LAUNCHER}\nch_join={paths.CH_JOIN}"
+        environment = {
+            "ASAN_OPTIONS": "detect_leaks=0", "PATH": path, "SLURM_LOCALID": "0", "SLURM_JOB_ID": "1",
+            "SLURM_STEP_ID": "0", "SECRET": SECRET, "FAKE_SITE": site, "SLURM_CH_REQUEST": request,
+        }  # fmt: skip
+        return subprocess.Popen(
+            ["srun", "remote", "1", "0", *command], executable=fakes["api"], stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd="/",
+            user=entry.pw_uid, group=entry.pw_gid, extra_groups=[], pass_fds=keep,
+        )  # fmt: skip
+
+    return start
+
+
+def end(process: subprocess.Popen[str]) -> tuple[str, str]:
+    out, err = process.communicate(timeout=30)
+    return out, err
+
+
+def reported(place: Path) -> tuple[dict[str, str], str]:
+    """Return the descriptors that ldconfig had, by number, and the whole report."""
+    text = (place / "report").read_text()
+    return dict(re.findall(r"^(\d+) (.*)$", text, re.MULTILINE)), text
+
+
+@pytest.mark.parametrize("more", ["", "relay=no\n", "relay=yes\n"])
+def test_an_image_s_ldconfig_has_nothing_to_forge_with(
+    step: Step, forging: Path, specs: Path, place: Path, more: str
+) -> None:
+    """It had the tasks' socket, and a ticket of its own ran a program on the host."""
+    (place / "report").unlink(missing_ok=True)
+    request = f"image={forging}\ndevice=fake.test/gpu\ncdi-dirs={specs}\nunset-env=*\n{more}"
+    before = leftovers.Snapshot(1)
+    out, err = end(step(request, "/bin/sh", "-c", "echo ${FORGED-good}; cat /marker"))
+    before.wait_until_clean()
+    assert (not (place / "escaped").exists(), out, err) == (True, "good\nforger\ntask: 0\n", "")
+    descriptors, text = reported(place)
+    assert set(descriptors) == STREAMS, text
+    assert descriptors["0"] == "/dev/null"
+    assert {descriptors[n].partition(":")[0] for n in "12"} == {"/memfd"}
+    assert SECRET not in text
+
+
+def test_a_step_ends_with_its_streams(step: Step, forging: Path) -> None:
+    """The server had task 0's standard error, so that a process in the background kept the step."""
+    before = leftovers.Snapshot(1)
+    process = step(f"image={forging}\n", "/bin/sh", "-c", "sleep 1000 > /dev/null 2>&1 & echo $!")
+    pid = int(process.stdout.readline())  # type: ignore[union-attr]
+    try:
+        assert end(process) == ("task: 0\n", "")
+        assert only("squashfuse", before)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+    before.wait_until_clean()
+
+
+def only(pattern: str, before: leftovers.Snapshot) -> int:
+    """Return the pid of the one new process that has `pattern` in its command line."""
+    (pid,) = [pid for pid, line in leftovers.ours(1).items() if pattern in line and pid not in before.processes]
+    return pid
+
+
+def descriptors(pid: int) -> list[str]:
+    """Return what the descriptors of a process are, sorted."""
+    directory = f"/proc/{pid}/fd"
+    return sorted(os.readlink(f"{directory}/{entry}").partition(":[")[0] for entry in os.listdir(directory))
+
+
+def listed(text: str) -> set[str]:
+    """Return the descriptors in the output of `ls -l /proc/self/fd`, without that of ls itself."""
+    return {number for number, to in re.findall(r" (\d+) -> (\S+)", text) if not re.fullmatch(r"/proc/\d+/fd", to)}
+
+
+def lines_to_blank(process: subprocess.Popen[str]) -> str:
+    return "".join(iter(process.stdout.readline, "\n"))  # type: ignore[union-attr]
+
+
+@pytest.fixture
+def opened() -> Iterator[dict[str, int]]:
+    """What a caller may have open: a directory, a file, a pipe, a socket; none of them close-on-exec."""
+    reader, writer = os.pipe()
+    one, other = socket.socketpair()
+    given = [os.open("/etc", os.O_RDONLY), os.open("/etc/hostname", os.O_RDONLY), reader, one.detach()]
+    high = {what: os.dup2(fd, 60 + n) for n, (what, fd) in enumerate(zip(KINDS, given, strict=True))}
+    yield high
+    for fd in (*given, *high.values(), writer):
+        os.close(fd)
+    other.close()
+
+
+KINDS = ("directory", "file", "pipe", "socket")
+
+
+def check_helpers(before: leftovers.Snapshot, image: Path) -> None:
+    """The server has its image, /dev/fuse, streams that lead nowhere, and what it made itself."""
+    found = descriptors(only("squashfuse", before))
+    assert [kind for kind in found if kind != "anon_inode"] == sorted(
+        ["/dev/fuse", "/dev/null", "/dev/null", str(image), "pipe"]
+    )
+
+
+def test_what_each_process_has_with_the_plugin(
+    step: Step, forging: Path, place: Path, opened: dict[str, int], user: str
+) -> None:
+    """The task's own descriptors are the command's, and nobody else's."""
+    before = leftovers.Snapshot(1)
+    commands = place / "commands"
+    commands.mkdir()
+    write_script(commands / "squeue", "#!/bin/sh\nls -l /proc/self/fd; echo; exec sleep 1000\n")
+    command = "echo $$; ls -l /proc/self/fd; echo; exec squeue"
+    request = f"image={forging}\nrelay=yes\nprivate-tmp=yes\n"
+    process = step(request, "/bin/sh", "-c", command, path=f"{commands}:/usr/bin:/bin", keep=list(opened.values()))
+    pid = int(process.stdout.readline())  # type: ignore[union-attr]
+    assert listed(lines_to_blank(process)) == STREAMS | set(map(str, opened.values()))
+    # The relayed command, on the host, has the streams of who called it.
+    assert listed(lines_to_blank(process)) == STREAMS
+    check_helpers(before, forging)
+    broker = only("--serve", before)
+    # Its listening socket, its caller's; the process that it watches, and the signals.
+    assert descriptors(broker) == ["/dev/null"] * 3 + ["anon_inode"] * 2 + ["socket"] * 2
+    # The caller is the command, by exec: to what the task had it adds its own.
+    theirs = [os.readlink(f"/proc/self/fd/{fd}").partition(":[")[0] for fd in opened.values()]
+    assert set(descriptors(pid)) == {*theirs, "/dev/null", "pipe", "anon_inode", "socket"}
+    os.kill(pid, signal.SIGKILL)
+    end(process)
+    before.wait_until_clean()
+
+
+@pytest.mark.parametrize("device", [False, True])
+def test_what_each_process_has_with_slurm_ch_run(
+    forging: Path, specs: Path, place: Path, opened: dict[str, int], user: str, device: bool
+) -> None:
+    """A directory that the shell had open leads out of the container; pipes and sockets don't."""
+    before = leftovers.Snapshot(1)
+    (place / "report").unlink(missing_ok=True)
+    entry = pwd.getpwnam(user)
+    keywords = {
+        "stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "user": entry.pw_uid, "group": entry.pw_gid,
+        "extra_groups": [], "cwd": "/", "env": {"PATH": "/usr/bin:/bin", "USER": user}, "pass_fds": list(opened.values()),
+    }  # fmt: skip
+    devices = ["--cdi-dirs", str(specs), "--device", "fake.test/gpu"] if device else []
+    command = "echo $$; ls -l /proc/self/fd; echo; read x"
+    process = subprocess.Popen([SLURM_CH, "run", *devices, str(forging), "--", "sh", "-c", command], **keywords)  # type: ignore[call-overload]
+    pid = process.stdout.readline().strip()
+    passed = STREAMS | {str(opened["pipe"]), str(opened["socket"])}
+    assert listed(lines_to_blank(process)) == passed
+    check_helpers(before, forging)
+    joined = [SLURM_CH, "run", f"--join-pid={pid}", str(forging), "--", "ls", "-l", "/proc/self/fd"]
+    done = subprocess.run(joined, check=True, **{**keywords, "stdin": subprocess.DEVNULL})  # type: ignore[call-overload]
+    assert listed(done.stdout) == passed
+    if device:
+        found, text = reported(place)
+        assert set(found) == STREAMS, text
+    process.communicate("\n", timeout=20)
+    before.wait_until_clean()

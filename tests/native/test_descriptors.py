@@ -7,6 +7,7 @@ harm: its ldconfig, which CDI specs ask for, runs before any command.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pwd
@@ -163,7 +164,7 @@ def opened() -> Iterator[dict[str, int]]:
     reader, writer = os.pipe()
     one, other = socket.socketpair()
     given = [os.open("/etc", os.O_RDONLY), os.open("/etc/hostname", os.O_RDONLY), reader, one.detach()]
-    high = {what: os.dup2(fd, 60 + n) for n, (what, fd) in enumerate(zip(KINDS, given, strict=True))}
+    high = {what: fcntl.fcntl(fd, fcntl.F_DUPFD, 60) for what, fd in zip(KINDS, given, strict=True)}
     yield high
     for fd in (*given, *high.values(), writer):
         os.close(fd)

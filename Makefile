@@ -10,7 +10,7 @@ USER_NAME = chuser
 
 PACKAGES = slurmctld slurmd slurm-client libslurm-dev munge squashfuse squashfs-tools busybox-static \
     gcc libc6-dev make python3 python3-dev python3-venv util-linux bsdutils cppcheck strace \
-    charliecloud-runtime fuse3 openmpi-bin libopenmpi-dev libmpich-dev libpmix2 \
+    charliecloud-runtime python3-docutils fuse3 openmpi-bin libopenmpi-dev libmpich-dev libpmix2 \
     libsquashfuse-dev libdeflate-dev zlib1g-dev liblzma-dev liblzo2-dev liblz4-dev libzstd-dev
 
 # What `make chaos` needs besides.
@@ -67,6 +67,29 @@ $(BENCH_VENV)/.built:
 	$(PYTHON) -m venv $(BENCH_VENV)
 	$(BENCH_VENV)/bin/python -m pip install --quiet matplotlib
 	touch $@
+
+# The documentation as HTML pages in build/docs; a warning is an error.
+DOCS_PACKAGES = graphviz
+docs: PACKAGES += $(DOCS_PACKAGES)
+docs: deps build $(VENV)/.docs
+	$(VENV)/bin/python -m sphinx -q -W --keep-going -b html docs build/docs
+	@echo "build/docs/index.html"
+
+$(VENV)/.docs: pyproject.toml | $(VENV)/.built
+	$(VENV)/bin/python -m pip install --quiet --editable '.[docs]'
+	touch $@
+
+# The man pages in build/man, and completion for three shells in build/completion.
+# rst2man is python3-docutils'; click is the checkout's own where that is built.
+WITH_CLICK = $(if $(wildcard $(VENV)/.built),$(VENV)/bin/python,$(PYTHON))
+man: native
+	$(WITH_CLICK) docs/man/make_pages.py build/man/source
+	@for page in build/man/source/*.rst; do rst2man --halt=2 $$page build/man/$$(basename $$page .rst) || exit 1; done
+
+completion: native
+	mkdir -p build/completion
+	@for shell in bash zsh fish; do env _SLURM_CH_COMPLETE=$${shell}_source $(WITH_CLICK) etc/completion.py \
+	    > build/completion/slurm-ch.$$shell || exit 1; done
 
 # Faults, load, hostile users and images: what takes too long for `make test`,
 # which has a short form. The figures go to CHAOS_RESULTS, seeds and findings
@@ -141,5 +164,5 @@ clean:
 	rm -rf $(VENV) $(BENCH_VENV) build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: all bench analyze deps build native demo test demo-here test-here chaos chaos-here hostile-here matrix lint install \
+.PHONY: all bench analyze completion deps docs build native demo test demo-here test-here chaos chaos-here hostile-here matrix lint man install \
     install-ch-run uninstall clean

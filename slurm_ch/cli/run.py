@@ -67,7 +67,11 @@ _OWN_OPTIONS: list[click.Parameter] = [
 run: click.Command = OrderedCommand(
     "run",
     callback=_run,
-    params=[*click_options(), *_OWN_OPTIONS, click.Argument(["words"], nargs=-1, metavar="IMAGE [--] CMD...")],
+    params=[
+        *click_options(),
+        *_OWN_OPTIONS,
+        click.Argument(["words"], nargs=-1, type=click.Path(), metavar="IMAGE [--] CMD..."),
+    ],
     help=_run.__doc__,
     context_settings={"help_option_names": ["-?", "-h", "--help"]},
 )

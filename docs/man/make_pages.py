@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write the man pages' sources: `python3 docs/man/make_pages.py DIRECTORY`.
+
+What the pages list is what the programs know: the option table, click's
+commands, the exit codes, and the comment of plugstack.conf's fragment. Only
+the text around it is written here. Needs click; the pages are reStructuredText
+for rst2man and for the HTML documentation alike.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, ROOT)
+
+import click  # noqa: E402
+
+from slurm_ch import __version__  # noqa: E402
+from slurm_ch.cli import main  # noqa: E402
+from slurm_ch.request import options  # noqa: E402
+
+EXIT_CODES = (
+    ("any", "the command's own exit status; death by signal N shows as 128+N"),
+    ("31", "the container can't be set up: image, bind, namespaces, ..."),
+    ("32", "the peers of a join did not get together"),
+    ("33", "the launcher was killed before the container was ready"),
+    ("64", "an option, a variable or an argument in plugstack.conf is wrong"),
+    ("87", "the feature that --feature asks for is not available here"),
+    ("126", "the command can't be executed"),
+    ("127", "the command was not found in the container"),
+)
+
+
+def heading(text: str, line: str = "-") -> list[str]:
+    """Return a heading with its underline."""
+    return [text, line * len(text), ""]
+
+
+def titled(text: str, line: str) -> list[str]:
+    """Return a heading between two lines: the page's name, and what it is about."""
+    return [line * len(text), text, line * len(text), ""]
+
+
+def page(name: str, section: int, what: str) -> list[str]:
+    """Return the head of a man page, as rst2man wants it."""
+    return [
+        *titled(name, "="),
+        *titled(what, "-"),
+        f":Manual section: {section}",
+        ":Manual group: slurm_ch",
+        f":Version: {__version__}",
+        "",
+    ]
+
+
+def escaped(text: str) -> str:
+    """Return `text` with what reStructuredText would read as markup escaped."""
+    return re.sub(r"([\\*`|_])", r"\\\1", text)
+
+
+def definitions(rows: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """Return a definition list."""
+    for term, text in rows:
+        yield f"**{escaped(term)}**"
+        yield "    " + escaped(text)
+        yield ""
+
+
+def exit_status() -> list[str]:
+    """Return the section of exit codes."""
+    return [*heading("EXIT STATUS"), *definitions(EXIT_CODES)]
+
+
+def see_also(*names: str) -> list[str]:
+    """Return the section of related pages."""
+    return [*heading("SEE ALSO"), ", ".join(f"**{name}**\\ ({number})" for name, _, number in
+                                            (n.rpartition(".") for n in names)), ""]  # fmt: skip
+
+
+def option_rows(command: click.Command, context: click.Context) -> list[tuple[str, str]]:
+    """Return each option's names and help, in the order of --help."""
+    records = [param.get_help_record(context) for param in command.get_params(context)]
+    return [record for record in records if record]
+
+
+def command_page(name: str) -> list[str]:
+    """Return the page of one of slurm-ch's commands."""
+    command = main.slurm_ch.get_command(click.Context(main.slurm_ch), name)
+    assert command is not None
+    context = click.Context(command, info_name=f"slurm-ch {name}")
+    usage = " ".join(command.collect_usage_pieces(context))
+    lines = page(f"slurm-ch-{name}", 1, summary(name))
+    lines += [*heading("SYNOPSIS"), f"**slurm-ch {name}** {escaped(usage)}", ""]
+    lines += heading("DESCRIPTION")
+    for paragraph in (command.help or "").split("\n\n"):
+        lines += [escaped(" ".join(paragraph.replace("\b", "").split())), ""]
+    lines += [*heading("OPTIONS"), *definitions(option_rows(command, context))]
+    return [*lines, *exit_status(), *see_also("slurm-ch.1", "slurm_ch.8")]
+
+
+def summary(name: str) -> str:
+    """Return a command's one line, as a man page's: no capital, no full stop."""
+    text = main.COMMANDS[name].rstrip(".")
+    return text[0].lower() + text[1:]
+
+
+def top_page() -> list[str]:
+    """Return slurm-ch(1)."""
+    lines = page("slurm-ch", 1, "run Slurm job steps in unprivileged containers")
+    lines += [*heading("SYNOPSIS"), "**slurm-ch** [*OPTIONS*] *COMMAND* [*ARGS*]...", ""]
+    lines += heading("DESCRIPTION")
+    lines += [
+        "On a cluster whose site has installed the plugin, **srun --ch-image=**\\ *IMAGE* *COMMAND* is all that is",
+        "needed; see **slurm_ch**\\ (8). **slurm-ch** is the command beside it: it runs commands in containers",
+        "without the plugin, looks at containers that run, and finds out what on a node would stop a step.",
+        "",
+    ]
+    lines += [*heading("COMMANDS"), *definitions((f"slurm-ch {name}", main.COMMANDS[name]) for name in main.COMMANDS)]
+    lines += exit_status()
+    return [*lines, *see_also(*(f"slurm-ch-{name}.1" for name in main.COMMANDS), "slurm_ch.8",
+                              "slurm_ch-plugstack.conf.5")]  # fmt: skip
+
+
+def plugin_page() -> list[str]:
+    """Return slurm_ch(8): the options of srun, sbatch and salloc."""
+    lines = page("slurm_ch", 8, "Slurm job steps in unprivileged containers")
+    lines += heading("SYNOPSIS")
+    lines += [f"**{name}** **--ch-image=**\\ *IMAGE* [**--ch-**\\ *OPTION*]... ..." for name in ("srun", "sbatch")]
+    lines[-2] += "\n"
+    lines += ["", "**salloc** **--ch-image=**\\ *IMAGE* [**--ch-**\\ *OPTION*]... ...", ""]
+    lines += heading("DESCRIPTION")
+    lines += [
+        "Slurm's plugin of slurm_ch runs a step, or a batch script, in a container. All tasks of a node share one",
+        "container. A step runs in its container or fails with one line; it never runs on the host instead.",
+        "",
+        "Options of **sbatch** and **salloc** are the defaults of the steps inside; the command line of **srun** wins.",
+        "Yes-or-no options take **=no** as well.",
+        "",
+    ]
+    rows = []
+    for option in options.OPTIONS:
+        if option.where & options.PLUGIN:
+            value = {options.FLAG: "", options.OPTIONAL: f"[={option.arg}]"}.get(option.kind, f"={option.arg}")
+            rows.append((f"--ch-{option.name}{value}", option.help + "."))
+    lines += [*heading("OPTIONS"), *definitions(rows)]
+    lines += heading("ENVIRONMENT")
+    lines += [
+        "Every option has a default in the environment: **SLURM_CH_**\\ *OPTION* for **srun**,",
+        "**SBATCH_CH_**\\ *OPTION* for **sbatch**, **SALLOC_CH_**\\ *OPTION* for **salloc**; *OPTION* is the",
+        "option's name in capitals, with underscores for hyphens.",
+        "An option that may be repeated takes one value per line.",
+        "",
+    ]
+    return [*lines, *exit_status(), *see_also("slurm-ch.1", "slurm_ch-plugstack.conf.5", "srun.1")]
+
+
+def fragment() -> list[str]:
+    """Return the comment of plugstack.conf's fragment, line by line without its marks."""
+    with open(os.path.join(ROOT, "etc", "plugstack.conf.in")) as file:
+        return [line[2:].rstrip() if line[:2] == "# " else line[1:].rstrip() for line in file if line[:1] == "#"]
+
+
+def arguments() -> list[tuple[str, str]]:
+    """Return plugstack.conf's arguments and what they mean, from the fragment."""
+    rows: list[list[str]] = []
+    for line in fragment():
+        start = re.match(r"  ([a-z_]+=\S+)(\s+(.*))?$", line)
+        if start:
+            rows.append([start[1], start[3] or ""])
+        elif rows and line.startswith("          "):
+            rows[-1][1] += " " + line.strip()
+        elif rows:
+            break
+    return [(name, " ".join(text.split())) for name, text in rows]
+
+
+def plugstack_page() -> list[str]:
+    """Return the page about the plugin's line in plugstack.conf."""
+    lines = page("slurm_ch-plugstack.conf", 5, "the line of slurm_ch in Slurm's plugstack.conf")
+    lines += [*heading("SYNOPSIS"), "**required** *PATH*\\ **/slurm_ch.so** [*NAME*\\ **=**\\ *VALUE*]...", ""]
+    lines += heading("DESCRIPTION")
+    lines += [
+        "The line loads the plugin into **srun**, **sbatch**, **salloc** and each node's **slurmd**. It must be the",
+        "same on all nodes, submission hosts included. Arguments have no white space; a wrong one fails",
+        "the steps that ask for a container, and no others.",
+        "",
+    ]
+    return [*lines, *heading("ARGUMENTS"), *definitions(arguments()), *see_also("slurm_ch.8", "slurm-ch-doctor.1")]
+
+
+def pages() -> dict[str, list[str]]:
+    """Return every page's lines by the file's name without its ending."""
+    found = {
+        "slurm-ch.1": top_page(),
+        "slurm_ch.8": plugin_page(),
+        "slurm_ch-plugstack.conf.5": plugstack_page(),
+    }
+    for name in main.COMMANDS:
+        found[f"slurm-ch-{name}.1"] = command_page(name)
+    return found
+
+
+def write(directory: str) -> list[str]:
+    """Write all pages below `directory` and return their names."""
+    os.makedirs(directory, exist_ok=True)
+    found = pages()
+    for name, lines in found.items():
+        with open(os.path.join(directory, name + ".rst"), "w") as file:
+            file.write("\n".join(lines))
+    return sorted(found)
+
+
+if __name__ == "__main__":
+    write(sys.argv[1])

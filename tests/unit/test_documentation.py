@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The man pages, the HTML pages and the shells' completion are made from what the programs know."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from slurm_ch.cli import main
+from slurm_ch.request import options
+
+ROOT = Path(__file__).parents[2]
+SLURM_CH = str(Path(sys.executable).parent / "slurm-ch")
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Every man page, made by rst2man, which must have nothing to complain of."""
+    out = tmp_path_factory.mktemp("man")
+    subprocess.run([sys.executable, ROOT / "docs/man/make_pages.py", out / "source"], check=True)
+    found = {}
+    for source in sorted((out / "source").iterdir()):
+        done = subprocess.run(["rst2man", "--halt=2", source], check=True, capture_output=True, text=True)
+        found[source.name.removesuffix(".rst")] = done.stdout.replace("\\-", "-").replace("\\", "")
+    return found
+
+
+def test_each_command_has_a_page(pages: dict[str, str]) -> None:
+    assert set(pages) == {"slurm-ch.1", "slurm_ch.8", "slurm_ch-plugstack.conf.5"} | {
+        f"slurm-ch-{name}.1" for name in main.COMMANDS
+    }
+
+
+def test_pages_have_every_option(pages: dict[str, str]) -> None:
+    for option in options.OPTIONS:
+        if option.where & options.PLUGIN:
+            assert f"--ch-{option.name}" in pages["slurm_ch.8"]
+        if option.where & options.COMMAND:
+            assert f"--{option.name}" in pages["slurm-ch-run.1"]
+
+
+def test_plugstack_page_has_every_argument(pages: dict[str, str]) -> None:
+    commented = [line for line in (ROOT / "etc/plugstack.conf.in").read_text().splitlines() if line[:4] == "#   "]
+    names = {line.split("=")[0].strip("# ") for line in commented if "=" in line.split()[1]}
+    assert {"python", "bind", "forbid", "relay"} <= names
+    for name in names:
+        assert f"{name}=" in pages["slurm_ch-plugstack.conf.5"]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("slurm-ch ru", "plain,run"),
+        ("slurm-ch run --write-", "plain,--write-fake"),
+        ("slurm-ch run fo", "file,fo"),
+        ("slurm-ch sandbox --no", "plain,--nodes"),
+    ],
+)
+def test_completion(words: str, expected: str) -> None:
+    env = {
+        **os.environ,
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split()) - 1),
+        "_SLURM_CH_COMPLETE": "bash_complete",
+    }
+    done = subprocess.run([SLURM_CH], env=env, check=False, capture_output=True, text=True)
+    assert done.stdout.splitlines() == [expected]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts(shell: str) -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "etc/completion.py"],
+        env={**os.environ, "_SLURM_CH_COMPLETE": f"{shell}_source"},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert "_SLURM_CH_COMPLETE" in done.stdout
+
+
+def test_a_mistyped_command() -> None:
+    done = subprocess.run([SLURM_CH, "rum"], check=False, capture_output=True, text=True)
+    assert done.returncode == 64
+    assert done.stderr == "slurm-ch: error: No such command 'rum'. Did you mean run? (see slurm-ch --help)\n"

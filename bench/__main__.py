@@ -152,7 +152,7 @@ def _write(results: Path, facts: dict[str, Any]) -> None:
     (results / "bench.md").write_text(text)
     plot.plot(samples, results / "bench.png")
     print(text[text.index("## Targets") : text.index("## Memory")])
-    print(f"written: {results}/bench.md, bench.png, bench.json")
+    print(f"written: {results}/bench.md, bench.png; the samples are in bench.json there")
 
 
 if __name__ == "__main__":

@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
-import os
 import pwd
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests import own_view
 
 USER = "chuser"
 
@@ -57,6 +59,11 @@ def squash(root: Path, to: Path) -> Path:
     return to
 
 
+def pytest_cmdline_main() -> None:
+    """Before anything else: nothing of another run is in sight."""
+    own_view.enter()
+
+
 @pytest.fixture(scope="session")
 def user() -> str:
     """An ordinary user; the Makefile made it."""
@@ -67,8 +74,7 @@ def user() -> str:
 @pytest.fixture(scope="session")
 def world_tmp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A directory that every user can reach, removed at the end."""
-    path = Path("/tmp") / f"slurm-ch-tests-{os.getpid()}"
-    path.mkdir(mode=0o755)
+    path = Path(tempfile.mkdtemp(prefix="slurm-ch-tests-", dir="/tmp"))
     path.chmod(0o755)
     yield path
     shutil.rmtree(path)

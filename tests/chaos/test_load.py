@@ -28,6 +28,7 @@ AT_ONCE = 50 if FULL else 8
 NODES, TASKS_PER_NODE = (16, 32) if FULL else (3, 8)
 TASKS_ON_ONE = 600 if FULL else 64
 JOBS_OF_A_USER = 20 if FULL else 4
+AGAIN = 100 if FULL else 2
 
 
 @pytest.fixture(scope="module")
@@ -198,3 +199,21 @@ def test_users_at_the_same_step_id(
         assert set(re.findall(r"step (\d+)", out)) <= {"0"}
         tally.add(job.returncode, out, err, marker, 2)
     finish(cluster, record, "jobs of two users at one step id", tally, before, jobs=len(jobs))
+
+
+def test_commands_that_end_at_once_strand_nobody(cluster: Cluster, before: set[int], image_sqfs: Path) -> None:
+    for _ in range(AGAIN):
+        step = start(cluster, ["-N1", "-n64", f"--ch-image={image_sqfs}", "true"])
+        assert (step.communicate(timeout=SECONDS), step.returncode) == (("", ""), 0)
+    assert cluster._supervisor is not None
+    top = cluster._supervisor.pid
+    assert wait_for(lambda: set(leftovers.descendants(top)) <= before, HANG_SECONDS)
+
+
+def test_two_jobs_at_once_keep_to_their_images(cluster: Cluster, image_sqfs: Path, other_sqfs: Path) -> None:
+    show = ["sh", "-c", "echo $SLURM_STEP_ID $(cat /marker)"]
+    for _ in range(AGAIN):
+        jobs = [start(cluster, ["-w", "n1", "-n4", f"--ch-image={image}", *show]) for image in (image_sqfs, other_sqfs)]
+        for job, marker in zip(jobs, ("one", "two"), strict=True):
+            out, err = job.communicate(timeout=SECONDS)
+            assert (job.returncode, out) == (0, f"0 {marker}\n" * 4), err

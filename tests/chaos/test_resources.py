@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -62,8 +63,7 @@ if FULL:
         """The kernel kills somebody of the step: which one is its choice."""
         root = Path("/sys/fs/cgroup")
         old = (root / "memory").is_dir()
-        group = (root / "memory" if old else root) / f"slurm_ch-chaos-{os.getpid()}"
-        group.mkdir()
+        group = Path(tempfile.mkdtemp(prefix="slurm_ch-chaos-", dir=root / "memory" if old else root))
         ends = []
         try:
             for kib in range(512, 24 << 10, 512):

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -47,7 +49,9 @@ def test_a_forged_request_in_roots_environment_does_nothing(cluster: Cluster, im
 @pytest.fixture
 def trap(other_sqfs: Path) -> Iterator[str]:
     """Another user's image in /tmp, under a name that somebody means as his own."""
-    place = Path("/tmp/slurm-ch-trap.sqfs")
+    handle, name = tempfile.mkstemp(prefix="slurm-ch-trap-", suffix=".sqfs", dir="/tmp")
+    os.close(handle)
+    place = Path(name)
     shutil.copy(other_sqfs, place)
     shutil.chown(place, "daemon")
     yield place.name

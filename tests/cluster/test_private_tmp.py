@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import select
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,8 +60,7 @@ def one_cpu() -> Iterator[None]:
 @pytest.fixture
 def outside_tmp() -> Iterator[Path]:
     """A directory that is the same in every job: not below /tmp."""
-    path = Path("/var/tmp") / f"slurm-ch-tests-{os.getpid()}"
-    path.mkdir()
+    path = Path(tempfile.mkdtemp(prefix="slurm-ch-tests-", dir="/var/tmp"))
     path.chmod(0o777)
     yield path
     for entry in path.iterdir():

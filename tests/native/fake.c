@@ -33,6 +33,7 @@ static int registered_count;
 static char **job_env, **job_argv;
 static int job_argc, task_id, calls, fail_at;
 static uint32_t job_step, job_tasks;
+static struct sigaction started_with[NSIG];
 
 static int api(void)
 {
@@ -322,8 +323,7 @@ static int remote(char **argv, int argc)
 	if (umask(mask) != mask)
 		fprintf(stderr, "umask changed\n");
 	for (int s = 1; s < NSIG; s++)
-		if (!sigaction(s, NULL, &old) && old.sa_handler != SIG_DFL && s != SIGPIPE &&
-		    s != SIGSEGV && s != SIGBUS && s != SIGFPE)
+		if (!sigaction(s, NULL, &old) && old.sa_handler != started_with[s].sa_handler)
 			fprintf(stderr, "signal %d changed\n", s);
 	return worst;
 }
@@ -352,6 +352,8 @@ static int many(char **argv, int argc)
 
 int main(int argc, char **argv)
 {
+	for (int s = 1; s < NSIG; s++)
+		sigaction(s, NULL, &started_with[s]);
 	if (argc >= 3 && !strcmp(argv[1], "state"))
 		return state(argv + 2, argc - 2);
 	if (argc >= 3 && !strcmp(argv[1], "bare"))

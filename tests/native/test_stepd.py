@@ -74,3 +74,11 @@ def test_only_the_grandchild_touches_signals() -> None:
         Path(source).name for source in SOURCES if re.search(r"\bsignal\(|sigprocmask\(", Path(source).read_text())
     }
     assert users <= {"start_launcher.c"}
+
+
+def test_signals_that_were_ignored_from_the_start_are_no_change(fakes: dict[str, Path]) -> None:
+    """As under nohup and cron."""
+    words = [fakes["argv0"], "remote", "1", "0", "/bin/true"]
+    started = ["sh", "-c", "trap '' INT QUIT; exec \"$@\"", "sh", *words]
+    done = subprocess.run(started, check=False, capture_output=True, text=True, env={}, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "task: 0\n", "")

@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -56,11 +57,11 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def parent(tmp_path: Path) -> Iterator[Path]:
+def parent() -> Iterator[Path]:
     """Return a place for one cluster's directory; nothing may be left of it at the end."""
     # pytest's own directories are closed to others, and too deep for a socket's path.
-    place = Path("/tmp") / f"t{os.getpid()}-{tmp_path.name[-12:]}"
-    place.mkdir(mode=0o755)
+    place = Path(tempfile.mkdtemp(prefix="t-", dir="/tmp"))
+    place.chmod(0o755)
     yield place
     assert list(place.iterdir()) == []
     assert processes_of(place) == []

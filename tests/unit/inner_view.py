@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What test_own_view.py runs as runs of their own; not collected by itself."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests import leftovers
+
+
+def test_sees_nobody() -> None:
+    assert leftovers.files() == set()
+    commands = [Path(f"/proc/{pid}/comm").read_text() for pid in leftovers.parents()]
+    assert "cat\n" not in commands
+    orphan = subprocess.run(["sh", "-c", "sleep 0 & echo $!"], check=True, capture_output=True, text=True)
+    while Path(f"/proc/{orphan.stdout.strip()}").exists():
+        os.sched_yield()  # somebody reaps it
+
+
+def test_waits() -> None:
+    print("waiting", flush=True)
+    sys.stdin.readline()

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two runs of the tests on one machine don't see each other."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import own_view
+
+ROOT = Path(__file__).parents[2]
+INNER = "tests/unit/inner_view.py"
+
+
+def run(test: str) -> subprocess.Popen[str]:
+    """Start one of the inner tests as a run of its own."""
+    env = {name: value for name, value in os.environ.items() if name != own_view.ENTERED}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-s", f"{INNER}::{test}"]
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.fixture
+def litter() -> Iterator[Path]:
+    """What another run could take for its own leftovers: a process, and a file in shared memory."""
+    path = Path(f"/dev/shm/slurm_ch-stranger-{os.getpid()}")
+    path.touch()
+    process = subprocess.Popen(["cat"], executable="/bin/cat", stdin=subprocess.PIPE)
+    yield path
+    process.communicate()
+    path.unlink()
+
+
+def test_a_run_sees_its_own(litter: Path) -> None:
+    assert litter.exists()
+    inner = run("test_sees_nobody")
+    out, _ = inner.communicate(timeout=60)
+    assert (inner.returncode, "1 passed" in out) == (0, True), out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_as_ever(number: int) -> None:
+    inner = run("test_waits")
+    assert inner.stdout is not None
+    for line in inner.stdout:
+        if "waiting" in line:
+            break
+    inner.send_signal(number)
+    out, _ = inner.communicate(timeout=60)
+    assert inner.returncode == {signal.SIGINT: 2, signal.SIGTERM: 128 + 15}[signal.Signals(number)], out

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import select
 import signal
 import sys
 from collections.abc import Sequence
@@ -18,9 +19,11 @@ from slurm_ch.sandbox.cluster import Cluster
 from slurm_ch.sandbox.supervisor import (
     descendants,
     kill_descendants,
+    new_session_keyring,
     set_child_subreaper,
     set_parent_death_signal,
 )
+from slurm_ch.sandbox.terminal import Terminal
 
 # The terminal sends these to the command too; the sandbox must outlive it to clean up.
 _FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT)
@@ -33,8 +36,9 @@ class _Signals:
     """What a signal means to the sandbox in each of its phases."""
 
     def __init__(self) -> None:
-        # A pidfd: the command may have been reaped when the signal comes.
+        # The pid stays the command's until this is None.
         self.command: int | None = None
+        self.terminal: Terminal | None = None
         self.ending = False
 
     def install(self) -> None:
@@ -44,12 +48,19 @@ class _Signals:
                 # Not SIG_IGN, ever: the command would inherit it.
                 signal.signal(number, self._handle)
         signal.signal(signal.SIGALRM, self._kill)
+        signal.signal(signal.SIGWINCH, self._terminal_changed)
+        signal.signal(signal.SIGCONT, self._terminal_changed)
+        signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if self.command is not None:
             if number in _FORWARDED:
                 self._send(signal.Signals(number))
                 signal.alarm(_GRACE_SECONDS)
+            elif self.terminal is not None:
+                # In a session of its own: what our terminal sends us hasn't reached it.
+                with suppress(ProcessLookupError):
+                    os.killpg(self.terminal.foreground(self.command), number)
         elif not self.ending:
             # Once: a second one must not interrupt the clean-up.
             self.ending = True
@@ -58,10 +69,16 @@ class _Signals:
     def _kill(self, _number: int, _frame: FrameType | None) -> None:
         self._send(signal.SIGKILL)
 
+    def _terminal_changed(self, number: int, _frame: FrameType | None) -> None:
+        if self.terminal is not None:
+            self.terminal.resize()
+            if number == signal.SIGCONT:
+                self.terminal.resume()
+
     def _send(self, number: signal.Signals) -> None:
         if self.command is not None:
             with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self.command, number)
+                os.kill(self.command, number)
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
@@ -102,8 +119,10 @@ def sandbox(
     """Run CMD (or your shell) inside a throw-away Slurm cluster on this machine.
 
     Starts munge, slurmctld and a slurmd per node in a temporary directory, as
-    root, and CMD as USER. When CMD ends, everything is removed; the exit status
-    is CMD's.
+    root, and CMD as USER. If USER isn't the caller, CMD has a terminal of its own,
+    a short list of the caller's variables (TERM, LANG, LC_*, TZ, PATH, ...), and
+    nobody but USER and root can use the cluster. When CMD ends, everything is
+    removed; the exit status is CMD's.
     """
     entry = _entry(user)
     if os.geteuid() != 0:
@@ -113,7 +132,7 @@ def sandbox(
     spared = frozenset(descendants(os.getpid()))
     set_child_subreaper(True)
     signals.install()
-    cluster = Cluster(nodes, cpus, list(plugstack) or None, "\n".join(slurm_conf))
+    cluster = Cluster(nodes, cpus, list(plugstack) or None, "\n".join(slurm_conf), only_user=entry.pw_name)
     try:
         with cluster:
             try:
@@ -150,15 +169,25 @@ def _run(cluster: Cluster, entry: pwd.struct_passwd, argv: Sequence[str], signal
     directory = _directory(cluster, entry)
     # A signal must find either no command, or one that we know to forward it to.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, (*_FROM_TERMINAL, *_FORWARDED))
+    other = entry.pw_uid != os.geteuid()
+    terminal = Terminal(entry.pw_uid) if other else None
 
     def in_command() -> None:
+        if terminal is not None:
+            terminal.in_command()
+            new_session_keyring()
         # A killed sandbox takes its command along; set here as a new uid clears it.
         set_parent_death_signal(signal.SIGHUP)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
+    streams = terminal.streams if terminal is not None else {}
+    wake, wakeup = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
     try:
-        command = cluster.popen(argv, user=entry.pw_name, cwd=directory, umask=-1, preexec_fn=in_command)
-        signals.command = os.pidfd_open(command.pid)
+        command = cluster.popen(
+            argv, user=entry.pw_name, cwd=directory, umask=-1, preexec_fn=in_command, start_new_session=other, **streams
+        )
+        signals.command, signals.terminal = command.pid, terminal
     except OSError as error:
         failure = errors.ChError(f"{argv[0]}: {error.strerror}")
         missing = isinstance(error, FileNotFoundError)
@@ -166,14 +195,36 @@ def _run(cluster: Cluster, entry: pwd.struct_passwd, argv: Sequence[str], signal
         raise failure from None
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    # Reap the orphans of CMD too (each srun leaves one), or a long session fills up with them.
-    while (ended := os.wait())[0] != command.pid:
-        pass
-    signals.ending = True
-    signals.command = None
+    try:
+        while not _has_ended(command.pid):
+            _wait(wake, terminal)
+    finally:
+        signals.ending = True
+        signals.command = signals.terminal = None
+        if terminal is not None:
+            terminal.close()
     signal.alarm(0)
-    status = command.returncode = os.waitstatus_to_exitcode(ended[1])
+    status = command.returncode = os.waitstatus_to_exitcode(os.waitpid(command.pid, 0)[1])
     return status if status >= 0 else 128 - status
+
+
+def _has_ended(command: int) -> bool:
+    """Whether the command has, which is left to be reaped; reap its orphans: each srun leaves one."""
+    while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        if ended.si_pid == command:
+            return True
+        os.waitpid(ended.si_pid, 0)
+    return False
+
+
+def _wait(wake: int, terminal: Terminal | None) -> None:
+    """Return when a signal has come; relay meanwhile."""
+    if terminal is not None:
+        terminal.wait(wake)
+    else:
+        select.select([wake], [], [])
+    with suppress(BlockingIOError):
+        os.read(wake, 4096)
 
 
 def _directory(cluster: Cluster, entry: pwd.struct_passwd) -> str:

@@ -39,11 +39,15 @@ SQUASHFS = base64.b64decode(
 
 
 def become(user: pwd.struct_passwd) -> None:
-    """Become `user` with no other groups, if this process is root; there is no way back. ChError if that fails."""
+    """Become `user` with that user's groups, if this process is root; there is no way back. ChError if that fails.
+
+    Nothing of root's session goes along: no terminal to type into.
+    """
     if os.geteuid() != 0:
         return
     try:
-        os.setgroups([])
+        os.setsid()
+        os.setgroups(os.getgrouplist(user.pw_name, user.pw_gid))
         os.setresgid(user.pw_gid, user.pw_gid, user.pw_gid)
         os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)
     except OSError as error:

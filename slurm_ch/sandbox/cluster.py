@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Any
 
@@ -51,6 +51,7 @@ class Cluster:
 
     `files` are further files beside slurm.conf (gres.conf, for instance); `node_conf` is added
     to the nodes' line in it, `plugstack_of` replaces `plugstack_lines` for the nodes named there.
+    Only `only_user` and root can use the cluster; without it, every user of the machine.
     Raises ClusterError, with the end of the log of the daemon to blame, when it can't start.
     """
 
@@ -65,6 +66,7 @@ class Cluster:
         files: Mapping[str, str] | None = None,
         node_conf: str = "",
         plugstack_of: Mapping[str, Sequence[str]] | None = None,
+        only_user: str | None = None,
     ) -> None:
         if plugstack_lines is None:
             plugstack_lines = [f"required {paths.PLUGIN}"] if os.path.exists(paths.PLUGIN) else []
@@ -75,10 +77,12 @@ class Cluster:
         self.files = dict(files or {})
         self.node_conf = node_conf
         self.plugstack_of = dict(plugstack_of or {})
+        self.only_user = only_user
         self.directory_parent = os.path.abspath(directory_parent)
         self.directory = ""
         self.conf = ""
         self.version: tuple[int, ...] = ()
+        self._confs: dict[str, str] = {}  # as they are when all daemons run
         self._port = 0
         self._supervisor: subprocess.Popen[bytes] | None = None
         self._clients: list[subprocess.Popen[Any]] = []
@@ -144,11 +148,14 @@ class Cluster:
     # --- what it is good for -------------------------------------------------
 
     def environ(self, user: str) -> dict[str, str]:
-        """Return the caller's environment as `user` would have it, with SLURM_CONF set."""
+        """Return the environment of `user`, with SLURM_CONF set and little of the caller's (`host.environ_of`)."""
         return {**host.environ_of(user), "SLURM_CONF": self.conf}
 
     def popen(self, argv: Sequence[str], *, user: str, **kw: Any) -> subprocess.Popen[Any]:
         """Start `argv` as `user` with all their groups, in `/`; `kw` as for subprocess.Popen.
+
+        Another user than the caller gets a session of its own, and no terminal of the caller's to
+        read from; who wants it to have a terminal gives it one (`terminal.Terminal`).
 
         What still runs when the cluster stops and its jobs are gone, gets SIGTERM, then SIGKILL.
         """
@@ -161,7 +168,12 @@ class Cluster:
             "env": self.environ(user),
             "umask": 0o022,
         }
-        process: subprocess.Popen[Any] = subprocess.Popen(argv, **{**settings, **kw})
+        if entry.pw_uid != os.geteuid():
+            settings["start_new_session"] = True
+        with ExitStack() as opened:
+            if entry.pw_uid != os.geteuid():
+                settings.update(_no_terminals(opened))
+            process: subprocess.Popen[Any] = subprocess.Popen(argv, **{**settings, **kw})
         self._clients = [other for other in self._clients if other.returncode is None]
         self._clients.append(process)
         return process
@@ -228,7 +240,7 @@ class Cluster:
         self.conf = os.path.join(self.directory, "slurm.conf")
         if len(self._path("munge/socket")) > 100:
             raise ClusterError(f"{self.directory_parent}: path too long for a socket")
-        os.chmod(self.directory, 0o755)
+        # Closed to all but root until everything is ready.
         # Users go through munge/ to the socket; the key and the controller's state aren't theirs.
         secret, public = ["key", "state"], ["munge", "spool", "log", "run"]
         for name in secret + public + [f"spool/{node}" for node in self.node_names]:
@@ -238,7 +250,6 @@ class Cluster:
         self._port = host.free_ports(nodes + 1)
         text = config.slurm_conf(
             directory=self.directory,
-            host=socket.gethostname().split(".")[0],
             port=self._port,
             nodes=nodes,
             cpus=self.cpus,
@@ -246,12 +257,14 @@ class Cluster:
             node_extra=self.node_conf,
             extra=self.slurm_conf_extra,
         )
-        self._write("slurm.conf", text.encode())
+        self._confs = {"slurm.conf": text}
         self._write("plugstack.conf", "".join(f"{x}\n" for x in self.plugstack_lines).encode())
         for name, lines in self.plugstack_of.items():
             self._write(f"plugstack.{name}.conf", "".join(f"{x}\n" for x in lines).encode())
             own = text.replace(self._path("plugstack.conf"), self._path(f"plugstack.{name}.conf"))
-            self._write(f"slurm.{name}.conf", own.encode())
+            self._confs[f"slurm.{name}.conf"] = own
+        for name, text in self._confs.items():
+            self._write(name, config.starting(text).encode())
         for name, text in self.files.items():
             self._write(name, text.encode())
         cgroup = config.cgroup_conf(self.version)
@@ -275,6 +288,7 @@ class Cluster:
             [
                 program["munged"],
                 "--foreground",
+                "--force",  # it doesn't like a socket that others can't reach yet
                 f"--key-file={self._path('key/munge.key')}",
                 f"--socket={self._path('munge/socket')}",
                 f"--pid-file={self._path('run/munged.pid')}",
@@ -289,6 +303,17 @@ class Cluster:
             conf = self._path(f"slurm.{name}.conf") if name in self.plugstack_of else self.conf
             self._daemon(name, [program["slurmd"], "-D", "-f", conf, "-N", name])
         self._wait("slurmctld", self._all_idle)
+        self._order({"hostname": socket.gethostname()})
+        self._wait("supervisor", self._has_hostname)
+        if self.only_user is not None:
+            # Without the socket nobody has credentials. Its directory stays root's: who
+            # owns that could put a munged of their own there.
+            os.chown(self._path("munge/socket"), host.user_entry(self.only_user).pw_uid, -1)
+            os.chmod(self._path("munge/socket"), 0o600)
+        for name, text in self._confs.items():
+            self._write(f"{name}.new", text.encode())
+            os.replace(self._path(f"{name}.new"), self._path(name))
+        os.chmod(self.directory, 0o755)
 
     def _all_idle(self) -> bool:
         try:
@@ -298,9 +323,19 @@ class Cluster:
             return False
         return [states.get(name) for name in self.node_names] == ["idle"] * len(self.node_names)
 
+    def _has_hostname(self) -> bool:
+        """Whether the supervisor has put the machine's name back."""
+        line, newline, rest = self._reports.partition(b"\n")
+        if not newline or line != b"hostname 0":
+            return False
+        self._reports = rest
+        return True
+
     def _daemon(self, name: str, argv: list[str]) -> None:
+        self._order({"name": name, "argv": argv, "log": self._path(f"log/{name}.err")})
+
+    def _order(self, order: Mapping[str, object]) -> None:
         assert self._supervisor is not None and self._supervisor.stdin is not None
-        order = {"name": name, "argv": argv, "log": self._path(f"log/{name}.err")}
         self._supervisor.stdin.write(json.dumps(order).encode() + b"\n")
 
     def _wait(self, name: str, ready: Callable[[], bool]) -> None:
@@ -316,7 +351,7 @@ class Cluster:
         if not select.select([self._supervisor.stdout], [], [], _POLL_SECONDS)[0]:
             return
         self._reports += self._supervisor.stdout.read(4096) or b"supervisor 0\n"
-        if b"\n" not in self._reports:
+        if b"\n" not in self._reports or self._reports.startswith(b"hostname "):
             return
         name, status = self._reports.split(b"\n")[0].decode().split()
         text = f"{name} did not start ({_status(int(status))}){self._end_of(name)}"
@@ -348,6 +383,20 @@ class Cluster:
 def _status(status: int) -> str:
     code = os.waitstatus_to_exitcode(status)
     return f"status {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+
+
+def _no_terminals(opened: ExitStack) -> dict[str, int]:
+    """Return streams in place of those that are terminals of ours: nothing to read, and the same to write to.
+
+    Closed with `opened`. Who isn't their owner can't open them again to read what is typed there.
+    """
+    found = {}
+    for stream, name in enumerate(("stdin", "stdout", "stderr")):
+        if os.isatty(stream):
+            path = f"/proc/self/fd/{stream}" if stream else "/dev/null"
+            found[name] = os.open(path, (os.O_WRONLY if stream else os.O_RDONLY) | os.O_NOCTTY | os.O_CLOEXEC)
+            opened.callback(os.close, found[name])
+    return found
 
 
 def _end_group(process: subprocess.Popen[str]) -> tuple[str | None, str | None]:

@@ -13,14 +13,14 @@ def node_names(nodes: int) -> list[str]:
 
 
 def slurm_conf(
-    *, directory: str, host: str, port: int, nodes: int, cpus: int, memory: int, extra: str, node_extra: str = ""
+    *, directory: str, port: int, nodes: int, cpus: int, memory: int, extra: str, node_extra: str = ""
 ) -> str:
     """Return slurm.conf: slurmctld on `port`, the nodes on those after it; `memory` in MiB."""
     span = f"[1-{nodes}]" if nodes > 1 else "1"
     ports = f"[{port + 1}-{port + nodes}]" if nodes > 1 else f"{port + 1}"
     return f"""\
 ClusterName=sandbox
-SlurmctldHost={host}(127.0.0.1)
+SlurmctldHost=localhost(127.0.0.1)
 SlurmctldPort={port}
 SlurmUser=root
 SlurmdUser=root
@@ -61,10 +61,19 @@ KillWait=2
 MessageTimeout=10
 UnkillableStepTimeout=50
 
-NodeName=n{span} NodeHostname={host} NodeAddr=127.0.0.1 Port={ports} CPUs={cpus} RealMemory={memory} {node_extra}
+NodeName=n{span} NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports} CPUs={cpus} RealMemory={memory} {node_extra}
 PartitionName=sandbox Nodes=n{span} Default=YES State=UP MaxTime=INFINITE OverSubscribe=FORCE:64
 {extra.rstrip()}
 """
+
+
+def starting(text: str) -> str:
+    """Return slurm.conf as the daemons find it at their start: they listen on their machine's name only.
+
+    Clients must not, so the line has to be gone when there are some: with a name that
+    isn't localhost, nodes would not reach them.
+    """
+    return "CommunicationParameters=NoInAddrAny,NoCtldInAddrAny\n" + text
 
 
 def cgroup_conf(version: tuple[int, ...]) -> str | None:

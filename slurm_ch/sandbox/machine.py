@@ -13,9 +13,10 @@ from slurm_ch.errors import ChError
 # Below Linux's default range of ephemeral ports, which any connect() may grab meanwhile.
 PORTS = range(15000, 32000)
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-# The caller's own job, sudo and session mean nothing to another user in another cluster.
-_FOREIGN_PREFIXES = ("SLURM_", "SLURMD_", "SBATCH_", "SALLOC_", "SPANK_", "SUDO_", "XDG_")
-_FOREIGN = ("DBUS_SESSION_BUS_ADDRESS", "MAIL", "OLDPWD", "PWD")
+# What another user gets of root's environment: how to show things, and where programs are. All
+# else may be a secret, or mean root's own job, session and files.
+_PASSED = ("COLORTERM", "COLUMNS", "LANG", "LANGUAGE", "LINES", "NO_COLOR", "PATH", "TERM", "TZ")
+_PASSED_PREFIX = "LC_"
 
 
 class ClusterError(ChError):
@@ -46,11 +47,9 @@ def user_entry(name: str) -> pwd.struct_passwd:
 
 
 def environ_of(name: str) -> dict[str, str]:
-    """Return the caller's environment as user `name` would have it, outside of any job."""
+    """Return the environment of user `name`, outside of any job; of the caller's only what `_PASSED` lists."""
     entry = user_entry(name)
-    kept = {
-        key: value for key, value in os.environ.items() if key not in _FOREIGN and not key.startswith(_FOREIGN_PREFIXES)
-    }
+    kept = {key: value for key, value in os.environ.items() if key in _PASSED or key.startswith(_PASSED_PREFIX)}
     return {
         **kept,
         "PATH": os.environ.get("PATH", _SYSTEM_PATH),

@@ -7,6 +7,12 @@ own orphans (a test runner's, say) would mix with ours. So the subreaper is a
 process of its own: whatever is beneath it belongs to the cluster and may be
 killed, with no guess from names or environments.
 
+Slurm's daemons listen on every address, or on that of the machine's name. Outside of
+this machine nobody has any business with ours, so they start in a UTS namespace in which
+the machine is called localhost. Steps see the real name: it is put back when all listen,
+but for the controller, which has a namespace of its own and looks at the name again when
+it reads its configuration again.
+
 Above it is a guard, a subreaper too, that does nothing but wait for its end:
 should it be killed, what was beneath it becomes the guard's, to be killed.
 
@@ -14,9 +20,9 @@ It runs by path under `python -I -S` and needs the standard library only.
 
     argument     the cluster's directory, removed at the end
     stdin        one JSON object a line: {"name", "argv", "log"} of a daemon to start,
-                 or {"end": "jobs"}
+                 {"hostname": NAME} when all of them listen, or {"end": "jobs"}
     stdout       "NAME STATUS" a line when a daemon has exited, as waitpid(2) has it;
-                 "jobs 0" when all jobs have ended
+                 "hostname 0" when that is set; "jobs 0" when all jobs have ended
     end          on end of file (so also when our parent was killed), SIGTERM, SIGHUP, SIGINT
 """
 
@@ -28,6 +34,7 @@ import os
 import select
 import shutil
 import signal
+import socket
 import sys
 import time
 from contextlib import suppress
@@ -36,6 +43,7 @@ from typing import Any
 # slurmstepd gets this long to end its tasks in good order; more than the cluster's KillWait.
 JOBS_GRACE = 3.0
 
+_CLONE_NEWUTS = 0x04000000
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -55,6 +63,24 @@ def set_child_subreaper(on: bool) -> None:
 def set_parent_death_signal(number: int) -> None:
     """Get signal `number` when the thread that made this process ends, as prctl(2)."""
     _prctl(_PR_SET_PDEATHSIG, number)
+
+
+def _unshare_hostname() -> None:
+    if _libc.unshare(_CLONE_NEWUTS) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+# keyctl(2)'s number; it isn't in the C library.
+_SYS_KEYCTL = {"x86_64": 250, "aarch64": 219, "ppc64le": 271, "riscv64": 219, "s390x": 280}
+_KEYCTL_JOIN_SESSION_KEYRING = 1
+
+
+def new_session_keyring() -> None:
+    """Leave the caller's session keyring (Kerberos, AFS) for a new, empty one, if the kernel has such."""
+    number = _SYS_KEYCTL.get(os.uname().machine)
+    if number is not None:
+        _libc.syscall(ctypes.c_long(number), ctypes.c_long(_KEYCTL_JOIN_SESSION_KEYRING), None)
 
 
 def descendants(root: int, spared: frozenset[int] = frozenset()) -> list[int]:
@@ -103,7 +129,7 @@ def _command_name(pid: int) -> str:
         return ""
 
 
-def _spawn(argv: list[str], log: str) -> int:
+def _spawn(argv: list[str], log: str, own_hostname: bool = False) -> int:
     """Start `argv` in a session of its own with its output in `log`; return its pid."""
     supervisor = os.getpid()
     pid = os.fork()
@@ -114,6 +140,8 @@ def _spawn(argv: list[str], log: str) -> int:
         set_parent_death_signal(signal.SIGKILL)
         if os.getppid() == supervisor:
             os.setsid()
+            if own_hostname:
+                _unshare_hostname()
             signal.set_wakeup_fd(-1)
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
                 signal.signal(number, signal.SIG_DFL)
@@ -179,7 +207,10 @@ def _serve(directory: str) -> None:
 
 def _obey(order: dict[str, Any], names: dict[int, str], directory: str) -> None:
     if "argv" in order:
-        names[_spawn(order["argv"], order["log"])] = order["name"]
+        names[_spawn(order["argv"], order["log"], order["name"] == "slurmctld")] = order["name"]
+    elif "hostname" in order:
+        socket.sethostname(order["hostname"])
+        os.write(1, b"hostname 0\n")
     else:
         _end_jobs(directory)
         os.write(1, b"jobs 0\n")
@@ -198,6 +229,10 @@ def _reap() -> list[tuple[int, int]]:
 def main(directory: str) -> int:
     """Supervise until told to end, then leave no process and no file; return the exit status."""
     set_child_subreaper(True)
+    # What root has in its keyring is nothing for the tasks of a slurmd.
+    new_session_keyring()
+    _unshare_hostname()
+    socket.sethostname("localhost")
     guard = os.getpid()
     supervisor = os.fork()
     if supervisor:

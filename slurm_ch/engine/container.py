@@ -244,7 +244,11 @@ class Container:
     def _pmix(self) -> list[Action]:
         from . import pmix
 
-        return [pmix.Show(path) for path in pmix.directories(self.caller.environment)]
+        env, munge = self.caller.environment, bool(self.spec.relay)
+        actions: list[Action] = [pmix.Show(path) for path in pmix.directories(env, munge)]
+        if pmix.needs_munge(env) and not munge and not any(bind.dst == pmix.MUNGE for bind in self.spec.binds):
+            actions.append(pmix.SayMunge())
+        return actions
 
     def _relay(self) -> Action:
         from .. import paths
@@ -380,6 +384,8 @@ class Environment(Action):
             records.append(("C", spec.cd))
         if spec.seccomp:
             records.append(("S", ""))
+        if spec.keep_keyring:
+            records.append(("R", ""))
         build.records = records
 
     def _home(self, build: Build) -> str:

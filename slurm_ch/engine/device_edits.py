@@ -9,6 +9,7 @@ run as the user, inside.
 from __future__ import annotations
 
 import _signal
+import errno
 import os
 import select
 import stat
@@ -290,6 +291,15 @@ class UpdateCache(Action):
         return status
 
 
+def _leave_keyring() -> None:
+    """Let go of the caller's session keyring; what a kernel or a filter has none of, the image can't reach either."""
+    try:
+        linux.keyctl_join_session_keyring()
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EPERM):
+            raise
+
+
 def _execute(program: str, folders: Sequence[str], output: int) -> NoReturn:
     """Become the image's ldconfig: the user's ids, no privileges to be gained, nothing of ours inherited."""
     try:
@@ -301,6 +311,7 @@ def _execute(program: str, folders: Sequence[str], output: int) -> NoReturn:
         os.dup2(output, 1)
         os.dup2(output, 2)
         linux.close_range(3, linux.CLOSE_RANGE_CLOEXEC)
+        _leave_keyring()
         os.execve(program, ["ldconfig", "--", *folders], {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
     except OSError as error:
         os.write(output, str(error.strerror).encode())

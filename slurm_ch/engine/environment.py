@@ -14,6 +14,7 @@ A plan is a sequence of NUL-terminated records, the first byte its kind:
     V LEVEL        verbosity, below 0 for quiet
     K              color messages
     S              emulate root by seccomp
+    R              keep the caller's session keyring, instead of the container's own
 """
 
 from __future__ import annotations
@@ -117,5 +118,6 @@ def describe(record: Record) -> str:
         "V": "verbosity",
         "K": "color messages",
         "S": "emulate root",
+        "R": "keep the session keyring",
     }
     return f"environment: {words[kind]} {value}".rstrip()

@@ -13,12 +13,11 @@ import os
 from .. import log
 from ..errors import ChError, describe
 from . import binds as mounts
+from .action import Action, Build
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from .action import Build
 
 # PMIx's own, and Slurm's for the directory of a step's session files.
 _VARIABLES = (
@@ -28,21 +27,32 @@ _VARIABLES = (
     "PMIX_DSTORE_ESH_BASE_PATH",
 )
 # Where munged listens unless told otherwise.
-_MUNGE = "/run/munge"
+MUNGE = "/run/munge"
 
 
-def directories(env: Mapping[str, str]) -> list[str]:
+def directories(env: Mapping[str, str], munge: bool = False) -> list[str]:
     """Return what to show: absolute, each once, none below another.
 
-    Not the whole of /tmp: whoever asks for one of their own means it.
+    Not the whole of /tmp: whoever asks for one of their own means it. Munge's
+    socket only where `munge` allows it: what reaches that can submit jobs.
     """
     named = [*(env.get(name, "") for name in _VARIABLES), _session(env)]
     # normpath keeps two slashes, which POSIX lets mean something else.
     found = [os.path.normpath("/" + path.lstrip("/")) for path in named if path.startswith("/")]
-    if "munge" in env.get("PMIX_SECURITY_MODE", "").split(","):
-        found.append(_MUNGE)
+    if munge and "munge" in _security_modes(env):
+        found.append(MUNGE)
     found = [path for path in dict.fromkeys(found) if path not in ("/", "/tmp")]
     return [path for path in found if not any(path.startswith(other + "/") for other in found)]
+
+
+def _security_modes(env: Mapping[str, str]) -> list[str]:
+    """Return the ways in which PMIx's server lets a client say who it is; the library takes the first that works."""
+    return [mode for mode in env.get("PMIX_SECURITY_MODE", "").split(",") if mode]
+
+
+def needs_munge(env: Mapping[str, str]) -> bool:
+    """Return whether the server knows no way but munge."""
+    return _security_modes(env) == ["munge"]
 
 
 def _session(env: Mapping[str, str]) -> str:
@@ -50,6 +60,22 @@ def _session(env: Mapping[str, str]) -> str:
     base = env.get("SLURM_PMIX_TMPDIR") or "/tmp"
     names = (env.get("SLURM_JOB_UID"), env.get("SLURM_JOB_ID"), env.get("SLURM_STEP_ID"))
     return "{}/spmix_appdir_{}_{}.{}".format(base, *names) if None not in names else ""
+
+
+class SayMunge(Action):
+    """Tell the user why PMIx won't work, and what would let it."""
+
+    __slots__ = ()
+
+    def describe(self) -> str:
+        return f"don't show {MUNGE}, which PMIx wants"
+
+    def apply(self, build: Build) -> None:
+        del build
+        log.warning(
+            f"PMIx may not work: it wants munge, and {MUNGE} is not in the container, because an image that reaches"
+            f" it can submit jobs as you; --ch-bind={MUNGE} shows it"
+        )
 
 
 class Show(mounts.Bind):

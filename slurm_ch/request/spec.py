@@ -44,9 +44,9 @@ class Spec:
 
     __slots__ = (
         "binds", "cd", "cdi_dirs", "color", "devices", "env_expand", "env_rules", "fuse_single", "gid", "home",
-        "image", "join", "join_count", "join_pid", "join_tag", "join_timeout", "labels", "mount_point", "passwd",
-        "private_tmp", "relay", "relay_commands", "relay_defaults", "seccomp", "storage", "uid",
-        "verbosity", "write", "write_fake",
+        "image", "join", "join_count", "join_pid", "join_tag", "join_timeout", "keep_keyring", "labels",
+        "mount_point", "passwd", "private_tmp", "relay", "relay_commands", "relay_defaults", "seccomp", "storage",
+        "uid", "verbosity", "write", "write_fake",
     )  # fmt: skip
 
     def __init__(self, image: str) -> None:
@@ -71,6 +71,7 @@ class Spec:
         self.relay_defaults: Mapping[str, str] = {}  # variables for a step's own steps
         self.seccomp = False
         self.fuse_single = False
+        self.keep_keyring = False
         self.mount_point: str | None = None
         self.verbosity = 0
         self.color: bool | None = None  # None: if standard error is a terminal
@@ -301,6 +302,10 @@ def _seccomp(spec: Spec, setting: Setting) -> None:
     spec.seccomp = boolean(setting)
 
 
+def _keep_keyring(spec: Spec, setting: Setting) -> None:
+    spec.keep_keyring = boolean(setting)
+
+
 def _fuse_single(spec: Spec, setting: Setting) -> None:
     spec.fuse_single = boolean(setting)
 
@@ -353,6 +358,7 @@ _PARSERS = {
     "color": _color,
     "mount": _mount,
     "seccomp": _seccomp,
+    "keep-keyring": _keep_keyring,
     "fuse-single": _fuse_single,
     "join": _join,
     "join-ct": _join_ct,

@@ -22,6 +22,9 @@ char **images_own(char **argv);
 void emulate_root(void);
 size_t root_filter(struct sock_filter *to, size_t room);
 
+/* keyring.c: let go of the caller's session keyring, for the container's own. */
+void leave_keyring(void);
+
 /* variables.c: NAME=VALUE, expanded or not; unset by shell pattern; a /bin in PATH. */
 void set_variable(const char *assignment, bool expanding);
 void unset_variables(const char *pattern);

@@ -37,6 +37,7 @@
 static int verbosity;
 static bool colored;
 static bool emulating_root;
+static bool keeping_keyring;
 
 /* Where messages go: the command's standard error may be hidden. */
 static int messages = STDERR_FILENO;
@@ -167,7 +168,9 @@ static void read_ticket(int sock, struct ticket *t)
 		n = recvmsg(sock, &msg, MSG_PEEK | MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
 		if (n >= 0)
 			break;
-		if (errno != EAGAIN && errno != EINTR)
+		/* ECONNRESET, once: the launcher left without reading what a task
+		 * has sent; its own message is there all the same. */
+		if (errno != EAGAIN && errno != EINTR && errno != ECONNRESET)
 			die(EXIT_SETUP, "can't receive the ticket: %s", strerror(errno));
 	}
 	if (n == 0) {
@@ -235,10 +238,15 @@ static void carry_out(const char *record, const char **directory)
 	case 'S':
 		emulating_root = true;
 		break;
+	case 'R':
+		keeping_keyring = true;
+		break;
 	default:
 		die(EXIT_SETUP, "launcher and ch-join are of different versions");
 	}
 }
+
+#define PLAN_SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE)
 
 struct plan {
 	const char *first, *end;
@@ -248,9 +256,13 @@ static struct plan read_plan(int fd)
 {
 	const char *plan, *end;
 	struct stat st;
+	int seals = fcntl(fd, F_GET_SEALS);
 
-	if (fstat(fd, &st))
+	/* What is read can't change meanwhile: a plan of the launcher's is sealed. */
+	if (seals < 0 || fstat(fd, &st))
 		die(EXIT_SETUP, "can't read the plan: %s", strerror(errno));
+	if ((seals & PLAN_SEALS) != PLAN_SEALS)
+		die(EXIT_SETUP, "can't read the plan: it is not sealed");
 	if (st.st_size < (off_t)sizeof(PLAN_HEADER))
 		die(EXIT_SETUP, "can't read the plan");
 	plan = mmap(NULL, st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
@@ -340,6 +352,8 @@ static void __attribute__((noreturn)) run(char **argv)
 	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 		die(EXIT_SETUP, "can't set no_new_privs: %s", strerror(errno));
 	hide_streams();
+	if (!keeping_keyring)
+		leave_keyring();
 	if (emulating_root)
 		emulate_root();
 	info(1, "executing %s", argv[0]);

@@ -143,7 +143,8 @@ static int fuzz_dup2(int from, int to)
 
 static int fuzz_fcntl(int fd, int what, ...)
 {
-	(void)what;
+	if (what == F_GET_SEALS)
+		return flags & 64 ? F_SEAL_GROW : F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE;
 	return fd == STDERR_FILENO ? -1 : fd;
 }
 
@@ -190,6 +191,7 @@ static pid_t fuzz_fork(void)
 #include "../../spank/ch-join/main.c"
 #include "../../spank/ch-join/relay_start.c"
 #include "../../spank/ch-join/entrypoint.c"
+#include "../../spank/ch-join/keyring.c"
 #include "../../spank/ch-join/root_emulation.c"
 #include "../../spank/ch-join/variables.c"
 

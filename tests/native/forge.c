@@ -7,11 +7,13 @@
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <fcntl.h>
+#include <linux/keyctl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 static void forge(int sock)
@@ -65,5 +67,7 @@ int main(void)
 		for (ssize_t i = 0; fd > 2 && i < n; i += strlen(text + i) + 1)
 			fprintf(report, "read %s\n", text + i);
 	}
+	if (syscall(SYS_keyctl, KEYCTL_SEARCH, KEY_SPEC_SESSION_KEYRING, "user", "slurm-ch-test", 0) >= 0)
+		fputs("key found\n", report);
 	return fclose(report) != 0;
 }

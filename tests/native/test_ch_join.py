@@ -316,6 +316,57 @@ def test_refusal_and_death(namespaces: list[int]) -> None:
     assert end(join(tasks_end, "true")) == (64, "", "")
 
 
+def forged(
+    namespaces: list[int], plan: bytes, *, swapped: bool = False, sealed: bool = True
+) -> tuple[bytes, list[int]]:
+    """Return a ticket's message and descriptors."""
+    memory = tickets.plan_file(plan)
+    if not sealed:
+        memory = os.memfd_create("plan")
+        os.write(memory, plan)
+    ends = namespaces[::-1] if swapped else namespaces
+    return tickets.MAGIC + bytes(4), [*ends, memory]
+
+
+def test_the_first_message_counts(namespaces: list[int]) -> None:
+    """A task looks at one message and takes none: what comes later is never read, by no task."""
+    tasks_end, launcher_end = pair()
+    message, fds = forged(namespaces, environment.encode([("E", "WHOSE=first")]))
+    socket.send_fds(launcher_end, [message], fds)
+    message, fds = forged(namespaces, environment.encode([("E", "WHOSE=second")]))
+    socket.send_fds(launcher_end, [message], fds)
+    refuse(launcher_end, 64)
+    for _ in range(3):
+        assert end(join(tasks_end, "sh", "-c", "echo $WHOSE")) == (0, "first\n", "")
+
+
+def test_a_task_cannot_answer_another(namespaces: list[int]) -> None:
+    """What is sent into the tasks' end reaches the launcher's only, which nobody reads."""
+    tasks_end, launcher_end = pair()
+    message, fds = forged(namespaces, environment.encode([]))
+    socket.send_fds(tasks_end, [message], fds)
+    task = join(tasks_end, "echo", "forged")
+    refuse(launcher_end, 77)
+    assert end(task) == (77, "", "")
+
+
+def test_a_ticket_s_descriptors_are_what_they_stand_for(namespaces: list[int], ch_join_sanitized: Path) -> None:
+    plan = environment.encode([])
+    for how, why in (
+        ({"swapped": True}, "can't join user namespace"),
+        ({"sealed": False}, "the plan: it is not sealed"),
+    ):
+        tasks_end, launcher_end = pair()
+        message, fds = forged(namespaces, plan, **how)
+        socket.send_fds(launcher_end, [message], fds)
+        code, out, err = end(join(tasks_end, "echo", "ran", program=ch_join_sanitized))
+        assert (code, out, why in err) == (31, "", True), err
+    tasks_end, launcher_end = pair()
+    message, fds = forged(namespaces, plan)
+    socket.send_fds(launcher_end, [message + b"more"], fds)
+    assert end(join(tasks_end, "echo", "ran", program=ch_join_sanitized))[:2] == (31, "")
+
+
 @pytest.mark.parametrize("value", ["", "x", "-1", "99999999999", "3x"])
 def test_nonsense_in_the_variable(value: str) -> None:
     tasks_end, _launcher_end = pair()

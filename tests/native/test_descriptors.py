@@ -73,13 +73,22 @@ def specs(world_tmp: Path) -> Path:
     return directory
 
 
+@pytest.fixture(scope="module")
+def keys(world_tmp: Path) -> Path:
+    """A program that holds a key in its session keyring, or looks for it."""
+    program = world_tmp / "keys"
+    words = ["cc", "-O", "-Wall", "-Wextra", "-Werror", "-static", "-o", str(program)]
+    subprocess.run([*words, str(Path(__file__).with_name("keys.c"))], check=True)
+    return program
+
+
 @pytest.fixture
-def step(fakes: dict[str, Path], user: str) -> Step:
+def step(fakes: dict[str, Path], user: str, keys: Path) -> Step:
     """Start a step of one task under the fake Slurm, with the real launcher, as an ordinary user."""
     entry = pwd.getpwnam(user)
 
     def start(
-        request: str, *command: str, path: str = "/usr/bin:/bin", keep: Sequence[int] = ()
+        request: str, *command: str, path: str = "/usr/bin:/bin", keep: Sequence[int] = (), tasks: int = 1
     ) -> subprocess.Popen[str]:
         site = f"python={paths.PYTHON}\nlauncher={paths.LAUNCHER}\nch_join={paths.CH_JOIN}"
         environment = {
@@ -87,7 +96,7 @@ def step(fakes: dict[str, Path], user: str) -> Step:
             "SLURM_STEP_ID": "0", "SECRET": SECRET, "FAKE_SITE": site, "SLURM_CH_REQUEST": request,
         }  # fmt: skip
         return subprocess.Popen(
-            ["srun", "remote", "1", "0", *command], executable=fakes["api"], stdin=subprocess.DEVNULL,
+            [keys, "hold", fakes["api"], "remote", str(tasks), "0", *command], stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd="/",
             user=entry.pw_uid, group=entry.pw_gid, extra_groups=[], pass_fds=keep,
         )  # fmt: skip
@@ -96,8 +105,9 @@ def step(fakes: dict[str, Path], user: str) -> Step:
 
 
 def end(process: subprocess.Popen[str]) -> tuple[str, str]:
-    out, err = process.communicate(timeout=30)
-    return out, err
+    """Return what is left to read; not by communicate, which loses what readline took along."""
+    with process:
+        return process.stdout.read(), process.stderr.read()  # type: ignore[union-attr]
 
 
 def reported(place: Path) -> tuple[dict[str, str], str]:
@@ -122,12 +132,13 @@ def test_an_image_s_ldconfig_has_nothing_to_forge_with(
     assert descriptors["0"] == "/dev/null"
     assert {descriptors[n].partition(":")[0] for n in "12"} == {"/memfd"}
     assert SECRET not in text
+    assert "key found" not in text
 
 
 def test_a_step_ends_with_its_streams(step: Step, forging: Path) -> None:
     """The server had task 0's standard error, so that a process in the background kept the step."""
     before = leftovers.Snapshot(1)
-    process = step(f"image={forging}\n", "/bin/sh", "-c", "sleep 1000 > /dev/null 2>&1 & echo $!")
+    process = step(f"image={forging}\n", "/bin/sh", "-c", "sleep 30 > /dev/null 2>&1 & echo $!")
     pid = int(process.stdout.readline())  # type: ignore[union-attr]
     try:
         assert end(process) == ("task: 0\n", "")
@@ -236,3 +247,31 @@ def test_what_each_process_has_with_slurm_ch_run(
         assert set(found) == STREAMS, text
     process.communicate("\n", timeout=20)
     before.wait_until_clean()
+
+
+def test_the_session_keyring_is_the_container_s_own(step: Step, forging: Path, keys: Path) -> None:
+    """What Kerberos and AFS keep there is not the image's; one keyring for all tasks, because keys are few."""
+    before = leftovers.Snapshot(1)
+    assert (
+        subprocess.run([keys, "hold", keys, "look"], check=True, capture_output=True, text=True).stdout[:5] == "found"
+    )
+    out, err = end(step(f"image={forging}\n", str(keys), "look", tasks=5))
+    assert err == ""
+    found = [line for line in out.splitlines() if "task" not in line]
+    assert len(found) == 5
+    assert {line.split()[0] for line in found} == {"none"}
+    assert len(set(found)) == 1
+    out, err = end(step(f"image={forging}\nkeep-keyring=yes\n", str(keys), "look", tasks=2))
+    assert [line.split()[0] for line in out.splitlines() if "task" not in line] == ["found"] * 2, err
+    before.wait_until_clean()
+
+
+def test_the_session_keyring_with_slurm_ch_run(forging: Path, keys: Path, user: str) -> None:
+    entry = pwd.getpwnam(user)
+    for options, expected in (([], "none"), (["--keep-keyring"], "found")):
+        command = [keys, "hold", SLURM_CH, "run", *options, forging, "--", keys, "look"]
+        done = subprocess.run(
+            command, check=True, capture_output=True, text=True, user=entry.pw_uid, group=entry.pw_gid, extra_groups=[], cwd="/",
+            env={"PATH": "/usr/bin:/bin", "USER": user},
+        )  # fmt: skip
+        assert done.stdout.split()[0] == expected

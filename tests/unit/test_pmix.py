@@ -27,11 +27,21 @@ SLURM = {"SLURM_JOB_UID": "1001", "SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"}
         (SLURM, ["/tmp/spmix_appdir_1001_7.0"]),
         ({**SLURM, "SLURM_PMIX_TMPDIR": "/scratch"}, ["/scratch/spmix_appdir_1001_7.0"]),
         ({"PMIX_SECURITY_MODE": "native"}, []),
-        ({"PMIX_SECURITY_MODE": "munge,native"}, ["/run/munge"]),
+        ({"PMIX_SECURITY_MODE": "munge,native"}, []),
     ],
 )
 def test_directories(env: dict[str, str], expected: list[str]) -> None:
     assert pmix.directories(env) == expected
+
+
+@pytest.mark.parametrize(
+    ("mode", "shown", "needed"),
+    [("", [], False), ("native", [], False), ("munge,native", ["/run/munge"], False), ("munge", ["/run/munge"], True)],
+)
+def test_munge_is_shown_only_where_the_relay_is_wanted(mode: str, shown: list[str], needed: bool) -> None:
+    """Who reaches munge can submit jobs, as with the relay; most PMIx servers know another way."""
+    env = {"PMIX_SECURITY_MODE": mode}
+    assert (pmix.directories(env), pmix.directories(env, munge=True), pmix.needs_munge(env)) == ([], shown, needed)
 
 
 @given(st.dictionaries(st.sampled_from([*pmix._VARIABLES, *SLURM, "SLURM_PMIX_TMPDIR"]), st.text(max_size=12)))

@@ -35,6 +35,7 @@ build: $(VENV)/.built native
 $(VENV)/.built: pyproject.toml
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --editable '.[test,lint]'
+	$(VENV)/bin/python -m pip install --quiet --upgrade --no-deps --target $(VENV)/click-oldest 'click==8.1.0'
 	touch $@
 
 # The launcher runs as a user who can't write its cached bytecode.
@@ -135,7 +136,7 @@ install: native
 	install -m 755 slurm_ch/native/* $(DESTDIR)$(libdir)/slurm_ch/native
 	$(PYTHON) -m compileall -q -s '$(DESTDIR)' $(DESTDIR)$(libdir)/slurm_ch
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --upgrade --target $(DESTDIR)$(libdir)/vendor 'click>=8.1' 'posix_ipc>=1.1' 'PyYAML>=6'
+	$(VENV)/bin/python -m pip install --quiet --upgrade --target $(DESTDIR)$(libdir)/vendor 'click>=8.1,<9' 'posix_ipc>=1.1' 'PyYAML>=6'
 	$(SCRIPT) s/@MAIN@/main/g etc/slurm-ch.in > $(DESTDIR)$(prefix)/bin/slurm-ch
 	chmod 755 $(DESTDIR)$(prefix)/bin/slurm-ch
 	ln -sf $(libdir)/slurm_ch/native/slurm_ch.so $(DESTDIR)$(prefix)/lib/slurm/slurm_ch.so

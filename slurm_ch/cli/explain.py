@@ -29,6 +29,9 @@ def _explain(ctx: click.Context, /, words: tuple[str, ...], **_: object) -> None
 explain = OrderedCommand(
     "explain",
     callback=_explain,
-    params=[*click_options(), click.Argument(["words"], nargs=-1, type=click.Path(), metavar="IMAGE [OPTIONS]")],
+    params=[
+        *click_options(),
+        click.Argument(["words"], nargs=-1, type=click.Path(readable=False), metavar="IMAGE [OPTIONS]"),
+    ],
     help=_explain.__doc__,
 )

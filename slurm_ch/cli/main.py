@@ -50,10 +50,14 @@ class _Lazy(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+# Not click's no_args_is_help, which is an error since 8.2 and was none before.
+@click.group(cls=_Lazy, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="slurm-ch")
-def slurm_ch() -> None:
+@click.pass_context
+def slurm_ch(ctx: click.Context) -> None:
     """Run Slurm job steps in unprivileged containers."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
 
 
 def main() -> None:

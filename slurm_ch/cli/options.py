@@ -32,11 +32,6 @@ _OWN_WITH_VALUE = ("feature", "test")
 IMAGES_OWN = "-"
 
 
-def _takes_bare(option: options.Option) -> bool:
-    """Whether the option has a value that may be left out."""
-    return option.kind == options.OPTIONAL or (option.kind == options.LIST and option.bare != "yes")
-
-
 def click_options() -> list[click.Parameter]:
     """Return one click option for each row of the table."""
     params: list[click.Parameter] = []
@@ -47,7 +42,7 @@ def click_options() -> list[click.Parameter]:
         if option.kind == options.FLAG:
             params.append(click.Option(names, is_flag=True, multiple=False, help=option.help))
         else:
-            metavar = f"[{option.arg}]" if _takes_bare(option) else option.arg
+            metavar = f"[{option.arg}]" if option.takes_bare else option.arg
             params.append(click.Option(names, multiple=True, metavar=metavar, help=option.help))
     return params
 
@@ -87,7 +82,7 @@ class _Reader:
             name, equals, value = "device", "=", value if equals else cdinames.EVERY
         name = self._in_full(name)
         option = _TABLE.get(name)
-        if option and not equals and _takes_bare(option):
+        if option and not equals and option.takes_bare and option.kind != options.FLAG:
             equals, value = "=", option.bare
         self.options.append(f"--{name}{equals}{value}")
         if not equals and (option.kind != options.FLAG if option else name in _OWN_WITH_VALUE):
@@ -117,7 +112,7 @@ class _Reader:
                 self.options.append(f"-{letter}")
             elif option.name in _LEVELS and not rest[:1].isdigit():
                 self.options.append(f"-{letter}{option.bare}")
-            elif _takes_bare(option):
+            elif option.takes_bare:
                 self.options.append(f"-{letter}{rest or option.bare}")
                 return
             else:
@@ -159,7 +154,7 @@ def settings_in_order(opts: dict[str, Any], order: Sequence[str]) -> list[option
         if option.name in levels and text.isascii() and text.isdigit() and len(text) == 1:
             levels[option.name] += int(text)
             text = str(levels[option.name])
-        settings.append(options.Setting(option.name, text, f"--{option.name}"))
+        settings.append(options.Setting(option.name, text, f"--{option.name}", options.COMMAND))
     return settings
 
 

@@ -70,7 +70,7 @@ run: click.Command = OrderedCommand(
     params=[
         *click_options(),
         *_OWN_OPTIONS,
-        click.Argument(["words"], nargs=-1, type=click.Path(), metavar="IMAGE [--] CMD..."),
+        click.Argument(["words"], nargs=-1, type=click.Path(readable=False), metavar="IMAGE [--] CMD..."),
     ],
     help=_run.__doc__,
     context_settings={"help_option_names": ["-?", "-h", "--help"]},

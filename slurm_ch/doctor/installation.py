@@ -139,6 +139,9 @@ def check_cluster() -> Iterator[Finding]:
         yield Finding(WARNING, "cluster", f"sinfo failed: {controller.last_line(done)}", "is slurmctld up?")
         return
     here = _slurm_release()
+    if here is None:
+        yield Finding(WARNING, "cluster", "can't find out what Slurm this node runs", "put srun into PATH")
+        return
     nodes = dict(line.split(maxsplit=1) for line in done.stdout.splitlines() if " " in line)
     # A node that has never registered has no version.
     versions = {name: controller.parse_version(text)[:2] for name, text in nodes.items()}

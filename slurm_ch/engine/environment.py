@@ -87,6 +87,8 @@ def rule_records(
             records.append(("U", value))
         elif kind == "set":
             records.append((assign, unquoted(value)))
+        elif kind == "set-anywhere":
+            records.append(("A", unquoted(value)))
         elif kind == "device":
             records += [("E", line) for line in next(devices)]
         else:
@@ -112,6 +114,7 @@ def describe(record: Record) -> str:
     words = {
         "E": "set",
         "X": "set, expanding:",
+        "A": "set, expanding anywhere:",
         "U": "unset",
         "P": "add /bin to PATH if it has none",
         "C": "change directory to",

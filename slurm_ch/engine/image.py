@@ -75,7 +75,8 @@ def resolve(reference: str, storage: str | None, cwd: str) -> Image:
     """
     if is_host(reference):
         return Image(reference, HOST, "/")
-    if storage is not None:
+    # "." and ".." are directories everywhere, in the storage too.
+    if storage is not None and reference.strip("."):
         named = name_to_path(reference, storage)
         if os.path.isdir(named):
             return Image(reference, DIRECTORY, named)

@@ -24,6 +24,9 @@ SERVERS = (
     "/usr/local/bin/squashfuse_ll",
 )
 
+# fsconfig(2) takes strings of up to 255 bytes.
+_SOURCE_BYTES = 255
+
 # A server's standard error is read up to here when it fails.
 _STDERR_BYTES = 4096
 
@@ -78,7 +81,7 @@ def _open_fuse() -> int:
 
 def _mount_fuse(fuse: int, source: str) -> int:
     options = (
-        ("source", source),
+        ("source", _shown(source)),
         ("subtype", "slurm_ch"),
         ("fd", str(fuse)),
         ("rootmode", "40000"),
@@ -101,6 +104,12 @@ def _mount_fuse(fuse: int, source: str) -> int:
             os.close(context)
     except OSError as error:
         raise ChError("can't mount FUSE") from error
+
+
+def _shown(source: str) -> str:
+    """Return what the mount table shows for the image: its path, or the end of it where fsconfig takes no more."""
+    path = os.fsencode(source)
+    return source if len(path) <= _SOURCE_BYTES else "..." + os.fsdecode(path[3 - _SOURCE_BYTES :])
 
 
 def _start(server: str, image: int, fuse: int, single: bool) -> int:

@@ -22,6 +22,7 @@ IMAGE_ENVIRONMENT = "/ch/environment"
 PLUGIN = 1  # --ch-NAME of srun, sbatch, salloc
 COMMAND = 2  # --NAME of `slurm-ch run`
 BOTH = PLUGIN | COMMAND
+SITE = 4  # an argument in plugstack.conf
 
 
 class Option:
@@ -44,6 +45,11 @@ class Option:
     def variable(self) -> str:
         """The part of an environment default's name that follows SLURM_CH_."""
         return self.name.upper().replace("-", "_")
+
+    @property
+    def takes_bare(self) -> bool:
+        """Whether the option may be given without a value."""
+        return self.kind in (FLAG, OPTIONAL) or self.bare != "yes"
 
 
 # Slurm cuts a plugin option's help at 75 characters.
@@ -89,14 +95,26 @@ BY_NAME = {option.name: option for option in OPTIONS}
 
 
 class Setting:
-    """One option as given: name, value, and the words by which its giver knows it."""
+    """One option as given: name, value, the words by which its giver knows it, and where it was given."""
 
-    __slots__ = ("label", "name", "value")
+    __slots__ = ("label", "name", "origin", "value")
 
-    def __init__(self, name: str, value: str, label: str) -> None:
+    def __init__(self, name: str, value: str, label: str, origin: int = COMMAND) -> None:
         self.name = name
         self.value = value
         self.label = label
+        self.origin = origin
+
+    def parts(self) -> list[str]:
+        """Return the value's parts between commas, but the whole of what a command line has: there one repeats.
+
+        A backslash keeps the comma after it.
+        """
+        if self.origin == COMMAND:
+            return [self.value]
+        if "\\," not in self.value:
+            return self.value.split(",")
+        return [part.replace("\0", ",") for part in self.value.replace("\\,", "\0").split(",")]
 
     def wrong(self, why: str) -> UsageError:
         """Return the error that names the option, its value and the reason."""

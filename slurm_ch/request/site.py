@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from ..errors import UsageError
 from . import spec
-from .options import BY_NAME, FLAG, LIST, OPTIONAL, PLUGIN, Setting
+from .options import BY_NAME, LIST, PLUGIN, SITE, Setting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ RELAYED = (
 )  # fmt: skip
 # What a site may add.
 _RELAYABLE = frozenset((*RELAYED, "sacctmgr", "salloc", "scrontab", "sdiag", "sreport", "strigger"))
+# What decides whether, and how, the image can be written.
+_OF_WRITING = frozenset(("write", "write-fake", "home", "device"))
 
 
 class Site:
@@ -40,7 +42,7 @@ def parse(arguments: Sequence[str]) -> Site:
     site = Site()
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        setting = Setting(key, value, f"plugstack.conf: {key}")
+        setting = Setting(key, value, f"plugstack.conf: {key}", SITE)
         if not equals or not value:
             raise UsageError(f"plugstack.conf: {argument}: a value is missing")
         if key in ("python", "launcher", "ch_join"):
@@ -70,17 +72,17 @@ def _site_default(setting: Setting) -> Setting:
     if option is None or not option.where & PLUGIN or name == "image":
         raise setting.wrong("not an option that can have a default")
     if not equals:
-        if option.kind not in (FLAG, OPTIONAL):
+        if not option.takes_bare:
             raise setting.wrong("the option needs a value")
         value = option.bare
-    return Setting(name, value, f"plugstack.conf: default={name}")
+    return Setting(name, value, f"plugstack.conf: default={name}", SITE)
 
 
 def _site_forbidden(setting: Setting) -> set[str]:
     names = set(setting.value.split(","))
-    unknown = sorted(n for n in names if n not in BY_NAME or n == "image")
+    unknown = sorted(n for n in names if n not in BY_NAME or not BY_NAME[n].where & PLUGIN or n == "image")
     if unknown:
-        raise setting.wrong(f"no such option: {', '.join(unknown)}")
+        raise setting.wrong(f"not an option that can be forbidden: {', '.join(unknown)}")
     return names
 
 
@@ -109,6 +111,19 @@ def _defaults(request: Sequence[Setting]) -> Mapping[str, str]:
     return found
 
 
+def _without_contradictions(defaults: list[Setting], request: Sequence[Setting]) -> list[Setting]:
+    """Return the site's defaults that don't contradict how the user asks to write.
+
+    A default device stays: only the user knows whether the container is of use without it.
+    """
+    user = spec.make("/", [setting for setting in request if setting.name in _OF_WRITING])
+    if user.write:
+        return [setting for setting in defaults if setting.name not in ("write-fake", "home")]
+    if user.write_fake is not None:
+        return [setting for setting in defaults if setting.name != "write"]
+    return defaults
+
+
 def meet(site: Site, request: Sequence[Setting]) -> spec.Spec:
     """Return the Spec that site and user make together.
 
@@ -120,6 +135,8 @@ def meet(site: Site, request: Sequence[Setting]) -> spec.Spec:
         if setting.name in site.forbidden:
             raise setting.wrong("not allowed at this site")
     defaults = [setting for setting in site.defaults if setting.name not in asked]
+    if defaults and not asked.isdisjoint(_OF_WRITING):
+        defaults = _without_contradictions(defaults, request)
     image = next((s.value for s in reversed(request) if s.name == "image"), None)
     wanted = spec.make(image, [*defaults, *request])
     wanted.binds[:0] = site.binds

@@ -7,7 +7,7 @@ Here strings become a `Spec`; nothing is looked up in the file system.
 from __future__ import annotations
 
 from ..errors import UsageError
-from .options import BY_NAME, DEFAULT_WRITE_FAKE, LIST, PLUGIN, Setting
+from .options import BY_NAME, DEFAULT_WRITE_FAKE, LIST, PLUGIN, SITE, Setting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -133,18 +133,9 @@ def _image(spec: Spec, setting: Setting) -> None:
     spec.image = setting.value
 
 
-def split_commas(text: str) -> list[str]:
-    """Split at commas; a backslash keeps the comma behind it."""
-    if "\\," not in text:
-        return text.split(",")
-    return [part.replace("\0", ",") for part in text.replace("\\,", "\0").split(",")]
-
-
 def bind(spec: Spec, setting: Setting) -> None:
     """Add the binds of a value; UsageError if one has no source or no absolute destination."""
-    # Only the plugin's option is split: on a command line one repeats it.
-    parts = [setting.value] if setting.label.startswith("--bind") else split_commas(setting.value)
-    for part in parts:
+    for part in setting.parts():
         src, colon, dst = part.partition(":")
         if not src:
             raise setting.wrong("the source of a bind is empty")
@@ -178,7 +169,9 @@ def _add_rule(spec: Spec, setting: Setting, kind_of_file: str) -> None:
     name, equals, _ = setting.value.partition("=")
     if not setting.value or (equals and not name):
         raise setting.wrong("the variable's name is empty")
-    spec.env_rules.append(("set" if equals else kind_of_file, setting.value))
+    # ch-run's rules for what a user writes; what the site writes is for all of its users alike.
+    kind = "set" if setting.origin != SITE else "set-anywhere"
+    spec.env_rules.append((kind if equals else kind_of_file, setting.value))
 
 
 def _unset_env(spec: Spec, setting: Setting) -> None:
@@ -235,7 +228,7 @@ def _device(spec: Spec, setting: Setting) -> None:
     # Loaded only for this.
     from ..devices import names as cdinames
 
-    for part in [setting.value] if setting.label.startswith("--device") else split_commas(setting.value):
+    for part in setting.parts():
         if part == cdinames.NONE:
             continue
         if part != cdinames.EVERY and not cdinames.is_file(part):
@@ -387,5 +380,5 @@ def parse_request(text: str) -> list[Setting]:
         option = BY_NAME.get(name)
         if option is None or not option.where & PLUGIN:
             raise UsageError(f"--ch-{name}: this node's slurm_ch doesn't know the option")
-        settings.append(Setting(name, value, f"--ch-{name}"))
+        settings.append(Setting(name, value, f"--ch-{name}", PLUGIN))
     return settings

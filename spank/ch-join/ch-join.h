@@ -26,7 +26,8 @@ size_t root_filter(struct sock_filter *to, size_t room);
 void leave_keyring(void);
 
 /* variables.c: NAME=VALUE, expanded or not; unset by shell pattern; a /bin in PATH. */
-void set_variable(const char *assignment, bool expanding);
+enum expansion { LITERAL, EXPAND_ITEMS, EXPAND_ANYWHERE };
+void set_variable(const char *assignment, enum expansion how);
 void unset_variables(const char *pattern);
 void path_has_bin(void);
 

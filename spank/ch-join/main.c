@@ -7,7 +7,7 @@
  * Two ways in:
  *   SLURM_CH_JOIN="FD[:BROKER][ ARGV0|+ARGV0]"  from the plugin: wait on socket
  *       FD for the launcher's ticket, enter its namespaces, carry out its plan.
- *       BROKER says which broker of Slurm's commands may be started (relay-task.c).
+ *       BROKER says which broker of Slurm's commands may be started (relay_start.c).
  *       ARGV0, where given, is the command, in the place of the first word (this
  *       program's own path), or, behind a "+", of the one after it.
  *   ch-join --plan=FD -- CMD...  from `slurm-ch run`: already in the container.
@@ -217,8 +217,13 @@ static void carry_out(const char *record, const char **directory)
 
 	switch (*record) {
 	case 'E':
+		set_variable(rest, LITERAL);
+		break;
 	case 'X':
-		set_variable(rest, *record == 'X');
+		set_variable(rest, EXPAND_ITEMS);
+		break;
+	case 'A':
+		set_variable(rest, EXPAND_ANYWHERE);
 		break;
 	case 'U':
 		unset_variables(rest);

@@ -23,7 +23,7 @@ static void append(char **text, size_t *length, const char *more, size_t n)
 
 /* Expand each colon-separated item that starts with "$". An item whose variable
  * is unset or empty goes, with one colon; a lone or inner "$" stays. */
-static char *expand(const char *value)
+static char *expand_items(const char *value)
 {
 	char *out = need(strdup(""));
 	size_t length = 0;
@@ -53,7 +53,38 @@ static char *expand(const char *value)
 	}
 }
 
-void set_variable(const char *assignment, bool expanding)
+/* Expand each $NAME and ${NAME}; what is unset is empty. Any other "$" stays. */
+static char *expand_anywhere(const char *value)
+{
+	static const char letters[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_0123456789";
+	char *out = need(strdup(""));
+	size_t length = 0;
+
+	while (*value) {
+		size_t plain = strcspn(value, "$"), braces, n;
+		char *name;
+
+		append(&out, &length, value, plain);
+		value += plain;
+		if (!*value)
+			break;
+		braces = value[1] == '{';
+		n = strspn(value + 1 + braces, letters);
+		if (!n || (value[1 + braces] >= '0' && value[1 + braces] <= '9') ||
+		    (braces && value[2 + n] != '}')) {
+			append(&out, &length, value++, 1);
+			continue;
+		}
+		name = need(strndup(value + 1 + braces, n));
+		if (getenv(name))
+			append(&out, &length, getenv(name), strlen(getenv(name)));
+		free(name);
+		value += 1 + n + 2 * braces;
+	}
+	return out;
+}
+
+void set_variable(const char *assignment, enum expansion how)
 {
 	const char *equals = strchr(assignment, '=');
 	char *name, *value;
@@ -61,7 +92,16 @@ void set_variable(const char *assignment, bool expanding)
 	if (!equals || equals == assignment)
 		die(EXIT_SETUP, "malformed plan: %s", assignment);
 	name = need(strndup(assignment, equals - assignment));
-	value = expanding ? expand(equals + 1) : need(strdup(equals + 1));
+	switch (how) {
+	case EXPAND_ITEMS:
+		value = expand_items(equals + 1);
+		break;
+	case EXPAND_ANYWHERE:
+		value = expand_anywhere(equals + 1);
+		break;
+	default:
+		value = need(strdup(equals + 1));
+	}
 	if (setenv(name, value, 1))
 		die(EXIT_SETUP, "can't set %s: %s", name, strerror(errno));
 	info(3, "environment: %s=%s", name, value);

@@ -30,7 +30,7 @@ def row(option: options.Option) -> str:
     """Return one row of the table."""
     if len(option.help) > _HELP_MAX:
         raise SystemExit(f"{option.name}: help is longer than {_HELP_MAX} characters")
-    has_arg = 1 if option.kind in (options.ONE, options.LIST) and option.bare == "yes" else 2
+    has_arg = 2 if option.takes_bare else 1
     arg = quote(option.arg) if option.arg else "NULL"
     fields = [quote("ch-" + option.name), quote(option.variable), arg, quote(option.help)]
     fields += [quote(option.bare), _KINDS[option.kind], str(has_arg)]

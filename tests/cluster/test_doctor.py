@@ -151,6 +151,17 @@ def test_releases_in_the_cluster(mocker: MockerFixture, said: str, status: int, 
     assert (found.grade, found.text) == (grade, text)
 
 
+def test_releases_in_the_cluster_where_this_nodes_is_unknown(mocker: MockerFixture) -> None:
+    def run(argv: list[str]) -> subprocess.CompletedProcess[str]:
+        if argv[0] == "sinfo":
+            return subprocess.CompletedProcess(argv, 0, "n1 22.05.8\n", "")
+        raise ChError(f"can't run {argv[0]}")
+
+    mocker.patch.object(installation.controller, "run", side_effect=run)
+    (found,) = installation.check_cluster()
+    assert (found.grade, found.text) == (WARNING, "can't find out what Slurm this node runs")
+
+
 # --- the installation ---------------------------------------------------------
 
 

@@ -39,6 +39,21 @@ def test_i1a_relative_path_is_the_working_directorys(good: Good, world_tmp: Path
     assert good("image", "--", "cat", "/marker", cwd=world_tmp) == "one\n"
 
 
+def test_i1_a_path_of_any_length(good: Good, world_tmp: Path, image_sqfs: Path) -> None:
+    """fsconfig(2) takes 255 bytes; of a longer path the mount table shows the end."""
+    for length in (255, 256, 1500):
+        place = world_tmp / "long" / ("x" * 200)
+        while len(str(place)) < length - 250:
+            place /= "y" * 200
+        place.mkdir(parents=True, exist_ok=True)
+        path = place / ("é" * 10 + "z" * (length - len(os.fsencode(place)) - 21))
+        path.hardlink_to(image_sqfs)
+        assert len(os.fsencode(path)) == length
+        out = good(path, "--", "sh", "-c", "cat /marker; grep ' / / ' /proc/self/mountinfo").splitlines()
+        shown = out[1].split(" - ")[1].split()[1]
+        assert (out[0], shown[-2:], len(os.fsencode(shown))) == ("one", path.name[-2:], 255)
+
+
 def test_i2_each_failure_has_its_own_message(fails: Fails, world_tmp: Path) -> None:
     short = world_tmp / "short"
     short.write_bytes(b"hsq")
@@ -178,6 +193,13 @@ def test_write_reaches_the_directory(run: Run, good: Good, world_tmp: Path, imag
 
 def test_write_is_refused_where_it_cannot_be(fails: Fails, image_sqfs: Path) -> None:
     assert fails(64, "-w", image_sqfs, "--", "true").startswith("--write: SquashFS can't be written to")
+
+
+def test_t1_the_served_image_is_read_only_itself(good: Good, image_sqfs: Path) -> None:
+    """Not the mount alone: else each read asks the server for a file's attributes anew."""
+    root = mountinfo(good(image_sqfs, *MOUNTS))["/"]
+    assert root[2] == "fuse.slurm_ch"
+    assert root[4].split(",")[0] == "ro"
 
 
 def test_t3_write_fake(good: Good, image: Path) -> None:

@@ -18,6 +18,8 @@ from slurm_ch import paths
 from slurm_ch.engine import environment
 from slurm_ch.plugin import tickets
 
+from .conftest import SANITIZE, SPANK
+
 HEADER = environment.PLAN_HEADER
 
 
@@ -62,6 +64,17 @@ def test_expansion(value: str, expected: str) -> None:
     found = environment_after([("X", f"V={value}")], A="aa", B="b:b", EMPTY="")
     assert found["V"] == expected
     assert environment_after([("E", f"V={value}")], A="aa")["V"] == value
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [("/home/$A", "/home/aa"), ("${A}x$B", "aaxb:b"), ("$A$A", "aaaa"), ("$NOPE/x", "/x"), ("${NOPE}", ""), ("$", "$"), ("a$", "a$"),
+     ("$$A", "$aa"), ("${A", "${A"), ("${}", "${}"), ("${1}", "${1}"), ("$1", "$1"), ("$A_", ""), ("$A-", "aa-"), ("${A-b}", "${A-b}"),
+     ("", ""), ("x", "x"), ("$A:$B:$", "aa:b:b:$")],
+)  # fmt: skip
+def test_expansion_anywhere(value: str, expected: str) -> None:
+    """As a site's default=set-env has it."""
+    assert environment_after([("A", f"V={value}")], A="aa", B="b:b", EMPTY="")["V"] == expected
 
 
 def expanded(value: str, variables: dict[str, str]) -> str:
@@ -283,6 +296,31 @@ def test_many_tasks_and_one_ticket(namespaces: list[int]) -> None:
     results = {end(task) for task in [*tasks, late]}
     inode = os.fstat(namespaces[1]).st_ino
     assert results == {(0, f"mnt:[{inode}]\n", "")}
+
+
+@pytest.fixture(scope="session")
+def ch_join_flaky(world_tmp: Path) -> Path:
+    """ch-join whose setns fails with EINVAL, as the kernel's now and then does, as often as FLAKY says."""
+    source = world_tmp / "flaky.c"
+    source.write_text(
+        "#include <errno.h>\n#include <stdlib.h>\n"
+        "int __real_setns(int, int);\n"
+        'int __wrap_setns(int fd, int type) { static int n; const char *times = getenv("FLAKY");'
+        " if (times && n++ < atoi(times)) { errno = EINVAL; return -1; } n = 0; return __real_setns(fd, type); }\n"
+    )
+    to = world_tmp / "ch-join-flaky"
+    sources = sorted((SPANK / "ch-join").glob("*.c"))
+    subprocess.run(["cc", *SANITIZE, "-Wl,--wrap=setns", "-o", to, source, *sources], check=True)
+    return to
+
+
+def test_n3_setns_is_tried_again(namespaces: list[int], ch_join_flaky: Path) -> None:
+    tasks_end, launcher_end = pair()
+    issue(launcher_end, namespaces)
+    assert end(join(tasks_end, "echo", "in", program=ch_join_flaky, FLAKY="4")) == (0, "in\n", "")
+    status, out, err = end(join(tasks_end, "true", program=ch_join_flaky, FLAKY="5"))
+    assert (status, out) == (31, "")
+    assert "can't join user namespace of the container: Invalid argument" in err
 
 
 def test_the_command_that_was_replaced(namespaces: list[int]) -> None:

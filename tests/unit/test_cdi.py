@@ -22,7 +22,7 @@ from slurm_ch.engine import environment
 from slurm_ch.errors import ChError, UsageError
 from slurm_ch.request import site
 from slurm_ch.request import spec as spec_
-from slurm_ch.request.options import Setting
+from slurm_ch.request.options import COMMAND, PLUGIN, Setting
 
 # As nvidia-ctk writes them, in short: hooks of both spellings, a device for all.
 NVIDIA = """\
@@ -497,7 +497,10 @@ def test_names_that_are_none(text: str) -> None:
 
 def made(*words: str, label: str = "--ch-") -> spec_.Spec:
     pairs = [word.partition("=") for word in words]
-    return spec_.make("img", [Setting(name, value, f"{label}{name}") for name, _, value in pairs])
+    return spec_.make(
+        "img",
+        [Setting(name, value, f"{label}{name}", PLUGIN if label == "--ch-" else COMMAND) for name, _, value in pairs],
+    )
 
 
 def test_device_option() -> None:

@@ -67,6 +67,8 @@ def test_resolve_kinds(tmp_path: Path) -> None:
     # A name comes before a path.
     (tmp_path / "s/img/dir").mkdir()
     assert image.resolve("dir", storage, cwd).path == f"{storage}/img/dir"
+    # Made of dots, it is a path.
+    assert [image.resolve(dots, storage, cwd).path for dots in (".", "..")] == [f"{cwd}/.", f"{cwd}/.."]
 
 
 def test_read_error_of_an_image(tmp_path: Path, mocker: MockerFixture) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -200,13 +201,52 @@ def test_site_and_user_meet() -> None:
     met = site.meet(here, spec.parse_request("image=i\nbind=/mine\n"))
     assert met.image == "i"
     assert [bind.src for bind in met.binds] == ["/s1", "/s2", "/s3", "/mine"]
-    assert (met.private_tmp, met.env_rules, met.verbosity, met.storage) == (True, [("set", "A=1")], 1, "/images")
+    assert (met.private_tmp, met.env_rules, met.verbosity, met.storage) == (
+        True,
+        [("set-anywhere", "A=1")],
+        1,
+        "/images",
+    )
     assert here.squashfuse == "/opt/sq"
     # The user's word replaces the site's default, and the site's place for images.
     met = site.meet(here, spec.parse_request("image=i\nprivate-tmp=no\nset-env=B=2\nstorage=/my"))
     assert (met.private_tmp, met.env_rules, met.storage) == (False, [("set", "B=2")], "/my")
     with pytest.raises(UsageError, match="--ch-uid=0: not allowed at this site"):
         site.meet(here, spec.parse_request("image=i\nuid=0"))
+
+
+@pytest.mark.parametrize(
+    ("default", "request_", "write", "fake"),
+    [
+        ("write-fake", "write=yes", True, None),
+        ("home", "write=yes", True, None),
+        ("write-fake=1G", "write=no", False, "1g"),
+        ("write", "write-fake=1G", False, "1g"),
+        ("write", "home=yes", False, "12%"),
+        ("write", "device=a.b/c=d", False, "12%"),
+        ("write", "write-fake=no", True, None),
+    ],
+)
+def test_a_sites_default_gives_way_to_what_contradicts_it(
+    default: str, request_: str, write: bool, fake: str | None
+) -> None:
+    met = site.meet(site.parse([f"default={default}"]), spec.parse_request(f"image=i\n{request_}\n"))
+    assert (met.write, met.write_fake) == (write, fake)
+
+
+def test_a_sites_default_device_does_not_vanish() -> None:
+    here = site.parse(["default=device=a.b/c=d"])
+    with pytest.raises(UsageError, match="--ch-write=yes: contradicts plugstack.conf: default=device"):
+        site.meet(here, spec.parse_request("image=i\nwrite=yes\n"))
+
+
+def test_a_sites_default_may_be_bare() -> None:
+    bare = [option.name for option in options.OPTIONS if option.where & options.PLUGIN and option.takes_bare]
+    assert {"set-env", "set-env0", "write-fake", "verbose", "home"} <= set(bare)
+    met = site.meet(
+        site.parse([f"default={name}" for name in bare if name != "write"]), spec.parse_request("image=i\n")
+    )
+    assert ("file", "/ch/environment") in met.env_rules
 
 
 @pytest.mark.parametrize(
@@ -218,8 +258,9 @@ def test_site_and_user_meet() -> None:
         ("default=image=/x", "not an option that can have a default"),
         ("default=bananas", "not an option that can have a default"),
         ("default=cd", "the option needs a value"),
-        ("forbid=image", "no such option: image"),
-        ("forbid=write,apples", "no such option: apples"),
+        ("forbid=image", "not an option that can be forbidden: image"),
+        ("forbid=write,apples", "not an option that can be forbidden: apples"),
+        ("forbid=join,join-ct,color", "not an option that can be forbidden: color, join, join-ct"),
         ("bind=/a:b", "the destination is not absolute"),
     ],
 )
@@ -256,8 +297,6 @@ def test_site_argument_of_any_text(text: str) -> None:
 
 
 def test_facts_of_another_version_are_refused() -> None:
-    import os
-
     for data in (b"", b"x", b"slurm_ch facts 1", b"slurm_ch facts 2\0", b"slurm_ch facts 1\0zwhat\0"):
         fd = tickets.plan_file(data)
         with pytest.raises(ChError, match="different versions"):
@@ -281,3 +320,21 @@ def test_facts() -> None:
     facts.script = None
     facts.environment |= {"SLURM_STEP_TASKS_PER_NODE": "2,1", "SLURM_NODEID": "1"}
     assert launcher.task_count(facts) == 1
+
+
+def test_the_server_may_run_on_every_core_of_the_step() -> None:
+    """Slurm binds task 0, and so the launcher, to its cores; the server serves all tasks."""
+    everywhere = os.sched_getaffinity(0)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.sched_setaffinity(0, {min(everywhere)})
+            launcher._leave_first_core()
+            os.write(writer, b"all" if os.sched_getaffinity(0) == everywhere else b"some")
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    os.close(writer)
+    with open(reader) as pipe:
+        assert pipe.read() == "all"

@@ -49,7 +49,8 @@ def find(env: Mapping[str, str], conf: str | None) -> tuple[plugstack.Entry | No
     entry = entries[0]
     if len(entries) > 1:
         text = f"in plugstack.conf more than once: {', '.join(one.where for one in entries)}"
-        found.append(Finding(PROBLEM, "plugin", text, "leave one of the lines"))
+        # Harmless to steps: the plugin takes part once. But only the first line's arguments count.
+        found.append(Finding(WARNING, "plugin", text, "leave one of the lines: the first one's arguments count"))
     if entry.kind != "required":
         text = f"{entry.where}: optional: a node that can't load it runs steps on the host"
         found.append(Finding(WARNING, "plugin", text, "make it required"))

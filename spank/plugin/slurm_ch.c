@@ -16,6 +16,16 @@ int slurm_spank_exit(spank_t sp, int ac, char **av);
 
 #define UNUSED (void)sp, (void)ac, (void)av
 
+/* plugstack.conf may name this plugin twice: it includes plugstack.conf.d on
+ * Debian, and admins add that line again. Both lines share this memory. Slurm
+ * calls each function once per line, in a row: the first call of a row counts. */
+static unsigned loads;
+
+static bool again(unsigned *calls)
+{
+	return loads && (*calls)++ % loads != 0;
+}
+
 static bool submitting(void)
 {
 	return spank_context() == S_CTX_LOCAL || spank_context() == S_CTX_ALLOCATOR;
@@ -24,6 +34,8 @@ static bool submitting(void)
 int slurm_spank_init(spank_t sp, int ac, char **av)
 {
 	UNUSED;
+	if (loads++)
+		return ESPANK_SUCCESS;
 	if (submitting() || spank_context() == S_CTX_REMOTE)
 		return submit_register(sp);
 	return ESPANK_SUCCESS;
@@ -31,37 +43,63 @@ int slurm_spank_init(spank_t sp, int ac, char **av)
 
 int slurm_spank_init_post_opt(spank_t sp, int ac, char **av)
 {
+	static unsigned calls;
+
 	(void)sp;
+	if (again(&calls))
+		return ESPANK_SUCCESS;
 	return submitting() ? submit_post_opt(ac, av) : ESPANK_SUCCESS;
 }
 
 int slurm_spank_local_user_init(spank_t sp, int ac, char **av)
 {
+	static unsigned calls;
+
 	UNUSED;
+	if (again(&calls))
+		return ESPANK_SUCCESS;
 	return guard_local_user_init(sp);
 }
 
 int slurm_spank_user_init(spank_t sp, int ac, char **av)
 {
+	static unsigned calls;
+
 	UNUSED;
+	if (again(&calls))
+		return ESPANK_SUCCESS;
 	return node_user_init(sp);
 }
 
 int slurm_spank_task_init(spank_t sp, int ac, char **av)
 {
+	static unsigned calls;
+
+	if (again(&calls))
+		return ESPANK_SUCCESS;
 	return node_task_init(sp, ac, av);
 }
 
 int slurm_spank_task_post_fork(spank_t sp, int ac, char **av)
 {
+	static unsigned calls;
+
 	UNUSED;
+	if (again(&calls))
+		return ESPANK_SUCCESS;
 	return node_task_post_fork();
 }
 
 int slurm_spank_exit(spank_t sp, int ac, char **av)
 {
+	static unsigned calls;
+
 	UNUSED;
-	submit_free();
-	node_free();
+	if (!again(&calls)) {
+		submit_free();
+		node_free();
+	}
+	if (loads && calls % loads == 0)
+		loads = 0; /* Slurm may start anew in this process */
 	return ESPANK_SUCCESS;
 }

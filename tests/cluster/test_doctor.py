@@ -201,7 +201,7 @@ def findings(conf: Path) -> list[Finding]:
         ("required {plugin}", "", ""),
         ("# required {plugin}", PROBLEM, "plugin: not in {conf} nor in what that includes"),
         ("required /elsewhere/other.so", PROBLEM, "plugin: not in {conf}"),
-        ("required {plugin}\nrequired {plugin}", PROBLEM, "plugin: in plugstack.conf more than once: {conf}:1, {conf}:2"),
+        ("required {plugin}\nrequired {plugin}", WARNING, "plugin: in plugstack.conf more than once: {conf}:1, {conf}:2"),
         ("optional {plugin}", WARNING, "plugin: {conf}:1: optional"),
         ("required /nonexistent/slurm_ch.so", PROBLEM, "plugin: /nonexistent/slurm_ch.so: No such file or directory"),
         ("required {foreign}", PROBLEM, "plugin: {foreign}: built for Slurm 23.11, and this is Slurm "),

@@ -10,7 +10,7 @@ USER_NAME = chuser
 
 PACKAGES = slurmctld slurmd slurm-client libslurm-dev munge squashfuse squashfs-tools busybox-static \
     gcc libc6-dev make python3 python3-dev python3-venv util-linux bsdutils cppcheck strace \
-    charliecloud-runtime python3-docutils fuse3 openmpi-bin libopenmpi-dev libmpich-dev libpmix2 \
+    charliecloud-runtime python3-docutils python3-click python3-yaml fuse3 openmpi-bin libopenmpi-dev libmpich-dev libpmix2 \
     libsquashfuse-dev libdeflate-dev zlib1g-dev liblzma-dev liblzo2-dev liblz4-dev libzstd-dev
 
 # What `make chaos` needs besides.
@@ -125,40 +125,86 @@ lint: $(VENV)/.built
 	cppcheck --quiet --enable=warning,portability --inline-suppr --error-exitcode=1 \
 	    --suppress=missingIncludeSystem --suppress=normalCheckLevelMaxBranches spank
 
-FOLDERS = $(patsubst %/__init__.py,%,$(wildcard slurm_ch/__init__.py slurm_ch/*/__init__.py))
-SCRIPT = sed -e 's|@LIBDIR@|$(libdir)|g; s|@PYTHON@|$(PYTHON)|g' -e
+# ---- Installing: docs/admins.rst ----
 
-# Everything beside each other: the plugin finds the launcher by its own place.
+# What the command needs beside Python (click; PyYAML and posix_ipc for some of it) is the distribution's.
+# Else WHEELS=DIR takes it from a directory of wheels, WHEELS=pypi from PyPI, both against the hashes of
+# etc/requirements.txt. Nothing else is ever fetched.
+WHEELS ?=
+WHEELS_FROM = $(if $(filter pypi,$(WHEELS)),,--no-index --find-links $(abspath $(WHEELS)))
+
+FOLDERS = $(patsubst %/__init__.py,%,$(wildcard slurm_ch/__init__.py slurm_ch/*/__init__.py))
+SCRIPT = sed -e 's|@LIBDIR@|$(libdir)|g; s|@PREFIX@|$(prefix)|g; s|@PYTHON@|$(PYTHON)|g' \
+    -e 's|@OTHER_PYTHON@|$(if $(filter /usr/bin/python3,$(PYTHON)),, python=$(PYTHON))|g' -e
+# Everything is put beside what is there and takes its place at the end: no file of an older version stays, and
+# no program or library is written to while it runs.
+NEW = $(DESTDIR)$(libdir).new
+SHARE = $(DESTDIR)$(prefix)/share
+
+# Whatever the umask of whoever installs: the users of the cluster run this.
 install: native
-	install -d $(DESTDIR)$(libdir)/slurm_ch/native $(DESTDIR)$(prefix)/bin $(DESTDIR)$(prefix)/lib/slurm
-	for folder in $(FOLDERS); do install -d $(DESTDIR)$(libdir)/$$folder && \
-	    install -m 644 $$folder/*.py $(DESTDIR)$(libdir)/$$folder || exit 1; done
-	install -m 755 slurm_ch/native/* $(DESTDIR)$(libdir)/slurm_ch/native
-	$(PYTHON) -m compileall -q -s '$(DESTDIR)' $(DESTDIR)$(libdir)/slurm_ch
-	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --upgrade --target $(DESTDIR)$(libdir)/vendor 'click>=8.1,<9' 'posix_ipc>=1.1' 'PyYAML>=6'
+	@umask 022 && $(MAKE) --no-print-directory install-files $(if $(CH_RUN),install-ch-run)
+
+install-files: install-needed
+	rm -rf $(NEW)
+	install -d $(NEW)/slurm_ch/native $(DESTDIR)$(prefix)/bin $(DESTDIR)$(prefix)/lib/slurm $(SHARE)/slurm_ch
+	for folder in $(FOLDERS); do install -d $(NEW)/$$folder && install -m 644 $$folder/*.py $(NEW)/$$folder || exit 1; done
+	test ! -e slurm_ch/py.typed || install -m 644 slurm_ch/py.typed $(NEW)/slurm_ch
+	install -m 755 slurm_ch/native/* $(NEW)/slurm_ch/native
+	test ! -d build/vendor || cp -r build/vendor $(NEW)/vendor
+	$(PYTHON) -m compileall -q -s $(NEW) -p $(libdir) $(NEW)
+	chmod -R u=rwX,go=rX $(NEW)
+	if [ -e $(DESTDIR)$(libdir) ]; then mv -T $(DESTDIR)$(libdir) $(NEW).old; fi
+	mv -T $(NEW) $(DESTDIR)$(libdir)
+	rm -rf $(NEW).old
 	$(SCRIPT) s/@MAIN@/main/g etc/slurm-ch.in > $(DESTDIR)$(prefix)/bin/slurm-ch
 	chmod 755 $(DESTDIR)$(prefix)/bin/slurm-ch
 	ln -sf $(libdir)/slurm_ch/native/slurm_ch.so $(DESTDIR)$(prefix)/lib/slurm/slurm_ch.so
-	install -d $(DESTDIR)$(prefix)/share/slurm_ch
-	sed 's|@LIBDIR@|$(libdir)|g' etc/plugstack.conf.in > $(DESTDIR)$(prefix)/share/slurm_ch/plugstack.conf
-	install -m 755 etc/task-prolog $(DESTDIR)$(prefix)/share/slurm_ch
+	for file in plugstack.conf profile.sh modulefile; do $(SCRIPT) '' etc/$$file.in > $(SHARE)/slurm_ch/$$file && \
+	    chmod 644 $(SHARE)/slurm_ch/$$file || exit 1; done
+	install -m 755 etc/task-prolog $(SHARE)/slurm_ch
+	install -Dm 644 build/completion/slurm-ch.bash $(SHARE)/bash-completion/completions/slurm-ch
+	install -Dm 644 build/completion/slurm-ch.zsh $(SHARE)/zsh/site-functions/_slurm-ch
+	install -Dm 644 build/completion/slurm-ch.fish $(SHARE)/fish/vendor_completions.d/slurm-ch.fish
+	for page in build/man/*.[1-8]; do test ! -e $$page || install -Dm 644 $$page $(SHARE)/man/man$${page##*.}/$${page##*/} || exit 1; done
+
+# Says what is missing, and goes on where that is not all.
+install-needed:
+	@rm -rf build/vendor build/man build/completion
+	@if [ -n "$(WHEELS)" ]; then \
+	    test -x build/pip/bin/python || $(PYTHON) -m venv build/pip && \
+	    build/pip/bin/python -m pip install --quiet --require-hashes --no-deps --only-binary :all: $(WHEELS_FROM) \
+	        --target build/vendor -r etc/requirements.txt || \
+	    { echo "make install: WHEELS=$(WHEELS) does not give what etc/requirements.txt lists" >&2; exit 1; }; \
+	elif ! $(PYTHON) -I -c 'import click' 2> /dev/null; then \
+	    echo "make install: $(PYTHON) has no click: install python3-click, or say WHEELS=DIR or WHEELS=pypi (docs/admins.rst)" >&2; \
+	    exit 1; \
+	else \
+	    $(PYTHON) -I -c 'import posix_ipc' 2> /dev/null || echo "without posix_ipc: no named join (slurm-ch run --join)"; \
+	    $(PYTHON) -I -c 'import yaml' 2> /dev/null || echo "without PyYAML: device files (CDI) must be JSON"; \
+	fi
+	@$(MAKE) --no-print-directory completion WITH_CLICK="$(INSTALLED_CLICK)"
+	@if type rst2man > /dev/null 2>&1; then $(MAKE) --no-print-directory man WITH_CLICK="$(INSTALLED_CLICK)"; \
+	else echo "without rst2man (python3-docutils): no man pages"; fi
+
+INSTALLED_CLICK = env PYTHONPATH=$(CURDIR)/build/vendor $(PYTHON)
 
 # With `make install CH_RUN=1`: the same under the name that Charliecloud's scripts call.
-ifdef CH_RUN
-install: install-ch-run
-endif
-
 install-ch-run:
 	install -d $(DESTDIR)$(prefix)/bin
 	$(SCRIPT) s/@MAIN@/ch_run/g etc/slurm-ch.in > $(DESTDIR)$(prefix)/bin/ch-run
 	chmod 755 $(DESTDIR)$(prefix)/bin/ch-run
 
-# A ch-run that isn't ours stays.
+# First the line in plugstack.conf, then the plugin: a required plugin that is missing stops every srun of the
+# cluster. A ch-run that isn't ours stays.
 uninstall:
+	@$(if $(DESTDIR),:,$(PYTHON) -B etc/still-configured.py $(libdir) $(prefix)/lib/slurm/slurm_ch.so)
 	! grep -qs '$(libdir)' $(DESTDIR)$(prefix)/bin/ch-run || rm -f $(DESTDIR)$(prefix)/bin/ch-run
-	rm -rf $(DESTDIR)$(libdir) $(DESTDIR)$(prefix)/share/slurm_ch
+	rm -rf $(DESTDIR)$(libdir) $(SHARE)/slurm_ch
 	rm -f $(DESTDIR)$(prefix)/bin/slurm-ch $(DESTDIR)$(prefix)/lib/slurm/slurm_ch.so
+	rm -f $(SHARE)/bash-completion/completions/slurm-ch $(SHARE)/zsh/site-functions/_slurm-ch \
+	    $(SHARE)/fish/vendor_completions.d/slurm-ch.fish $(SHARE)/man/man1/slurm-ch.1 $(SHARE)/man/man1/slurm-ch-*.1 \
+	    $(SHARE)/man/man8/slurm_ch.8 $(SHARE)/man/man5/slurm_ch-plugstack.conf.5
 
 clean:
 	$(MAKE) --no-print-directory -C spank clean
@@ -166,4 +212,4 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: all bench analyze completion deps docs build native demo test demo-here test-here chaos chaos-here hostile-here matrix lint man install \
-    install-ch-run uninstall clean
+    install-ch-run install-files install-needed uninstall clean

@@ -15,7 +15,6 @@ from ..engine import namespaces
 from ..engine.action import Build
 from ..errors import ChError
 from ..request import step
-from . import join
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -80,6 +79,10 @@ def _inside(environment: engine.Environment) -> Build:
 
 
 def _join(spec: Spec, caller: engine.Caller, add_hooks: Callable[[engine.Container], None]) -> Build:
+    try:
+        from . import join
+    except ModuleNotFoundError as error:
+        raise ChError(f"--join needs the Python module {error.name}: python3 -m pip install {error.name}") from None
     env = caller.environment
     tag = spec.join_tag or step.tag(env, ppid=os.getppid())
     count = spec.join_count or step.local_task_count(env)

@@ -272,7 +272,9 @@ class Container:
 
     def _image_action(self) -> Action:
         if self.image.kind == image.SQUASHFS:
-            return squashfs.ServeSquashFS(self.image.path, self.image.path, self.squashfuse, self.spec.fuse_single)
+            return squashfs.ServeSquashFS(
+                self.image.path, self.image.path, self.squashfuse, self.spec.fuse_single, self.spec.image_timeout
+            )
         return tree.OpenDirectory(self.image.path)
 
     def _default_binds(self) -> list[Action]:

@@ -34,13 +34,14 @@ _STDERR_BYTES = 4096
 class ServeSquashFS(Action):
     """Mount a SquashFS file, detached, and start the process that serves it."""
 
-    __slots__ = ("path", "server", "single", "source")
+    __slots__ = ("path", "server", "single", "source", "timeout")
 
-    def __init__(self, path: str, source: str, server: str | None, single: bool = False) -> None:
+    def __init__(self, path: str, source: str, server: str | None, single: bool = False, timeout: int = 0) -> None:
         self.path = path
         self.source = source
         self.server = server
         self.single = single  # one thread, where the server would have more
+        self.timeout = timeout  # seconds that a request may wait before the kernel ends the mount; 0: for ever
 
     def describe(self) -> str:
         server = self.server or next((path for path in SERVERS if os.access(path, os.X_OK)), SERVERS[-1])
@@ -48,13 +49,18 @@ class ServeSquashFS(Action):
 
     def apply(self, build: Build) -> None:
         server = self.server or find_server()
+        if self.timeout and not server.endswith("/ch-squashfuse_ll"):
+            raise ChError(
+                f"plugstack.conf: image_timeout={self.timeout} needs ch-squashfuse_ll, and there is only {server}"
+            )
         try:
             image = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             raise ChError(f"can't open image: {self.path}") from error
         fuse = _open_fuse()
         build.image_fd = _mount_fuse(fuse, self.source)
-        build.server_stderr = _start(server, image, fuse, self.single)
+        words = [*(["-s"] if self.single else []), *(["-t", str(self.timeout)] if self.timeout else [])]
+        build.server_stderr = _start(server, image, fuse, words)
         os.close(image)
         os.close(fuse)
         try:
@@ -112,7 +118,7 @@ def _shown(source: str) -> str:
     return source if len(path) <= _SOURCE_BYTES else "..." + os.fsdecode(path[3 - _SOURCE_BYTES :])
 
 
-def _start(server: str, image: int, fuse: int, single: bool) -> int:
+def _start(server: str, image: int, fuse: int, words: list[str]) -> int:
     """Start the server as nobody's child and return the end of a pipe with its errors."""
     reader, writer = os.pipe()
     # Neither the terminal's nor the step's signals may end the server before
@@ -140,7 +146,7 @@ def _start(server: str, image: int, fuse: int, single: bool) -> int:
                 (os.POSIX_SPAWN_DUP2, image, image),
                 (os.POSIX_SPAWN_DUP2, fuse, fuse),
             ]
-            argv = [server, "-f", *(["-s"] if single else []), f"/dev/fd/{image}", f"/dev/fd/{fuse}"]
+            argv = [server, "-f", *words, f"/dev/fd/{image}", f"/dev/fd/{fuse}"]
             os.posix_spawn(server, argv, {}, file_actions=actions, setsid=True)
             code = 0
         except OSError as error:

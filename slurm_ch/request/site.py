@@ -26,12 +26,13 @@ _OF_WRITING = frozenset(("write", "write-fake", "home", "device"))
 class Site:
     """What plugstack.conf's arguments say: the site's part of every container."""
 
-    __slots__ = ("binds", "defaults", "forbidden", "relayed", "squashfuse", "storage")
+    __slots__ = ("binds", "defaults", "forbidden", "image_timeout", "relayed", "squashfuse", "storage")
 
     def __init__(self) -> None:
         self.binds: list[spec.Bind] = []
         self.defaults: list[Setting] = []
         self.forbidden: set[str] = set()
+        self.image_timeout = 0  # seconds; 0: none
         self.relayed: Sequence[str] = RELAYED
         self.squashfuse: str | None = None
         self.storage: str | None = None
@@ -47,10 +48,10 @@ def parse(arguments: Sequence[str]) -> Site:
             raise UsageError(f"plugstack.conf: {argument}: a value is missing")
         if key in ("python", "launcher", "ch_join"):
             continue  # the plugin's own
-        if key == "storage":
-            site.storage = value
-        elif key == "squashfuse":
-            site.squashfuse = value
+        if key in ("storage", "squashfuse"):
+            setattr(site, key, value)
+        elif key == "image_timeout":
+            site.image_timeout = _site_seconds(setting)
         elif key == "bind":
             scratch = spec.Spec("/")
             spec.bind(scratch, setting)
@@ -76,6 +77,13 @@ def _site_default(setting: Setting) -> Setting:
             raise setting.wrong("the option needs a value")
         value = option.bare
     return Setting(name, value, f"plugstack.conf: default={name}", SITE)
+
+
+def _site_seconds(setting: Setting) -> int:
+    """Return a timeout as the kernel takes it: it looks every 15 seconds, and has 16 bits for it."""
+    if not (setting.value.isascii() and setting.value.isdigit() and 15 <= int(setting.value[:6]) <= 65535):
+        raise setting.wrong("not a number of seconds from 15 to 65535")
+    return int(setting.value)
 
 
 def _site_forbidden(setting: Setting) -> set[str]:
@@ -140,6 +148,7 @@ def meet(site: Site, request: Sequence[Setting]) -> spec.Spec:
     image = next((s.value for s in reversed(request) if s.name == "image"), None)
     wanted = spec.make(image, [*defaults, *request])
     wanted.binds[:0] = site.binds
+    wanted.image_timeout = site.image_timeout
     wanted.relay_commands = site.relayed
     if wanted.relay:
         if not site.relayed:

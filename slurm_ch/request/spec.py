@@ -44,9 +44,9 @@ class Spec:
 
     __slots__ = (
         "binds", "cd", "cdi_dirs", "color", "devices", "env_expand", "env_rules", "fuse_single", "gid", "home",
-        "image", "join", "join_count", "join_pid", "join_tag", "join_timeout", "keep_keyring", "labels",
-        "mount_point", "passwd", "private_tmp", "relay", "relay_commands", "relay_defaults", "seccomp", "storage",
-        "uid", "verbosity", "write", "write_fake",
+        "image", "image_timeout", "join", "join_count", "join_pid", "join_tag", "join_timeout", "keep_keyring",
+        "labels", "mount_point", "passwd", "private_tmp", "relay", "relay_commands", "relay_defaults", "seccomp",
+        "storage", "uid", "verbosity", "write", "write_fake",
     )  # fmt: skip
 
     def __init__(self, image: str) -> None:
@@ -72,6 +72,7 @@ class Spec:
         self.seccomp = False
         self.fuse_single = False
         self.keep_keyring = False
+        self.image_timeout = 0  # the site's word; seconds
         self.mount_point: str | None = None
         self.verbosity = 0
         self.color: bool | None = None  # None: if standard error is a terminal

@@ -19,7 +19,8 @@ from pytest_mock import MockerFixture
 from slurm_ch import errors, linux, log
 from slurm_ch.engine import accounts as passwd
 from slurm_ch.engine import binds as mounts
-from slurm_ch.engine import container, environment, image, namespaces
+from slurm_ch.engine import container, environment, image, namespaces, squashfs
+from slurm_ch.engine.action import Build
 from slurm_ch.errors import ChError, JoinError, UsageError
 from slurm_ch.request import options, spec
 
@@ -256,3 +257,17 @@ def test_a_container_cannot_write_to_the_terminal_of_who_lists_it() -> None:
     row = {"job": "1", "step": "0", "node": "n1", "image": "/x\x1b[2J\udcff", "tasks": 1, "seconds": 1}
     assert ps._lines([row], False)[1].split()[3] == "/x\\x1b[2J\\xff"
     assert ps._lines([row], True)[0].isprintable()
+
+
+def test_the_sites_timeout_reaches_our_server_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    words: list[list[str]] = []
+    monkeypatch.setattr(squashfs, "_open_fuse", lambda: os.open("/dev/null", os.O_RDWR))
+    monkeypatch.setattr(squashfs, "_mount_fuse", lambda *_: -1)
+    monkeypatch.setattr(squashfs, "_start", lambda *start: words.append(start[3]) or -1)
+    monkeypatch.setattr(squashfs.linux, "unshare", lambda _: None)
+    for single, timeout in ((False, 0), (True, 0), (False, 30), (True, 30)):
+        squashfs.ServeSquashFS("/dev/null", "i", "/x/ch-squashfuse_ll", single, timeout).apply(Build())
+    assert words == [[], ["-s"], ["-t", "30"], ["-s", "-t", "30"]]
+    squashfs.ServeSquashFS("/dev/null", "i", "/usr/bin/squashfuse_ll").apply(Build())
+    with pytest.raises(ChError, match="image_timeout=30 needs ch-squashfuse_ll, and there is only /usr/bin/squashfuse"):
+        squashfs.ServeSquashFS("/dev/null", "i", "/usr/bin/squashfuse_ll", False, 30).apply(Build())

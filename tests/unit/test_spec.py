@@ -195,6 +195,7 @@ def test_site_and_user_meet() -> None:
             "default=set-env=A=1",
             "default=verbose",
             "squashfuse=/opt/sq",
+            "image_timeout=30",
             "forbid=write,uid",
         ]
     )
@@ -207,7 +208,7 @@ def test_site_and_user_meet() -> None:
         1,
         "/images",
     )
-    assert here.squashfuse == "/opt/sq"
+    assert (here.squashfuse, met.image_timeout) == ("/opt/sq", 30)
     # The user's word replaces the site's default, and the site's place for images.
     met = site.meet(here, spec.parse_request("image=i\nprivate-tmp=no\nset-env=B=2\nstorage=/my"))
     assert (met.private_tmp, met.env_rules, met.storage) == (False, [("set", "B=2")], "/my")
@@ -261,6 +262,10 @@ def test_a_sites_default_may_be_bare() -> None:
         ("forbid=image", "not an option that can be forbidden: image"),
         ("forbid=write,apples", "not an option that can be forbidden: apples"),
         ("forbid=join,join-ct,color", "not an option that can be forbidden: color, join, join-ct"),
+        ("image_timeout=14", "image_timeout=14: not a number of seconds from 15 to 65535"),
+        ("image_timeout=65536", "from 15 to 65535"),
+        ("image_timeout=1e3", "from 15 to 65535"),
+        ("image_timeout=-20", "from 15 to 65535"),
         ("bind=/a:b", "the destination is not absolute"),
     ],
 )

@@ -52,6 +52,7 @@ def place(world_tmp: Path) -> Iterator[Path]:
     yield root
 
 
+@pytest.mark.row("--device")
 def test_every_task_of_every_node_has_the_devices(sh: Run, place: Path) -> None:
     done = sh(
         f"srun --overcommit -N2 -n6 --ch-image=$IMG --ch-cdi-dirs={place}"

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from .conftest import Run
 
 Good = Callable[..., str]
@@ -20,6 +22,7 @@ def ours_in_shm() -> list[str]:
     return [name for name in os.listdir("/dev/shm") if "slurm_ch" in name]
 
 
+@pytest.mark.row("--join")
 def test_peers_of_each_node_share_one_container(good: Good, world_tmp: Path) -> None:
     # All stay until the last one is in: a namespace's number is given again once it is gone.
     here = world_tmp / "peers"
@@ -70,6 +73,7 @@ def test_a_task_killed_before_it_arrives_costs_no_timeout(sh: Run) -> None:
     assert ours_in_shm() == []
 
 
+@pytest.mark.row("J1")
 def test_contradicting_environment_names_the_variable(sh: Run) -> None:
     done = sh(f"srun -N1 -n1 env SLURM_STEP_TASKS_PER_NODE=bananas {RUN} true")
     assert done.returncode == 64
@@ -79,6 +83,7 @@ def test_contradicting_environment_names_the_variable(sh: Run) -> None:
     assert "SLURM_NODEID=7: not among the nodes" in done.stderr
 
 
+@pytest.mark.row("J2")
 def test_join_timeout_is_bounded_and_says_who_is_missing(sh: Run) -> None:
     done = sh(
         f"srun -N1 -n1 env -u SLURM_JOB_ID OMPI_COMM_WORLD_LOCAL_SIZE=2 {SLURM_CH} run --join --join-timeout=1 $IMG -- true"

@@ -26,6 +26,7 @@ def test_help_shows_every_option(good: Good) -> None:
                 assert f"--ch-{option.name}" in text
 
 
+@pytest.mark.row("--bind")
 def test_repeated_binds_add_up(good: Good, world_tmp: Path) -> None:
     for name in ("a", "b", "c"):
         (world_tmp / name).mkdir(exist_ok=True)
@@ -169,6 +170,7 @@ def test_a_wrong_site_argument_says_so(user: str, image_sqfs: Path) -> None:
         assert own.run(["srun", "echo", "bare"], user=user).stdout == "bare\n"
 
 
+@pytest.mark.row("--seccomp")
 def test_root_emulation_holds_in_every_task(good: Good) -> None:
     inner = "'touch /f; chown 1:2 /f && mknod /null$SLURM_PROCID c 1 3 && grep Seccomp: /proc/self/status'"
     out = good(f"srun -n3 --ch-image=$IMG --ch-seccomp --ch-write-fake sh -c {inner}")
@@ -176,12 +178,14 @@ def test_root_emulation_holds_in_every_task(good: Good) -> None:
     assert "Seccomp:\t0" in good("srun --ch-image=$IMG --ch-seccomp=no cat /proc/self/status")
 
 
+@pytest.mark.row("IMAGE")
 def test_the_host_as_image(good: Good, user: str) -> None:
     out = good("srun -n2 --ch-image=/ /bin/sh -c 'echo $HOME $CH_RUNNING; touch /x 2>/dev/null || echo read-only'")
     assert out.splitlines().count(f"/home/{user} /") == 2
     assert out.splitlines().count("read-only") == 2
 
 
+@pytest.mark.row("CMD")
 def test_the_images_own_command(good: Good, sh: Run, world_tmp: Path, image_dir: Path) -> None:
     copy = world_tmp / "own-command"
     subprocess.run(["cp", "-a", image_dir, copy], check=True)

@@ -29,6 +29,7 @@ def namespaces(output: str) -> dict[tuple[str, int], tuple[str, str]]:
     return found
 
 
+@pytest.mark.row("J1")
 def test_tasks_of_a_node_share_one_pair_of_namespaces(good: Good) -> None:
     tasks = namespaces(good(f"srun -N1 --overcommit -n4 --ch-image=$IMG sh -c {NAMESPACES}"))
     assert len(tasks) == 4
@@ -58,6 +59,7 @@ def test_image_by_name(good: Good, world_tmp: Path, image_dir: Path) -> None:
     assert good(f"CH_IMAGE_STORAGE={storage} srun --ch-image=a/b:1 cat /marker") == "one\n"
 
 
+@pytest.mark.row("I1a")
 def test_relative_image_path(good: Good, world_tmp: Path) -> None:
     assert good(f"cd {world_tmp}; srun --ch-image=image.sqfs cat /marker") == "one\n"
 
@@ -80,10 +82,12 @@ def test_many_tasks_on_one_node(good: Good, count: int) -> None:
     assert len(set(out.splitlines())) == 1
 
 
+@pytest.mark.row("J4")
 def test_a_command_that_ends_at_once_strands_nobody(good: Good) -> None:
     assert good("srun -N1 --overcommit -n64 --ch-image=$IMG true") == ""
 
 
+@pytest.mark.row("R2a")
 def test_values_that_differ_per_task_stay_the_tasks(good: Good) -> None:
     out = good("srun -N1 --overcommit -n8 --ch-image=$IMG sh -c 'echo $SLURM_PROCID $SLURM_LOCALID $SLURM_TASK_PID'")
     ranks = sorted(tuple(map(int, line.split())) for line in out.splitlines())

@@ -8,6 +8,8 @@ import signal
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from tests import leftovers
 
 from .conftest import SLURM_CH, mountinfo, settings
@@ -21,6 +23,7 @@ def start(image: Path, script: str, user: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
+@pytest.mark.row("FUSE")
 def test_server_outlives_the_command_for_its_children(image_sqfs: Path, user: str) -> None:
     before = leftovers.Snapshot(1)
     # The shell ends; a child of its reads the image once we say so.
@@ -35,6 +38,7 @@ def test_server_outlives_the_command_for_its_children(image_sqfs: Path, user: st
     before.wait_until_clean()
 
 
+@pytest.mark.row("FUSE")
 def test_signals_to_the_commands_group_do_not_reach_the_server(image_sqfs: Path, user: str, world_tmp: Path) -> None:
     before = leftovers.Snapshot(1)
     handlers = "; ".join(f"trap 'echo {name}; cat /marker' {name}" for name in ("INT", "TERM", "HUP", "QUIT"))
@@ -63,6 +67,7 @@ def test_killing_the_command_ends_the_server(image_sqfs: Path, user: str) -> Non
     before.wait_until_clean()
 
 
+@pytest.mark.row("N5")
 def test_descriptors_that_the_caller_left_open_pass_and_ours_do_not(image: Path, user: str, world_tmp: Path) -> None:
     reader, writer = os.pipe()
     script = f"echo through >&{writer}; for f in /proc/$$/fd/*; do readlink $f || true; done"
@@ -77,6 +82,7 @@ def test_descriptors_that_the_caller_left_open_pass_and_ours_do_not(image: Path,
     assert opened == ["/dev/null"]
 
 
+@pytest.mark.row("T2")
 def test_flags_of_the_hosts_mounts_are_kept(image: Path, user: str, world_tmp: Path) -> None:
     """Locked flags: a bind of a noexec, nosuid, nodev, read-only mount stays all of that."""
     point = world_tmp / "locked"
@@ -91,6 +97,7 @@ def test_flags_of_the_hosts_mounts_are_kept(image: Path, user: str, world_tmp: P
         subprocess.run(["umount", point], check=True)
 
 
+@pytest.mark.row("T5")
 def test_nothing_on_the_hosts_tmp(image: Path, user: str, world_tmp: Path) -> None:
     """While it runs, too: passwd and group lie in a tmpfs of the container's."""
     private = world_tmp / "tmpdir"

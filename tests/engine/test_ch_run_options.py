@@ -59,10 +59,12 @@ def own(request: pytest.FixtureRequest, own_dir: Path, own_sqfs: Path) -> Path:
     [(["--", "-"], "hello wide  world\n"), (["--"], "hello wide  world\n"), (["-"], "hello wide  world\n"),
      (["--", "-", "there", "-n"], "hello there -n\n"), (["--", "echo", "-"], "-\n")],
 )  # fmt: skip
+@pytest.mark.row("CMD")
 def test_images_own_command(good: Good, own: Path, words: list[str], said: str) -> None:
     assert good(own, *words) == said
 
 
+@pytest.mark.row("CMD")
 def test_entrypoint_or_command_alone(
     good: Good, fails: Fails, tmp_path: Path, world_tmp: Path, own_dir: Path, image: Path
 ) -> None:
@@ -103,6 +105,7 @@ def test_entrypoint_that_is_a_fifo(fails: Fails, world_tmp: Path, own_dir: Path)
     assert fails(31, copy, "--", "-").startswith("can't read /ch/entrypoint: not a file")
 
 
+@pytest.mark.row("--set-env")
 def test_bare_set_env_is_the_images(good: Good, fails: Fails, own: Path, image: Path, user: str) -> None:
     lines = good("--set-env", own, "--", "env").splitlines()
     assert {"IMAGES=own", "PATH=/opt/images:/usr/bin:/bin"} <= set(lines)
@@ -111,6 +114,7 @@ def test_bare_set_env_is_the_images(good: Good, fails: Fails, own: Path, image: 
     assert fails(31, "--set-env", image, "--", "true").startswith("can't read environment file: /ch/environment")
 
 
+@pytest.mark.row("--set-env0")
 def test_set_env0(good: Good, fails: Fails, image: Path, world_tmp: Path, user: str) -> None:
     file = world_tmp / "env0"
     file.write_bytes(b"A=one\ntwo\0\0B='q'\0C=$B:x\0")
@@ -132,6 +136,7 @@ def test_set_env_of_odd_files(good: Good, fails: Fails, image: Path, world_tmp: 
     assert fails(31, f"--set-env={world_tmp}", image, "--", "true").endswith("Is a directory")
 
 
+@pytest.mark.row("--set-env")
 def test_quotes_around_a_value(good: Good, image: Path) -> None:
     lines = good("--set-env=A='b c'", "--set-env='B=c'", "--set-env=C=''''", image, "--", "env").splitlines()
     assert {"A=b c", "'B=c'", "C=''"} <= set(lines)
@@ -141,6 +146,7 @@ def test_quotes_around_a_value(good: Good, image: Path) -> None:
     ("pattern", "kept"),
     [("!(WANTED_*|PATH)", "WANTED_1"), ("@(NOT|WANTED)_*", ""), ("+(N|O|T)_1", "WANTED_1"), ("?(NOT)_1", "WANTED_1")],
 )
+@pytest.mark.row("--unset-env")
 def test_unset_env_takes_extended_patterns(good: Good, image: Path, user: str, pattern: str, kept: str) -> None:
     env = {**settings(user)["env"], "WANTED_1": "1", "NOT_1": "1"}  # type: ignore[dict-item]
     names = {
@@ -152,6 +158,7 @@ def test_unset_env_takes_extended_patterns(good: Good, image: Path, user: str, p
 # ---- The host as image ----
 
 
+@pytest.mark.row("IMAGE")
 def test_host_as_image(good: Good, run: Run, user: str, world_tmp: Path) -> None:
     env = {**settings(user)["env"], "PATH": "/usr/bin", "TMPDIR": "/var/tmp"}  # type: ignore[dict-item]
     show = "echo $HOME $PATH $TMPDIR $CH_RUNNING; id -un; cat /etc/hostname"
@@ -179,6 +186,7 @@ def test_host_as_image_cannot_be_overlaid(fails: Fails) -> None:
 # ---- Names and storage ----
 
 
+@pytest.mark.row("--storage")
 def test_images_of_ch_image_are_not_written_to(fails: Fails, good: Good, world_tmp: Path, image_dir: Path) -> None:
     storage = world_tmp / "ch-image"
     (storage / "img").mkdir(parents=True)
@@ -189,6 +197,7 @@ def test_images_of_ch_image_are_not_written_to(fails: Fails, good: Good, world_t
         assert good("-s", storage, reference, "--", "cat", "/marker") == "one\n"
 
 
+@pytest.mark.row("--storage")
 def test_a_storage_that_is_not_there(run: Run, good: Good, image: Path, world_tmp: Path) -> None:
     done = run("-s", "/nonexistent", image, "--", "cat", "/marker")
     assert (done.returncode, done.stdout) == (0, "one\n")
@@ -199,6 +208,7 @@ def test_a_storage_that_is_not_there(run: Run, good: Good, image: Path, world_tm
 # ---- The mount point, threads ----
 
 
+@pytest.mark.row("--mount")
 def test_mount_point(good: Good, run: Run, fails: Fails, image_dir: Path, image_sqfs: Path, world_tmp: Path) -> None:
     point = world_tmp / "point"
     point.mkdir()
@@ -212,6 +222,7 @@ def test_mount_point(good: Good, run: Run, fails: Fails, image_dir: Path, image_
     assert run("-qq", "-m", point, image_dir, "--", "true").stderr == ""
 
 
+@pytest.mark.row("--fuse-single")
 def test_fuse_single_reaches_the_server(image_sqfs: Path, good: Good, user: str, world_tmp: Path) -> None:
     real = "/usr/bin/squashfuse_ll"
     spy = world_tmp / "spy-server"
@@ -245,6 +256,7 @@ def test_fuse_single_reaches_the_server(image_sqfs: Path, good: Good, user: str,
         (["--quiet=3"], "", ""),
     ],
 )
+@pytest.mark.row("--quiet")
 def test_quiet_levels(run: Run, image: Path, words: list[str], out: str, err: str) -> None:
     done = run(*words, image, "--", "sh", "-c", "echo out; echo err >&2; exit 3")
     assert (done.returncode, done.stdout, done.stderr) == (3, out, err)
@@ -259,6 +271,7 @@ def test_quiet_never_hides_why_it_failed(fails: Fails, image: Path) -> None:
     ("words", "kinds"),
     [(["-qq"], ""), (["-q"], "warning"), ([], "warning"), (["-v"], "info warning"), (["-vv"], "debug info warning")],
 )
+@pytest.mark.row("--test")
 def test_test_shows_each_level(run: Run, words: list[str], kinds: str) -> None:
     done = run(*words, "--test=log")
     assert done.returncode == 0
@@ -267,6 +280,7 @@ def test_test_shows_each_level(run: Run, words: list[str], kinds: str) -> None:
     assert (done.returncode, done.stderr.splitlines()[-1].split(":")[1].strip()) == (31, "error")
 
 
+@pytest.mark.row("--verbose")
 def test_verbose_levels(run: Run, image: Path, fails: Fails) -> None:
     lines = {level: run("-" + "v" * level, "--set-env=A=1", image, "--", "true").stderr for level in (1, 2, 3)}
     assert "info: executing true" in lines[1]
@@ -278,6 +292,7 @@ def test_verbose_levels(run: Run, image: Path, fails: Fails) -> None:
     assert "contradicts --verbose" in fails(64, "-v", "-q", image, "--", "true")
 
 
+@pytest.mark.row("--color")
 def test_color(run: Run, image: Path, user: str) -> None:
     red = "\033[0;31mslurm-ch: error: can't execute nothing: No such file or directory\033[0m\n"
     for word in ("--color", "--color=yes", "--color=always", "--color=force"):
@@ -287,6 +302,7 @@ def test_color(run: Run, image: Path, user: str) -> None:
     assert run("--color", "/nonexistent", "--", "x").stderr.startswith("\033[0;31mslurm-ch: error: can't stat image")
 
 
+@pytest.mark.row("--color")
 def test_color_on_a_terminal(image_dir: Path, user: str) -> None:
     for words, colored in (([], True), (["--color=never"], False)):
         ours, theirs = pty.openpty()
@@ -302,6 +318,7 @@ def test_color_on_a_terminal(image_dir: Path, user: str) -> None:
 # ---- Questions instead of a command ----
 
 
+@pytest.mark.row("--feature")
 def test_features(run: Run, fails: Fails) -> None:
     status = {
         name: run(f"--feature={name}").returncode for name in ("extglob", "seccomp", "squash", "json", "overlayfs")
@@ -313,6 +330,7 @@ def test_features(run: Run, fails: Fails) -> None:
     assert "requires an argument" in fails(64, "--feature")
 
 
+@pytest.mark.row("--help")
 def test_version_usage_help(run: Run, fails: Fails) -> None:
     for word in ("-V", "--version"):
         assert run(word).stdout.startswith("slurm-ch, version ")
@@ -345,6 +363,7 @@ def test_seccomp(good: Good, run: Run, image: Path, user: str) -> None:
     assert "Seccomp:\t0\n" in good(image, "--", "cat", "/proc/self/status")
 
 
+@pytest.mark.row("--seccomp")
 def test_seccomp_of_every_call(good: Good, world_tmp: Path, image: Path) -> None:
     """A static program makes each call itself, with arguments that the kernel would refuse."""
     source = world_tmp / "calls.c"

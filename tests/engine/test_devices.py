@@ -423,6 +423,7 @@ def test_environment_in_the_order_of_the_command_line(good: Good, write: Write, 
     assert good("--device", path, "--unset-env=B", "--set-env=FAKE=$A", image_sqfs, *show) == "spec spec\n"
 
 
+@pytest.mark.row("--device")
 def test_kinds_and_devices_from_directories(
     good: Good, fails: Fails, write: Write, image_sqfs: Path, user: str
 ) -> None:

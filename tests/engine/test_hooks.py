@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from .conftest import settings
 
 SCRIPT = """
@@ -42,11 +44,13 @@ def run(user: str, image: Path, *binds: str, show: str = "true") -> subprocess.C
     return subprocess.run(command, check=False, capture_output=True, text=True, timeout=30, **keywords)  # type: ignore[call-overload, no-any-return]
 
 
+@pytest.mark.row("H1")
 def test_h1_hooks_run_where_they_should(user: str, image_sqfs: Path) -> None:
     done = run(user, image_sqfs)
     assert done.stdout.splitlines() == ["host SquashFS False", "guest SquashFS True", "all SquashFS True"], done.stderr
 
 
+@pytest.mark.row("B6")
 def test_b6_one_bind_a_parent_then_links(user: str, image_sqfs: Path, world_tmp: Path) -> None:
     parent = world_tmp / "libraries"
     parent.mkdir()
@@ -68,6 +72,7 @@ def test_b6_missing_source(user: str, image_sqfs: Path) -> None:
     assert done.stdout.splitlines()[-1] == "error can't bind: source not found: /nonexistent/a"
 
 
+@pytest.mark.row("B6")
 def test_b6_a_directory_of_the_image_is_covered(user: str, image_sqfs: Path, world_tmp: Path) -> None:
     """An overlay can't rename a directory of its lower layer, so the bind is an ordinary one."""
     done = run(
@@ -92,6 +97,7 @@ runner.run(wanted, ["cat", "/marker"], dict(os.environ), add)
 """
 
 
+@pytest.mark.row("H1")
 def test_h1_hooks_of_peers_that_join(user: str, image_sqfs: Path) -> None:
     """Host and guest hooks run in the winner only, the hooks for all in every peer."""
     command = [sys.executable, "-c", PEER, str(image_sqfs)]

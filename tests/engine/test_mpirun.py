@@ -36,6 +36,7 @@ def ours_in_shm() -> list[str]:
     return [name for name in os.listdir("/dev/shm") if "slurm_ch" in name]
 
 
+@pytest.mark.row("--join")
 def test_j1_peers_of_mpirun_share_one_container(image: Path, user: str) -> None:
     show = "echo $OMPI_COMM_WORLD_RANK $(readlink /proc/self/ns/mnt) $(cat /marker)"
     done = mpirun(4, user, SLURM_CH, "run", "--join", image, "--", "sh", "-c", show)
@@ -47,11 +48,13 @@ def test_j1_peers_of_mpirun_share_one_container(image: Path, user: str) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.row("J4")
 def test_j4_commands_that_end_at_once(image_dir: Path, user: str, count: int) -> None:
     done = mpirun(count, user, SLURM_CH, "run", "-j", image_dir, "--", "true")
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.row("J1")
 def test_j1_two_joins_of_one_mpirun(image_dir: Path, user: str) -> None:
     """The second is the first's successor, under the same tag."""
     join = f"{SLURM_CH} run --join {image_dir} -- cat /marker"
@@ -59,6 +62,7 @@ def test_j1_two_joins_of_one_mpirun(image_dir: Path, user: str) -> None:
     assert (done.returncode, done.stdout) == (0, "one\n" * 4), done
 
 
+@pytest.mark.row("--join-ct")
 def test_j1_count_and_tag_given(image_dir: Path, user: str) -> None:
     """The command line's word comes before mpirun's: two joins of two among four ranks."""
     join = f"exec {SLURM_CH} run --join-ct=2 --join-tag=half-$((OMPI_COMM_WORLD_RANK % 2)) {image_dir} --"
@@ -79,6 +83,7 @@ def test_j1_nonsense_names_the_variable(image_dir: Path, user: str) -> None:
     assert "OMPI_COMM_WORLD_LOCAL_SIZE=many: not a number" in done.stderr
 
 
+@pytest.mark.row("J5")
 def test_j5_a_rank_that_is_killed_fails_the_others(image_dir: Path, user: str) -> None:
     line = (
         f"test $OMPI_COMM_WORLD_RANK != 1 || kill -9 $$; exec {SLURM_CH} run -j --join-timeout=3 {image_dir} -- echo in"
@@ -92,6 +97,7 @@ def test_j5_a_rank_that_is_killed_fails_the_others(image_dir: Path, user: str) -
         os.unlink(f"/dev/shm/{name}")
 
 
+@pytest.mark.row("J1")
 def test_j1_by_slurms_variables(good_join: None, image_dir: Path, user: str) -> None:
     """Counts that no command line and no mpirun give, each from its own variable."""
     cases = (

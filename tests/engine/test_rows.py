@@ -25,6 +25,7 @@ MOUNTS = ("--", "cat", "/proc/self/mountinfo")
 # ---- Image reference ----
 
 
+@pytest.mark.row("IMAGE", "--storage", "I1")
 def test_i1_name_before_path(good: Good, world_tmp: Path, image_dir: Path, other_sqfs: Path, user: str) -> None:
     storage = world_tmp / "names"
     (storage / "img").mkdir(parents=True, exist_ok=True)
@@ -34,11 +35,13 @@ def test_i1_name_before_path(good: Good, world_tmp: Path, image_dir: Path, other
     assert good("alpine/x:3.9", "--", "cat", "/marker", env=env) == "one\n"
 
 
+@pytest.mark.row("I1a")
 def test_i1a_relative_path_is_the_working_directorys(good: Good, world_tmp: Path, image_sqfs: Path) -> None:
     assert good("image.sqfs", "--", "cat", "/marker", cwd=world_tmp) == "one\n"
     assert good("image", "--", "cat", "/marker", cwd=world_tmp) == "one\n"
 
 
+@pytest.mark.row("I1")
 def test_i1_a_path_of_any_length(good: Good, world_tmp: Path, image_sqfs: Path) -> None:
     """fsconfig(2) takes 255 bytes; of a longer path the mount table shows the end."""
     for length in (255, 256, 1500):
@@ -54,6 +57,7 @@ def test_i1_a_path_of_any_length(good: Good, world_tmp: Path, image_sqfs: Path) 
         assert (out[0], shown[-2:], len(os.fsencode(shown))) == ("one", path.name[-2:], 255)
 
 
+@pytest.mark.row("I2")
 def test_i2_each_failure_has_its_own_message(fails: Fails, world_tmp: Path) -> None:
     short = world_tmp / "short"
     short.write_bytes(b"hsq")
@@ -66,6 +70,7 @@ def test_i2_each_failure_has_its_own_message(fails: Fails, world_tmp: Path) -> N
     assert fails(31, "/dev/null", "--", "true") == "unknown image type: /dev/null"
 
 
+@pytest.mark.row("I2")
 def test_i2_squashfs_that_is_none(fails: Fails, world_tmp: Path) -> None:
     broken = world_tmp / "garbage.sqfs"
     broken.write_bytes(b"hsqs" + b"\xff" * 8192)
@@ -76,6 +81,7 @@ def test_i2_squashfs_that_is_none(fails: Fails, world_tmp: Path) -> None:
 # ---- Namespaces and identity ----
 
 
+@pytest.mark.row("N1")
 def test_n1_own_namespaces_and_own_ids(good: Good, image: Path, user: str) -> None:
     out = good(
         image,
@@ -94,6 +100,7 @@ def test_n1_own_namespaces_and_own_ids(good: Good, image: Path, user: str) -> No
 
 
 @pytest.mark.parametrize(("uid", "gid"), [(0, 0), (65534, 65534), (12345, 54321)])
+@pytest.mark.row("--uid", "N2")
 def test_n1_n2_wanted_ids(good: Good, image: Path, uid: int, gid: int) -> None:
     out = good(
         "-u", uid, "-g", gid, image, "--", "sh", "-c", "id -u; id -g; cat /proc/self/setgroups; cat /proc/self/gid_map"
@@ -101,10 +108,12 @@ def test_n1_n2_wanted_ids(good: Good, image: Path, uid: int, gid: int) -> None:
     assert out.split() == [str(uid), str(gid), "deny", str(gid), "0", "1"]
 
 
+@pytest.mark.row("N4")
 def test_n4_no_new_privileges(good: Good, image: Path) -> None:
     assert "NoNewPrivs:\t1\n" in good(image, "--", "cat", "/proc/self/status")
 
 
+@pytest.mark.row("N5")
 def test_n5_command_is_as_it_would_be(good: Good, image: Path, user: str) -> None:
     def prepare() -> None:
         os.umask(0o037)
@@ -145,6 +154,7 @@ def test_n5_environment_has_nothing_of_pythons(good: Good, image: Path) -> None:
     assert set(own) == {*ours, "LC_CTYPE=C.UTF-8"}
 
 
+@pytest.mark.row("N5")
 def test_n5_supplementary_groups_count(good: Good, image: Path, world_tmp: Path, user: str) -> None:
     secret = world_tmp / "group-only"
     secret.write_text("for the group\n")
@@ -154,6 +164,7 @@ def test_n5_supplementary_groups_count(good: Good, image: Path, world_tmp: Path,
     assert good(image, "--", "cat", secret, extra_groups=[entry["group"], 27]) == "for the group\n"
 
 
+@pytest.mark.row("N5")
 def test_n5_no_descriptor_leaks(good: Good, image: Path) -> None:
     show = "for f in /proc/$$/fd/*; do echo ${f##*/}; done"
     bare = subprocess.run(["/bin/busybox", "sh", "-c", show], check=True, capture_output=True, text=True).stdout
@@ -164,6 +175,7 @@ def test_n5_no_descriptor_leaks(good: Good, image: Path) -> None:
 # ---- The tree ----
 
 
+@pytest.mark.row("T1")
 def test_t1_t2_root_is_private_and_read_only(good: Good, image: Path, run: Run) -> None:
     root = mountinfo(good(image, *MOUNTS))["/"]
     assert root[1].split(",")[0] == "ro"
@@ -172,6 +184,7 @@ def test_t1_t2_root_is_private_and_read_only(good: Good, image: Path, run: Run) 
     assert "Read-only file system" in done.stderr
 
 
+@pytest.mark.row("T2")
 def test_t2_other_flags_are_kept(good: Good, world_tmp: Path, image_dir: Path) -> None:
     point = world_tmp / "flags"
     point.mkdir()
@@ -184,6 +197,7 @@ def test_t2_other_flags_are_kept(good: Good, world_tmp: Path, image_dir: Path) -
         subprocess.run(["umount", point], check=True)
 
 
+@pytest.mark.row("--write")
 def test_write_reaches_the_directory(run: Run, good: Good, world_tmp: Path, image_dir: Path, user: str) -> None:
     copy = world_tmp / "writeable"
     subprocess.run(["cp", "-a", image_dir, copy], check=True)
@@ -191,10 +205,12 @@ def test_write_reaches_the_directory(run: Run, good: Good, world_tmp: Path, imag
     assert (copy / "new").read_text() == "x\n"
 
 
+@pytest.mark.row("--write")
 def test_write_is_refused_where_it_cannot_be(fails: Fails, image_sqfs: Path) -> None:
     assert fails(64, "-w", image_sqfs, "--", "true").startswith("--write: SquashFS can't be written to")
 
 
+@pytest.mark.row("T2")
 def test_t1_the_served_image_is_read_only_itself(good: Good, image_sqfs: Path) -> None:
     """Not the mount alone: else each read asks the server for a file's attributes anew."""
     root = mountinfo(good(image_sqfs, *MOUNTS))["/"]
@@ -202,6 +218,7 @@ def test_t1_the_served_image_is_read_only_itself(good: Good, image_sqfs: Path) -
     assert root[4].split(",")[0] == "ro"
 
 
+@pytest.mark.row("--write-fake", "T3")
 def test_t3_write_fake(good: Good, image: Path) -> None:
     out = good(
         "-W",
@@ -217,12 +234,14 @@ def test_t3_write_fake(good: Good, image: Path) -> None:
     assert {"userxattr", "fsync=volatile"} <= set(root[4].split(",")) or "volatile" in root[4]
 
 
+@pytest.mark.row("--write-fake", "T3")
 def test_t3_size_is_a_limit(good: Good, run: Run, image: Path) -> None:
     assert good("-W1M", image, "--", "df", "-k", "/").splitlines()[1].split()[1] == "1024"
     done = run("--write-fake=1M", image, "--", "dd", "if=/dev/zero", "of=/big", "bs=1M", "count=2")
     assert "No space left on device" in done.stderr
 
 
+@pytest.mark.row("T3")
 def test_t3_image_below_srv_works(good: Good, image_sqfs: Path) -> None:
     link = Path("/srv/slurm-ch-test.sqfs")
     link.symlink_to(image_sqfs)
@@ -233,6 +252,7 @@ def test_t3_image_below_srv_works(good: Good, image_sqfs: Path) -> None:
         link.unlink()
 
 
+@pytest.mark.row("T4")
 def test_t4_default_binds_are_read_only(good: Good, image: Path) -> None:
     mounts = mountinfo(good(image, *MOUNTS))
     optional = [name for name in ("/etc/hosts", "/etc/resolv.conf", "/etc/machine-id") if Path(name).exists()]
@@ -253,6 +273,7 @@ def test_t4_default_binds_are_read_only(good: Good, image: Path) -> None:
     )
 
 
+@pytest.mark.row("T4")
 def test_t4_required_and_optional(good: Good, fails: Fails, world_tmp: Path) -> None:
     bare = world_tmp / "bare"
     for name in ("bin", "dev", "proc", "sys", "tmp", "etc"):
@@ -264,6 +285,7 @@ def test_t4_required_and_optional(good: Good, fails: Fails, world_tmp: Path) -> 
     assert fails(31, "--no-passwd", bare, "--", "true") == "can't bind: destination not found: /sys"
 
 
+@pytest.mark.row("--no-passwd", "T5")
 def test_t5_passwd_and_group(good: Good, image: Path, user: str) -> None:
     entry = settings(user)
     out = good(image, "--", "cat", "/etc/passwd", "/etc/group")
@@ -280,6 +302,7 @@ def test_t5_passwd_and_group(good: Good, image: Path, user: str) -> None:
         assert [line.split(":")[2] for line in out.splitlines()].count(str(number)) == 1
 
 
+@pytest.mark.row("--private-tmp", "T6")
 def test_t6_tmp(good: Good, image: Path, world_tmp: Path, user: str) -> None:
     assert world_tmp.name in good(image, "--", "ls", "/tmp").split()
     assert (
@@ -289,12 +312,14 @@ def test_t6_tmp(good: Good, image: Path, world_tmp: Path, user: str) -> None:
     assert "image.sqfs" in good(image, "--", "sh", "-c", "ls /tmp; echo ${TMPDIR-unset}", env=env).split()
 
 
+@pytest.mark.row("--home", "T7")
 def test_t7_home(good: Good, image: Path, user: str, fails: Fails) -> None:
     out = good("--home", image, "--", "sh", "-c", "echo $HOME; stat -c %i $HOME; echo x > /new; cat /new")
     assert out.split() == [f"/home/{user}", str(os.stat(f"/home/{user}").st_ino), "x"]
     assert "contradicts" in fails(64, "--home", "-w", image, "--", "true")
 
 
+@pytest.mark.row("--bind", "T8")
 def test_t8_binds_in_the_order_given(good: Good, image: Path, world_tmp: Path) -> None:
     for name in ("first", "second"):
         (world_tmp / name).mkdir(exist_ok=True)
@@ -307,6 +332,7 @@ def test_t8_binds_in_the_order_given(good: Good, image: Path, world_tmp: Path) -
     assert good("-b", "/opt", image, *MOUNTS).count(" /opt ") >= 1
 
 
+@pytest.mark.row("T9")
 def test_t9_nothing_of_the_host_stays(good: Good, image: Path) -> None:
     mounts = mountinfo(good(image, *MOUNTS))
     host = mountinfo(Path("/proc/self/mountinfo").read_text())
@@ -329,6 +355,7 @@ def test_t9_nothing_of_the_host_stays(good: Good, image: Path) -> None:
         "umount /etc/passwd",
     ],
 )
+@pytest.mark.row("T9")
 def test_t9_root_in_the_container_cannot_undo_it(run: Run, image: Path, attempt: str) -> None:
     done = run("-u0", "-g0", image, "--", "sh", "-c", f"{attempt} 2>/dev/null && echo done")
     assert done.stdout == "", done
@@ -337,11 +364,13 @@ def test_t9_root_in_the_container_cannot_undo_it(run: Run, image: Path, attempt:
 # ---- Binds ----
 
 
+@pytest.mark.row("B2")
 def test_b2_missing_source(fails: Fails, image: Path) -> None:
     line = fails(31, "-b", "/nonexistent:/mnt", image, "--", "true")
     assert line == "--bind=/nonexistent:/mnt: can't bind: source not found: /nonexistent"
 
 
+@pytest.mark.row("B2")
 def test_b2_source_that_climbs_above_the_root(good: Good, image: Path, world_tmp: Path) -> None:
     link = world_tmp / "climbs"
     if not link.is_symlink():
@@ -350,6 +379,7 @@ def test_b2_source_that_climbs_above_the_root(good: Good, image: Path, world_tmp
         assert good("-b", f"{source}:/mnt", image, "--", "ls", "-d", "/mnt/doc") == "/mnt/doc\n"
 
 
+@pytest.mark.row("B3")
 def test_b3_missing_destination(fails: Fails, good: Good, image: Path) -> None:
     line = fails(31, "-b", "/usr:/a/b", image, "--", "true")
     assert line == "--bind=/usr:/a/b: can't bind: destination not found: /a/b"
@@ -357,6 +387,7 @@ def test_b3_missing_destination(fails: Fails, good: Good, image: Path) -> None:
     assert good("-W", "-b", "/etc/hostname:/c/d", image, "--", "cat", "/c/d") == Path("/etc/hostname").read_text()
 
 
+@pytest.mark.row("B3")
 def test_b3_write_makes_it_in_the_image(good: Good, fails: Fails, world_tmp: Path, image_dir: Path) -> None:
     copy = world_tmp / "made-in"
     subprocess.run(["cp", "-a", image_dir, copy], check=True)
@@ -373,6 +404,7 @@ def test_b3_write_makes_it_in_the_image(good: Good, fails: Fails, world_tmp: Pat
         assert "is bound from the host; nothing is created there" in line
 
 
+@pytest.mark.row("B3")
 def test_b3_unwriteable_parent_is_overmounted(good: Good, world_tmp: Path, image_dir: Path) -> None:
     copy = world_tmp / "roots-image"
     subprocess.run(["cp", "-a", image_dir, copy], check=True)
@@ -387,6 +419,7 @@ def test_b3_unwriteable_parent_is_overmounted(good: Good, world_tmp: Path, image
 
 
 @pytest.mark.parametrize("destination", ["/../x", "/mnt/../../x", "/out", "/out/x", "/up/x"])
+@pytest.mark.row("B4")
 def test_b4_destination_cannot_escape(fails: Fails, world_tmp: Path, image_dir: Path, destination: str) -> None:
     copy = world_tmp / "links"
     if not copy.exists():
@@ -398,6 +431,7 @@ def test_b4_destination_cannot_escape(fails: Fails, world_tmp: Path, image_dir: 
         assert line == f"--bind=/usr:{destination}: can't bind: {destination} not subdirectory of the image's root"
 
 
+@pytest.mark.row("B4")
 def test_b4_links_that_stay_inside_work(good: Good, world_tmp: Path, image_dir: Path) -> None:
     copy = world_tmp / "inner-links"
     subprocess.run(["cp", "-a", image_dir, copy], check=True)
@@ -406,6 +440,7 @@ def test_b4_links_that_stay_inside_work(good: Good, world_tmp: Path, image_dir: 
     assert good("-b", "/usr/share:/srv/../mnt", copy, "--", "ls", "-d", "/mnt/doc") == "/mnt/doc\n"
 
 
+@pytest.mark.row("B5")
 def test_b5_nothing_is_created_through_a_bind(fails: Fails, world_tmp: Path, image: Path, user: str) -> None:
     host = world_tmp / "mine"
     host.mkdir(exist_ok=True)
@@ -423,6 +458,7 @@ def test_b5_nothing_is_created_through_a_bind(fails: Fails, world_tmp: Path, ima
     assert not Path("/tmp/slurm_ch-new").exists()
 
 
+@pytest.mark.row("B7")
 def test_b7_binds_are_recursive(good: Good, image: Path, world_tmp: Path) -> None:
     outer = world_tmp / "outer"
     (outer / "inner").mkdir(parents=True, exist_ok=True)
@@ -442,6 +478,7 @@ def test_bind_of_a_file_at_a_directory(fails: Fails, image: Path) -> None:
 # ---- Join by pid ----
 
 
+@pytest.mark.row("--join-pid", "J3")
 def test_j3_join_pid(good: Good, image: Path, user: str, fails: Fails) -> None:
     first = subprocess.Popen(
         [SLURM_CH, "run", str(image), "--", "sh", "-c", "echo $$; readlink /proc/self/ns/mnt; cat"],
@@ -459,6 +496,7 @@ def test_j3_join_pid(good: Good, image: Path, user: str, fails: Fails) -> None:
 # ---- Running the command ----
 
 
+@pytest.mark.row("--cd", "R1")
 def test_r1_working_directory(good: Good, image: Path, world_tmp: Path, fails: Fails) -> None:
     show = ["sh", "-c", "pwd; echo $PWD"]
     assert good("-c", "/srv", image, "--", *show) == "/srv\n/srv\n"
@@ -467,6 +505,7 @@ def test_r1_working_directory(good: Good, image: Path, world_tmp: Path, fails: F
     assert fails(31, "-c", "/nonexistent", image, "--", "true") == "can't cd to /nonexistent: No such file or directory"
 
 
+@pytest.mark.row("--env-no-expand", "R2")
 def test_r2_rules_in_order_from_all_sources(good: Good, world_tmp: Path, image_dir: Path, user: str) -> None:
     host_file = world_tmp / "env"
     host_file.write_text("F1=from file\n\nF2='quoted'\nF3=$F1\n")
@@ -493,6 +532,7 @@ def test_r2_rules_in_order_from_all_sources(good: Good, world_tmp: Path, image_d
     assert "B=$A" in good("--env-no-expand", "--set-env=B=$A", copy, "--", "env").splitlines()
 
 
+@pytest.mark.row("R2")
 def test_r2_command_by_the_containers_path(good: Good, fails: Fails, image: Path, user: str) -> None:
     env = {**settings(user)["env"], "PATH": "/nowhere"}  # type: ignore[dict-item]
     # /bin was added; the host's /usr/bin/python3 is not found.
@@ -500,6 +540,7 @@ def test_r2_command_by_the_containers_path(good: Good, fails: Fails, image: Path
     assert fails(127, "--set-env=PATH=/nowhere", image, "--", "cat") == "can't execute cat: No such file or directory"
 
 
+@pytest.mark.row("R2a")
 def test_r2a_before_the_rules(good: Good, image: Path, world_tmp: Path, image_dir: Path, user: str) -> None:
     show = ["sh", "-c", "echo $HOME; echo $PATH; echo ${TMPDIR-unset}"]
     env = {**settings(user)["env"], "PATH": "/usr/bin", "TMPDIR": "/tmp"}  # type: ignore[dict-item]
@@ -511,10 +552,12 @@ def test_r2a_before_the_rules(good: Good, image: Path, world_tmp: Path, image_di
     assert good(copy, "--", "sh", "-c", "echo $HOME") == "/\n"
 
 
+@pytest.mark.row("R3")
 def test_r3_ch_running(good: Good, image: Path) -> None:
     assert good(image, "--", "sh", "-c", "echo $CH_RUNNING") == f"{image}\n"
 
 
+@pytest.mark.row("R4")
 def test_r4_status_and_signal_pass(run: Run, fails: Fails, image: Path) -> None:
     assert run(image, "--", "sh", "-c", "exit 42").returncode == 42
     assert run(image, "--", "sh", "-c", "kill -SEGV $$").returncode == -signal.SIGSEGV
@@ -525,6 +568,7 @@ def test_r4_status_and_signal_pass(run: Run, fails: Fails, image: Path) -> None:
 # ---- The FUSE server ----
 
 
+@pytest.mark.row("FUSE")
 def test_server_stands_apart_and_ends_by_itself(image_sqfs: Path, user: str) -> None:
     before = leftovers.Snapshot(1)
     first = subprocess.Popen(
@@ -601,10 +645,12 @@ def test_explain_shows_the_plan_and_does_nothing(image_sqfs: Path, user: str) ->
         (["-j", "--join-pid=1", "IMG", "--", "true"], "contradicts"),
     ],
 )
+@pytest.mark.row("errors")
 def test_bad_usage_is_one_line(fails: Fails, image_dir: Path, words: list[str], message: str) -> None:
     assert message in fails(64, *[str(image_dir) if word == "IMG" else word for word in words])
 
 
+@pytest.mark.row("errors")
 def test_a_failed_set_up_leaves_nothing(run: Run, image: Path) -> None:
     for words in (["-b", "/usr:/no/where"], ["-c", "/nonexistent"], ["--set-env=/nonexistent"]):
         assert run(*words, image, "--", "true").returncode == 31

@@ -21,6 +21,7 @@ def others_image(world_tmp: Path) -> Path:
     return root
 
 
+@pytest.mark.row("B3")
 def test_b3_binds_in_a_covered_directory_stay(good: Good, others_image: Path, world_tmp: Path, user: str) -> None:
     source = world_tmp / "bound"
     source.write_text("bound\n")

@@ -153,6 +153,7 @@ def start(uid: int, count: int, **kw: object) -> Child:
     return Child(uid, lambda child: take_part(child, count, **kw))  # type: ignore[arg-type]
 
 
+@pytest.mark.row("J4")
 def test_all_join_though_every_command_ends_at_once(uid: int) -> None:
     for _ in range(20):
         peers = [start(uid, 32) for _ in range(32)]
@@ -170,6 +171,7 @@ def test_alone(uid: int) -> None:
 
 
 @pytest.mark.parametrize("point", ["arrived", "contained"])
+@pytest.mark.row("J5")
 def test_winner_killed_before_it_publishes(uid: int, point: str) -> None:
     winner = start(uid, 4, hold=point)
     assert winner.line() == f"at {point}"
@@ -212,6 +214,7 @@ def test_loser_killed(uid: int, point: str) -> None:
     assert "died" in winner.line() + other.line()
 
 
+@pytest.mark.row("J5")
 def test_what_the_dead_left_is_taken_over(uid: int) -> None:
     for point in ("arrived", "contained", "published"):
         dead = start(uid, 2, hold=point)
@@ -262,6 +265,7 @@ def test_winner_fails(uid: int) -> None:
     assert loser.line().startswith("error silent")
 
 
+@pytest.mark.row("J2")
 def test_timeout_says_who_is_missing(uid: int) -> None:
     peer = start(uid, 3, timeout=0.3)
     assert peer.end() == 32
@@ -296,6 +300,7 @@ def test_one_too_many(uid: int) -> None:
 
 @pytest.mark.parametrize("kind", ["", "sem."])
 @pytest.mark.parametrize("mode", [0o600, 0o666])
+@pytest.mark.row("J6")
 def test_squatting_is_an_error_that_says_so(uid: int, kind: str, mode: int) -> None:
     path = f"/dev/shm/{kind}slurm_ch-{uid}-{TAG}"
     fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
@@ -345,6 +350,7 @@ def test_an_object_open_to_others_is_refused(uid: int) -> None:
                 os.unlink(f"/dev/shm/{name}")
 
 
+@pytest.mark.row("J6")
 def test_objects_are_private(uid: int) -> None:
     peer = start(uid, 2, hold="arrived")
     assert peer.line() == "at arrived"

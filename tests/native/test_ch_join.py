@@ -60,6 +60,7 @@ def test_there_are_enough_cases() -> None:
 
 
 @pytest.mark.parametrize(("value", "expected"), EXPANSIONS)
+@pytest.mark.row("--set-env")
 def test_expansion(value: str, expected: str) -> None:
     found = environment_after([("X", f"V={value}")], A="aa", B="b:b", EMPTY="")
     assert found["V"] == expected
@@ -90,6 +91,7 @@ def expanded(value: str, variables: dict[str, str]) -> str:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.text("$:AB '=x", max_size=12), min_size=1, max_size=40))
+@pytest.mark.row("--set-env")
 def test_expansion_of_many_values(values: list[str]) -> None:
     variables = {"A": "aa", "B": "", "AB": "b:$A"}
     found = environment_after([("X", f"V{n}={value}") for n, value in enumerate(values)], **variables)
@@ -115,6 +117,7 @@ def test_rules_see_what_came_before() -> None:
         ("A=1", ""),
     ],
 )
+@pytest.mark.row("--unset-env")
 def test_unset_by_pattern(pattern: str, gone: str) -> None:
     names = {"A", "AB", "ABC", "X"}
     records = [("U", pattern), ("E", "PATH=/usr/bin:/bin")]
@@ -155,6 +158,7 @@ def test_working_directory(tmp_path: Path) -> None:
     [(["nonsense"], 127, "No such file"), (["/nonexistent/x"], 127, "No such file"), (["/etc/passwd/x"], 127, "Not a directory"),
      (["/etc"], 126, "Permission denied"), (["/etc/passwd"], 126, "Permission denied")],
 )  # fmt: skip
+@pytest.mark.row("R4")
 def test_commands_that_cannot_be_executed(command: list[str], code: int, why: str) -> None:
     done = carry_out(environment.encode([]), *command, SLURMD_NODENAME="n7")
     assert done.returncode == code
@@ -314,6 +318,7 @@ def ch_join_flaky(world_tmp: Path) -> Path:
     return to
 
 
+@pytest.mark.row("N3")
 def test_n3_setns_is_tried_again(namespaces: list[int], ch_join_flaky: Path) -> None:
     tasks_end, launcher_end = pair()
     issue(launcher_end, namespaces)

@@ -73,6 +73,7 @@ STRINGS = st.lists(st.binary(max_size=20).map(lambda text: text.replace(b"\0", b
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(STRINGS, STRINGS, STRINGS)
+@pytest.mark.row("CMD")
 def test_strings_come_back(own: Own, entrypoint: list[bytes], cmd: list[bytes], arguments: list[bytes]) -> None:
     done = own(packed(entrypoint), packed(cmd), *arguments)
     wanted = entrypoint + (arguments or cmd)

@@ -96,6 +96,7 @@ def families(calls: dict[str, int]) -> set[int]:
 
 
 @pytest.mark.parametrize("arch", [X86_64, I386, AARCH64, ARM])
+@pytest.mark.row("--seccomp")
 def test_each_call_of_each_architecture(program: list[Instruction], arch: int) -> None:
     calls = numbers(arch)
     special = {calls[name] for name in ("mknod", "mknodat") if name in calls}
@@ -106,6 +107,7 @@ def test_each_call_of_each_architecture(program: list[Instruction], arch: int) -
 
 
 @pytest.mark.parametrize("arch", [X86_64, I386, AARCH64, ARM])
+@pytest.mark.row("--seccomp")
 def test_mknod_fakes_devices_only(program: list[Instruction], arch: int) -> None:
     calls = numbers(arch)
     for name, index in (("mknod", 1), ("mknodat", 2)):

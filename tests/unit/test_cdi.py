@@ -263,6 +263,7 @@ def test_a_file_that_is_none(place: Path) -> None:
         find(place, "./fifo.json")
 
 
+@pytest.mark.row("--cdi-dirs")
 def test_directories() -> None:
     assert devices.directories("/a:/b", {"CH_RUN_CDI_DIRS": "/c"}) == ["/a", "/b"]
     assert devices.directories(None, {"CH_RUN_CDI_DIRS": "/c::/d"}) == ["/c", "/d"]

@@ -99,6 +99,7 @@ def parse(*words: str) -> tuple[list[tuple[str, str]], list[str]]:
         (["--join-ct", "3", "--join-tag=t", "img", "x"], [("join-ct", "3"), ("join-tag", "t")], ["img", "x"]),
     ],
 )
+@pytest.mark.row("--")
 def test_command_lines(words: list[str], settings: list[tuple[str, str]], rest: list[str]) -> None:
     assert parse(*words) == (settings, rest)
 
@@ -118,6 +119,7 @@ def test_command_lines(words: list[str], settings: list[tuple[str, str]], rest: 
         ["-tZ", "img"],
     ],
 )
+@pytest.mark.row("--abort-fatal")
 def test_nonsense_is_a_usage_error(words: list[str]) -> None:
     with pytest.raises(click.UsageError):
         parse(*words)
@@ -138,6 +140,7 @@ def test_nonsense_is_a_usage_error(words: list[str]) -> None:
         (["--join-pid=1", "img", "sh"], "img", ["sh"]),
     ],
 )
+@pytest.mark.row("--")
 def test_image_and_command(words: list[str], image: str | None, command: list[str]) -> None:
     assert image_and_command(*words) == (image, command)
 

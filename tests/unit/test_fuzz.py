@@ -92,6 +92,7 @@ def no_kernel() -> Iterator[list[str]]:
 @example([["-W"], ["/"], ["x"]], {})
 @example([["--set-env"], ["/tmp"], ["x"]], {})
 @example([["-j"], ["/tmp"], ["x"]], {"SLURM_JOB_ID": "1", "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_NODEID": "0"})
+@pytest.mark.row("errors")
 def test_no_command_line_makes_a_traceback(
     no_kernel: list[str], words: list[list[str]], variables: dict[str, str]
 ) -> None:
@@ -129,6 +130,7 @@ def test_environment_files_come_back(pairs: list[tuple[str, str]], by_nul: bool)
 
 
 @given(st.binary(max_size=80), st.sampled_from(["\n", "\0"]))
+@pytest.mark.row("errors")
 def test_environment_files_of_any_bytes(data: bytes, separator: str) -> None:
     try:
         assignments = environment.parse_file(os.fsdecode(data), "f", separator)

@@ -25,6 +25,7 @@ from slurm_ch.errors import ChError, JoinError, UsageError
 from slurm_ch.request import options, spec
 
 
+@pytest.mark.row("I3")
 def test_storage_directory_in_order() -> None:
     assert image.storage_directory("/opt", {"CH_IMAGE_STORAGE": "/env"}, "me") == "/opt"
     assert image.storage_directory(None, {"CH_IMAGE_STORAGE": "/env"}, "me") == "/env"
@@ -55,6 +56,7 @@ def test_lines_for_people_cannot_steer_a_terminal(capfd: pytest.CaptureFixture[s
     assert capfd.readouterr().err == "slurm-ch: error: a\\x0ab\\x1b[31mc\\x0d\\x7f\\x9b\\u202e\\xffé %n\n"
 
 
+@pytest.mark.row("I1")
 def test_resolve_kinds(tmp_path: Path) -> None:
     (tmp_path / "s/img/a%b+c").mkdir(parents=True)
     (tmp_path / "dir").mkdir()
@@ -160,6 +162,7 @@ def test_hooks_run_in_order_and_once() -> None:
         hooks.run("container")  # type: ignore[arg-type]
 
 
+@pytest.mark.row("H1")
 def test_duplicate_hooks() -> None:
     seen: list[object] = []
     hooks = container.Hooks("guest")
@@ -181,6 +184,7 @@ def test_duplicate_hooks() -> None:
         ("/x", "/y", {"dst_optional": True, "dst_create": True}, "destination both optional and created: /y"),
     ],
 )
+@pytest.mark.row("B1")
 def test_b1_binds_that_make_no_sense(src: str, dst: str, flags: dict[str, bool], message: str) -> None:
     with pytest.raises(ChError, match=message):
         mounts.Bind(src, dst, **flags)  # type: ignore[arg-type]
@@ -195,6 +199,7 @@ def test_bare_set_env_never_reads_the_hosts(mocker: MockerFixture) -> None:
     assert read.call_count == 1
 
 
+@pytest.mark.row("N3")
 def test_setns_is_tried_again_on_einval(mocker: MockerFixture) -> None:
     mocker.patch.object(namespaces, "_check_owner")
     mocker.patch.object(linux, "prctl_undumpable")
@@ -204,6 +209,7 @@ def test_setns_is_tried_again_on_einval(mocker: MockerFixture) -> None:
     assert [call.args[0] for call in setns.call_args_list] == [10, 10, 10, 11]
 
 
+@pytest.mark.row("N3")
 def test_setns_gives_up_and_says_where(mocker: MockerFixture) -> None:
     mocker.patch.object(namespaces, "_check_owner")
     mocker.patch.object(linux, "prctl_undumpable")

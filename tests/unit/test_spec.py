@@ -72,6 +72,7 @@ def test_defaults() -> None:
         (["bind=/a\\,b:/c"], [("/a,b", "/c")]),
     ],
 )
+@pytest.mark.row("--bind")
 def test_binds(words: list[str], binds: list[tuple[str, str]]) -> None:
     assert made(*words).binds == [Bind(src, dst) for src, dst in binds]
 
@@ -80,6 +81,7 @@ def test_binds(words: list[str], binds: list[tuple[str, str]]) -> None:
     ("word", "size"),
     [("12%", "12%"), ("1G", "1g"), ("500m", "500m"), ("1024", "1024"), ("yes", "12%"), ("no", None), ("2T", "2t")],
 )
+@pytest.mark.row("--write-fake")
 def test_write_fake(word: str, size: str | None) -> None:
     assert made(f"write-fake={word}").write_fake == size
 
@@ -175,6 +177,7 @@ def test_refusals_on_the_command_line(pairs: list[tuple[str, str]], message: str
     [("auto", None), ("tty", None), ("if-tty", None), ("yes", True), ("always", True), ("force", True), ("no", False),
      ("never", False), ("none", False)],
 )  # fmt: skip
+@pytest.mark.row("--color")
 def test_color(word: str, meaning: bool | None) -> None:
     assert spec.make("img", [Setting("color", word, "--color")]).color is meaning
 

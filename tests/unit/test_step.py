@@ -13,6 +13,7 @@ from slurm_ch.request import step
 BASE = {"SLURM_JOB_ID": "12", "SLURM_STEP_ID": "0", "SLURMD_NODENAME": "n1", "SLURM_GTIDS": "0,1"}
 
 
+@pytest.mark.row("J1")
 def test_tag_has_all_that_tells_steps_apart() -> None:
     tags = {
         step.tag(BASE),
@@ -44,6 +45,7 @@ def test_tag_refuses_nonsense(name: str, value: str) -> None:
         step.tag({**BASE, name: value})
 
 
+@pytest.mark.row("J1")
 def test_tag_outside_slurm() -> None:
     with pytest.raises(UsageError, match="--join-tag: required outside Slurm"):
         step.tag({})
@@ -64,6 +66,7 @@ def test_tag_outside_slurm() -> None:
         ("1(x1)", [1]),
     ],
 )
+@pytest.mark.row("J1")
 def test_count_of_each_node(text: str, counts: list[int]) -> None:
     for node, count in enumerate(counts):
         assert step.local_task_count({"SLURM_STEP_TASKS_PER_NODE": text, "SLURM_NODEID": str(node)}) == count
@@ -88,6 +91,7 @@ def test_count_out_of_range(count: str) -> None:
         step.local_task_count({"SLURM_STEP_TASKS_PER_NODE": count, "SLURM_NODEID": "0"})
 
 
+@pytest.mark.row("--join-ct")
 def test_sources_of_the_count_in_order() -> None:
     env = {"SLURM_CPUS_ON_NODE": "8"}
     assert step.local_task_count(env) == 8

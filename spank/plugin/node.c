@@ -1,6 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* On the node: one socketpair per step, `ch-join` in front of each command,
- * and one launcher, started by local task 0. */
+ * and one launcher, started by one of the tasks.
+ *
+ * The pair is made in init_post_opt, because user_init need not run in
+ * slurmstepd: with SlurmdParameters=contain_spank (24.05 and later) it,
+ * task_post_fork and task_exit run in a child that shares slurmstepd's memory
+ * but not its descriptors, so that they can neither make nor close any for it.
+ * A copy of the launcher's end that slurmstepd could not close would hide the
+ * launcher's death from the tasks for ever. So slurmstepd has no copy: that end
+ * lies in a message on a second pair, the offer, until a task takes it, and
+ * exactly one can. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -12,15 +21,28 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "../agreement.h"
 #include "plugin.h"
 
-/* The tasks' end and the launcher's end. */
-static int tasks_end = -1, launcher_end = -1;
-/* user_init's errors don't reach the user: kept for task_init. */
+/* A socket of ours, and what tells it from another file under its number. */
+struct end {
+	int fd;
+	dev_t dev;
+	ino_t ino;
+};
+
+static const struct end none = { .fd = -1 };
+/* What the tasks wait at, and where the launcher's end is to be had. */
+static struct end tasks_end = { .fd = -1 }, offer = { .fd = -1 };
+/* Errors of slurmstepd's don't reach the user: kept for task_init. */
 static int socket_errno;
+static pid_t maker;
+/* Whether later callbacks run in a child of slurmstepd's: set there, seen here. */
+static bool contained;
+static uint32_t tasks_gone;
 
 static const char *variable(char **env, const char *name)
 {
@@ -49,36 +71,143 @@ static enum wish wanted(spank_t sp, uint32_t *step, char ***env)
 	return submit_remote_saw_option() ? UNKNOWN : HOST;
 }
 
-int node_user_init(spank_t sp)
+static int remember(struct end *end, int fd)
+{
+	struct stat st;
+
+	if (fstat(fd, &st))
+		return -1;
+	*end = (struct end){ fd, st.st_dev, st.st_ino };
+	return 0;
+}
+
+/* Whether the descriptor is still the socket that was made: whoever closes all
+ * that they don't know makes our number mean another file. */
+static bool is_ours(const struct end *end)
+{
+	struct stat st;
+
+	return end->fd >= 0 && !fstat(end->fd, &st) && st.st_dev == end->dev && st.st_ino == end->ino;
+}
+
+static void close_end(struct end *end)
+{
+	if (is_ours(end))
+		close(end->fd);
+	*end = none;
+}
+
+union rights {
+	struct cmsghdr head;
+	char room[CMSG_SPACE(sizeof(int))];
+};
+
+/* Put `fd` in a message to the other end of `sock`; of one byte, or there is none. */
+static int send_end(int sock, int fd)
+{
+	char byte = 0;
+	struct iovec data = { &byte, sizeof(byte) };
+	union rights rights = { .head = { .cmsg_level = SOL_SOCKET,
+					  .cmsg_type = SCM_RIGHTS,
+					  .cmsg_len = CMSG_LEN(sizeof(int)) } };
+	struct msghdr message = { .msg_iov = &data,
+				  .msg_iovlen = 1,
+				  .msg_control = &rights,
+				  .msg_controllen = sizeof(rights) };
+
+	memcpy(CMSG_DATA(&rights.head), &fd, sizeof(fd));
+	return sendmsg(sock, &message, MSG_NOSIGNAL | MSG_DONTWAIT) == 1 ? 0 : -1;
+}
+
+/* Return the launcher's end, or -1: with errno 0 if another task has it. */
+static int take_end(void)
+{
+	char byte;
+	struct iovec data = { &byte, sizeof(byte) };
+	union rights rights;
+	struct msghdr message = { .msg_iov = &data,
+				  .msg_iovlen = 1,
+				  .msg_control = &rights,
+				  .msg_controllen = sizeof(rights) };
+	ssize_t n = recvmsg(offer.fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	int fd;
+
+	if (n == 0) /* its other end is closed long since */
+		errno = 0;
+	if (n <= 0)
+		return -1;
+	if (message.msg_flags & MSG_CTRUNC || message.msg_controllen < CMSG_LEN(sizeof(int))) {
+		errno = EMFILE;
+		return -1;
+	}
+	memcpy(&fd, CMSG_DATA(&rights.head), sizeof(fd));
+	return fd;
+}
+
+static void make_sockets(void)
+{
+	int pair[2], carrier[2] = { -1, -1 };
+
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair)) {
+		socket_errno = errno;
+		return;
+	}
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, carrier) ||
+	    remember(&tasks_end, pair[0]) || remember(&offer, carrier[0]) || send_end(carrier[1], pair[1])) {
+		socket_errno = errno;
+		close(pair[0]);
+		if (carrier[0] >= 0)
+			close(carrier[0]);
+		tasks_end = offer = none;
+	}
+	if (carrier[1] >= 0)
+		close(carrier[1]);
+	close(pair[1]);
+}
+
+int node_init_post_opt(spank_t sp)
 {
 	uint32_t step;
 	char **env;
-	int pair[2];
 
-	if (wanted(sp, &step, &env) != CONTAINER)
-		return ESPANK_SUCCESS;
-	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair)) {
-		socket_errno = errno;
-		return ESPANK_SUCCESS;
+	if (wanted(sp, &step, &env) == CONTAINER) {
+		maker = getpid();
+		contained = false;
+		tasks_gone = 0;
+		make_sockets();
 	}
-	tasks_end = pair[0];
-	launcher_end = pair[1];
 	return ESPANK_SUCCESS;
 }
 
-static void close_end(int *fd)
+int node_user_init(void)
 {
-	if (*fd >= 0)
-		close(*fd);
-	*fd = -1;
+	if (tasks_end.fd >= 0)
+		contained = getpid() != maker;
+	return ESPANK_SUCCESS;
 }
 
-/* All tasks are forked by now. A copy of the launcher's end that stays open
- * here would keep its death from the tasks. */
+/* All tasks are forked by now. An end that stays open here would keep the death
+ * of the task that may take it from the others, and the container from ending. */
 int node_task_post_fork(void)
 {
-	close_end(&tasks_end);
-	close_end(&launcher_end);
+	if (!contained)
+		node_free();
+	return ESPANK_SUCCESS;
+}
+
+/* Where slurmstepd still has its copy, after the last task's end: what a task left
+ * running gets no ticket any more, the launcher is told, and what is in the ticket
+ * goes. All of it is done to the sockets, not to descriptors, and so from a child. */
+int node_task_exit(spank_t sp)
+{
+	uint32_t tasks;
+
+	if (tasks_end.fd < 0 || spank_get_item(sp, S_JOB_LOCAL_TASK_COUNT, &tasks) != ESPANK_SUCCESS ||
+	    ++tasks_gone < tasks || !is_ours(&tasks_end))
+		return ESPANK_SUCCESS;
+	shutdown(tasks_end.fd, SHUT_RDWR);
+	while (recv(tasks_end.fd, NULL, 0, MSG_DONTWAIT | MSG_TRUNC) > 0)
+		;
 	return ESPANK_SUCCESS;
 }
 
@@ -89,7 +218,8 @@ static void close_tasks_end(void)
 
 void node_free(void)
 {
-	node_task_post_fork();
+	close_end(&tasks_end);
+	close_end(&offer);
 }
 
 /* Everything that the launcher may need to know, as data. */
@@ -112,11 +242,11 @@ static int write_facts(spank_t sp, uint32_t step, char **env, int ac, char **av)
 	return facts_close(fd, out);
 }
 
-static int start_launcher(spank_t sp, uint32_t step, char **env, int ac, char **av)
+static int start_launcher(spank_t sp, uint32_t step, int sock, char **env, int ac, char **av)
 {
 	char *python = site_path("python", "/usr/bin/python3", ac, av);
 	char *launcher = site_path("launcher", "../plugin/launch.py", ac, av);
-	struct launch l = { python, launcher, -1, launcher_end };
+	struct launch l = { python, launcher, -1, sock };
 	int failed = -1;
 
 	if (python && launcher) {
@@ -142,7 +272,7 @@ static int prepend_by_api(spank_t sp, prepend_f *api, const char *path, const ch
 {
 	const char *first[] = { path };
 
-	if (asprintf(join, command ? "%d%s+%s" : "%d%s", tasks_end, broker, command) < 0)
+	if (asprintf(join, command ? "%d%s+%s" : "%d%s", tasks_end.fd, broker, command) < 0)
 		return -1;
 	return api(sp, 1, first) == ESPANK_SUCCESS ? 0 : -1;
 }
@@ -153,7 +283,7 @@ static int replace_command(const char *path, const char *command, const char *br
 {
 	char *copy;
 
-	if (asprintf(join, "%d%s %s", tasks_end, broker, command ? command : *word) < 0)
+	if (asprintf(join, "%d%s %s", tasks_end.fd, broker, command ? command : *word) < 0)
 		return -1;
 	copy = strdup(path);
 	if (!copy)
@@ -204,6 +334,28 @@ static void __attribute__((noreturn)) refuse(void)
 	_exit(EXIT_SETUP);
 }
 
+/* Start the launcher if that is for this task to do. Where slurmstepd can't close its
+ * end of the offer, the tasks would never see that task 0 died before it took what is
+ * offered: so there the first that comes takes it. Else it is task 0, whose standard
+ * error the launcher's words go to. */
+static void see_to_launcher(spank_t sp, uint32_t step, int id, char **env, int ac, char **av)
+{
+	int sock;
+
+	if (id == 0 || contained) {
+		sock = take_end();
+		if (sock < 0 && (errno || !contained)) {
+			slurm_error("slurm_ch: can't take the launcher's socket: %s", strerror(errno));
+			refuse();
+		}
+		if (sock >= 0 && start_launcher(sp, step, sock, env, ac, av))
+			refuse();
+		if (sock >= 0)
+			close(sock);
+	}
+	close_end(&offer);
+}
+
 int node_task_init(spank_t sp, int ac, char **av)
 {
 	uint32_t step;
@@ -214,7 +366,7 @@ int node_task_init(spank_t sp, int ac, char **av)
 	char *path, *broker;
 
 	/* Slurm doesn't tell, and nobody asked for a container: as without us. */
-	if (wish == UNKNOWN && tasks_end < 0 && !submit_remote_saw_option())
+	if (wish == UNKNOWN && tasks_end.fd < 0 && !submit_remote_saw_option())
 		wish = HOST;
 	if (wish == HOST) {
 		spank_unsetenv(sp, REQUEST_VARIABLE); /* salloc's, for its steps */
@@ -229,15 +381,15 @@ int node_task_init(spank_t sp, int ac, char **av)
 		slurm_error("slurm_ch: can't find out which task this is");
 		refuse();
 	}
-	if (tasks_end < 0) {
-		if (id == 0)
-			slurm_error("slurm_ch: can't create a socket pair: %s",
-				    strerror(socket_errno));
+	if (!is_ours(&tasks_end) || !is_ours(&offer)) {
+		if (id == 0 && socket_errno)
+			slurm_error("slurm_ch: can't create a socket pair: %s", strerror(socket_errno));
+		else if (id == 0)
+			slurm_error("slurm_ch: the socket pair that was made for this step is gone; "
+				    "does another plugin close descriptors?");
 		refuse();
 	}
-	if (id == 0 && start_launcher(sp, step, env, ac, av))
-		refuse();
-	close_end(&launcher_end);
+	see_to_launcher(sp, step, id, env, ac, av);
 	path = site_path("ch_join", "ch-join", ac, av);
 	if (!path || access(path, X_OK)) {
 		if (id == 0) /* once is enough: it is the same for all */
@@ -250,7 +402,7 @@ int node_task_init(spank_t sp, int ac, char **av)
 	/* The one descriptor that the task's own exec must not close. What the
 	 * task forks before that, a TaskProlog, gets none. */
 	if (!broker || prepend(sp, id, env, path, broker) ||
-	    pthread_atfork(NULL, NULL, close_tasks_end) || fcntl(tasks_end, F_SETFD, 0))
+	    pthread_atfork(NULL, NULL, close_tasks_end) || fcntl(tasks_end.fd, F_SETFD, 0))
 		refuse();
 	spank_unsetenv(sp, REQUEST_VARIABLE);
 	free(broker);

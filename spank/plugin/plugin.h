@@ -58,9 +58,11 @@ int facts_close(int fd, FILE *out);
 char *broker_allowed(const char *request, bool batch, int ac, char **av);
 
 /* node.c: in slurmstepd and the tasks */
-int node_user_init(spank_t sp);
+int node_init_post_opt(spank_t sp);
+int node_user_init(void);
 int node_task_init(spank_t sp, int ac, char **av);
 int node_task_post_fork(void);
+int node_task_exit(spank_t sp);
 void node_free(void);
 
 /* start_launcher.c: the task's child that becomes the launcher */

@@ -11,7 +11,14 @@ int slurm_spank_local_user_init(spank_t sp, int ac, char **av);
 int slurm_spank_user_init(spank_t sp, int ac, char **av);
 int slurm_spank_task_init(spank_t sp, int ac, char **av);
 int slurm_spank_task_post_fork(spank_t sp, int ac, char **av);
+int slurm_spank_task_exit(spank_t sp, int ac, char **av);
 int slurm_spank_exit(spank_t sp, int ac, char **av);
+
+#if SLURM_VERSION_NUMBER >= SLURM_VERSION_NUM(25, 5, 0)
+/* A plugin that can't start fails the job; Slurm leaves the node to everybody else.
+ * Before that release Slurm has neither the name nor the choice. */
+int slurm_spank_init_failure_mode = ESPANK_JOB_FAILURE;
+#endif
 #pragma GCC visibility pop
 
 #define UNUSED (void)sp, (void)ac, (void)av
@@ -45,10 +52,11 @@ int slurm_spank_init_post_opt(spank_t sp, int ac, char **av)
 {
 	static unsigned calls;
 
-	(void)sp;
 	if (again(&calls))
 		return ESPANK_SUCCESS;
-	return submitting() ? submit_post_opt(ac, av) : ESPANK_SUCCESS;
+	if (submitting())
+		return submit_post_opt(ac, av);
+	return spank_context() == S_CTX_REMOTE ? node_init_post_opt(sp) : ESPANK_SUCCESS;
 }
 
 int slurm_spank_local_user_init(spank_t sp, int ac, char **av)
@@ -68,7 +76,7 @@ int slurm_spank_user_init(spank_t sp, int ac, char **av)
 	UNUSED;
 	if (again(&calls))
 		return ESPANK_SUCCESS;
-	return node_user_init(sp);
+	return node_user_init();
 }
 
 int slurm_spank_task_init(spank_t sp, int ac, char **av)
@@ -88,6 +96,16 @@ int slurm_spank_task_post_fork(spank_t sp, int ac, char **av)
 	if (again(&calls))
 		return ESPANK_SUCCESS;
 	return node_task_post_fork();
+}
+
+int slurm_spank_task_exit(spank_t sp, int ac, char **av)
+{
+	static unsigned calls;
+
+	UNUSED;
+	if (again(&calls))
+		return ESPANK_SUCCESS;
+	return node_task_exit(sp);
 }
 
 int slurm_spank_exit(spank_t sp, int ac, char **av)

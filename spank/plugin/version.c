@@ -23,10 +23,10 @@ static const struct {
 /* Weak: the file can be loaded by what isn't Slurm. */
 extern long slurm_api_version(void) __attribute__((weak));
 
-/* The library's own number, the only one that it tells: 38 is 22.05. */
-#define FIRST_API 38
-static const char *const releases[] = { "22.05", "23.02", "23.11", "24.05",
-					"24.11", "25.05", "25.11", "26.05" };
+/* The library's own number, the only one that it tells: 36 is 20.11. */
+#define FIRST_API 36
+static const char *const releases[] = { "20.11", "21.08", "22.05", "23.02", "23.11", "24.05",
+					"24.11", "25.05", "25.11", "26.05", "26.11" };
 
 static const char *version_of_slurm(long api)
 {

@@ -191,7 +191,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	bool whole = false;
 
 	if (!setjmp(fuzz_top)) {
-		node_user_init(NULL);
+		node_init_post_opt(NULL);
+		node_user_init();
 		whole = node_task_init(NULL, word_count, site) == ESPANK_SUCCESS;
 	}
 	/* Where the plugin lets the task go on, ch-join is what it runs, or nobody asked. */

@@ -9,10 +9,16 @@
  * FAKE_CONTEXT local or allocator; FAKE_SITE site arguments, one a line;
  * FAKE_OPTION an option that reaches the node; FAKE_FAIL the number of the API
  * call that fails; FAKE_CLOSE closes the tasks' streams; FAKE_RANKS gives each
- * task its SLURM_PROCID; FAKE_PROLOG is run by each task before its command. The job's environment is this process's without FAKE_*.
+ * task its SLURM_PROCID; FAKE_PROLOG is run by each task before its command. FAKE_CONTAIN
+ * runs what Slurm's contain_spank does in a child that shares the memory alone; FAKE_KILL
+ * ends the task of that number before the plugin sees it; FAKE_CLOBBER puts another file
+ * under the plugin's descriptors; FAKE_WAIT is a FIFO that is read, and printed, before the
+ * end. The job's environment is this process's without FAKE_*.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
+#include <fcntl.h>
+#include <sched.h>
 #include <stdarg.h>
 #include <signal.h>
 #include <stdio.h>
@@ -158,7 +164,55 @@ int slurm_spank_local_user_init(spank_t, int, char **);
 int slurm_spank_user_init(spank_t, int, char **);
 int slurm_spank_task_init(spank_t, int, char **);
 int slurm_spank_task_post_fork(spank_t, int, char **);
+int slurm_spank_task_exit(spank_t, int, char **);
 int slurm_spank_exit(spank_t, int, char **);
+
+struct call {
+	int (*callback)(spank_t, int, char **);
+	int ac, rc;
+	char **av;
+};
+
+static int call_in_child(void *data)
+{
+	struct call *c = data;
+
+	c->rc = c->callback(NULL, c->ac, c->av);
+	return 0;
+}
+
+/* As Slurm's _run_spank_func: the callback may see that it is another process. */
+static int call(int (*callback)(spank_t, int, char **), int ac, char **av)
+{
+	static char stack[1 << 20] __attribute__((aligned(16)));
+	struct call c = { callback, ac, -1, av };
+	pid_t child;
+
+	if (!getenv("FAKE_CONTAIN"))
+		return callback(NULL, ac, av);
+	child = clone(call_in_child, stack + sizeof(stack), CLONE_VM | SIGCHLD, &c);
+	if (child < 0 || waitpid(child, NULL, 0) != child)
+		abort();
+	return c.rc;
+}
+
+/* As a plugin does that closes what it doesn't know, and another that opens a file. */
+static void clobber(void)
+{
+	char path[64], target[64];
+	int other = open("/dev/zero", O_RDONLY | O_CLOEXEC);
+	ssize_t n;
+
+	for (int fd = 3; fd < 64; fd++) {
+		snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+		n = readlink(path, target, sizeof(target) - 1);
+		if (n < 7 || strncmp(target, "socket:", 7))
+			continue;
+		if (dup2(other, fd) != fd)
+			abort();
+	}
+	close(other);
+}
 
 static int descriptors(void)
 {
@@ -259,6 +313,8 @@ static void task(int id, int ac, char **av)
 	int rc;
 
 	task_id = id;
+	if (getenv("FAKE_KILL") && atoi(getenv("FAKE_KILL")) == id)
+		raise(SIGKILL);
 	if (getenv("FAKE_RANKS"))
 		give_rank(id);
 	if (getenv("FAKE_CLOSE"))
@@ -301,16 +357,20 @@ static int remote(char **argv, int argc)
 		return 2;
 	if (getenv("FAKE_OPTION"))
 		give(getenv("FAKE_OPTION"), 1);
-	if (slurm_spank_user_init(NULL, ac, av))
+	if (slurm_spank_init_post_opt(NULL, ac, av))
 		return 5;
+	if (call(slurm_spank_user_init, ac, av))
+		return 5;
+	if (getenv("FAKE_CLOBBER"))
+		clobber();
 	if (getenv("FAKE_CLOEXEC"))
 		return execl("/bin/ls", "ls", "/proc/self/fd", NULL);
 	for (uint32_t i = 0; i < job_tasks; i++)
 		if (fork() == 0)
 			task(i, ac, av);
 	for (uint32_t i = 0; i < job_tasks; i++)
-		slurm_spank_task_post_fork(NULL, ac, av);
-	if (descriptors() != before)
+		call(slurm_spank_task_post_fork, ac, av);
+	if (descriptors() != before && !getenv("FAKE_CONTAIN") && !getenv("FAKE_CLOBBER"))
 		fprintf(stderr, "descriptors: %d before, %d after\n", before, descriptors());
 	while (wait(&status) > 0) {
 		int code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
@@ -318,8 +378,20 @@ static int remote(char **argv, int argc)
 		printf("task: %d\n", code);
 		if (code > worst)
 			worst = code;
+		call(slurm_spank_task_exit, ac, av);
+	}
+	if (getenv("FAKE_WAIT")) {
+		char text[16] = "";
+		int fd = open(getenv("FAKE_WAIT"), O_RDONLY | O_CLOEXEC);
+
+		if (fd < 0 || read(fd, text, sizeof(text) - 1) < 0)
+			abort();
+		close(fd);
+		puts(text);
 	}
 	slurm_spank_exit(NULL, ac, av);
+	if (descriptors() != before + (getenv("FAKE_CLOBBER") ? 2 : 0))
+		fprintf(stderr, "descriptors: %d before, %d at the end\n", before, descriptors());
 	if (umask(mask) != mask)
 		fprintf(stderr, "umask changed\n");
 	for (int s = 1; s < NSIG; s++)
@@ -341,8 +413,8 @@ static int many(char **argv, int argc)
 	before = descriptors();
 	for (int i = 0; i < 500; i++) {
 		registered_count = 0;
-		if (slurm_spank_init(NULL, 0, NULL) || slurm_spank_user_init(NULL, 0, NULL) ||
-		    slurm_spank_exit(NULL, 0, NULL))
+		if (slurm_spank_init(NULL, 0, NULL) || slurm_spank_init_post_opt(NULL, 0, NULL) ||
+		    slurm_spank_user_init(NULL, 0, NULL) || slurm_spank_exit(NULL, 0, NULL))
 			return 2;
 	}
 	return descriptors() == before ? 0 : 6;

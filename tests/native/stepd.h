@@ -122,7 +122,7 @@ static int state(char **argv, int argc)
 	slurm_spank_init(NULL, 1, av);
 	compare("init", &before, 0);
 	slurm_spank_init_post_opt(NULL, 1, av);
-	compare("init_post_opt", &before, 0);
+	compare("init_post_opt", &before, more);
 	slurm_spank_user_init(NULL, 1, av);
 	compare("user_init", &before, more);
 	for (int i = 0; i < 2; i++)
@@ -154,28 +154,42 @@ static void allow(const int *numbers, size_t count)
 
 static int bare(char **argv)
 {
-	static const int only_socketpair[] = { SYS_exit_group, SYS_socketpair };
-	static const int only_close[] = { SYS_exit_group, SYS_close };
+	static const int sockets[] = { SYS_exit_group, SYS_getpid, SYS_fstat, SYS_newfstatat,
+				       SYS_close, SYS_socketpair, SYS_sendmsg };
+	static const int closing[] = { SYS_exit_group, SYS_getpid, SYS_fstat, SYS_newfstatat, SYS_close };
+	static const int ending[] = { SYS_exit_group, SYS_fstat, SYS_newfstatat, SYS_shutdown, SYS_recvfrom };
 	char *words[] = { "/bin/true", NULL };
 	int rc;
 
 	context = S_CTX_REMOTE;
 	job_argv = words;
 	job_argc = 1;
+	job_tasks = 1;
 	copy_environment();
 	if (!strcmp(argv[0], "init")) {
-		allow(only_socketpair, 1);
+		allow(sockets, 1);
 		rc = slurm_spank_init(NULL, 0, NULL);
 		syscall(SYS_exit_group, rc);
 	}
 	slurm_spank_init(NULL, 0, NULL);
+	if (!strcmp(argv[0], "init_post_opt")) {
+		allow(sockets, getenv("FAKE_NOTHING") ? 1 : 7);
+		rc = slurm_spank_init_post_opt(NULL, 0, NULL);
+		syscall(SYS_exit_group, rc);
+	}
+	slurm_spank_init_post_opt(NULL, 0, NULL);
 	if (!strcmp(argv[0], "user_init")) {
-		allow(only_socketpair, getenv("FAKE_NOTHING") ? 1 : 2);
+		allow(closing, 2);
 		rc = slurm_spank_user_init(NULL, 0, NULL);
 		syscall(SYS_exit_group, rc);
 	}
-	slurm_spank_user_init(NULL, 0, NULL);
-	allow(only_close, 2);
+	call(slurm_spank_user_init, 0, NULL);
+	if (!strcmp(argv[0], "task_exit")) {
+		allow(ending, 5);
+		rc = slurm_spank_task_exit(NULL, 0, NULL);
+		syscall(SYS_exit_group, rc);
+	}
+	allow(closing, 5);
 	rc = !strcmp(argv[0], "exit") ? slurm_spank_exit(NULL, 0, NULL) : slurm_spank_task_post_fork(NULL, 0, NULL);
 	syscall(SYS_exit_group, rc);
 	return 1;

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -182,6 +183,71 @@ def test_a_launcher_that_dies(fake: Fake, world_tmp: Path, way: str) -> None:
     assert clean(done.stderr) == [
         "slurm-ch: error: the launcher died before the container was ready (killed, or no Python could start)"
     ]
+
+
+# What Slurm's contain_spank does: user_init and others run where slurmstepd's descriptors are out of reach.
+CONTAINED = [{}, {"FAKE_CONTAIN": "1"}]
+
+
+@pytest.mark.parametrize("contain", CONTAINED)
+@pytest.mark.parametrize(("then", "code"), [(REFUSE, 77), ("", 33)])
+def test_callbacks_in_a_child_of_slurmstepds(
+    fake: Fake, world_tmp: Path, contain: dict[str, str], then: str, code: int
+) -> None:
+    """One launcher, whose death all tasks see, and slurmstepd with no descriptor more at the end."""
+    interpreter, report = launcher(world_tmp, then)
+    env = {"FAKE_SITE": site(interpreter), "SLURM_CH_REQUEST": "image=i\n", "SLURM_LOCALID": "1", **contain}
+    done = fake("remote", 8, 0, "/bin/true", **env)
+    assert (done.stdout, clean(done.stderr)) == (f"task: {code}\n" * 8, [])
+    assert len(report.read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("contain", CONTAINED)
+@pytest.mark.parametrize("dead", [0, 2])
+def test_a_task_that_dies_before_all_else(fake: Fake, world_tmp: Path, contain: dict[str, str], dead: int) -> None:
+    """The others never wait for what it would have done: they fail at once, or another task does it."""
+    interpreter, report = launcher(world_tmp, REFUSE)
+    env = {"FAKE_SITE": site(interpreter), "SLURM_CH_REQUEST": "image=i\n", "SLURM_LOCALID": "1", **contain}
+    done = fake("remote", 4, 0, "/bin/true", FAKE_KILL=str(dead), **env)
+    others = 77 if contain or dead else 33
+    assert sorted(done.stdout.splitlines()) == sorted([f"task: {others}"] * 3 + ["task: 137"])
+    assert clean(done.stderr) == []
+    assert report.exists() is (others == 77)
+
+
+def test_the_ticket_goes_with_the_last_task(fake: Fake, world_tmp: Path) -> None:
+    """Where slurmstepd keeps the tasks' end, what lies in it is dropped when all tasks are gone, and the launcher told."""
+    gone = world_tmp / "gone"
+    os.mkfifo(gone)
+    send = f"""
+signal.signal(signal.SIGIO, signal.SIG_IGN)  # both tasks may be gone before this lets go of its end
+here, there = os.pipe()
+socket.socket(fileno=4).sendmsg([b'slurmch1' + (77).to_bytes(4, 'little')],
+                                [(socket.SOL_SOCKET, socket.SCM_RIGHTS, there.to_bytes(4, 'little'))])
+os.close(there)
+os.read(here, 1)  # until nobody has the other end
+with open({str(gone)!r}, "w") as out:
+    out.write("gone")
+"""
+    interpreter, _ = launcher(world_tmp, send)
+    # slurmstepd does not end before the test has read.
+    env = {"FAKE_SITE": site(interpreter), "SLURM_CH_REQUEST": "image=i\n", "FAKE_CONTAIN": "1", "FAKE_WAIT": str(gone)}
+    done = fake("remote", 2, 0, "/bin/true", **env)
+    assert done.stdout == "task: 77\n" * 2 + "gone\n"
+    gone.unlink()
+
+
+@pytest.mark.parametrize("contain", CONTAINED)
+def test_a_number_that_means_another_file_is_left_alone(fake: Fake, world_tmp: Path, contain: dict[str, str]) -> None:
+    interpreter, report = launcher(world_tmp, REFUSE)
+    env = {"FAKE_SITE": site(interpreter), "SLURM_CH_REQUEST": "image=i\n", "FAKE_CLOBBER": "1", **contain}
+    done = fake("remote", 2, 0, "/bin/echo", "host", **env)
+    assert done.stdout == "task: 31\n" * 2
+    # One line, and both files that took the places are still open at the end.
+    assert clean(done.stderr) == [
+        "error: slurm_ch: the socket pair that was made for this step is gone; does another plugin close descriptors?"
+    ]
+    assert not report.exists()
 
 
 @pytest.mark.parametrize("part", ["python", "launcher"])

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What runs on the cluster, asked of Slurm: through pyslurm where it fits, else of its commands.
 
-pyslurm ends the process when it finds no slurm.conf, and its library must be
-the site's very release: so it is loaded in a child, whose death only means
-that the commands are asked instead.
+pyslurm ends the process when it finds no slurm.conf, waits for a controller
+that doesn't answer, and its library must be the site's very release: so it is
+loaded in a child, and only if its installed release is right. A child that dies
+or is too slow only means that the commands are asked instead.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ import importlib.util
 import json
 import os
 import re
+import select
+import signal
 import subprocess
+import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import log
@@ -25,6 +29,8 @@ if TYPE_CHECKING:
     from .records import Job
 
 COMMAND_SECONDS = 30
+PYSLURM_SECONDS = 15
+_CHUNK = 1 << 16
 
 _T = TypeVar("_T")
 
@@ -58,7 +64,7 @@ def running_jobs(user: str | None) -> list[Job]:
     """Return the running jobs, with their steps: one user's, or everybody's; ChError if Slurm doesn't say."""
     found = _from_pyslurm()
     if found is None:
-        log.debug("asking Slurm's commands")
+        log.info("asking Slurm's commands for the running jobs")
         found = _from_commands(user)
     return [job for job in found if user is None or job.user == user]
 
@@ -127,7 +133,42 @@ def _from_pyslurm() -> list[Job] | None:
     """Return everybody's running jobs from pyslurm, or None where that can't be."""
     if importlib.util.find_spec("pyslurm") is None:
         return None
-    release = parse_version(run(["squeue", "--version"]).stdout)[:2]
+    fits, release = _installed_pyslurm()
+    if not fits:
+        log.info(f"pyslurm can't be used: {release}")
+        return None
+    try:
+        answer = json.loads(_in_child(ask_pyslurm))
+    except TimeoutError:
+        log.info(f"pyslurm can't be used: no answer within {PYSLURM_SECONDS} s")
+        return None
+    except ValueError:
+        log.info("pyslurm can't be used: it ended without an answer")
+        return None
+    if isinstance(answer, str):
+        log.info(f"pyslurm can't be used: {answer}")
+        return None
+    log.info(f"asked pyslurm {release} for the running jobs")
+    jobs = {job["id"]: records.Job(**job) for job in answer["jobs"]}
+    return records.attach_steps(jobs, [(str(job), records.Step(**step)) for job, step in answer["steps"]])
+
+
+def _installed_pyslurm() -> tuple[bool, str]:
+    """Return whether the installed pyslurm is for this Slurm, and its release or why not; loads none of it."""
+    import importlib.metadata
+
+    try:
+        release = importlib.metadata.version("pyslurm")
+    except importlib.metadata.PackageNotFoundError:
+        return False, "its release is unknown: not installed as a package"
+    running = parse_version(run(["squeue", "--version"]).stdout)[:2]
+    if not running or parse_version(release)[:2] != running:
+        return False, f"it is for Slurm {release}"
+    return True, release
+
+
+def _in_child(ask: Callable[[], Any]) -> bytes:
+    """Return as JSON what `ask` returns in a child; b"" if it dies, TimeoutError if it takes too long."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -138,32 +179,34 @@ def _from_pyslurm() -> list[Job] | None:
                 os.dup2(null, fd)
             os.close(reader)
             with open(writer, "w") as pipe:
-                json.dump(ask_pyslurm(release), pipe)
+                json.dump(ask(), pipe)
         finally:
             os._exit(0)
     os.close(writer)
-    with open(reader) as pipe:
-        said = pipe.read()
-    os.waitpid(child, 0)
     try:
-        answer = json.loads(said)
-    except ValueError:
-        log.debug("pyslurm ended without an answer")
-        return None
-    if isinstance(answer, str):
-        log.debug(f"pyslurm can't be used: {answer}")
-        return None
-    jobs = {job["id"]: records.Job(**job) for job in answer["jobs"]}
-    return records.attach_steps(jobs, [(str(job), records.Step(**step)) for job, step in answer["steps"]])
+        return _read_all(reader, time.monotonic() + PYSLURM_SECONDS)
+    finally:
+        os.close(reader)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
-def ask_pyslurm(release: tuple[int, ...]) -> dict[str, Any] | str:
+def _read_all(fd: int, deadline: float) -> bytes:
+    """Return all there is to read; TimeoutError if that takes longer than `deadline`."""
+    found = b""
+    while select.select([fd], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        chunk = os.read(fd, _CHUNK)
+        if not chunk:
+            return found
+        found += chunk
+    raise TimeoutError
+
+
+def ask_pyslurm() -> dict[str, Any] | str:
     """Return jobs and steps as plain values, or why pyslurm can't be asked. Loads pyslurm."""
     try:
         import pyslurm
 
-        if parse_version(pyslurm.__version__)[:2] != release:
-            return f"it is for Slurm {pyslurm.__version__}"
         return {
             "jobs": [_job(job) for job in pyslurm.Jobs.load().values() if job.state == "RUNNING"],
             "steps": [
@@ -175,7 +218,9 @@ def ask_pyslurm(release: tuple[int, ...]) -> dict[str, Any] | str:
 
 
 def _job(job: Any) -> dict[str, Any]:
-    name = records.label(job.id, job.array_id, job.array_task_id, job.heterogeneous_id, job.heterogeneous_offset)
+    # Its numbers are None where they are 0. What runs of an array is an element of it: then that is the first.
+    task = job.array_task_id or 0
+    name = records.label(job.id, job.array_id, task, job.heterogeneous_id, job.heterogeneous_offset)
     return {
         "id": job.id,
         "label": name,

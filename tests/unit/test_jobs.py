@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -242,41 +244,66 @@ def test_slurm_does_not_answer(mocker: MockerFixture) -> None:
 
 
 def fake_pyslurm(mocker: MockerFixture, version: str) -> ModuleType:
-    """Stand in for pyslurm, with the names and types that its 25.11.2 has."""
+    """Stand in for pyslurm, with the names and types that its 25.11.2 has: None for every number that is 0."""
     module: Any = ModuleType("pyslurm")
     job = SimpleNamespace(
-        id=5, array_id=1, array_task_id=3, heterogeneous_id=0, heterogeneous_offset=0, user_name="ada", state="RUNNING",
-        allocated_nodes="n[1,3]", num_nodes=2,
+        id=5, array_id=1, array_task_id=3, heterogeneous_id=None, heterogeneous_offset=None, user_name="ada",
+        state="RUNNING", allocated_nodes="n[1,3]", num_nodes=2,
     )  # fmt: skip
+    first = SimpleNamespace(**{**vars(job), "id": 1, "array_task_id": None})
+    plain = SimpleNamespace(**{**vars(first), "id": 7, "array_id": None})
+    het = SimpleNamespace(**{**vars(plain), "id": 8, "heterogeneous_id": 8})
     ended = SimpleNamespace(**{**vars(job), "id": 6, "state": "COMPLETED"})
     steps = {
         0: SimpleNamespace(id=0, name="app", allocated_nodes=["n[1", "3]"], ntasks=4, run_time=7),
         "extern": SimpleNamespace(id="extern", name="extern", allocated_nodes=["n1"], ntasks=1, run_time=7),
     }
     module.__version__ = version
-    module.Jobs = SimpleNamespace(load=lambda: {5: job, 6: ended})
+    module.Jobs = SimpleNamespace(load=lambda: {5: job, 6: ended, 1: first, 7: plain, 8: het})
     module.JobSteps = SimpleNamespace(load_all=lambda: {5: steps})
     mocker.patch.dict(sys.modules, {"pyslurm": module})
     mocker.patch.object(controller.importlib.util, "find_spec")
+    mocker.patch("importlib.metadata.version", side_effect={"pyslurm": version}.__getitem__)
     return module
 
 
-def test_pyslurm_where_it_fits(mocker: MockerFixture) -> None:
+@pytest.fixture
+def said(mocker: MockerFixture) -> Any:
+    """Return what -v would say."""
+    return mocker.patch.object(controller.log, "info")
+
+
+def test_pyslurm_where_it_fits(mocker: MockerFixture, said: Any) -> None:
     fake_pyslurm(mocker, "25.11.2")
     run = commands(mocker, version="slurm 25.11.0")
-    (job,) = controller.running_jobs("ada")
+    job, *others = controller.running_jobs("ada")
     assert (job.id, job.label, job.nodes, job.node_count) == (5, "1_3", "n[1,3]", 2)
     assert job.steps == [jobs.Step("0", "app", "n[1,3]", 4, 7)]
+    assert [other.label for other in others] == ["1_0", "7", "8+0"]
     assert run.call_count == 1  # for the version
+    said.assert_called_once_with("asked pyslurm 25.11.2 for the running jobs")
 
 
-def test_pyslurm_of_another_release_is_left_alone(mocker: MockerFixture) -> None:
+def test_pyslurm_of_another_release_is_not_even_loaded(mocker: MockerFixture, said: Any) -> None:
     fake_pyslurm(mocker, "25.11.2")
+    mocker.patch.dict(sys.modules, {"pyslurm": None})  # an import would fail, and say so
     commands(mocker, version="slurm 26.05.1", text=JOB_TEXT, steps_text=STEP_TEXT)
     assert [job.label for job in controller.running_jobs("ada")] == ["4", "1_3"]
+    assert [call.args[0] for call in said.call_args_list] == [
+        "pyslurm can't be used: it is for Slurm 25.11.2",
+        "asking Slurm's commands for the running jobs",
+    ]
 
 
-@pytest.mark.parametrize("fault", ["exit", "exception", "noise"])
+def test_pyslurm_that_is_no_package(mocker: MockerFixture, said: Any) -> None:
+    mocker.patch.object(controller.importlib.util, "find_spec")
+    mocker.patch("importlib.metadata.version", side_effect=importlib.metadata.PackageNotFoundError)
+    commands(mocker, version="slurm 25.11.0", text=JOB_TEXT, steps_text=STEP_TEXT)
+    assert [job.label for job in controller.running_jobs("ada")] == ["4", "1_3"]
+    assert "its release is unknown" in said.call_args_list[0].args[0]
+
+
+@pytest.mark.parametrize("fault", ["exit", "exception", "noise", "hangs"])
 def test_pyslurm_that_fails_costs_only_the_commands(
     mocker: MockerFixture, capfd: pytest.CaptureFixture[str], fault: str
 ) -> None:
@@ -288,8 +315,11 @@ def test_pyslurm_that_fails_costs_only_the_commands(
             os._exit(1)  # as Slurm's library does without a slurm.conf
         if fault == "exception":
             raise RuntimeError("no controller")
+        if fault == "hangs":
+            signal.pause()
 
     module.Jobs.load = load
+    mocker.patch.object(controller, "PYSLURM_SECONDS", 0.1 if fault == "hangs" else 30)
     commands(mocker, version="slurm 25.11.0", text=JOB_TEXT, steps_text=STEP_TEXT)
     assert [job.label for job in controller.running_jobs("ada")] == ["4", "1_3"]
     assert capfd.readouterr() == ("", "")

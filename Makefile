@@ -111,7 +111,7 @@ hostile-here: build analyze
 	@echo "$$(date -Is) SEED=$(SEED)" | tee -a $(dir $(CHAOS_RESULTS))fuzz/seeds
 	tests/fuzz/million $(SEED) $(dir $(CHAOS_RESULTS))fuzz
 	CHAOS=full SEED=$(SEED) $(VENV)/bin/python -m pytest --hypothesis-seed=$(SEED) tests/fuzz tests/unit/test_fuzz.py \
-	    tests/join/test_join_hostile.py tests/engine/test_hostile_images.py tests/engine/test_escape.py
+	    tests/join/test_join_hostile.py tests/engine/test_hostile_images.py tests/engine/test_escape.py tests/native/test_serving.py
 
 # Leaks are the sanitizers' to find: what is kept in a table looks like one here.
 analyze:

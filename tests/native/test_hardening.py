@@ -67,18 +67,16 @@ def test_each_source_has_the_stack_protector(unstripped: Path, name: str) -> Non
     assert ours & guarded
 
 
-def commands(**variables: object) -> Iterator[str]:
-    """Yield the compiler's command for each of our programs, with a packager's variables."""
+def commands(to: Path, **variables: object) -> Iterator[str]:
+    """Yield the compiler's command for each of our programs in `to`, with a packager's variables."""
     words = [f"{name}={value}" for name, value in variables.items()]
-    done = subprocess.run(
-        ["make", "-nB", "-C", SPANK, "OUT=/nonexistent", *words], check=True, capture_output=True, text=True
-    )
+    done = subprocess.run(["make", "-nB", "-C", SPANK, f"OUT={to}", *words], check=True, capture_output=True, text=True)
     text = done.stdout.replace("\\\n", " ")
-    return (line for line in text.splitlines() if " -o /nonexistent/" in line)
+    return (line for line in text.splitlines() if f" -o {to}/" in line)
 
 
-def test_a_packagers_flags_come_last() -> None:
-    lines = list(commands(CPPFLAGS="-DONE=1", CFLAGS="-O1 -fno-stack-protector", LDFLAGS="-Wl,--as-needed"))
+def test_a_packagers_flags_come_last(tmp_path: Path) -> None:
+    lines = list(commands(tmp_path, CPPFLAGS="-DONE=1", CFLAGS="-O1 -fno-stack-protector", LDFLAGS="-Wl,--as-needed"))
     assert len(lines) == 4
     for line in lines:
         words = line.split()
@@ -88,7 +86,7 @@ def test_a_packagers_flags_come_last() -> None:
         assert words.index("-fstack-protector-strong") < words.index("-fno-stack-protector")
         assert ("-static-pie" in words) == (not line.endswith("-ldl"))
     for where in ("CPPFLAGS", "CFLAGS"):
-        for line in commands(**{where: "-O2 -Wp,-D_FORTIFY_SOURCE=1"}):
+        for line in commands(tmp_path, **{where: "-O2 -Wp,-D_FORTIFY_SOURCE=1"}):
             assert re.findall(r"_FORTIFY_SOURCE\S*", line) == ["_FORTIFY_SOURCE=1"]
 
 
@@ -98,7 +96,7 @@ def test_a_compiler_that_lacks_some(tmp_path: Path) -> None:
     compiler = write_script(
         tmp_path / "cc", f'#!/bin/sh\nfor word; do if {tests}; then exit 1; fi; done\nexec cc "$@"\n'
     )
-    lines = list(commands(CC=compiler))
+    lines = list(commands(tmp_path, CC=compiler))
     assert len(lines) == 4
     for line in lines:
         words = line.split()

@@ -70,19 +70,4 @@ static inline void fuzz_free_strings(void)
 		free(fuzz_strings[--fuzz_string_count]);
 }
 
-#ifdef WITH_SLURM
-#include <stdarg.h>
-
-/* As Slurm does: every word is formatted. */
-void slurm_error(const char *format, ...)
-{
-	char text[8192];
-	va_list args;
-
-	va_start(args, format);
-	vsnprintf(text, sizeof(text), format, args);
-	va_end(args);
-}
-#endif
-
 #endif

@@ -13,20 +13,16 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define WITH_SLURM
+#include "../native/spank_fake.h"
 #include "fuzz.h"
 
 static bool prepends, prepended, wants_container;
 static uint64_t failures;
 static int calls;
-static char *job_env[128], *job_argv[8], **words;
-static int job_argc, word_count, task;
-static uint32_t step_id;
+static char *variables[128], *arguments[8], **words;
+static int word_count;
 
-#include <slurm/slurm.h>
-#include <slurm/spank.h>
-
-static bool fails(void)
+static bool api_fails(void)
 {
 	return failures >> (calls++ % 64) & 1;
 }
@@ -34,7 +30,7 @@ static bool fails(void)
 static spank_err_t fuzz_prepend(spank_t sp, int argc, const char **argv)
 {
 	(void)sp;
-	if (fails())
+	if (api_fails())
 		return ESPANK_ERROR;
 	if (argc != 1 || strcmp(argv[0], "/bin/true"))
 		abort();
@@ -61,62 +57,24 @@ bool submit_remote_saw_option(void)
 	return wants_container;
 }
 
-spank_context_t spank_context(void)
-{
-	return S_CTX_REMOTE;
-}
-
-spank_err_t spank_get_item(spank_t sp, spank_item_t item, ...)
-{
-	va_list args;
-
-	(void)sp;
-	if (fails())
-		return ESPANK_ERROR;
-	va_start(args, item);
-	switch ((int)item) {
-	case S_JOB_STEPID:
-		*va_arg(args, uint32_t *) = step_id;
-		break;
-	case S_JOB_ENV:
-		*va_arg(args, char ***) = job_env;
-		break;
-	case S_TASK_ID:
-		*va_arg(args, int *) = task;
-		break;
-	case S_JOB_LOCAL_TASK_COUNT:
-		*va_arg(args, uint32_t *) = 4;
-		break;
-	case S_JOB_ARGV:
-		*va_arg(args, int *) = job_argc;
-		*va_arg(args, char ***) = job_argv;
-		break;
-	default:
-		va_end(args);
-		return ESPANK_BAD_ARG;
-	}
-	va_end(args);
-	return ESPANK_SUCCESS;
-}
-
 static char *join_value;
 
-spank_err_t spank_setenv(spank_t sp, const char *name, const char *value, int overwrite)
+static void job_setenv(const char *name, const char *value)
 {
-	(void)sp, (void)overwrite;
-	if (fails())
-		return ESPANK_ERROR;
 	if (strcmp(name, JOIN_VARIABLE))
 		abort();
 	free(join_value);
 	join_value = strdup(value);
-	return ESPANK_SUCCESS;
 }
 
-spank_err_t spank_unsetenv(spank_t sp, const char *name)
+static void job_unsetenv(const char *name)
 {
-	(void)sp, (void)name;
-	return fails() ? ESPANK_ERROR : ESPANK_SUCCESS;
+	(void)name;
+}
+
+static void show_error(const char *text)
+{
+	(void)text;
 }
 
 /* Every string is one record, whatever is in it. */
@@ -124,7 +82,7 @@ int launch_start(const struct launch *l)
 {
 	struct stat st;
 	char *text, *at;
-	int variables = 0, arguments = 0, requests = 0;
+	int variable_count = 0, argument_count = 0, requests = 0;
 
 	if (fstat(l->facts, &st))
 		abort();
@@ -135,11 +93,11 @@ int launch_start(const struct launch *l)
 	for (at = text + sizeof(FACTS_MAGIC); at < text + st.st_size; at += strlen(at) + 1) {
 		switch (*at) {
 		case 'e':
-			if (strcmp(at + 1, job_env[variables++]))
+			if (strcmp(at + 1, job_env[variable_count++]))
 				abort();
 			break;
 		case 'a':
-			if (strcmp(at + 1, words[arguments++]))
+			if (strcmp(at + 1, words[argument_count++]))
 				abort();
 			break;
 		case 'r':
@@ -152,10 +110,10 @@ int launch_start(const struct launch *l)
 			abort();
 		}
 	}
-	if (requests != 1 || arguments != word_count || job_env[variables])
+	if (requests != 1 || argument_count != word_count || job_env[variable_count])
 		abort();
 	free(text);
-	return fails() ? -1 : 0;
+	return api_fails() ? -1 : 0;
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -170,12 +128,16 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	way = fuzz_byte();
 	prepends = way & 1;
 	wants_container = way & 2;
-	task = way >> 2 & 1;
-	step_id = steps[fuzz_byte() % 5];
+	task_id = way >> 2 & 1;
+	job_step = steps[fuzz_byte() % 5];
 	failures = 0;
 	for (int i = 0; i < 3; i++)
 		failures |= (uint64_t)(fuzz_byte() & fuzz_byte()) << (8 * i);
 	calls = 0;
+	job_env = variables;
+	job_argv = arguments;
+	job_tasks = 4;
+	context = S_CTX_REMOTE;
 	prepended = false;
 	for (word_count = 1; word_count < 1 + (way >> 4 & 3) && word_count < 4; word_count++)
 		site[word_count] = fuzz_string();
@@ -196,7 +158,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		whole = node_task_init(NULL, word_count, site) == ESPANK_SUCCESS;
 	}
 	/* Where the plugin lets the task go on, ch-join is what it runs, or nobody asked. */
-	if (whole && variable(job_env, REQUEST_VARIABLE) && wants_container && step_id < 2 &&
+	if (whole && variable(job_env, REQUEST_VARIABLE) && wants_container && job_step < 2 &&
 	    !prepended && job_argv[0] == first)
 		abort();
 	if (job_argc && job_argv[0] != first)

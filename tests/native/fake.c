@@ -28,71 +28,19 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <slurm/slurm.h>
-#include <slurm/spank.h>
+#include "spank_fake.h"
 
 extern char **environ;
 
-static spank_context_t context;
-static struct spank_option registered[64];
-static int registered_count;
-static char **job_env, **job_argv;
-static int job_argc, task_id, calls, fail_at;
-static uint32_t job_step, job_tasks;
+static int calls, fail_at;
 static struct sigaction started_with[NSIG];
 
-static int api(void)
+static bool api_fails(void)
 {
 	return ++calls == fail_at;
 }
 
-spank_context_t spank_context(void)
-{
-	return context;
-}
-
-spank_err_t spank_option_register(spank_t sp, struct spank_option *o)
-{
-	(void)sp;
-	if (api())
-		return ESPANK_ERROR;
-	registered[registered_count++] = *o;
-	return ESPANK_SUCCESS;
-}
-
-spank_err_t spank_get_item(spank_t sp, spank_item_t item, ...)
-{
-	va_list args;
-
-	(void)sp;
-	if (api())
-		return ESPANK_ERROR;
-	va_start(args, item);
-	switch (item) {
-	case S_JOB_STEPID:
-		*va_arg(args, uint32_t *) = job_step;
-		break;
-	case S_JOB_ENV:
-		*va_arg(args, char ***) = job_env;
-		break;
-	case S_TASK_ID:
-		*va_arg(args, int *) = task_id;
-		break;
-	case S_JOB_LOCAL_TASK_COUNT:
-		*va_arg(args, uint32_t *) = job_tasks;
-		break;
-	case S_JOB_ARGV:
-		*va_arg(args, int *) = job_argc;
-		*va_arg(args, char ***) = job_argv;
-		break;
-	default:
-		abort();
-	}
-	va_end(args);
-	return ESPANK_SUCCESS;
-}
-
-static void drop(const char *name)
+static void job_unsetenv(const char *name)
 {
 	size_t n = strlen(name);
 	char **to = job_env;
@@ -103,29 +51,21 @@ static void drop(const char *name)
 	*to = NULL;
 }
 
-spank_err_t spank_unsetenv(spank_t sp, const char *name)
-{
-	(void)sp;
-	if (api())
-		return ESPANK_ERROR;
-	drop(name);
-	return ESPANK_SUCCESS;
-}
-
-spank_err_t spank_setenv(spank_t sp, const char *name, const char *value, int overwrite)
+static void job_setenv(const char *name, const char *value)
 {
 	int n = 0;
 
-	(void)sp, (void)overwrite;
-	if (api())
-		return ESPANK_ERROR;
-	drop(name);
+	job_unsetenv(name);
 	while (job_env[n])
 		n++;
 	if (asprintf(&job_env[n], "%s=%s", name, value) < 0)
 		abort();
 	job_env[n + 1] = NULL;
-	return ESPANK_SUCCESS;
+}
+
+static void show_error(const char *text)
+{
+	fprintf(stderr, "error: %s\n", text);
 }
 
 #ifdef WITH_API
@@ -134,7 +74,7 @@ spank_err_t spank_prepend_task_argv(spank_t sp, int argc, const char *argv[])
 	char **more = calloc(job_argc + argc + 1, sizeof(char *));
 
 	(void)sp;
-	if (api()) {
+	if (api_fails()) {
 		free(more);
 		return ESPANK_ERROR;
 	}
@@ -146,17 +86,6 @@ spank_err_t spank_prepend_task_argv(spank_t sp, int argc, const char *argv[])
 	return ESPANK_SUCCESS;
 }
 #endif
-
-void slurm_error(const char *format, ...)
-{
-	va_list args;
-
-	va_start(args, format);
-	fprintf(stderr, "error: ");
-	vfprintf(stderr, format, args);
-	fprintf(stderr, "\n");
-	va_end(args);
-}
 
 int slurm_spank_init(spank_t, int, char **);
 int slurm_spank_init_post_opt(spank_t, int, char **);

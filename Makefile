@@ -48,7 +48,7 @@ demo test: deps
 	@etc/where-user-can $(USER_NAME) $(MAKE) --no-print-directory $@-here
 
 demo-here: build
-	@$(VENV)/bin/python etc/demo.py $(USER_NAME)
+	@$(VENV)/bin/python -m etc.demo $(USER_NAME)
 
 # A test that hangs is interrupted, and says where.
 test-here: build lint

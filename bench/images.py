@@ -9,9 +9,10 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.images import make_image, squash
+
 FILES = 7000
 _APPLETS = ("sh", "true", "sleep", "cat", "find", "xargs")
-_DIRECTORIES = ("bin", "dev", "etc", "home", "mnt", "proc", "root", "sys", "tmp", "usr/bin", "var/tmp")
 
 # Modules of the standard library that a program of some size ends up with.
 IMPORTS = (
@@ -41,22 +42,11 @@ class Images:
 
 def make(directory: Path) -> Images:
     """Make all images in `directory`."""
-    small = _base(directory / "small")
-    big = _base(directory / "big")
+    small = make_image(directory / "small", applets=_APPLETS)
+    big = make_image(directory / "big", applets=_APPLETS)
     _add_python(big)
     _add_files(big / "data")
-    return Images(small, _squash(small), big, _squash(big))
-
-
-def _base(root: Path) -> Path:
-    for name in _DIRECTORIES:
-        (root / name).mkdir(parents=True)
-    shutil.copy("/bin/busybox", root / "bin/busybox")
-    for applet in _APPLETS:
-        (root / "bin" / applet).symlink_to("busybox")
-    for name in ("passwd", "group", "hosts", "resolv.conf", "machine-id"):
-        (root / "etc" / name).touch()
-    return root
+    return Images(small, squash(small, small.with_suffix(".sqfs")), big, squash(big, big.with_suffix(".sqfs")))
 
 
 def _add_python(root: Path) -> None:
@@ -89,11 +79,3 @@ def _add_files(root: Path) -> None:
         size = int(min(200_000, dice.lognormvariate(8, 1.2)))
         text = b" ".join(dice.choices(words, k=size // 6 + 1))
         (where / f"f{number:04}").write_bytes(text[:size])
-
-
-def _squash(root: Path) -> Path:
-    to = root.with_suffix(".sqfs")
-    command = ["mksquashfs", root, to, "-quiet", "-no-progress", "-noappend", "-all-root"]
-    subprocess.run(command, check=True, capture_output=True)
-    to.chmod(0o644)
-    return to

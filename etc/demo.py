@@ -3,30 +3,14 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 from slurm_ch.sandbox.cluster import Cluster
+from tests.images import make_image, squash
 
 SHOW = "echo task $SLURM_PROCID of $SLURM_NTASKS: $(id -un), $(readlink /proc/self/ns/user), $(readlink /proc/self/ns/mnt), root $(awk '$5==\"/\" {print $(NF-1)}' /proc/self/mountinfo)"
-
-
-def make_image(directory: Path) -> Path:
-    """Make a SquashFS image of busybox in `directory` and return its path."""
-    root = directory / "root"
-    for name in ("bin", "dev", "etc", "proc", "root", "sys", "tmp"):
-        (root / name).mkdir(parents=True)
-    shutil.copy("/bin/busybox", root / "bin/busybox")
-    for name in ("sh", "id", "readlink", "awk", "cat", "ls"):
-        (root / "bin" / name).symlink_to("busybox")
-    for name in ("passwd", "group"):
-        (root / "etc" / name).touch()
-    image = directory / "demo.sqfs"
-    subprocess.run(["mksquashfs", root, image, "-quiet", "-no-progress"], check=True, stdout=subprocess.DEVNULL)
-    return image
 
 
 def main() -> int:
@@ -35,7 +19,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="slurm-ch-demo-") as name:
         directory = Path(name)
         directory.chmod(0o755)
-        image = make_image(directory)
+        image = squash(make_image(directory / "root"), directory / "demo.sqfs")
         command = ["srun", "--overcommit", "-n4", f"--ch-image={image}", "sh", "-c", SHOW]
         print("$", " ".join(command[:4]), "sh -c '...'", flush=True)
         with Cluster(nodes=1) as cluster:

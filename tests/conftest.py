@@ -13,50 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests import own_view
+from tests.images import make_image, squash
 
 USER = "chuser"
-
-# Programs that the tests' image has besides busybox's own.
-DIRECTORIES = (
-    "bin",
-    "dev",
-    "etc",
-    "home",
-    "lib",
-    "mnt",
-    "opt",
-    "proc",
-    "root",
-    "srv",
-    "sys",
-    "tmp",
-    "usr/bin",
-    "var/spool",
-)
-
-
-def make_image(root: Path, marker: str) -> Path:
-    """Make a directory image around busybox at `root`; /marker tells which it is."""
-    for name in DIRECTORIES:
-        (root / name).mkdir(parents=True, exist_ok=True)
-    busybox = root / "bin/busybox"
-    shutil.copy("/bin/busybox", busybox)
-    applets = subprocess.run([busybox, "--list"], check=True, capture_output=True, text=True).stdout.split()
-    for applet in applets:
-        if applet != "busybox":
-            (root / "bin" / applet).symlink_to("busybox")
-    for name in ("passwd", "group", "hosts", "resolv.conf", "machine-id"):
-        (root / "etc" / name).touch()
-    (root / "marker").write_text(marker + "\n")
-    return root
-
-
-def squash(root: Path, to: Path) -> Path:
-    """Make a SquashFS image of the directory `root`."""
-    command = ["mksquashfs", str(root), str(to), "-quiet", "-no-progress", "-noappend", "-all-root"]
-    subprocess.run(command, check=True, capture_output=True)
-    to.chmod(0o644)
-    return to
 
 
 def pytest_cmdline_main() -> None:

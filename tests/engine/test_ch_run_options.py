@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import squash
+from tests.images import squash
 
 from .conftest import SLURM_CH, Run, mountinfo, settings
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import squash
+from tests.images import squash
 
 from .conftest import settings
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import make_image
+from tests.images import make_image
 
 Good = Callable[..., str]
 

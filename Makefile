@@ -10,7 +10,7 @@ USER_NAME = chuser
 
 PACKAGES = slurmctld slurmd slurm-client libslurm-dev munge squashfuse squashfs-tools busybox-static \
     gcc libc6-dev make python3 python3-dev python3-venv util-linux bsdutils cppcheck strace \
-    charliecloud-runtime python3-docutils python3-click python3-yaml fuse3 openmpi-bin libopenmpi-dev libmpich-dev libpmix2 \
+    charliecloud-runtime python3-docutils python3-click python3-yaml fuse3 bubblewrap openmpi-bin libopenmpi-dev libmpich-dev libpmix2 \
     libsquashfuse-dev libdeflate-dev zlib1g-dev liblzma-dev liblzo2-dev liblz4-dev libzstd-dev
 
 # What `make chaos` needs besides.

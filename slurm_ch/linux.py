@@ -160,9 +160,9 @@ def prctl_no_new_privs() -> None:
         raise _fail()
 
 
-def prctl_undumpable() -> None:
-    """Keep other processes from tracing this one until it execs, as prctl(2)."""
-    if _prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+def prctl_dumpable(yes: bool) -> None:
+    """Let other processes trace this one and open what it has, or keep them from it until it execs, as prctl(2)."""
+    if _prctl(_PR_SET_DUMPABLE, int(yes), 0, 0, 0) != 0:
         raise _fail()
 
 

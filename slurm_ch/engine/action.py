@@ -17,12 +17,13 @@ class Build:
     """
 
     __slots__ = (
-        "image_fd", "mounts", "overmounts", "proc_fd", "records", "relay_fd", "root", "root_fd", "server_stderr",
-        "uncovered_fd",
+        "ch_join_fd", "image_fd", "mounts", "overmounts", "proc_fd", "records", "relay_fd", "root", "root_fd",
+        "server_stderr", "uncovered_fd",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.image_fd = -1  # the image as a detached mount
+        self.ch_join_fd = -1  # to execute a program of the image with
         self.root = ""  # the new root, relative to the staging directory
         self.root_fd = -1
         self.mounts: set[int] = set()  # ids of mounts in which creation is harmless

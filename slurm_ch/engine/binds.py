@@ -120,6 +120,8 @@ class Bind(Action):
             if target < 0:
                 return
             try:
+                if _same_place(target, build.root_fd):
+                    raise ChError(f"{self._why()}: {self.dst} is the container's root")
                 self._attach(source, target)
             finally:
                 os.close(target)
@@ -348,7 +350,7 @@ def lay_over(build: Build, directory: int, cover: int) -> None:
 
 
 def _same_place(one: int, other: int) -> bool:
-    return mount_id(one) == mount_id(other) and os.path.samestat(os.fstat(one), os.fstat(other))
+    return os.path.samestat(os.fstat(one), os.fstat(other)) and mount_id(one) == mount_id(other)
 
 
 def _uncovered(build: Build, directory: int) -> int:

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
+import _signal
 import errno
 import os
-import signal
 import stat
 
 from .. import paths
@@ -16,6 +16,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import NoReturn
+
+_MFD_EXEC = 0x10  # from Linux 6.3 on
+_AT_ONCE = 1 << 24
 
 
 def given_environment() -> dict[str, str]:
@@ -48,24 +51,63 @@ def drop_descriptors() -> None:
 
 
 def open_ch_join() -> int:
-    """Return a descriptor of ch-join, which can't be found any more once the root has changed."""
+    """Return a descriptor of ch-join, to be executed in the container, where its path leads elsewhere.
+
+    Processes of the container reach the file of a running program through /proc/PID/exe, with the rights
+    that the user has on the host. Where these suffice to change ch-join, the descriptor is of a sealed copy.
+    """
     try:
-        return os.open(paths.CH_JOIN, os.O_PATH | os.O_CLOEXEC)
+        fd = os.open(paths.CH_JOIN, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise ChError(f"can't find ch-join: {paths.CH_JOIN}") from error
+    if not _may_write(fd):
+        return fd
+    try:
+        return _sealed_copy(fd)
+    except OSError as error:
+        raise ChError("can't copy ch-join into memory to execute it (is vm.memfd_noexec 2?)") from error
+    finally:
+        os.close(fd)
+
+
+def _may_write(fd: int) -> bool:
+    """Whether this process's user can write the file, or give themselves the right to."""
+    if os.fstat(fd).st_uid == os.geteuid():
+        return True
+    return os.access(f"/proc/self/fd/{fd}", os.W_OK, effective_ids=True)
+
+
+def _sealed_copy(fd: int) -> int:
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    try:
+        copy = os.memfd_create("ch-join", flags | _MFD_EXEC)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        copy = os.memfd_create("ch-join", flags)
+    while os.sendfile(copy, fd, None, _AT_ONCE):
+        pass
+    tickets.seal(copy)
+    return copy
+
+
+def execute(ch_join: int, plan: bytes, argv: Sequence[str], env: Mapping[str, str]) -> NoReturn:
+    """Become ch-join, which carries out `plan` and executes `argv`; OSError or ChError if that can't be."""
+    plan_fd = tickets.plan_file(plan)
+    os.set_inheritable(plan_fd, True)
+    # By descriptor: the /proc of the container is not to be trusted.
+    os.execve(ch_join, ["ch-join", f"--plan={plan_fd}", "--", *argv], env)
+    raise AssertionError
 
 
 def become(ch_join: int, plan: bytes, argv: Sequence[str], env: Mapping[str, str], cwd: str) -> NoReturn:
     """Become ch-join, which carries out `plan` and executes `argv`, in `cwd` if it can."""
-    plan_fd = tickets.plan_file(plan)
-    os.set_inheritable(plan_fd, True)
     # Python ignores these two; the command shall find them as they were.
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-    command = ["ch-join", f"--plan={plan_fd}", "--", *argv]
+    _signal.signal(_signal.SIGPIPE, _signal.SIG_DFL)
+    _signal.signal(_signal.SIGXFSZ, _signal.SIG_DFL)
     environment = {name: value for name, value in env.items() if name != "SLURM_CH_JOIN"}
     environment["SLURM_CH_CWD"] = cwd
     try:
-        os.execve(f"/proc/self/fd/{ch_join}", command, environment)
+        execute(ch_join, plan, argv, environment)
     except OSError as error:
         raise ChError("can't execute ch-join") from error

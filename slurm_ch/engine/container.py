@@ -20,7 +20,7 @@ from . import binds as mounts
 from . import environment, image, squashfs
 from . import root as tree
 from .action import Action, Build, Extra
-from .namespaces import Nest
+from .namespaces import Nest, OneNest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -193,13 +193,15 @@ class Container:
         actions = self._tree(extra)
         return (
             Nest((self.caller.uid, self.caller.gid), (0, 0)),
+            # The host as image is no place of its own: what works outside works there.
+            *([] if self.spec.userns or self.image.kind == image.HOST else [OneNest()]),
             self._image_action(),
             tree.OpenSources([action for action in actions if isinstance(action, mounts.Bind)]),
             tree.Stage(self.image.reference),
             *actions,
             RunHooks(self, self.hooks_host),
             tree.Pivot(),
-            Nest((0, 0), (self.uid, self.gid)),
+            Nest((0, 0), (self.uid, self.gid), last=True),
             *extra.inside,
             RunHooks(self, self.hooks_guest),
         )
@@ -278,7 +280,12 @@ class Container:
         return tree.OpenDirectory(self.image.path)
 
     def _default_binds(self) -> list[Action]:
-        required = [mounts.Bind(path, path, readonly=True, follow=True) for path in REQUIRED_BINDS]
+        # Who makes a user namespace writes its maps in /proc, and may need a fresh one, which the kernel
+        # refuses to all who see only a read-only one.
+        required = [
+            mounts.Bind(path, path, readonly=path != "/proc" or not self.spec.userns, follow=True)
+            for path in REQUIRED_BINDS
+        ]
         optional = [
             mounts.Bind(path, path, src_optional=True, dst_optional=True, readonly=True, follow=True)
             for path in OPTIONAL_BINDS

@@ -15,8 +15,9 @@ import select
 import stat
 
 from .. import linux, log
-from ..errors import ChError
+from ..errors import ChError, describe
 from . import binds as mounts
+from . import ch_join, environment
 from .action import Action, Build, Extra
 
 TYPE_CHECKING = False
@@ -68,6 +69,7 @@ def actions(injection: Injection, groups: Iterable[int]) -> Extra:
         extra.in_tree.append(CheckCudaCompat(injection.cuda_compat))
     if injection.cache:
         extra.before_binds.append(MakeWriteable((_CACHE_DIRECTORY, *injection.folders)))
+        extra.before_binds.append(HoldChJoin())
         extra.inside.append(UpdateCache(injection.folders, injection.timeout or _PATIENCE_SECONDS))
     return extra
 
@@ -241,6 +243,18 @@ def _link_at(directory: int, name: str) -> str | None:
         return None
 
 
+class HoldChJoin(Action):
+    """Open ch-join, while its path is the host's: it is what executes a program of the image."""
+
+    __slots__ = ()
+
+    def describe(self) -> str:
+        return "open ch-join, to run ldconfig with"
+
+    def apply(self, build: Build) -> None:
+        build.ch_join_fd = ch_join.open_ch_join()
+
+
 class UpdateCache(Action):
     """Run the image's ldconfig over the directories that have new libraries."""
 
@@ -254,11 +268,11 @@ class UpdateCache(Action):
         return " ".join(("update the dynamic linker's cache: ldconfig", *self.folders))
 
     def apply(self, build: Build) -> None:
-        del build
         program = next((path for path in _LDCONFIGS if os.access(path, os.X_OK)), None)
         if program is None:
             where = f" in {':'.join(self.folders)}" if self.folders else ""
             log.warning(f"the image has no ldconfig: its programs may not find libraries{where}")
+            os.close(build.ch_join_fd)
             return
         output = os.memfd_create("slurm_ch-ldconfig", os.MFD_CLOEXEC)
         # Whoever ignores it gets no child's status.
@@ -266,7 +280,7 @@ class UpdateCache(Action):
         try:
             pid = os.fork()
             if pid == 0:
-                _execute(program, self.folders, output)
+                _execute(build.ch_join_fd, program, self.folders, output)
             status = self._wait(pid, program)
             if status != 0:
                 said = os.pread(output, 1000, 0).decode("utf-8", "replace").strip().replace("\n", "; ")
@@ -274,6 +288,7 @@ class UpdateCache(Action):
         finally:
             _signal.signal(_signal.SIGCHLD, before)
             os.close(output)
+            os.close(build.ch_join_fd)
 
     def _wait(self, pid: int, program: str) -> int:
         pidfd = os.pidfd_open(pid)
@@ -300,8 +315,11 @@ def _leave_keyring() -> None:
             raise
 
 
-def _execute(program: str, folders: Sequence[str], output: int) -> NoReturn:
-    """Become the image's ldconfig: the user's ids, no privileges to be gained, nothing of ours inherited."""
+def _execute(entering: int, program: str, folders: Sequence[str], output: int) -> NoReturn:
+    """Become the image's ldconfig: the user's ids, no privileges to be gained, nothing of ours inherited.
+
+    By way of ch-join: the name may be a link to /proc/self/exe, which must not lead to the host's Python.
+    """
     try:
         linux.prctl_no_new_privs()
         linux.prctl_root_is_nobody()
@@ -312,8 +330,9 @@ def _execute(program: str, folders: Sequence[str], output: int) -> NoReturn:
         os.dup2(output, 2)
         linux.close_range(3, linux.CLOSE_RANGE_CLOEXEC)
         _leave_keyring()
-        os.execve(program, ["ldconfig", "--", *folders], {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
-    except OSError as error:
-        os.write(output, str(error.strerror).encode())
+        env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+        ch_join.execute(entering, environment.encode([]), [program, "--", *folders], env)
+    except (ChError, OSError) as error:
+        os.write(output, describe(error).encode())
     finally:
         os._exit(126)

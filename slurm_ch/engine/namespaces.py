@@ -24,13 +24,18 @@ _HINT = (
 
 
 class Nest(Action):
-    """Enter a new user and a new mount namespace, with one id mapped each."""
+    """Enter a new user and a new mount namespace, with one id mapped each.
 
-    __slots__ = ("inside", "outside")
+    The `last` ones are those of the commands, who may come in from then on. Root among them has a say over
+    this process, which holds descriptors of the host: so it is no longer dumpable.
+    """
 
-    def __init__(self, outside: tuple[int, int], inside: tuple[int, int]) -> None:
+    __slots__ = ("inside", "last", "outside")
+
+    def __init__(self, outside: tuple[int, int], inside: tuple[int, int], last: bool = False) -> None:
         self.outside = outside
         self.inside = inside
+        self.last = last
 
     def describe(self) -> str:
         (uid_out, gid_out), (uid_in, gid_in) = self.outside, self.inside
@@ -50,6 +55,33 @@ class Nest(Action):
         # The kernel wants this before an unprivileged gid_map.
         _write_map(build.proc_fd, "setgroups", "deny\n")
         _write_map(build.proc_fd, "gid_map", f"{gid_in} {gid_out} 1\n")
+        if self.last:
+            # Not before: the maps of an undumpable process belong to root.
+            linux.prctl_dumpable(False)
+            os.close(build.proc_fd)
+            build.proc_fd = -1
+
+
+class OneNest(Action):
+    """Allow one more user namespace below this one: the commands'; none below that."""
+
+    __slots__ = ()
+
+    def describe(self) -> str:
+        return "allow no user namespaces in the container"
+
+    def apply(self, build: Build) -> None:
+        del build
+        try:
+            # The kernel counts for each namespace by itself, and root of one below can't change it.
+            fd = os.open("/proc/sys/user/max_user_namespaces", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(fd, b"1\n")
+            finally:
+                os.close(fd)
+        except OSError as error:
+            # Where this node is a container itself. A read-only /proc is in the way of most programs then.
+            log.info(f"can't forbid user namespaces in the container: {error.strerror}")
 
 
 def _write_map(proc_fd: int, name: str, text: str) -> None:
@@ -105,7 +137,7 @@ def enter(user_fd: int, mount_fd: int, whose: str) -> None:
     _check_owner(user_fd, whose)
     # On the way, this process is where the host's files are and where root in
     # the container has a say.
-    linux.prctl_undumpable()
+    linux.prctl_dumpable(False)
     for fd, kind in ((user_fd, "user"), (mount_fd, "mnt")):
         for left in range(_SETNS_TRIES - 1, -1, -1):
             try:

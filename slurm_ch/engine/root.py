@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from .. import linux
@@ -206,7 +207,7 @@ class ShowScript(Action):
 
 
 class Pivot(Action):
-    """Make the new root the root, and let go of the host's tree."""
+    """Make the new root the root, and unmount the host's tree."""
 
     __slots__ = ()
 
@@ -219,13 +220,29 @@ class Pivot(Action):
         if build.uncovered_fd >= 0:
             os.close(build.uncovered_fd)
             build.uncovered_fd = -1
-        # The staging tmpfs lies over "/" already, so that pivot_root works
-        # even where the host's root is the initial ramfs.
-        os.chroot(".")
-        os.chdir("/" + build.root)
-        # The old root is stacked on the new one: no name in the image says
-        # where it goes, and none where it is detached from.
-        linux.pivot_root(".", ".")
-        linux.umount2(".", linux.MNT_DETACH)
-        os.chroot(".")
+        staging = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        os.chdir(build.root)
+        # Both "." : the old root is stacked on the new one, so no name in the image says where
+        # it goes, and none where it is unmounted from.
+        try:
+            linux.pivot_root(".", ".")
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            _pivot_over_initramfs(build, staging)
+        else:
+            # On top of the host's root lies the staging tmpfs.
+            linux.umount2(".", linux.MNT_DETACH)
+            linux.umount2(".", linux.MNT_DETACH)
+        os.close(staging)
         os.chdir("/")
+
+
+def _pivot_over_initramfs(build: Build, staging: int) -> None:
+    """Pivot where the host's root is the initial ramfs, which nothing can replace: it stays mounted below."""
+    os.fchdir(staging)
+    os.chroot(".")
+    os.chdir("/" + build.root)
+    linux.pivot_root(".", ".")
+    linux.umount2(".", linux.MNT_DETACH)
+    os.chroot(".")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 
-from .. import linux, log
+from .. import log
 from ..engine import container as engine
 from ..engine import namespaces
 from ..errors import EXIT_SETUP, EXIT_USAGE, ChError, describe, exit_code
@@ -90,8 +90,6 @@ def launch(facts: Facts, office: tickets.Office) -> None:
     _leave_first_core()
     build = engine.containerize(engine.Container(wanted, caller, here.squashfuse))
     user_fd, mount_fd = namespaces.open_own()
-    # Root in the container must not get hold of a process with descriptors from the host.
-    linux.prctl_undumpable()
     office.issue(user_fd, mount_fd, tickets.plan_file(engine.plan_bytes(build)), build.relay_fd)
 
 

@@ -46,7 +46,7 @@ class Spec:
         "binds", "cd", "cdi_dirs", "color", "devices", "env_expand", "env_rules", "fuse_single", "gid", "home",
         "image", "image_timeout", "join", "join_count", "join_pid", "join_tag", "join_timeout", "keep_keyring",
         "labels", "mount_point", "passwd", "private_tmp", "relay", "relay_commands", "relay_defaults", "seccomp",
-        "storage", "uid", "verbosity", "write", "write_fake",
+        "storage", "uid", "userns", "verbosity", "write", "write_fake",
     )  # fmt: skip
 
     def __init__(self, image: str) -> None:
@@ -73,6 +73,7 @@ class Spec:
         self.fuse_single = False
         self.keep_keyring = False
         self.image_timeout = 0  # the site's word; seconds
+        self.userns = False
         self.mount_point: str | None = None
         self.verbosity = 0
         self.color: bool | None = None  # None: if standard error is a terminal
@@ -300,6 +301,10 @@ def _keep_keyring(spec: Spec, setting: Setting) -> None:
     spec.keep_keyring = boolean(setting)
 
 
+def _userns(spec: Spec, setting: Setting) -> None:
+    spec.userns = boolean(setting)
+
+
 def _fuse_single(spec: Spec, setting: Setting) -> None:
     spec.fuse_single = boolean(setting)
 
@@ -354,6 +359,7 @@ _PARSERS = {
     "seccomp": _seccomp,
     "keep-keyring": _keep_keyring,
     "fuse-single": _fuse_single,
+    "userns": _userns,
     "join": _join,
     "join-ct": _join_ct,
     "join-tag": _join_tag,

@@ -11,8 +11,10 @@ which the kernel drops at a process's death: byte 0 is a mutex for short
 sections, byte FIRST_SLOT + i is held by peer i for as long as it takes part.
 
 The first peer to register wins, containerizes and publishes. The others open
-its namespaces and enter. All wait until the last one is in (so that a command
-that ends at once strands nobody); the last one unlinks both objects.
+its namespaces; when all have, the winner closes its door: it becomes undumpable,
+because it holds the host's /dev/shm, and root in the container could look at it.
+Then the others enter. All wait until the last one is in (so that a command that
+ends at once strands nobody); the last one unlinks both objects.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ import time
 
 import posix_ipc
 
-from .. import log
+from .. import linux, log
 from ..errors import EXIT_JOIN, JoinError, UsageError
 
 TYPE_CHECKING = False
@@ -47,14 +49,14 @@ _MOURNING_SECONDS = 30
 # What is younger may be somebody's who is just about to lock it.
 _NEWBORN_SECONDS = 5.0
 
-_MAGIC = 0x736C6A32
+_MAGIC = 0x736C6A33
 _HEADER = struct.Struct("=IIIIiI")  # magic, state, count, arrived, code, time of failure
 _SLOT = struct.Struct("=iI32s")  # pid, state, name
 _SEMAPHORE_SIZE = 32  # sizeof(sem_t) where pointers have 64 bits
 _FLOCK = struct.Struct("@hhqqi0q")
 
-_EMPTY, _PUBLISHED, _FAILED, _ABORTED = range(4)
-_ARRIVED, _JOINED = 1, 2
+_EMPTY, _PUBLISHED, _FAILED, _ABORTED, _CLOSED = range(5)
+_ARRIVED, _JOINED, _OPENED = 1, 2, 3
 
 _TAG_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 
@@ -112,8 +114,9 @@ class Peer:
             self._close_segment()
 
     def publish(self) -> None:
-        """Let the losers in: this process is in the namespaces to be joined."""
-        self._set_slot(self._slot, _JOINED)
+        """Let the losers open the namespaces: this process is in the ones to be joined."""
+        linux.prctl_dumpable(True)
+        self._set_slot(self._slot, _OPENED)
         self._set_state(_PUBLISHED)
 
     def fail(self, code: int) -> None:
@@ -122,8 +125,8 @@ class Peer:
         self._leave()
 
     def wait_for_winner(self) -> tuple[int, int]:
-        """Return descriptors of the winner's user and mount namespace."""
-        self._wait(lambda: self._header()[1] == _PUBLISHED, "for the winner")
+        """Return descriptors of the winner's user and mount namespace, when they may be entered."""
+        self._wait(lambda: self._header()[1] in (_PUBLISHED, _CLOSED), "for the winner")
         pid = self._read_slot(0)[0]
         try:
             fds = tuple(os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC) for kind in ("user", "mnt"))
@@ -132,17 +135,29 @@ class Peer:
         if not self._alive(0):
             # Else the pid could be somebody else's by now.
             raise self._abort(f"the winner, {self._who(0)}, died")
+        self._set_slot(self._slot, _OPENED)
+        if self._all(_OPENED, _JOINED):
+            self._wake()
+        self._wait(lambda: self._header()[1] == _CLOSED, "for all to join")
         return fds[0], fds[1]
 
     def done(self) -> None:
         """Wait until every peer is in; the last one removes the objects."""
+        if self._slot == 0:
+            self._close_door()
         self._set_slot(self._slot, _JOINED)
-        if self._joined() == self.count:
+        if self._all(_JOINED):
             self._unlink()
             self._wake()
         else:
-            self._wait(lambda: self._joined() == self.count, "for all to join")
+            self._wait(lambda: self._all(_JOINED), "for all to join")
         self._close()
+
+    def _close_door(self) -> None:
+        """Let the losers enter, when none needs to look at this process any more."""
+        self._wait(lambda: self._all(_OPENED, _JOINED), "for all to join")
+        linux.prctl_dumpable(False)
+        self._set_state(_CLOSED)
 
     # ---- Opening ----
 
@@ -389,6 +404,11 @@ class Peer:
         pid, _, name = _SLOT.unpack_from(self._map, self._offset(slot))
         _SLOT.pack_into(self._map, self._offset(slot), pid, state, name)
 
+    def _all(self, *states: int) -> bool:
+        """Whether every peer is in one of the states."""
+        arrived = self._header()[3]
+        return arrived == self.count and all(self._read_slot(slot)[1] in states for slot in range(arrived))
+
     def _joined(self) -> int:
         return sum(self._read_slot(slot)[1] == _JOINED for slot in range(self._header()[3]))
 
@@ -418,6 +438,9 @@ class Peer:
                 raise self._abort(self._missing(what))
             self._pause(_LOOK_SECONDS)
 
+    def _has_failed(self) -> bool:
+        return self._header()[1] in (_FAILED, _ABORTED)
+
     def _check_failure(self) -> None:
         _, state, _, _, code = self._header()
         if state in (_FAILED, _ABORTED):
@@ -427,7 +450,7 @@ class Peer:
     def _check_deaths(self) -> None:
         # Look at the lock first: a peer sets its state before it lets go.
         for slot in range(self._header()[3]):
-            if not self._alive(slot) and self._read_slot(slot)[1] != _JOINED and self._header()[1] < _FAILED:
+            if not self._alive(slot) and self._read_slot(slot)[1] != _JOINED and not self._has_failed():
                 raise self._abort(f"{self._who(slot)} died")
         if self._header()[1] == _EMPTY and not self._alive(0):
             raise self._abort(f"the winner, {self._who(0)}, died")

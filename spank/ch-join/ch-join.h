@@ -18,6 +18,11 @@ char *need(char *allocated);
  * arguments behind it. */
 char **images_own(char **argv);
 
+/* sealed.c: a copy of this program in memory that nobody can change, for the container; -1
+ * if the user can't change this one either. Become it there, to carry out a plan. */
+int sealed_copy(void);
+void become_copy(int copy, int plan_fd, const char *directory, char **argv) __attribute__((noreturn));
+
 /* root_emulation.c: make the system calls succeed that only root may make. */
 void emulate_root(void);
 size_t root_filter(struct sock_filter *to, size_t room);

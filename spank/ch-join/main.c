@@ -387,7 +387,7 @@ static void through_ticket(const char *join, char **argv)
 	const char *rest = join;
 	const char *callers = getcwd(NULL, 0);
 	char *broker = "", *command = NULL;
-	int sock = number(&rest);
+	int sock = number(&rest), copy, plan_fd;
 	bool behind;
 
 	if (sock >= 0 && *rest == ':') {
@@ -404,6 +404,8 @@ static void through_ticket(const char *join, char **argv)
 	unsetenv("SLURM_CH_JOIN");
 	read_ticket(sock, &t);
 	close(sock);
+	copy = sealed_copy();
+	plan_fd = copy < 0 ? -1 : fcntl(t.plan_fd, F_DUPFD_CLOEXEC, 0);
 	plan = read_plan(t.plan_fd);
 	if (t.relay_fd >= 0)
 		start_broker(broker, t.relay_fd);
@@ -420,6 +422,8 @@ static void through_ticket(const char *join, char **argv)
 		argv[0] = command;
 	if (relay_take_variables(&callers))
 		need(NULL);
+	if (copy >= 0)
+		become_copy(copy, plan_fd, callers, argv);
 	change_directory(carry_out_plan(plan), callers);
 	run(argv);
 }

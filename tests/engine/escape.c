@@ -161,6 +161,91 @@ static void try_writing(const char *path)
 		worked("write", "/proc/self");
 }
 
+/* ---- What is mounted below the root ---- */
+
+#ifndef SYS_statmount
+#define SYS_statmount 457
+#define SYS_listmount 458
+#endif
+#define ROOT_OF_NAMESPACE 0xffffffffffffffffUL
+#define WANTED 0x22UL /* STATMOUNT_MNT_BASIC | STATMOUNT_FS_TYPE */
+
+struct request {
+	uint32_t size, spare;
+	uint64_t mnt_id, param, mnt_ns_id;
+};
+
+/* The start of struct statmount, as it has been since Linux 6.8. */
+struct answer {
+	uint32_t size, spare1;
+	uint64_t mask;
+	uint32_t sb_dev_major, sb_dev_minor;
+	uint64_t sb_magic;
+	uint32_t sb_flags, fs_type;
+	uint64_t mnt_id, mnt_parent_id;
+	uint32_t mnt_id_old, mnt_parent_id_old;
+	uint64_t rest[58];
+	char strings[4096];
+};
+
+static bool in_mountinfo(unsigned id)
+{
+	static char line[16384];
+	FILE *file = fopen("/proc/self/mountinfo", "re");
+	bool found = false;
+
+	while (file && !found && fgets(line, sizeof(line), file))
+		found = strtoul(line, NULL, 10) == id;
+	if (file)
+		fclose(file);
+	return found;
+}
+
+static int status_of(uint64_t id, struct answer *a)
+{
+	struct request one = { .size = 24, .mnt_id = id, .param = WANTED };
+
+	memset(a, 0, sizeof(*a));
+	return syscall(SYS_statmount, &one, a, sizeof(*a), 0);
+}
+
+/* From the root's mount up as far as the kernel answers, then all below that. The
+ * initial ramfs is at the top of everything, everywhere. */
+static void try_below(void)
+{
+	static uint64_t ids[4096];
+	static struct answer a;
+	struct request list = { .size = 24, .mnt_id = ROOT_OF_NAMESPACE };
+	struct statx root;
+	long n;
+
+	if (!syscall(SYS_statx, AT_FDCWD, "/", 0, 0x4000 /* STATX_MNT_ID_UNIQUE */, &root))
+		for (list.mnt_id = root.stx_mnt_id; !status_of(list.mnt_id, &a); list.mnt_id = a.mnt_parent_id)
+			if (a.mnt_parent_id == list.mnt_id || status_of(a.mnt_parent_id, &a) || status_of(list.mnt_id, &a))
+				break;
+	n = syscall(SYS_listmount, &list, ids, 4096, 0);
+	for (long i = 0; i < n; i++)
+		if (!status_of(ids[i], &a) && !in_mountinfo(a.mnt_id_old) && strcmp(a.strings + a.fs_type, "rootfs"))
+			worked("below-the-root", a.strings + a.fs_type);
+}
+
+/* A /proc of one's own that can be written: where a user namespace's maps are. */
+static void try_fresh_proc(void)
+{
+	if (fork() == 0) {
+		if (unshare(CLONE_NEWPID))
+			_exit(0);
+		if (fork() == 0) {
+			if (!mount("proc", "/mnt", "proc", 0, NULL))
+				worked("fresh", "proc"), umount("/mnt");
+			_exit(0);
+		}
+		wait(NULL);
+		_exit(0);
+	}
+	wait(NULL);
+}
+
 /* ---- The root ---- */
 
 static void try_root(void)
@@ -239,6 +324,8 @@ static void try_all(const char *file)
 	try_handle();
 	try_writing(file);
 	try_root();
+	try_below();
+	try_fresh_proc();
 	each_mount(try_mount);
 	try_writing(file);
 	try_root();
@@ -254,6 +341,7 @@ int main(int argc, char **argv)
 	/* The same with all that a user namespace of one's own gives. */
 	if (fork() == 0) {
 		if (!unshare(CLONE_NEWUSER | CLONE_NEWNS)) {
+			worked("userns", "");
 			context = "nested-";
 			for (int i = 2; i < argc; i++)
 				try_process(argv[i]);

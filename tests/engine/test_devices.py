@@ -175,7 +175,10 @@ def with_ldconfig(image_dir: Path, world_tmp: Path) -> Callable[[str], Path]:
     ("text", "message"),
     [
         ("#!/bin/sh\necho first; echo second >&2; exit 3\n", "failed with status 3: first; second"),
-        ("#!/bin/none\n", "failed with status 126: No such file or directory"),
+        (
+            "#!/bin/none\n",
+            "failed with status 127: slurm-ch: error: can't execute /sbin/ldconfig: No such file or directory",
+        ),
         ("#!/bin/sh\nsleep 1000\n", "took longer than 1 s"),
         ("#!/bin/sh\nkill -9 $$\n", "failed with status -9: "),
     ],

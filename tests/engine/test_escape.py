@@ -47,7 +47,7 @@ def test_the_tries_can_work(escape: Path, outside: int, user: str) -> None:
 
 
 @pytest.mark.parametrize("ids", [(), ("-u0", "-g0")], ids=["user", "root"])
-@pytest.mark.parametrize("options", [(), ("-W",)], ids=["read-only", "write-fake"])
+@pytest.mark.parametrize("options", [(), ("-W",), ("--userns",)], ids=["read-only", "write-fake", "user-namespaces"])
 def test_no_way_out(
     escape: Path, outside: int, image: Path, ids: tuple[str, ...], options: tuple[str, ...], user: str
 ) -> None:
@@ -67,8 +67,13 @@ def test_no_way_out(
     out, _ = process.communicate(f"{outside} 1 {' '.join(map(str, servers))}\n", timeout=60)
     found = out.splitlines()
     assert found.pop() == "done"
-    writeable = {"create:/escape", "create:/etc/escape"} if options else set()
-    assert {line.removeprefix("nested-") for line in found} <= writeable
+    expected = {
+        (): set(),
+        ("-W",): {"create:/escape", "create:/etc/escape"},
+        ("--userns",): {"userns:", "fresh:proc", "write:/proc/self"},
+    }[options]
+    assert {line.removeprefix("nested-") for line in found} <= expected
+    assert ("userns:" in found) == (options == ("--userns",))
     before.wait_until_clean()
 
 

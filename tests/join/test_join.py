@@ -191,25 +191,23 @@ def test_winner_killed_before_it_publishes(uid: int, point: str) -> None:
 def test_winner_killed_after_it_published(uid: int) -> None:
     winner = start(uid, 3, hold="published")
     assert winner.line() == "at published"
-    loser = start(uid, 3, hold="entered")
-    assert loser.line() == "at entered"
-    winner.kill()
-    # The one who is in stays in; who comes now can't get in any more.
-    late = start(uid, 3)
-    assert late.end() == 32
+    loser = start(uid, 3, hold="arrived")
+    assert loser.line() == "at arrived"
     loser.go()
-    assert loser.end() == 32
+    winner.kill()
+    late = start(uid, 3)
+    assert [loser.end(), late.end()] == [32, 32]
 
 
 @pytest.mark.parametrize("point", ["arrived", "opened", "entered"])
 def test_loser_killed(uid: int, point: str) -> None:
-    winner = start(uid, 3, hold="published")
-    assert winner.line() == "at published"
-    loser = start(uid, 3, hold=point)
-    assert loser.line() == f"at {point}"
-    other = start(uid, 3)
-    loser.kill()
+    winner = start(uid, 3, hold="arrived")
+    assert winner.line() == "at arrived"
     winner.go()
+    loser = start(uid, 3, hold=point)
+    other = start(uid, 3)
+    assert loser.line() == f"at {point}"
+    loser.kill()
     assert [winner.end(), other.end()] == [32, 32]
     assert "died" in winner.line() + other.line()
 

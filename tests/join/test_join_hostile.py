@@ -164,14 +164,14 @@ def test_contents_that_lie(uid: int, locked: bool) -> None:
 @pytest.mark.parametrize("kind", ["", "sem."])
 def test_a_name_that_is_taken_before_the_end(uid: int, kind: str) -> None:
     """The last peer finds another user's object where its own was: that one stays, and the join is a join."""
-    winner = start(uid, 2, hold="published")
-    assert winner.line() == "at published"
+    winner = start(uid, 2, hold="arrived")
+    assert winner.line() == "at arrived"
+    winner.go()
     loser = start(uid, 2, hold="entered")
     assert loser.line() == "at entered"
     path = Path(f"/dev/shm/{kind}slurm_ch-{uid}-{TAG}")
     path.unlink()
     squat(path, "empty file", OTHER, path)
-    winner.go()
     loser.go()
     assert [winner.end(), loser.end()] == [0, 0], (winner.line(), loser.line())
     assert path.stat().st_uid == OTHER

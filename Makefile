@@ -41,6 +41,7 @@ $(VENV)/.built: pyproject.toml
 # The launcher runs as a user who can't write its cached bytecode.
 native:
 	$(MAKE) --no-print-directory -C spank PYTHON=$(PYTHON)
+	$(PYTHON) -B etc/parts.py slurm_ch/native
 	$(PYTHON) -m compileall -q slurm_ch
 
 # In this checkout, or in a copy where the ordinary user can't reach it.
@@ -151,6 +152,7 @@ install-files: install-needed
 	for folder in $(FOLDERS); do install -d $(NEW)/$$folder && install -m 644 $$folder/*.py $(NEW)/$$folder || exit 1; done
 	test ! -e slurm_ch/py.typed || install -m 644 slurm_ch/py.typed $(NEW)/slurm_ch
 	install -m 755 slurm_ch/native/* $(NEW)/slurm_ch/native
+	chmod 644 $(NEW)/slurm_ch/native/parts.json
 	test ! -d build/vendor || cp -r build/vendor $(NEW)/vendor
 	$(PYTHON) -m compileall -q -s $(NEW) -p $(libdir) $(NEW)
 	chmod -R u=rwX,go=rX $(NEW)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 
 from setuptools import Distribution, setup
 from setuptools.command.build_py import build_py
@@ -23,6 +24,7 @@ class BuildWithChJoin(build_py):
             return
         out = os.path.abspath(os.path.join(self.build_lib, "slurm_ch", "native"))
         subprocess.run(["make", "-C", "spank", f"OUT={out}", "programs"], check=True)
+        subprocess.run([sys.executable, "etc/parts.py", out], check=True)
 
 
 class Native(Distribution):

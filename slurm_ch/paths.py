@@ -11,7 +11,8 @@ LAUNCHER = os.path.join(PACKAGE, "plugin", "launch.py")
 NATIVE = os.path.join(PACKAGE, "native")
 CH_JOIN = os.path.join(NATIVE, "ch-join")
 CH_RELAY = os.path.join(NATIVE, "ch-relay")
-PLUGIN = os.path.join(NATIVE, "slurm_ch.so")
+PLUGIN_NAME = "slurm_ch.so"
+PLUGIN = os.path.join(NATIVE, PLUGIN_NAME)
 PYTHON = "/usr/bin/python3"
 
 

@@ -8,7 +8,7 @@ import sys
 
 import click
 
-from slurm_ch import __version__, log
+from slurm_ch import log
 from slurm_ch.errors import EXIT_USAGE, describe, exit_code
 
 COMMANDS = {
@@ -51,8 +51,18 @@ class _Lazy(click.Group):
 
 
 # Not click's no_args_is_help, which is an error since 8.2 and was none before.
+def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from slurm_ch.doctor import parts
+
+        click.echo(f"slurm-ch, version {parts.version()}")
+        ctx.exit()
+
+
 @click.group(cls=_Lazy, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="slurm-ch")
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show version and commit."
+)
 @click.pass_context
 def slurm_ch(ctx: click.Context) -> None:
     """Run Slurm job steps in unprivileged containers."""

@@ -12,6 +12,7 @@ from ..request import site
 from ..slurm import commands as controller
 from ..slurm import plugstack
 from . import as_user as trial
+from . import parts
 from .findings import OK, PROBLEM, WARNING, Finding
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def check(entry: plugstack.Entry, user: pwd.struct_passwd) -> Iterator[Finding]:
     yield from _check_plugin(entry)
     if not os.path.exists(plugin):
         return  # the rest is where it would be
+    yield from parts.check(native, plugin)
     try:
         wanted = site.parse(entry.arguments)
     except errors.UsageError as error:

@@ -13,11 +13,10 @@ import re
 from typing import TYPE_CHECKING
 
 from ..errors import ChError
+from ..paths import PLUGIN_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-
-PLUGIN_NAME = "slurm_ch.so"
 
 # Where Slurm looks: a node without files of its own gets copies from the controller.
 SLURM_CONFS = (

@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 from pytest_mock import MockerFixture
 
-from slurm_ch import paths
+from slurm_ch import __version__, paths
 from slurm_ch.doctor import as_user as trial
 from slurm_ch.doctor import installation
 from slurm_ch.doctor import node as doctor
+from slurm_ch.doctor import parts as installed_parts
 from slurm_ch.doctor.findings import OK, PROBLEM, WARNING, Finding
 from slurm_ch.engine import squashfs
 from slurm_ch.errors import ChError
@@ -295,3 +296,21 @@ def test_includes_in_a_circle_end(tmp_path: Path) -> None:
     conf = tmp_path / "plugstack.conf"
     conf.write_text("include plugstack.conf\n")
     assert findings(conf)[0].grade == PROBLEM
+
+
+def test_parts_of_two_builds(tmp_path: Path) -> None:
+    native = tmp_path / "native"
+    shutil.copytree(paths.NATIVE, native)
+    plugin = str(native / paths.PLUGIN_NAME)
+    assert [one.grade for one in installed_parts.check(str(native), plugin)] == [OK]
+    with (native / "ch-join").open("ab") as file:
+        file.write(b"\n")
+    (found,) = installed_parts.check(str(native), plugin)
+    assert (found.grade, found.text) == (PROBLEM, "of another build than the rest: ch-join")
+    listed = (native / "parts.json").read_text()
+    (native / "parts.json").write_text(listed.replace(f'"version": "{__version__}"', '"version": "0.1.0"'))
+    (found,) = installed_parts.check(str(native), plugin)
+    assert (found.grade, "the programs in" in found.text, "0.1.0" in found.text) == (PROBLEM, True, True)
+    (native / "parts.json").unlink()
+    (found,) = installed_parts.check(str(native), plugin)
+    assert found.grade == WARNING

@@ -9,7 +9,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.images import make_image, squash
+from tests.small_images import make_image, squash
 
 FILES = 7000
 _APPLETS = ("sh", "true", "sleep", "cat", "find", "xargs")

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from slurm_ch.sandbox.cluster import Cluster
-from tests.images import make_image, squash
+from tests.small_images import make_image, squash
 
 SHOW = "echo task $SLURM_PROCID of $SLURM_NTASKS: $(id -un), $(readlink /proc/self/ns/user), $(readlink /proc/self/ns/mnt), root $(awk '$5==\"/\" {print $(NF-1)}' /proc/self/mountinfo)"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests import own_view
-from tests.images import make_image, squash
+from tests.small_images import make_image, squash
 
 USER = "chuser"
 

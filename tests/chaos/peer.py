@@ -20,7 +20,7 @@ from pathlib import Path
 
 from bench.peer import Peer, fetch
 from slurm_ch.sandbox.cluster import Cluster
-from tests.images import make_image, squash
+from tests.small_images import make_image, squash
 
 from .harness import PEER, Bystanders, Lab, Outcome, build_tools
 from .slurm import Steps

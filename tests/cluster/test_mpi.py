@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from slurm_ch.sandbox.cluster import Cluster
-from tests.images import make_image
+from tests.small_images import make_image
 
 LIBRARIES = Path("/usr/lib/x86_64-linux-gnu")
 NODES, PER_NODE = 2, 4

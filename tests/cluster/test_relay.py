@@ -15,7 +15,7 @@ import pytest
 from slurm_ch import paths
 from slurm_ch.sandbox.cluster import Cluster
 from slurm_ch.sandbox.machine import user_entry
-from tests.images import make_image, squash
+from tests.small_images import make_image, squash
 
 from .conftest import Run
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.images import squash
+from tests.small_images import squash
 
 from .conftest import SLURM_CH, Run, mountinfo, settings
 

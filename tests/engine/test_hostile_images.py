@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.images import make_image, squash
+from tests.small_images import make_image, squash
 
 from .conftest import SLURM_CH, Run, settings, tree
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.images import squash
+from tests.small_images import squash
 
 from .conftest import settings
 

@@ -13,7 +13,7 @@ import pytest
 
 from slurm_ch import paths
 from slurm_ch.engine import squashfs
-from tests.images import make_image
+from tests.small_images import make_image
 
 SERVER = Path(paths.NATIVE) / "ch-squashfuse_ll"
 Good = Callable[..., str]

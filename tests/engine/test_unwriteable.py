@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.images import make_image
+from tests.small_images import make_image
 
 Good = Callable[..., str]
 

@@ -23,7 +23,7 @@ import pytest
 
 from slurm_ch import paths
 from tests import leftovers
-from tests.images import make_image, squash
+from tests.small_images import make_image, squash
 
 from .conftest import write_script
 

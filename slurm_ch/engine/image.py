@@ -41,20 +41,27 @@ class Image:
 def storage_directory(option: str | None, environment: Mapping[str, str], user: str) -> str | None:
     """Return where images by name are: the option, CH_IMAGE_STORAGE, or /var/tmp/USER.ch.
 
-    The last only if it is the caller's own, else None: anybody can make a
-    directory of that name, and put an image in it that is called like another.
+    The last only if it is the caller's own and nobody else can write to it, else
+    None: anybody can make a directory of that name, and who can write to one can
+    put an image in it that is called like another.
     """
     chosen = option or environment.get("CH_IMAGE_STORAGE")
     if chosen:
         return chosen
     default = f"{_STORAGE_PARENT}/{user}.ch"
-    try:
-        status = os.lstat(default)
-    except (OSError, ValueError):
-        return None
-    if status.st_uid not in (0, os.geteuid()) or (not stat.S_ISLNK(status.st_mode) and status.st_mode & stat.S_IWOTH):
-        log.warning(f"ignoring {default}: it belongs to uid {status.st_uid}, or others can write to it")
-        return None
+    for path in (default, f"{default}/img"):
+        try:
+            # A link may be one's own, and where it leads somebody else's.
+            link, status = os.lstat(path), os.stat(path)
+        except (OSError, ValueError):
+            return None if path == default else default
+        for owner in (link.st_uid, status.st_uid):
+            if owner not in (0, os.geteuid()):
+                log.warning(f"ignoring {default}: {path} belongs to uid {owner}")
+                return None
+        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            log.warning(f"ignoring {default}: others can write to {path} (chmod go-w {path})")
+            return None
     return default
 
 

@@ -76,7 +76,7 @@ def test_names_in_somebody_elses_storage(
     try:
         done = run("image.sqfs", "--", "cat", "/marker", cwd=world_tmp)
         assert (done.returncode, done.stdout) == (0, "one\n"), done
-        assert done.stderr == f"slurm-ch: warning: ignoring {storage}: it belongs to uid 1, or others can write to it\n"
+        assert done.stderr == f"slurm-ch: warning: ignoring {storage}: {storage} belongs to uid 1\n"
     finally:
         shutil.rmtree(storage)
 

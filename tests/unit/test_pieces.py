@@ -37,16 +37,27 @@ def test_the_default_storage_must_be_ones_own(
     monkeypatch.setattr(image, "_STORAGE_PARENT", str(tmp_path))
     default = tmp_path / "me.ch"
     assert image.storage_directory(None, {}, "me") is None
-    default.mkdir()
+    default.mkdir(mode=0o755)
     assert image.storage_directory(None, {}, "me") == str(default)
-    default.chmod(0o777)
+    (default / "img").mkdir(mode=0o755)
+    assert image.storage_directory(None, {}, "me") == str(default)
+    for path in (default, default / "img"):
+        for mode in (0o777, 0o775, 0o757, 0o1777):
+            path.chmod(mode)
+            assert image.storage_directory(None, {}, "me") is None
+            said = f"ignoring {default}: others can write to {path} (chmod go-w {path})"
+            assert said in capfd.readouterr().err
+        path.chmod(0o755)
+        os.chown(path, 1, 1)
+        assert image.storage_directory(None, {}, "me") is None
+        assert f"ignoring {default}: {path} belongs to uid 1" in capfd.readouterr().err
+        os.chown(path, 0, 0)
+    default.rename(tmp_path / "elsewhere")
+    default.symlink_to("elsewhere")
+    assert image.storage_directory(None, {}, "me") == str(default)
+    (tmp_path / "elsewhere").chmod(0o775)
     assert image.storage_directory(None, {}, "me") is None
-    default.chmod(0o755)
-    os.chown(default, 1, 1)
-    assert image.storage_directory(None, {}, "me") is None
-    assert capfd.readouterr().err.count(f"ignoring {default}: it belongs to uid") == 2
-    default.rmdir()
-    default.symlink_to("/etc")
+    (tmp_path / "elsewhere").chmod(0o755)
     os.lchown(default, 1, 1)
     assert image.storage_directory(None, {}, "me") is None
 

@@ -43,11 +43,12 @@ def drop_descriptors() -> None:
         fd = int(name)
         try:
             mode = os.fstat(fd).st_mode
-            if fd > 2 and not stat.S_ISFIFO(mode) and not stat.S_ISSOCK(mode):
-                os.set_inheritable(fd, False)
         except OSError as error:
-            if error.errno != errno.EBADF:  # the listing's own
-                raise
+            if error.errno == errno.EBADF:  # the listing's own
+                continue
+            mode = 0  # a file of an image that is served to those in its container only
+        if fd > 2 and not stat.S_ISFIFO(mode) and not stat.S_ISSOCK(mode):
+            os.set_inheritable(fd, False)
 
 
 def open_ch_join() -> int:

@@ -13,8 +13,10 @@ import os
 import signal
 import subprocess
 import tempfile
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from .. import linux
 from ..engine import container as engine
 from ..errors import ChError, describe
 from ..request import spec
@@ -41,12 +43,14 @@ SQUASHFS = base64.b64decode(
 def become(user: pwd.struct_passwd) -> None:
     """Become `user` with that user's groups, if this process is root; there is no way back. ChError if that fails.
 
-    Nothing of root's session goes along: no terminal to type into.
+    Nothing of root's session goes along: no terminal to type into, no keys.
     """
     if os.geteuid() != 0:
         return
     try:
         os.setsid()
+        with suppress(OSError, KeyError):  # a kernel without keyrings
+            linux.keyctl_join_session_keyring()
         os.setgroups(os.getgrouplist(user.pw_name, user.pw_gid))
         os.setresgid(user.pw_gid, user.pw_gid, user.pw_gid)
         os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)

@@ -12,7 +12,7 @@ from ..request import site
 from ..slurm import commands as controller
 from ..slurm import plugstack
 from . import as_user as trial
-from . import parts
+from . import parts, trust
 from .findings import OK, PROBLEM, WARNING, Finding
 
 if TYPE_CHECKING:
@@ -84,15 +84,42 @@ def check(entry: plugstack.Entry, user: pwd.struct_passwd) -> Iterator[Finding]:
             if not os.path.exists(bind.src):
                 text = f"bind={bind.src}: not on this node"
                 yield Finding(PROBLEM, "plugstack.conf", text, "make it there, or take the bind away")
-    launcher = argument(entry, "launcher") or os.path.normpath(os.path.join(native, "..", "plugin", "launch.py"))
     ch_join = argument(entry, "ch_join") or os.path.join(native, "ch-join")
-    python = argument(entry, "python") or paths.PYTHON
-    yield from _check_python(python, launcher, user)
+    yield from _check_python(_python(entry), _launcher(entry), user)
     yield from _check_program("ch-join", ch_join, "make install, or say ch_join=PATH in plugstack.conf", user)
     if argument(entry, "launcher") is None:
         # Beside the launcher's modules, which are where the plugin is.
         relay = os.path.join(native, "ch-relay")
         yield from _check_program("ch-relay", relay, "make install, or say relay=no in plugstack.conf", user)
+
+
+def _native(entry: plugstack.Entry) -> str:
+    return os.path.dirname(os.path.realpath(entry.path))
+
+
+def _launcher(entry: plugstack.Entry) -> str:
+    return argument(entry, "launcher") or os.path.normpath(os.path.join(_native(entry), "..", "plugin", "launch.py"))
+
+
+def _python(entry: plugstack.Entry) -> str:
+    return argument(entry, "python") or paths.PYTHON
+
+
+def check_files(entry: plugstack.Entry, squashfuse: str, user: pwd.struct_passwd) -> Iterator[Finding]:
+    """Check who can read, and who can change, all that a step runs and what says so."""
+    launcher = _launcher(entry)
+    ch_join = argument(entry, "ch_join") or os.path.join(_native(entry), "ch-join")
+    relay = os.path.join(_native(entry), "ch-relay")
+    readable = {"plugstack.conf": [entry.where.rpartition(":")[0]], "plugin": [entry.path], "launcher": [launcher]}
+    programs = [_python(entry), ch_join, squashfuse, *([relay] if argument(entry, "launcher") is None else [])]
+    package = os.path.dirname(os.path.dirname(launcher))
+    yield from trust.check(
+        {**readable, "programs": programs},
+        {**dict.fromkeys(readable, os.R_OK), "programs": os.X_OK},
+        # What lies around a launcher that is somewhere else may be anything.
+        package if os.path.exists(os.path.join(package, "errors.py")) else None,
+        user,
+    )
 
 
 def _check_plugin(entry: plugstack.Entry) -> Iterator[Finding]:

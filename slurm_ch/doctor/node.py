@@ -118,10 +118,14 @@ def check_fuse() -> Iterator[Finding]:
         yield Finding(OK, "/dev/fuse", f"mode {mode:04o}")
 
 
+def _own_server() -> str:
+    return next((one for one in squashfs.SERVERS if os.path.exists(one)), squashfs.SERVERS[0])
+
+
 def check_squashfuse(user: pwd.struct_passwd, path: str | None) -> Iterator[Finding]:
     """Check that what serves SquashFS is there, and is not too old."""
     remedy = "install squashfuse 0.1.105 or later, or say squashfuse=PATH in plugstack.conf"
-    server = path or next((one for one in squashfs.SERVERS if os.path.exists(one)), squashfs.SERVERS[0])
+    server = path or _own_server()
     try:
         _, said = trial.in_child(lambda: trial.run([server, "--help"]), user)
     except errors.ChError as error:
@@ -167,6 +171,7 @@ def examine(user: pwd.struct_passwd, env: Mapping[str, str], conf: str | None = 
     server, python = None, paths.PYTHON
     if entry:
         yield from installation.check(entry, user)
+        yield from installation.check_files(entry, installation.argument(entry, "squashfuse") or _own_server(), user)
         server = installation.argument(entry, "squashfuse")
         python = installation.argument(entry, "python") or python
     yield from check_squashfuse(user, server)

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from pytest_mock import MockerFixture
 
 from slurm_ch import __version__, paths
 from slurm_ch.doctor import as_user as trial
-from slurm_ch.doctor import installation
+from slurm_ch.doctor import installation, trust
 from slurm_ch.doctor import node as doctor
 from slurm_ch.doctor import parts as installed_parts
 from slurm_ch.doctor.findings import OK, PROBLEM, WARNING, Finding
@@ -245,6 +246,87 @@ def test_bytecode_older_than_its_source(parts: Path, tmp_path: Path) -> None:
     os.utime(package / "engine/root.py", (1, 1))
     (found,) = (one for one in findings(conf) if one.grade != OK)
     assert "1 modules are not compiled for /usr/bin/python3 (engine/root.py" in found.text
+
+
+# --- who could change it --------------------------------------------------------
+
+
+def untrusted(place: Path) -> list[tuple[str, str, str]]:
+    """Return what there is to say of an installation below `place`, as nobody sees it."""
+    files = {"program": [str(place / "lib/program")], "data": [str(place / "lib/sub/data")]}
+    found: list[list[str]] = trial.in_child(lambda: trust.faults(files, {"program": os.X_OK, "data": os.R_OK}), NOBODY)
+    return [(grade, path.removeprefix(f"{place}/"), text) for grade, path, text in found]
+
+
+@pytest.mark.parametrize(
+    ("path", "mode", "owner", "grade", "text"),
+    [
+        ("lib/program", 0o755, 0, "", ""),
+        ("lib/program", 0o757, 0, PROBLEM, "everybody can change what steps run (mode 0757)"),
+        ("lib/program", 0o775, 0, WARNING, "group 0 can change what steps run (mode 0775)"),
+        ("lib/program", 0o755, 1, WARNING, "belongs to uid 1, who can change what steps run"),
+        ("lib/program", 0o644, 0, PROBLEM, "users can't execute it"),
+        ("lib/sub/data", 0o600, 0, PROBLEM, "users can't read it"),
+        ("lib/sub", 0o777, 0, PROBLEM, "everybody can change what steps run (mode 0777)"),
+        ("lib/sub", 0o1777, 0, "", ""),
+        ("lib", 0o777, 0, PROBLEM, "everybody can change what steps run (mode 0777)"),
+        ("lib", 0o755, 1, WARNING, "belongs to uid 1, who can change what steps run"),
+        (".", 0o775, 0, WARNING, "group 0 can change what steps run (mode 0775)"),
+    ],
+)  # fmt: skip
+def test_owner_and_mode_of_each_file_and_all_above_it(
+    world_tmp: Path, path: str, mode: int, owner: int, grade: str, text: str
+) -> None:
+    place = Path(tempfile.mkdtemp(dir=world_tmp))
+    (place / "lib/sub").mkdir(parents=True)
+    for file in ("lib/program", "lib/sub/data"):
+        (place / file).touch()
+        (place / file).chmod(0o755)
+    for directory in (".", "lib", "lib/sub"):
+        (place / directory).chmod(0o755)
+    (place / path).chmod(mode)
+    os.chown(place / path, owner, 0)
+    expected = [(grade, str(place) if path == "." else path, text)] if grade else []
+    assert untrusted(place) == expected
+
+
+def test_links_and_what_can_t_be_reached(world_tmp: Path) -> None:
+    place = Path(tempfile.mkdtemp(dir=world_tmp))
+    place.chmod(0o755)
+    for name in ("lib/sub", "elsewhere"):
+        (place / name).mkdir(parents=True)
+        (place / name).chmod(0o755)
+    for file in ("elsewhere/program", "lib/sub/data"):
+        (place / file).touch()
+        (place / file).chmod(0o755)
+    (place / "lib/program").symlink_to("sub/../../elsewhere/program")
+    assert untrusted(place) == []
+    (place / "elsewhere").chmod(0o757)
+    assert [one[:2] for one in untrusted(place)] == [(PROBLEM, "elsewhere")]
+    (place / "elsewhere").chmod(0o700)
+    assert untrusted(place) == [(PROBLEM, "elsewhere/program", "users can't get to it: Permission denied")]
+    (place / "elsewhere").chmod(0o755)
+    (place / "lib/program").unlink()
+    (place / "lib/program").symlink_to("program")
+    assert untrusted(place) == [(PROBLEM, "lib/program", "users can't get to it: Too many levels of symbolic links")]
+
+
+def test_the_whole_installation_is_looked_at(parts: Path, tmp_path: Path) -> None:
+    """Each module and all of its compiled form; the doctor's own command says so."""
+    package = parts / "loose/slurm_ch"
+    shutil.copytree(paths.PACKAGE, package, ignore=shutil.ignore_patterns("native", "sandbox", "cli"))
+    conf = tmp_path / "plugstack.conf"
+    conf.write_text(f"required {paths.PLUGIN} launcher={package}/plugin/launch.py\n")
+    tmp_path.chmod(0o755)
+    entry, _ = installation.find({}, str(conf))
+    assert entry is not None
+    loose = next((package / "engine/__pycache__").glob("image.*.pyc"))
+    loose.chmod(0o666)
+    found = [one for one in installation.check_files(entry, paths.CH_JOIN, NOBODY) if str(package) in one.text]
+    assert [(one.grade, one.text) for one in found] == [
+        (PROBLEM, f"{loose}: everybody can change what steps run (mode 0666)")
+    ]
+    assert found[0].remedy.startswith(f"chmod go-w {loose}")
 
 
 def test_an_old_squashfuse(parts: Path) -> None:

@@ -146,6 +146,42 @@ def test_nobody_inside_can_overwrite_ch_join(
     before.wait_until_clean()
 
 
+WITH_RELAY = """
+import os, sys
+from slurm_ch.request import options, spec
+from slurm_ch.standalone import run
+wanted = spec.make(sys.argv[1], [options.Setting("relay", "yes", "--ch-relay"), *(
+    options.Setting(name, value, name) for name, value in (word.split("=", 1) for word in sys.argv[2:]))])
+wanted.relay_commands = ("srun",)
+run.run(wanted, ["sh", "-c", "srun & echo $!; exec /mnt/overwrite"], os.environ)
+"""
+
+
+@pytest.mark.parametrize("ids", [(), ("uid=0", "gid=0")], ids=["user", "root inside"])
+def test_nobody_inside_can_overwrite_ch_relay(
+    installation: Installation, overwrite: Path, image_dir: Path, ids: tuple[str, ...]
+) -> None:
+    """It runs in the container, as srun: here held up by its message that nobody answers."""
+    program = (installation.root / "slurm_ch/native/ch-relay").read_bytes()
+    reader, writer = full_pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-c", WITH_RELAY, image_dir, f"bind={overwrite}:/mnt", *ids],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=writer, text=True, **installation.settings,
+    )  # type: ignore[call-overload]  # fmt: skip
+    os.close(writer)
+    relay = process.stdout.readline().strip()
+    assert process.stdout.readline() == "ready\n"
+    command = Path(f"/proc/{relay}/exe")
+    wait_for(lambda: command.readlink().name == "relay", "the relay to be executed")
+    process.stdin.write(f"{relay}\n")
+    process.stdin.flush()
+    held = process.stdout.readline()
+    os.close(reader)
+    out, _ = process.communicate("\n", timeout=20)
+    assert (installation.root / "slurm_ch/native/ch-relay").read_bytes() == program
+    assert (held, out) == ("held\n", "open: Read-only file system\n")
+
+
 @pytest.mark.parametrize("how", ["link", "script"])
 def test_an_ldconfig_that_leads_to_whoever_starts_it(run: Run, image_dir: Path, world_tmp: Path, how: str) -> None:
     """Not to the host's Python, which root would have to fear for."""

@@ -199,3 +199,8 @@ def test_the_images_own_command(good: Good, sh: Run, world_tmp: Path, image_dir:
     )
     assert sh("srun --ch-image=$IMG -").returncode == 64
     assert good("srun --ch-image=$IMG --ch-fuse-single cat /marker") == "one\n"
+
+
+def test_user_namespaces(good: Good, sh: Run) -> None:
+    assert good("srun --ch-image=$IMG --ch-userns unshare -Ur id -u") == "0\n"
+    assert "No space left on device" in sh("srun --ch-image=$IMG unshare -Ur id -u").stderr

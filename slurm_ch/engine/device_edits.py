@@ -9,7 +9,6 @@ run as the user, inside.
 from __future__ import annotations
 
 import _signal
-import errno
 import os
 import select
 import stat
@@ -306,15 +305,6 @@ class UpdateCache(Action):
         return status
 
 
-def _leave_keyring() -> None:
-    """Let go of the caller's session keyring; what a kernel or a filter has none of, the image can't reach either."""
-    try:
-        linux.keyctl_join_session_keyring()
-    except OSError as error:
-        if error.errno not in (errno.ENOSYS, errno.EPERM):
-            raise
-
-
 def _execute(entering: int, program: str, folders: Sequence[str], output: int) -> NoReturn:
     """Become the image's ldconfig: the user's ids, no privileges to be gained, nothing of ours inherited.
 
@@ -329,7 +319,6 @@ def _execute(entering: int, program: str, folders: Sequence[str], output: int) -
         os.dup2(output, 1)
         os.dup2(output, 2)
         linux.close_range(3, linux.CLOSE_RANGE_CLOEXEC)
-        _leave_keyring()
         env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
         ch_join.execute(entering, environment.encode([]), [program, "--", *folders], env)
     except (ChError, OSError) as error:

@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/ptrace.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -42,6 +43,33 @@ static void forge(int sock)
 	sendmsg(sock, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
 }
 
+/* The launcher waits for us: its descriptors are a few calls away, if it can be reached. */
+static void try_parent(FILE *report)
+{
+	char path[100];
+	int pidfd = syscall(SYS_pidfd_open, getppid(), 0);
+
+	snprintf(path, sizeof(path), "/proc/%d/fd", getppid());
+	if (opendir(path))
+		fputs("parent listed\n", report);
+	snprintf(path, sizeof(path), "/proc/%d/environ", getppid());
+	if (open(path, O_RDONLY) >= 0)
+		fputs("parent environ\n", report);
+	snprintf(path, sizeof(path), "/proc/%d/mem", getppid());
+	if (open(path, O_RDWR) >= 0)
+		fputs("parent mem\n", report);
+	for (int fd = 0; fd < 64; fd++) {
+		int got = syscall(SYS_pidfd_getfd, pidfd, fd, 0);
+
+		if (got >= 0) {
+			fprintf(report, "parent gave %d\n", fd);
+			forge(got);
+		}
+	}
+	if (!ptrace(PTRACE_SEIZE, getppid(), NULL, NULL))
+		fputs("parent traced\n", report);
+}
+
 int main(void)
 {
 	FILE *report = fopen(REPORT, "we");
@@ -67,6 +95,7 @@ int main(void)
 		for (ssize_t i = 0; fd > 2 && i < n; i += strlen(text + i) + 1)
 			fprintf(report, "read %s\n", text + i);
 	}
+	try_parent(report);
 	if (syscall(SYS_keyctl, KEYCTL_SEARCH, KEY_SPEC_SESSION_KEYRING, "user", "slurm-ch-test", 0) >= 0)
 		fputs("key found\n", report);
 	return fclose(report) != 0;

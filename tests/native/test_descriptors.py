@@ -116,7 +116,7 @@ def reported(place: Path) -> tuple[dict[str, str], str]:
     return dict(re.findall(r"^(\d+) (.*)$", text, re.MULTILINE)), text
 
 
-@pytest.mark.parametrize("more", ["", "relay=no\n", "relay=yes\n"])
+@pytest.mark.parametrize("more", ["", "relay=no\n", "relay=yes\n", "uid=0\ngid=0\n"])
 def test_an_image_s_ldconfig_has_nothing_to_forge_with(
     step: Step, forging: Path, specs: Path, place: Path, more: str
 ) -> None:
@@ -133,6 +133,8 @@ def test_an_image_s_ldconfig_has_nothing_to_forge_with(
     assert {descriptors[n].partition(":")[0] for n in "12"} == {"/memfd"}
     assert SECRET not in text
     assert "key found" not in text
+    # The launcher waits for it, in the same user namespace.
+    assert "parent" not in text
 
 
 def test_a_step_ends_with_its_streams(step: Step, forging: Path) -> None:

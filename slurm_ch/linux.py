@@ -157,6 +157,12 @@ def prctl_no_new_privs() -> None:
         raise _fail()
 
 
+def prctl_dumpable(yes: bool) -> None:
+    """Let other processes trace this one and open what it has, or keep them from it until it execs, as prctl(2)."""
+    if _prctl(_PR_SET_DUMPABLE, int(yes), 0, 0, 0) != 0:
+        raise _fail()
+
+
 def prctl_root_is_nobody() -> None:
     """Let uid 0 get no capability from an exec any more, as prctl(2)."""
     if _prctl(_PR_SET_SECUREBITS, _SECBIT_NOROOT | _SECBIT_NOROOT_LOCKED, 0, 0, 0) != 0:

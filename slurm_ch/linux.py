@@ -47,6 +47,8 @@ RESOLVE_BENEATH = 0x08
 RESOLVE_IN_ROOT = 0x10
 CLOSE_RANGE_CLOEXEC = 0x4
 
+_KEYCTL_JOIN_SESSION_KEYRING = 1
+
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_SET_SECUREBITS = 28
@@ -62,6 +64,7 @@ _NR_FSMOUNT = 432
 _NR_CLOSE_RANGE = 436
 _NR_OPENAT2 = 437
 _NR_MOUNT_SETATTR = 442
+_NR_KEYCTL = {"x86_64": 250, "aarch64": 219, "riscv64": 219, "ppc64le": 271}
 _NR_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "ppc64le": 203}
 
 # Each takes microseconds.
@@ -178,6 +181,13 @@ def prctl_parent_death_signal(number: int) -> None:
 def close_range(first: int, flags: int) -> None:
     """Close all descriptors from `first` on, or have them closed by exec, as close_range(2)."""
     if _syscall(_Long(_NR_CLOSE_RANGE), _UInt(first), _UInt(0xFFFFFFFF), _UInt(flags)) != 0:
+        raise _fail()
+
+
+def keyctl_join_session_keyring() -> None:
+    """Replace this process's session keyring by a new and empty one, as keyctl(2)."""
+    number = _NR_KEYCTL[os.uname().machine]
+    if _syscall(_Long(number), _Long(_KEYCTL_JOIN_SESSION_KEYRING), None) < 0:
         raise _fail()
 
 

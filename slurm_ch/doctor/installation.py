@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     import pwd
     from collections.abc import Iterator, Mapping
 
-PYTHON = (3, 11)
+PYTHON = (3, 9)
+# Where slurmd of a configless cluster keeps what it got from the controller.
+_CACHED = "/conf-cache/plugstack.conf"
+# What our task-prolog looks at; or a prolog that calls it.
+_GUARD = re.compile(r"SLURM_CH_REQUEST|slurm_ch/task-prolog")
 _BUILT_FOR = re.compile(rb"slurm_ch for Slurm \0(\d+)\.(\d+)\0")
 _NEEDED = (
     "import sys, _ctypes, fcntl, _socket, pwd, grp;"
@@ -45,6 +49,11 @@ def find(env: Mapping[str, str], conf: str | None) -> tuple[plugstack.Entry | No
     except errors.ChError as error:
         return None, [Finding(PROBLEM, "plugin", errors.describe(error), remedy)]
     if not entries:
+        if os.path.realpath(conf).endswith(_CACHED):
+            remedy = (
+                "write its line into the controller's plugstack.conf itself, which alone is handed out, not what it"
+                " includes; then scontrol reconfigure (docs/admins.rst)"
+            )
         return None, [Finding(PROBLEM, "plugin", f"not in {conf} nor in what that includes", remedy)]
     found = []
     entry = entries[0]
@@ -56,6 +65,31 @@ def find(env: Mapping[str, str], conf: str | None) -> tuple[plugstack.Entry | No
         text = f"{entry.where}: optional: a node that can't load it runs steps on the host"
         found.append(Finding(WARNING, "plugin", text, "make it required"))
     return entry, found
+
+
+def check_guard(env: Mapping[str, str]) -> Iterator[Finding]:
+    """Check that a TaskProlog refuses what asks for a container on a node that lacks the plugin."""
+    remedy = "set TaskProlog to the installed task-prolog, or put its lines at the beginning of yours (docs/admins.rst)"
+    risk = "on a node without the plugin a batch script with --ch-image runs on the host"
+    conf = plugstack.slurm_conf(env)
+    try:
+        prologs = plugstack.settings(conf).get("taskprolog", "").split(":") if conf else []
+    except errors.ChError:
+        return  # said already
+    for prolog in prologs:
+        if not prolog:
+            yield Finding(WARNING, "TaskProlog", f"none in {conf}: {risk}", remedy)
+            return
+        try:
+            with open(prolog, errors="replace") as file:
+                if _GUARD.search(file.read()):
+                    yield Finding(OK, "TaskProlog", f"{prolog} refuses steps of a node without the plugin")
+                    return
+        except OSError as error:
+            yield Finding(WARNING, "TaskProlog", f"{prolog}: {error.strerror}", remedy)
+            return
+    if prologs:
+        yield Finding(WARNING, "TaskProlog", f"{':'.join(prologs)} doesn't look at SLURM_CH_REQUEST: {risk}", remedy)
 
 
 def argument(entry: plugstack.Entry, name: str) -> str | None:
@@ -186,7 +220,7 @@ def check_cluster() -> Iterator[Finding]:
 
 def _check_python(python: str, launcher: str, user: pwd.struct_passwd) -> Iterator[Finding]:
     """Check the interpreter and the launcher, and that the launcher is compiled for that interpreter."""
-    remedy = "install Python 3.11 or later there, or say python=PATH in plugstack.conf"
+    remedy = "install Python 3.9 or later there, or say python=PATH in plugstack.conf"
     try:
         status, said = trial.in_child(lambda: trial.run([python, "-I", "-S", "-c", _NEEDED]), user)
     except errors.ChError as error:

@@ -168,6 +168,8 @@ def examine(user: pwd.struct_passwd, env: Mapping[str, str], conf: str | None = 
         yield from check()
     entry, found = installation.find(env, conf)
     yield from found
+    if conf is None:
+        yield from installation.check_guard(env)
     server, python = None, paths.PYTHON
     if entry:
         yield from installation.check(entry, user)

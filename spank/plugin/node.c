@@ -358,8 +358,9 @@ static void see_to_launcher(spank_t sp, uint32_t step, int id, char **env, int a
 
 int node_task_init(spank_t sp, int ac, char **av)
 {
-	uint32_t step;
-	char **env = NULL;
+	uint32_t step = 0;
+	char **env = NULL, **argv = NULL;
+	int argc = 0;
 	enum wish wish = wanted(sp, &step, &env);
 	int id = -1;
 	const char *request;
@@ -369,6 +370,12 @@ int node_task_init(spank_t sp, int ac, char **av)
 	if (wish == UNKNOWN && tasks_end.fd < 0 && !submit_remote_saw_option())
 		wish = HOST;
 	if (wish == HOST) {
+		if (step == SLURM_BATCH_SCRIPT && spank_get_item(sp, S_JOB_ARGV, &argc, &argv) == ESPANK_SUCCESS &&
+		    argc > 0 && batch_script_asks(argv[0])) {
+			slurm_error("slurm_ch: the script has #SBATCH --ch- lines, but was not submitted by an "
+				    "sbatch with this plugin; refusing to run it on the host");
+			refuse();
+		}
 		spank_unsetenv(sp, REQUEST_VARIABLE); /* salloc's, for its steps */
 		return ESPANK_SUCCESS;
 	}

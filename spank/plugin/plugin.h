@@ -7,6 +7,11 @@
 #include <stdio.h>
 #include <slurm/slurm.h>
 #include <slurm/spank.h>
+#include <sys/syscall.h>
+
+#ifndef SYS_close_range /* a C library older than Linux 5.9; the number is every architecture's */
+#define SYS_close_range 436
+#endif
 
 enum kind { KIND_ONE, KIND_LIST, KIND_FLAG, KIND_OPTIONAL };
 
@@ -56,6 +61,9 @@ int facts_close(int fd, FILE *out);
 
 /* broker_allowed.c: whether Slurm's commands may be called inside */
 char *broker_allowed(const char *request, bool batch, int ac, char **av);
+
+/* batch_script.c: a script that was submitted past this plugin */
+bool batch_script_asks(const char *path);
 
 /* node.c: in slurmstepd and the tasks */
 int node_init_post_opt(spank_t sp);

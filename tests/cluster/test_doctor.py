@@ -179,7 +179,7 @@ def parts(world_tmp: Path) -> Path:
     subprocess.run(["/usr/bin/python3", "-m", "compileall", "-q", paths.PACKAGE], check=True)
     where = world_tmp / "parts"
     where.mkdir()
-    script(where / "old-python", "echo python 3.9 cpython-39")
+    script(where / "old-python", "echo python 3.8 cpython-38")
     script(where / "bare-python", "echo ModuleNotFoundError: No module named \\'_ctypes\\' >&2; exit 1")
     script(where / "old-squashfuse", "echo squashfuse 0.1.100 '(c)' somebody")
     (where / "source.c").write_text('#include <stdio.h>\nint main(void) { puts("ch-join"); return 64; }\n')
@@ -210,7 +210,7 @@ def findings(conf: Path) -> list[Finding]:
         ("required {plugin} colour=red", PROBLEM, "plugstack.conf: plugstack.conf: colour=red: unknown argument"),
         ("required {plugin} bind=/nonexistent:/mnt", PROBLEM, "plugstack.conf: bind=/nonexistent: not on this node"),
         ("required {plugin} python=/nonexistent", PROBLEM, "python: can't execute /nonexistent: No such file"),
-        ("required {plugin} python={parts}/old-python", PROBLEM, "python: {parts}/old-python is too old: 3.9"),
+        ("required {plugin} python={parts}/old-python", PROBLEM, "python: {parts}/old-python is too old: 3.8"),
         ("required {plugin} python={parts}/bare-python", PROBLEM, "can't be the launcher's: ModuleNotFoundError: No module named '_ctypes'"),
         ("required {plugin} launcher=/nonexistent", PROBLEM, "launcher: /nonexistent: "),
         ("required {plugin} launcher={parts}/closed/launch.py", PROBLEM, "launcher: {parts}/closed/launch.py: "),
@@ -396,3 +396,37 @@ def test_parts_of_two_builds(tmp_path: Path) -> None:
     (native / "parts.json").unlink()
     (found,) = installed_parts.check(str(native), plugin)
     assert found.grade == WARNING
+
+
+@pytest.mark.parametrize(
+    ("setting", "grade", "message"),
+    [
+        ("", WARNING, "TaskProlog: none in {conf}: on a node without the plugin a batch script"),
+        ("TaskProlog={ours}", OK, "TaskProlog: {ours} refuses"),
+        ("TaskProlog={calls}", OK, "TaskProlog: {calls} refuses"),
+        ("TaskProlog={other}", WARNING, "TaskProlog: {other} doesn't look at SLURM_CH_REQUEST"),
+        ("TaskProlog={other}:{ours}", OK, "TaskProlog: {ours} refuses"),
+        ("TaskProlog=/nonexistent", WARNING, "TaskProlog: /nonexistent: No such file"),
+    ],
+)
+def test_the_guard_of_task_prolog(tmp_path: Path, setting: str, grade: str, message: str) -> None:
+    conf = tmp_path / "slurm.conf"
+    names = {
+        "conf": conf,
+        "ours": Path(__file__).parents[2] / "etc/task-prolog",
+        "calls": script(tmp_path / "calls", ". /opt/slurm_ch/share/slurm_ch/task-prolog"),
+        "other": script(tmp_path / "other", "true"),
+    }
+    conf.write_text(setting.format(**names) + "\n")
+    (found,) = installation.check_guard({"SLURM_CONF": str(conf)})
+    assert (found.grade, bool(found.remedy)) == (grade, grade != OK)
+    assert f"{found.about}: {found.text}".startswith(message.format(**names))
+
+
+def test_what_a_configless_node_lacks(tmp_path: Path) -> None:
+    cache = tmp_path / "conf-cache"
+    cache.mkdir()
+    (cache / "slurm.conf").touch()
+    (cache / "plugstack.conf").write_text("include plugstack.conf.d/*\n")
+    _, (found,) = installation.find({"SLURM_CONF": str(cache / "slurm.conf")}, None)
+    assert (found.grade, "controller's plugstack.conf itself" in found.remedy) == (PROBLEM, True)

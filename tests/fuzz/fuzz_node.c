@@ -47,6 +47,7 @@ static void *fuzz_dlsym(void *handle, const char *name)
 #define _exit fuzz_exit
 #define dlsym fuzz_dlsym
 #include "../../spank/plugin/node.c"
+#include "../../spank/plugin/batch_script.c"
 #include "../../spank/plugin/command_guard.c"
 #include "../../spank/plugin/step_facts.c"
 #include "../../spank/plugin/broker_allowed.c"

@@ -357,3 +357,34 @@ def test_every_call_of_slurms_may_fail(fake: Fake, world_tmp: Path, way: str) ->
         options += done.returncode == 2
         assert not [line for line in clean(done.stderr) if not line.startswith(("error: ", "slurm-ch: "))], done.stderr
     assert options > 10
+
+
+@pytest.mark.parametrize(
+    ("text", "refused"),
+    [
+        ("#!/bin/sh\n#SBATCH --ch-image=i\necho host\n", True),
+        ("#!/bin/sh\n\n# a word\n\t# another\n#SBATCH\t-N1 \t--ch-image i", True),
+        ("#!/bin/sh\r\n#SBATCH --ch-image=i\r\n", True),
+        ("#!/bin/sh\n#SBATCH -N1\necho host\n#SBATCH --ch-image=i\n", False),
+        ("#!/bin/sh\n##SBATCH --ch-image=i\n", False),
+        ("#!/bin/sh\n#SBATCHX --ch-image=i\n", False),
+        ("#!/bin/sh\n #SBATCH --ch-image=i\n", False),
+        ("#!/bin/sh\n#SBATCH -N1 # --ch-image=i\n", False),
+        ("#!/bin/sh\n#SBATCH -J --ch", False),
+        ("#SBATCH", False),
+        ("", False),
+    ],
+)
+def test_a_script_that_came_past_sbatch(fake: Fake, world_tmp: Path, text: str, refused: bool) -> None:
+    """Its lines ask for a container, and there is no request: pyslurm and slurmrestd read no lines."""
+    script = write_script(world_tmp / "batch.sh", text)
+    done = fake("remote", 1, BATCH, script)
+    assert (done.stdout == "task: 31\n") is refused
+    assert ("refusing to run it on the host" in done.stderr) is refused
+    # Only the batch step runs a script of Slurm's.
+    assert "refusing" not in fake("remote", 1, 0, script).stderr
+
+
+@pytest.mark.parametrize("path", ["/nonexistent", "/dev/zero", "/"])
+def test_a_script_that_is_none(fake: Fake, path: str) -> None:
+    assert "refusing" not in fake("remote", 1, BATCH, path).stderr

@@ -71,4 +71,4 @@ def _lines(rows: list[dict[str, object]], as_json: bool) -> list[str]:
         for row in rows
     ]
     widths = [max(len(line[n]) for line in cells) for n in range(len(COLUMNS))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in cells]

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 # All releases of the specification; what a third number says never matters.
 VERSIONS = ((0, 1), (0, 2), (0, 3), (0, 4), (0, 5), (0, 6), (0, 7), (0, 8), (1, 0), (1, 1))
 
+# Levels of YAML: far more than a spec has, and far fewer than a stack of 8 MiB bears.
+_DEEP = 1000
 _SPEC_FIELDS = ("cdiVersion", "kind", "annotations", "devices", "containerEdits")
 _DEVICE_FIELDS = ("name", "annotations", "containerEdits")
 _EDIT_FIELDS = (
@@ -173,6 +175,7 @@ def _load_yaml(text: str, file: str) -> object:
             return super().construct_mapping(node, deep)  # type: ignore[no-any-return]
 
     try:
+        _check_depth(yaml, base, text, file)
         # Nothing but text, lists and dicts comes out of a BaseLoader.
         tree: object = yaml.load(text, Loader)
     except yaml.YAMLError as error:
@@ -183,6 +186,20 @@ def _load_yaml(text: str, file: str) -> object:
     except (RecursionError, ValueError, TypeError):
         raise Malformed(f"{file}: not YAML: nested too deep, or a character that can't be") from None
     return tree
+
+
+def _check_depth(yaml: Any, loader: type, text: str, file: str) -> None:
+    """Raise Malformed for what is nested so deep that the C loader's recursion could end the process.
+
+    Each level takes a bracket or half a column, so an ordinary file is not looked at twice.
+    """
+    if 2 * max(map(len, text.split("\n"))) + text.count("[") + text.count("{") < _DEEP:
+        return
+    depth = 0
+    for event in yaml.parse(text, loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEP:
+            raise Malformed(f"{file}: not YAML: exceeded maximum nesting depth")
 
 
 def import_yaml(file: str) -> Any:

@@ -164,7 +164,7 @@ class CheckNode(Action):
             return "not a device of the kind that its spec says"
         numbers = (os.major(found.st_rdev), os.minor(found.st_rdev))
         # A zero means that the number is not said.
-        for said, is_number in zip((node.major, node.minor), numbers, strict=True):
+        for said, is_number in zip((node.major, node.minor), numbers):
             if node.major and said is not None and said != is_number:
                 return f"is {numbers[0]}:{numbers[1]}, not {node.major}:{node.minor} as its spec says"
         return None

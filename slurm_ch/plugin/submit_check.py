@@ -55,7 +55,7 @@ def _refuse_two_images(command: Sequence[str]) -> None:
             continue
         images = [
             one.partition("=")[2] or after
-            for one, after in zip(words, [*words[1:], ""], strict=True)
+            for one, after in zip(words, [*words[1:], ""])
             if one.partition("=")[0] == "--ch-image"
         ]
         if len(set(images)) > 1:

@@ -28,7 +28,7 @@ class NoSuchJob(ChError):
     """No running job of that name."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Step:
     """One running step: its id within the job (`0`, `batch`), and how long it has run, in seconds."""
 
@@ -39,7 +39,7 @@ class Step:
     seconds: int
 
 
-@dataclass(slots=True)
+@dataclass
 class Job:
     """One running job: Slurm's own number, and the label that people know (`12_3`, `12+1`)."""
 

@@ -33,7 +33,8 @@
 
 /* The kernel wants room for 8 KiB; nothing longer is ever written to us. */
 #define REQUEST_BYTES (16 << 10)
-#define REPLY_BYTES (132 << 10) /* 32 pages are its largest read, unless told otherwise */
+#define READ_BYTES (128 << 10) /* the longest read: 32 pages unless told otherwise, which may be of 64 KiB */
+#define REPLY_BYTES (READ_BYTES + (4 << 10))
 #define THREADS_MAX 4
 #define FOREVER (UINT64_MAX >> 2)
 /* An image can say that a name has 64 KiB, and libsquashfuse reads what it says. */
@@ -350,7 +351,8 @@ static ssize_t init(struct request *r, char *reply)
 	struct fuse_init_out *out = (struct fuse_init_out *)reply;
 	uint32_t wanted = FUSE_ASYNC_READ | FUSE_PARALLEL_DIROPS | FUSE_DO_READDIRPLUS |
 			  FUSE_READDIRPLUS_AUTO | FUSE_CACHE_SYMLINKS | FUSE_NO_OPEN_SUPPORT |
-			  FUSE_NO_OPENDIR_SUPPORT;
+			  FUSE_NO_OPENDIR_SUPPORT | FUSE_MAX_PAGES;
+	long page = sysconf(_SC_PAGESIZE);
 
 	memset(out, 0, sizeof(*out));
 	out->major = FUSE_KERNEL_VERSION;
@@ -360,6 +362,7 @@ static ssize_t init(struct request *r, char *reply)
 	out->max_background = 64;
 	out->congestion_threshold = 48;
 	out->max_write = 4096;
+	out->max_pages = page > 0 && page < READ_BYTES ? READ_BYTES / page : 1;
 	out->time_gran = 1000000000; /* whole seconds are all that SquashFS has */
 	if (request_timeout && in->flags & INIT_EXT) {
 		uint32_t flags2;

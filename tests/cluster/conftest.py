@@ -18,7 +18,8 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 ROOT = Path(__file__).parents[2]
 
 OTHER = """\
-#include <slurm/slurm_version.h>
+#define _GNU_SOURCE
+#include <slurm/slurm.h>
 #undef SLURM_VERSION_NUMBER
 #define SLURM_VERSION_NUMBER SLURM_VERSION_NUM(23, 11, 4)
 """

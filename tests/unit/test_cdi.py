@@ -390,7 +390,10 @@ def test_names_need_their_version() -> None:
 def test_yaml_without_its_library_in_c(place: Path, mocker: MockerFixture) -> None:
     mocker.patch.object(yaml, "CBaseLoader", yaml.BaseLoader)
     assert list(find(place, "nvidia.com/gpu=0").nodes) == ["/dev/nvidia-modeset", "/dev/nvidiactl", "/dev/nvidia0"]
-    for text, message in (("a: 1\na: 3", "the key 'a' is there twice: line 2"), ("[" * 2000, "not YAML: nested")):
+    for text, message in (
+        ("a: 1\na: 3", "the key 'a' is there twice: line 2"),
+        ("[" * 2000, "not YAML: exceeded maximum nesting depth"),
+    ):
         with pytest.raises(cdi.Malformed, match=f"^s.yaml: {message}"):
             cdi.parse(text.encode(), "s.yaml")
 

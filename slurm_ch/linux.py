@@ -13,6 +13,10 @@ import errno
 import os
 import sys
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUSER = 0x10000000
 
@@ -257,6 +261,22 @@ def openat2(dir_fd: int, path: str, flags: int, resolve: int, mode: int = 0) -> 
         if _ctypes.get_errno() != errno.EAGAIN:
             break
     raise _fail(path)
+
+
+def new_filesystem(
+    fstype: str, strings: Iterable[tuple[str, str]], flags: Iterable[str] = (), attributes: int = 0
+) -> int:
+    """Return a detached mount of a new file system, as fsopen(2), fsconfig(2) and fsmount(2) make it."""
+    context = fsopen(fstype)
+    try:
+        for key, value in strings:
+            fsconfig(context, FSCONFIG_SET_STRING, key, value)
+        for key in flags:
+            fsconfig(context, FSCONFIG_SET_FLAG, key)
+        fsconfig(context, FSCONFIG_CMD_CREATE)
+        return fsmount(context, FSMOUNT_CLOEXEC, attributes)
+    finally:
+        os.close(context)
 
 
 def mount_setattr(fd: int, flags: int, attr_set: int, propagation: int = 0) -> None:

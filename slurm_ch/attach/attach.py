@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from .. import log
 from ..engine import accounts as passwd
 from ..engine import ch_join as handover
-from ..engine import environment, namespaces
+from ..engine import environment, namespaces, task_plan
 from ..errors import ChError
 from ..slurm import commands as controller
 from ..slurm import records as jobs
@@ -125,10 +125,10 @@ def enter_here(job: int, label: str, step: str | None, argv: Sequence[str]) -> N
     ch_join = handover.open_ch_join()
     env, plan = _environment(container)
     namespaces.enter(user_fd, mount_fd, f"pid {container.pid}")
-    handover.become(ch_join, environment.encode(plan), argv or [_shell()], env, _change_to(directory))
+    handover.become(ch_join, task_plan.encode(plan), argv or [_shell()], env, _change_to(directory))
 
 
-def _environment(container: containers.Container) -> tuple[dict[str, str], list[environment.Record]]:
+def _environment(container: containers.Container) -> tuple[dict[str, str], list[task_plan.Record]]:
     """Return the task's environment, which has seen all rules; or our own, and the rules that there always are."""
     if "CH_RUNNING" in container.environment:
         env, plan = container.environment, []

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from .. import linux
 from ..engine import container as engine
+from ..engine.caller import Caller
 from ..errors import ChError, describe
 from ..request import spec
 
@@ -114,7 +115,7 @@ def _make_directory(image: str) -> None:
 def _enter(image: str, kind: str, squashfuse: str | None) -> None:
     wanted = spec.Spec(image)
     wanted.write_fake = "1M" if kind == "overlay" else None
-    engine.containerize(engine.Container(wanted, engine.Caller({}, cwd="/"), squashfuse))
+    engine.containerize(engine.Container(wanted, Caller({}, cwd="/"), squashfuse))
     with open("/etc/passwd") as file:
         file.read()
     if kind == "overlay":

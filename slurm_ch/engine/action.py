@@ -7,6 +7,14 @@ A plan is a tuple of actions, decided before anything is done. It can be shown
 
 from __future__ import annotations
 
+from .. import log
+from ..errors import ChError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
 
 class Build:
     """A container under construction: what one action leaves for the next.
@@ -58,3 +66,66 @@ class Action:
     def apply(self, build: Build) -> None:
         """Do it; ChError if it can't be done."""
         raise NotImplementedError
+
+
+HOOK_ALLOW = "allow"
+HOOK_SKIP = "skip"
+HOOK_FAIL = "fail"
+
+
+class Hook:
+    """A named function to be called with the container and its own data."""
+
+    __slots__ = ("data", "function", "name")
+
+    def __init__(self, name: str, function: Callable[[Any, object], None], data: object) -> None:
+        self.name = name
+        self.function = function
+        self.data = data
+
+
+class Hooks:
+    """An ordered list of hooks that runs once."""
+
+    __slots__ = ("_hooks", "_ran", "when")
+
+    def __init__(self, when: str) -> None:
+        self.when = when
+        self._hooks: list[Hook] = []
+        self._ran = False
+
+    def add(
+        self, name: str, function: Callable[[Any, object], None], data: object = None, duplicate: str = HOOK_FAIL
+    ) -> None:
+        """Append a hook; ChError on a duplicate name unless `duplicate` allows or skips it."""
+        if duplicate != HOOK_ALLOW and any(hook.name == name for hook in self._hooks):
+            if duplicate == HOOK_SKIP:
+                return
+            raise ChError(f"duplicate hook: {name}")
+        self._hooks.append(Hook(name, function, data))
+
+    def run(self, container: Any) -> None:
+        """Call the hooks in order; ChError when they ran before."""
+        if self._ran:
+            raise ChError(f"hooks already ran: {self.when}")
+        self._ran = True
+        for hook in self._hooks:
+            log.debug(f"hook: {self.when}: {hook.name}")
+            hook.function(container, hook.data)
+
+
+class RunHooks(Action):
+    """Run one of the container's lists of hooks."""
+
+    __slots__ = ("container", "hooks")
+
+    def __init__(self, container: Any, hooks: Hooks) -> None:
+        self.container = container
+        self.hooks = hooks
+
+    def describe(self) -> str:
+        return f"run {self.hooks.when} hooks"
+
+    def apply(self, build: Build) -> None:
+        del build
+        self.hooks.run(self.container)

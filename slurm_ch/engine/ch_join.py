@@ -10,7 +10,7 @@ import stat
 
 from .. import paths
 from ..errors import ChError
-from ..plugin import tickets
+from . import task_plan
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -88,13 +88,13 @@ def _sealed_copy(fd: int) -> int:
         copy = os.memfd_create("ch-join", flags)
     while os.sendfile(copy, fd, None, _AT_ONCE):
         pass
-    tickets.seal(copy)
+    task_plan.seal(copy)
     return copy
 
 
 def execute(ch_join: int, plan: bytes, argv: Sequence[str], env: Mapping[str, str]) -> NoReturn:
     """Become ch-join, which carries out `plan` and executes `argv`; OSError or ChError if that can't be."""
-    plan_fd = tickets.plan_file(plan)
+    plan_fd = task_plan.plan_file(plan)
     os.set_inheritable(plan_fd, True)
     # By descriptor: the /proc of the container is not to be trusted.
     os.execve(ch_join, ["ch-join", f"--plan={plan_fd}", "--", *argv], env)

@@ -9,25 +9,25 @@ against whoever is root in the container.
 from __future__ import annotations
 
 import os
-import stat
 
 from .. import log
 from ..errors import ChError, UsageError
-from ..request.options import IMAGE_ENVIRONMENT
 from ..request.spec import Bind as BindSpec
 from . import accounts as passwd
 from . import binds as mounts
-from . import environment, image, squashfs
+from . import image, task_plan
 from . import root as tree
-from .action import Action, Build, Extra
+from .action import Action, Build, Extra, Hooks, RunHooks
+from .environment import Environment
 from .namespaces import Nest, OneNest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Sequence
 
     from ..devices.library import Injection
     from ..request.spec import Spec
+    from .caller import Caller
 
 # Read-only, from the host: what every image needs to find there.
 REQUIRED_BINDS = ("/dev", "/proc", "/sys")
@@ -45,103 +45,6 @@ OPTIONAL_BINDS = (
     "/var/opt/cray/alps",
     "/var/spool/slurmd",
 )
-
-# More than the kernel passes on to any command.
-_ENVIRONMENT_FILE_MAX = 4 << 20
-# Where Slurm runs a step whose working directory is missing.
-_FALLBACK = "/tmp"
-_OPENED = ("/dev/fd/", "/proc/self/fd/")
-
-HOOK_ALLOW = "allow"
-HOOK_SKIP = "skip"
-HOOK_FAIL = "fail"
-
-
-class Hook:
-    """A named function to be called with the container and its own data."""
-
-    __slots__ = ("data", "function", "name")
-
-    def __init__(self, name: str, function: Callable[[Container, object], None], data: object) -> None:
-        self.name = name
-        self.function = function
-        self.data = data
-
-
-class Hooks:
-    """An ordered list of hooks that runs once."""
-
-    __slots__ = ("_hooks", "_ran", "when")
-
-    def __init__(self, when: str) -> None:
-        self.when = when
-        self._hooks: list[Hook] = []
-        self._ran = False
-
-    def add(
-        self, name: str, function: Callable[[Container, object], None], data: object = None, duplicate: str = HOOK_FAIL
-    ) -> None:
-        """Append a hook; ChError on a duplicate name unless `duplicate` allows or skips it."""
-        if duplicate != HOOK_ALLOW and any(hook.name == name for hook in self._hooks):
-            if duplicate == HOOK_SKIP:
-                return
-            raise ChError(f"duplicate hook: {name}")
-        self._hooks.append(Hook(name, function, data))
-
-    def run(self, container: Container) -> None:
-        """Call the hooks in order; ChError when they ran before."""
-        if self._ran:
-            raise ChError(f"hooks already ran: {self.when}")
-        self._ran = True
-        for hook in self._hooks:
-            log.debug(f"hook: {self.when}: {hook.name}")
-            hook.function(container, hook.data)
-
-
-class Caller:
-    """Who starts the container, from where: facts about the process, as data."""
-
-    __slots__ = ("cwd", "environment", "gid", "script", "uid", "user")
-
-    def __init__(self, env: Mapping[str, str], cwd: str | None = None, script: str | None = None) -> None:
-        self.uid = os.geteuid()
-        self.gid = os.getegid()
-        self.environment = env
-        self.user = passwd.user_name(self.uid)
-        self.cwd = cwd or _cwd()
-        self.script = script  # a batch script that must be visible in the container
-
-    def path(self, path: str) -> str:
-        """Return `path` as an absolute one; ChError where it may be somebody else's.
-
-        Slurm goes to /tmp when a node lacks the working directory, and anybody
-        may have put something there under the name that the user means.
-        """
-        if self.cwd == _FALLBACK and self.environment.get("PWD", _FALLBACK) != _FALLBACK and path[:1] != "/":
-            self._check_owners(path)
-        return os.path.join(self.cwd, path)
-
-    def _check_owners(self, path: str) -> None:
-        here = self.cwd
-        for part in path.split("/"):
-            here = os.path.join(here, part)
-            try:
-                owner = os.lstat(here).st_uid
-            except (OSError, ValueError):
-                return
-            if owner not in (0, self.uid):
-                raise ChError(f"{path}: the working directory is {_FALLBACK}, and {here} belongs to uid {owner}")
-
-    def home_directory(self) -> str:
-        """Return where `home` puts the user's home."""
-        return "/home/" + (self.environment.get("USER") or self.user)
-
-
-def _cwd() -> str:
-    try:
-        return os.getcwd()
-    except OSError:
-        return "/"
 
 
 class Container:
@@ -274,6 +177,8 @@ class Container:
 
     def _image_action(self) -> Action:
         if self.image.kind == image.SQUASHFS:
+            from . import squashfs
+
             return squashfs.ServeSquashFS(
                 self.image.path, self.image.path, self.squashfuse, self.spec.fuse_single, self.spec.image_timeout
             )
@@ -352,117 +257,9 @@ def containerize(container: Container) -> Build:
     return build
 
 
-class Environment(Action):
-    """Work out what `ch-join` does to each task's environment.
-
-    Files of the host are read when the plan is made: a peer that joins can't
-    reach them any more when this is applied.
-    """
-
-    __slots__ = ("caller", "device_env", "host_files", "spec")
-
-    def __init__(self, spec: Spec, caller: Caller, injection: Injection | None = None) -> None:
-        self.spec = spec
-        self.device_env = injection.env if injection else []
-        self.caller = caller
-        self.host_files: dict[str, str] = {}
-        for kind, path in spec.env_rules:
-            if kind in ("file", "file0") and path != IMAGE_ENVIRONMENT:
-                text = _host_text(caller.path(path), path)
-                if text is not None:
-                    self.host_files[path] = text
-
-    def describe(self) -> str:
-        words = "".join(f", {kind} {value}" for kind, value in self.spec.env_rules)
-        first = "" if image.is_host(self.spec.image) else "HOME, PATH, TMPDIR, "
-        root = "; emulate root" if self.spec.seccomp else ""
-        return f"environment: {first}CH_RUNNING{words}{root}"
-
-    def apply(self, build: Build) -> None:
-        spec = self.spec
-        records = [("V", str(spec.verbosity))]
-        if log.colored():
-            records.append(("K", ""))
-        if not image.is_host(spec.image):
-            records += environment.first_records(self._home(build))
-        records += environment.rule_records(
-            spec.env_rules, spec.env_expand, lambda path: self._read(build, path), self.device_env
-        )
-        records.append(("E", f"CH_RUNNING={spec.image}"))
-        if spec.cd is not None:
-            records.append(("C", spec.cd))
-        if spec.seccomp:
-            records.append(("S", ""))
-        if spec.keep_keyring:
-            records.append(("R", ""))
-        build.records = records
-
-    def _home(self, build: Build) -> str:
-        if self.spec.home:
-            return self.caller.home_directory()
-        try:
-            os.close(mounts.look_up(build, "/root", True))
-        except OSError:
-            return "/"
-        return "/root"
-
-    def _read(self, build: Build, path: str) -> str:
-        if path in self.host_files:
-            return self.host_files[path]
-        try:
-            return _text(mounts.open_file(build, path), path)
-        except OSError as error:
-            raise ChError(f"can't read environment file: {path}") from error
-
-
-def _host_text(full: str, path: str) -> str | None:
-    """Return the text of the host's file, or None when there is none of that name."""
-    try:
-        fd = os.open(full, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-        return _text(fd, path)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise ChError(f"can't read environment file: {path}") from error
-
-
-def _text(fd: int, path: str) -> str:
-    """Return what is in the file `fd`, and close it; ChError for what may never end, like a FIFO or a device.
-
-    The shell's <(COMMAND) is a pipe that the caller holds already: that is waited for.
-    """
-    with open(fd, "rb") as file:
-        kind = os.fstat(fd).st_mode
-        if stat.S_ISFIFO(kind) and path.startswith(_OPENED):
-            os.set_blocking(fd, True)
-        elif not stat.S_ISREG(kind):
-            raise ChError(f"can't read environment file: {path}: not a regular file")
-        data = file.read(_ENVIRONMENT_FILE_MAX + 1)
-    if len(data) > _ENVIRONMENT_FILE_MAX:
-        raise UsageError(f"environment file is larger than {_ENVIRONMENT_FILE_MAX >> 20} MiB: {path}")
-    return os.fsdecode(data)
-
-
-class RunHooks(Action):
-    """Run one of the container's lists of hooks."""
-
-    __slots__ = ("container", "hooks")
-
-    def __init__(self, container: Container, hooks: Hooks) -> None:
-        self.container = container
-        self.hooks = hooks
-
-    def describe(self) -> str:
-        return f"run {self.hooks.when} hooks"
-
-    def apply(self, build: Build) -> None:
-        del build
-        self.hooks.run(self.container)
-
-
 def plan_bytes(build: Build) -> bytes:
     """Return the plan for `ch-join`."""
-    return environment.encode(build.records)
+    return task_plan.encode(build.records)
 
 
 def explain(container: Container) -> Sequence[str]:

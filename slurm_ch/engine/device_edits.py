@@ -16,7 +16,7 @@ import stat
 from .. import linux, log
 from ..errors import ChError, describe
 from . import binds as mounts
-from . import ch_join, environment
+from . import ch_join, places, task_plan
 from .action import Action, Build, Extra
 
 TYPE_CHECKING = False
@@ -126,11 +126,11 @@ class MakeWriteable(Action):
     def apply(self, build: Build) -> None:
         for path in self.paths:
             try:
-                directory = mounts.look_up(build, path, True)
+                directory = places.look_up(build, path, True)
             except OSError:
                 continue
             if stat.S_ISDIR(os.fstat(directory).st_mode):
-                directory = mounts.writeable(build, directory, path)
+                directory = places.writeable(build, directory, path)
             os.close(directory)
 
 
@@ -153,7 +153,7 @@ class CheckNode(Action):
     def _wrong(self, build: Build) -> str | None:
         node = self.node
         try:
-            fd = mounts.look_up(build, node.path, True)
+            fd = places.look_up(build, node.path, True)
         except OSError as error:
             return error.strerror
         found = os.fstat(fd)
@@ -215,12 +215,12 @@ class Link(Action):
     def apply(self, build: Build) -> None:
         directory = -1
         try:
-            directory = mounts.create_parents(build, os.path.dirname(self.link), True)
+            directory = places.create_parents(build, os.path.dirname(self.link), True)
             name = os.path.basename(self.link)
             there = _link_at(directory, name)
             if there == self.target:
                 return
-            directory = mounts.writeable(build, directory, self.link)
+            directory = places.writeable(build, directory, self.link)
             if there is not None:
                 os.unlink(name, dir_fd=directory)
             os.symlink(self.target, name, dir_fd=directory)
@@ -320,7 +320,7 @@ def _execute(entering: int, program: str, folders: Sequence[str], output: int) -
         os.dup2(output, 2)
         linux.close_range(3, linux.CLOSE_RANGE_CLOEXEC)
         env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
-        ch_join.execute(entering, environment.encode([]), [program, "--", *folders], env)
+        ch_join.execute(entering, task_plan.encode([]), [program, "--", *folders], env)
     except (ChError, OSError) as error:
         os.write(output, describe(error).encode())
     finally:

@@ -1,38 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Environment rules, and the plan that `ch-join` carries out in each task.
+"""Environment rules: from the options, and the files that they name, to records for `ch-join`.
 
 The rules are worked out once per node; `ch-join` applies them to each task's
 own environment, so that SLURM_PROCID and its like stay the task's.
-
-A plan is a sequence of NUL-terminated records, the first byte its kind:
-
-    E NAME=VALUE   set
-    X NAME=VALUE   set, with $NAME expanded
-    U GLOB         unset by shell pattern
-    P              give PATH a /bin if it has none
-    C DIR          change to DIR, or fail
-    V LEVEL        verbosity, below 0 for quiet
-    K              color messages
-    S              emulate root by seccomp
-    R              keep the caller's session keyring, instead of the container's own
 """
 
 from __future__ import annotations
 
 import os
+import stat
 
+from .. import log
 from ..errors import ChError, UsageError
+from ..request.options import IMAGE_ENVIRONMENT
+from . import image, places
+from .action import Action, Build
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-Record = tuple[str, str]
+    from ..devices.library import Injection
+    from ..request.spec import Spec
+    from .caller import Caller
+    from .task_plan import Record
 
 # So much of a wrong line is shown.
 _SHOWN = 80
-
-PLAN_HEADER = b"slurm_ch plan 1\0"
 
 
 def parse_file(text: str, source: str, separator: str = "\n") -> list[str]:
@@ -97,30 +91,95 @@ def rule_records(
     return records
 
 
-def encode(records: Sequence[Record]) -> bytes:
-    """Return the plan as bytes; ChError if a value can't be passed."""
-    parts = [PLAN_HEADER]
-    for kind, value in records:
-        data = os.fsencode(kind + value)
-        if b"\0" in data:
-            raise ChError(f"a NUL in an environment rule: {value!r}")
-        parts.append(data + b"\0")
-    return b"".join(parts)
+# More than the kernel passes on to any command.
+_ENVIRONMENT_FILE_MAX = 4 << 20
+_OPENED = ("/dev/fd/", "/proc/self/fd/")
 
 
-def describe(record: Record) -> str:
-    """Return one line for people about a record."""
-    kind, value = record
-    words = {
-        "E": "set",
-        "X": "set, expanding:",
-        "A": "set, expanding anywhere:",
-        "U": "unset",
-        "P": "add /bin to PATH if it has none",
-        "C": "change directory to",
-        "V": "verbosity",
-        "K": "color messages",
-        "S": "emulate root",
-        "R": "keep the session keyring",
-    }
-    return f"environment: {words[kind]} {value}".rstrip()
+class Environment(Action):
+    """Work out what `ch-join` does to each task's environment.
+
+    Files of the host are read when the plan is made: a peer that joins can't
+    reach them any more when this is applied.
+    """
+
+    __slots__ = ("caller", "device_env", "host_files", "spec")
+
+    def __init__(self, spec: Spec, caller: Caller, injection: Injection | None = None) -> None:
+        self.spec = spec
+        self.device_env = injection.env if injection else []
+        self.caller = caller
+        self.host_files: dict[str, str] = {}
+        for kind, path in spec.env_rules:
+            if kind in ("file", "file0") and path != IMAGE_ENVIRONMENT:
+                text = _host_text(caller.path(path), path)
+                if text is not None:
+                    self.host_files[path] = text
+
+    def describe(self) -> str:
+        words = "".join(f", {kind} {value}" for kind, value in self.spec.env_rules)
+        first = "" if image.is_host(self.spec.image) else "HOME, PATH, TMPDIR, "
+        root = "; emulate root" if self.spec.seccomp else ""
+        return f"environment: {first}CH_RUNNING{words}{root}"
+
+    def apply(self, build: Build) -> None:
+        spec = self.spec
+        records = [("V", str(spec.verbosity))]
+        if log.colored():
+            records.append(("K", ""))
+        if not image.is_host(spec.image):
+            records += first_records(self._home(build))
+        records += rule_records(spec.env_rules, spec.env_expand, lambda path: self._read(build, path), self.device_env)
+        records.append(("E", f"CH_RUNNING={spec.image}"))
+        if spec.cd is not None:
+            records.append(("C", spec.cd))
+        if spec.seccomp:
+            records.append(("S", ""))
+        if spec.keep_keyring:
+            records.append(("R", ""))
+        build.records = records
+
+    def _home(self, build: Build) -> str:
+        if self.spec.home:
+            return self.caller.home_directory()
+        try:
+            os.close(places.look_up(build, "/root", True))
+        except OSError:
+            return "/"
+        return "/root"
+
+    def _read(self, build: Build, path: str) -> str:
+        if path in self.host_files:
+            return self.host_files[path]
+        try:
+            return _text(places.open_file(build, path), path)
+        except OSError as error:
+            raise ChError(f"can't read environment file: {path}") from error
+
+
+def _host_text(full: str, path: str) -> str | None:
+    """Return the text of the host's file, or None when there is none of that name."""
+    try:
+        fd = os.open(full, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        return _text(fd, path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ChError(f"can't read environment file: {path}") from error
+
+
+def _text(fd: int, path: str) -> str:
+    """Return what is in the file `fd`, and close it; ChError for what may never end, like a FIFO or a device.
+
+    The shell's <(COMMAND) is a pipe that the caller holds already: that is waited for.
+    """
+    with open(fd, "rb") as file:
+        kind = os.fstat(fd).st_mode
+        if stat.S_ISFIFO(kind) and path.startswith(_OPENED):
+            os.set_blocking(fd, True)
+        elif not stat.S_ISREG(kind):
+            raise ChError(f"can't read environment file: {path}: not a regular file")
+        data = file.read(_ENVIRONMENT_FILE_MAX + 1)
+    if len(data) > _ENVIRONMENT_FILE_MAX:
+        raise UsageError(f"environment file is larger than {_ENVIRONMENT_FILE_MAX >> 20} MiB: {path}")
+    return os.fsdecode(data)

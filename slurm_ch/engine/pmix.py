@@ -13,6 +13,7 @@ import os
 from .. import log
 from ..errors import ChError, describe
 from . import binds as mounts
+from . import places
 from .action import Action, Build
 
 TYPE_CHECKING = False
@@ -100,7 +101,7 @@ class Show(mounts.Bind):
 
     def _is_there(self, build: Build, source: int) -> bool:
         try:
-            there = mounts.look_up(build, self.dst, False)
+            there = places.look_up(build, self.dst, False)
         except OSError:
             return False
         try:

@@ -16,7 +16,7 @@ import stat
 
 from .. import linux, log
 from ..errors import ChError, describe
-from . import binds as mounts
+from . import places
 from .action import Action, Build
 
 TYPE_CHECKING = False
@@ -100,7 +100,7 @@ class Offer(Action):
         chosen = False
         for path in PLACES:
             try:
-                directory = mounts.look_up(build, path, True)
+                directory = places.look_up(build, path, True)
             except OSError:
                 continue
             status = os.fstat(directory)
@@ -108,7 +108,7 @@ class Offer(Action):
             if (
                 stat.S_ISDIR(status.st_mode)
                 and (status.st_dev, status.st_ino) not in seen
-                and mounts.mount_id(directory) in build.mounts
+                and places.mount_id(directory) in build.mounts
                 and (wanted or _has(directory, "srun"))
             ):
                 seen.add((status.st_dev, status.st_ino))
@@ -137,10 +137,10 @@ class Offer(Action):
     def _settle(self, build: Build, path: str, directory: int) -> None:
         """Show the commands in `directory`: in it where it is writeable, else in a cover of it."""
         # What the user has bound there, a Slurm of their own perhaps, they want.
-        bound = mounts.mounted_below(directory)
+        bound = places.mounted_below(directory)
         names = [name for name in self.commands if name not in bound]
         if self.writeable:
-            _fill(mounts.writeable(build, os.dup(directory), path), names)
+            _fill(places.writeable(build, os.dup(directory), path), names)
         else:
             layer = f"relay/{build.overmounts}"
             build.overmounts += 1
@@ -151,7 +151,7 @@ class Offer(Action):
             linux.AT_FDCWD, _ROOM, linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC | linux.AT_RECURSIVE
         )
         linux.mount_setattr(room, 0, _ATTRIBUTES)
-        point = mounts.look_up(build, f"{path}/{ROOM}", True)
+        point = places.look_up(build, f"{path}/{ROOM}", True)
         linux.move_mount(room, "", point, "", _ONTO)
         os.close(point)
         os.close(room)
@@ -184,14 +184,7 @@ def _fill(directory: int, names: Sequence[str]) -> None:
 
 def _cover(build: Build, directory: int, layer: str) -> None:
     """Lay `layer` over `directory`, read-only: what can't be kept can't be written."""
-    context = linux.fsopen("overlay")
-    try:
-        for key, value in (("source", "slurm_ch"), ("lowerdir", f"{layer}:/proc/self/fd/{directory}")):
-            linux.fsconfig(context, linux.FSCONFIG_SET_STRING, key, value)
-        linux.fsconfig(context, linux.FSCONFIG_SET_FLAG, "userxattr")
-        linux.fsconfig(context, linux.FSCONFIG_CMD_CREATE)
-        cover = linux.fsmount(context, linux.FSMOUNT_CLOEXEC, _ATTRIBUTES)
-    finally:
-        os.close(context)
-    mounts.lay_over(build, directory, cover)
+    layers = ("lowerdir", f"{layer}:/proc/self/fd/{directory}")
+    cover = linux.new_filesystem("overlay", (("source", "slurm_ch"), layers), ("userxattr",), _ATTRIBUTES)
+    places.lay_over(build, directory, cover)
     os.close(cover)

@@ -9,7 +9,7 @@ import os
 from .. import linux
 from ..errors import ChError
 from . import binds as mounts
-from . import squashfs
+from . import places
 from .action import Action, Build
 
 TYPE_CHECKING = False
@@ -71,7 +71,7 @@ class Stage(Action):
         return "claim new root in a private staging tmpfs"
 
     def apply(self, build: Build) -> None:
-        staging = mounts.tmpfs(_STAGING)
+        staging = places.tmpfs(_STAGING)
         flags = linux.MOVE_MOUNT_F_EMPTY_PATH
         linux.move_mount(staging, "", linux.AT_FDCWD, "/", flags)
         # Absolute paths still lead to the host below; only the working
@@ -79,7 +79,7 @@ class Stage(Action):
         os.fchdir(staging)
         os.close(staging)
         os.mkdir("image", 0o755)
-        os.mkdir(mounts.SCRATCH, 0o700)
+        os.mkdir(places.SCRATCH, 0o700)
         # Devices come with the host's /dev; those in an image are nobody's business.
         locked = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV
         linux.mount_setattr(build.image_fd, 0, locked, linux.MS_PRIVATE)
@@ -87,7 +87,23 @@ class Stage(Action):
         os.close(build.image_fd)
         build.image_fd = -1
         take_root(build, "image")
-        squashfs.first_look(build, self.reference)
+        _first_look(build, self.reference)
+
+
+def _first_look(build: Build, what: str) -> None:
+    """Wait until the image answers; ChError with the server's own words if it doesn't."""
+    try:
+        os.stat(build.root, follow_symlinks=True)
+    except OSError as error:
+        words = ""
+        if build.server_stderr >= 0:
+            from .squashfs import server_words  # which is loaded, as it runs
+
+            words = server_words(build, error)
+        raise ChError(f"can't read image: {what}{words}") from error
+    if build.server_stderr >= 0:
+        os.close(build.server_stderr)
+        build.server_stderr = -1
 
 
 def take_root(build: Build, path: str) -> None:
@@ -96,7 +112,7 @@ def take_root(build: Build, path: str) -> None:
         os.close(build.root_fd)
     build.root = path
     build.root_fd = linux.openat2(linux.AT_FDCWD, path, os.O_PATH | os.O_DIRECTORY, 0)
-    build.mounts.add(mounts.mount_id(build.root_fd))
+    build.mounts.add(places.mount_id(build.root_fd))
 
 
 class ReadOnlyRoot(Action):
@@ -124,7 +140,7 @@ class WriteFake(Action):
 
     def apply(self, build: Build) -> None:
         os.mkdir("fake", 0o700)
-        layer = mounts.tmpfs({"size": self.size, "mode": "0700"})
+        layer = places.tmpfs({"size": self.size, "mode": "0700"})
         linux.move_mount(layer, "", linux.AT_FDCWD, "fake", linux.MOVE_MOUNT_F_EMPTY_PATH)
         os.close(layer)
         for name in ("upper", "work", "merged"):
@@ -132,7 +148,7 @@ class WriteFake(Action):
         # The merged root takes its mode from the upper directory.
         os.chmod("fake/upper", os.stat(build.root).st_mode & 0o7777)
         try:
-            merged = mounts.overlay(build.root, "fake/upper", "fake/work")
+            merged = places.overlay(build.root, "fake/upper", "fake/work")
         except OSError as error:
             raise ChError("can't overlay the image (--write-fake)") from error
         linux.move_mount(merged, "", linux.AT_FDCWD, "fake/merged", linux.MOVE_MOUNT_F_EMPTY_PATH)
@@ -172,12 +188,12 @@ class PrivateTmp(Action):
         return "mount a fresh tmpfs on /tmp"
 
     def apply(self, build: Build) -> None:
-        fresh = mounts.tmpfs({"mode": "1777"})
-        target = mounts.look_up(build, "/tmp", True)
+        fresh = places.tmpfs({"mode": "1777"})
+        target = places.look_up(build, "/tmp", True)
         flags = linux.MOVE_MOUNT_F_EMPTY_PATH | linux.MOVE_MOUNT_T_EMPTY_PATH
         linux.move_mount(fresh, "", target, "", flags)
         os.close(target)
-        build.mounts.add(mounts.mount_id(fresh))
+        build.mounts.add(places.mount_id(fresh))
         os.close(fresh)
 
 
@@ -195,7 +211,7 @@ class ShowScript(Action):
     def apply(self, build: Build) -> None:
         script = os.stat(self.path)
         try:
-            fd = mounts.look_up(build, self.path, True)
+            fd = places.look_up(build, self.path, True)
         except OSError:
             pass
         else:

@@ -94,20 +94,11 @@ def _mount_fuse(fuse: int, source: str) -> int:
         ("user_id", "0"),
         ("group_id", "0"),
     )
+    # "ro" is not of the mount only: else the kernel takes every read for a new time
+    # of access, and asks for a file's attributes again and again.
+    attributes = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV | linux.MOUNT_ATTR_RDONLY
     try:
-        context = linux.fsopen("fuse")
-        try:
-            for key, value in options:
-                linux.fsconfig(context, linux.FSCONFIG_SET_STRING, key, value)
-            linux.fsconfig(context, linux.FSCONFIG_SET_FLAG, "allow_other")
-            # Not only the mount: else the kernel takes every read for a new time
-            # of access, and asks for a file's attributes again and again.
-            linux.fsconfig(context, linux.FSCONFIG_SET_FLAG, "ro")
-            linux.fsconfig(context, linux.FSCONFIG_CMD_CREATE)
-            attributes = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV | linux.MOUNT_ATTR_RDONLY
-            return linux.fsmount(context, linux.FSMOUNT_CLOEXEC, attributes)
-        finally:
-            os.close(context)
+        return linux.new_filesystem("fuse", options, ("allow_other", "ro"), attributes)
     except OSError as error:
         raise ChError("can't mount FUSE") from error
 
@@ -159,19 +150,8 @@ def _start(server: str, image: int, fuse: int, words: list[str]) -> int:
     return reader
 
 
-def first_look(build: Build, what: str) -> None:
-    """Wait until the image answers; ChError with the server's own words if it doesn't."""
-    try:
-        os.stat(build.root, follow_symlinks=True)
-    except OSError as error:
-        words = _server_words(build, error)
-        raise ChError(f"can't read image: {what}{words}") from error
-    if build.server_stderr >= 0:
-        os.close(build.server_stderr)
-        build.server_stderr = -1
-
-
-def _server_words(build: Build, error: OSError) -> str:
+def server_words(build: Build, error: OSError) -> str:
+    """Return what the server said before it failed, in brackets, or nothing."""
     if build.server_stderr < 0 or error.errno not in (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO):
         return ""
     if error.errno == errno.EIO:

@@ -13,7 +13,8 @@ import sys
 
 from .. import log
 from ..engine import container as engine
-from ..engine import namespaces
+from ..engine import namespaces, task_plan
+from ..engine.caller import Caller
 from ..errors import EXIT_SETUP, EXIT_USAGE, ChError, describe, exit_code
 from ..request import site, spec, step
 from . import tickets
@@ -86,11 +87,11 @@ def launch(facts: Facts, office: tickets.Office) -> None:
     log.configure(level=wanted.verbosity)
     tag = step.tag(env)
     log.info(f"container {tag} for {task_count(facts)} tasks: {wanted.image}")
-    caller = engine.Caller(env, script=facts.script)
+    caller = Caller(env, script=facts.script)
     _leave_first_core()
     build = engine.containerize(engine.Container(wanted, caller, here.squashfuse))
     user_fd, mount_fd = namespaces.open_own()
-    office.issue(user_fd, mount_fd, tickets.plan_file(engine.plan_bytes(build)), build.relay_fd)
+    office.issue(user_fd, mount_fd, task_plan.plan_file(engine.plan_bytes(build)), build.relay_fd)
 
 
 def _leave_first_core() -> None:

@@ -12,6 +12,7 @@ import sys
 
 from .. import log
 from ..engine import container, image
+from ..engine.caller import Caller
 from ..errors import ChError, UsageError, describe, exit_code
 from . import launcher
 
@@ -36,7 +37,7 @@ def check(facts: launcher.Facts, command: Sequence[str]) -> None:
         devices.check_files(wanted.devices)
     if not wanted.image.startswith("/") and _starts_elsewhere(command, facts.environment):
         return
-    caller = container.Caller(facts.environment)
+    caller = Caller(facts.environment)
     storage = image.storage_directory(wanted.storage, facts.environment, caller.user)
     try:
         found = image.resolve(wanted.image, storage, caller.cwd)

@@ -10,33 +10,12 @@ many tasks there are, and none can take another's share.
 from __future__ import annotations
 
 import _socket
-import fcntl
 import os
 
 from .. import log
 from ..errors import ChError
 
 MAGIC = b"slurmch1"
-
-_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
-
-
-def plan_file(plan: bytes) -> int:
-    """Return a sealed memory file that holds `plan`."""
-    try:
-        fd = os.memfd_create("slurm_ch-plan", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        view = memoryview(plan)
-        while view:
-            view = view[os.write(fd, view) :]
-        seal(fd)
-    except OSError as error:
-        raise ChError("can't write the tasks' plan") from error
-    return fd
-
-
-def seal(fd: int) -> None:
-    """Let nobody change a memory file any more."""
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
 
 
 class Office:

@@ -13,6 +13,8 @@ from ..engine import ch_join as handover
 from ..engine import container as engine
 from ..engine import namespaces
 from ..engine.action import Build
+from ..engine.caller import Caller
+from ..engine.environment import Environment
 from ..errors import ChError
 from ..request import step
 
@@ -47,7 +49,7 @@ def run(
     """
     configure_log(spec, env)
     handover.drop_descriptors()
-    caller = engine.Caller(env)
+    caller = Caller(env)
     ch_join = handover.open_ch_join()
     if spec.join_pid is not None:
         build = _enter(spec, caller, spec.join_pid)
@@ -58,19 +60,19 @@ def run(
     handover.become(ch_join, engine.plan_bytes(build), argv, env, caller.cwd)
 
 
-def _make(spec: Spec, caller: engine.Caller, add_hooks: Callable[[engine.Container], None]) -> Build:
+def _make(spec: Spec, caller: Caller, add_hooks: Callable[[engine.Container], None]) -> Build:
     container = engine.Container(spec, caller)
     add_hooks(container)
     return engine.containerize(container)
 
 
-def _enter(spec: Spec, caller: engine.Caller, pid: int) -> Build:
-    environment = engine.Environment(spec, caller)
+def _enter(spec: Spec, caller: Caller, pid: int) -> Build:
+    environment = Environment(spec, caller)
     namespaces.enter_pid(pid)
     return _inside(environment)
 
 
-def _inside(environment: engine.Environment) -> Build:
+def _inside(environment: Environment) -> Build:
     """Return what a process that joined needs: the environment, worked out inside."""
     build = Build()
     build.root_fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -78,7 +80,7 @@ def _inside(environment: engine.Environment) -> Build:
     return build
 
 
-def _join(spec: Spec, caller: engine.Caller, add_hooks: Callable[[engine.Container], None]) -> Build:
+def _join(spec: Spec, caller: Caller, add_hooks: Callable[[engine.Container], None]) -> Build:
     try:
         from . import join
     except ModuleNotFoundError as error:
@@ -97,7 +99,7 @@ def _join(spec: Spec, caller: engine.Caller, add_hooks: Callable[[engine.Contain
     else:
         try:
             container = engine.Container(spec, caller, joining=True)
-            environment = engine.Environment(spec, caller, container.injection)
+            environment = Environment(spec, caller, container.injection)
         except ChError:
             # The winner will have said the same, once for all.
             peer.wait_for_winner()

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 import slurm_ch
-from slurm_ch.engine import environment, namespaces
+from slurm_ch.engine import namespaces, task_plan
 from slurm_ch.plugin import tickets
 from slurm_ch.standalone import join
 from tests import leftovers
@@ -100,7 +100,7 @@ def by_ticket(installation: Installation, holder: int, stderr: int) -> subproces
     fds = [os.open(f"/proc/{holder}/ns/{kind}", os.O_RDONLY) for kind in ("user", "mnt")]
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     office = tickets.Office(ours.detach())
-    plan = tickets.plan_file(environment.encode([]))
+    plan = task_plan.plan_file(task_plan.encode([]))
     office.issue(*fds, plan)
     office.close()
     words = [installation.ch_join, "/proc/self/exe"]

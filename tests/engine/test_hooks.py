@@ -15,10 +15,11 @@ SCRIPT = """
 import os, sys
 from slurm_ch import errors
 from slurm_ch.engine import binds as mounts, container as engine
+from slurm_ch.engine.caller import Caller
 from slurm_ch.request import options, spec
 image, *words = sys.argv[1:]
 wanted = spec.make(image, [options.Setting("write-fake", "yes", "--write-fake")])
-box = engine.Container(wanted, engine.Caller(dict(os.environ)))
+box = engine.Container(wanted, Caller(dict(os.environ)))
 def say(container, data):
     print(data, container.image.kind, os.path.exists("/marker"), flush=True)
 box.hooks_host.add("say", say, "host")

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from slurm_ch import paths
-from slurm_ch.engine import environment
+from slurm_ch.engine import task_plan
 from slurm_ch.plugin import tickets
 from tests import leftovers
 
@@ -149,7 +149,7 @@ def test_ch_join_with_forged_descriptors(what: str) -> None:
 
 def test_a_forged_ticket_gives_nothing(user: str) -> None:
     """Namespaces that aren't namespaces, or the host's: the kernel refuses what the user can't enter anyway."""
-    plan = tickets.plan_file(environment.encode([]))
+    plan = task_plan.plan_file(task_plan.encode([]))
     for first, second in (
         ("/proc/self/ns/user", "/proc/self/ns/mnt"),
         ("/proc/self/ns/mnt", "/proc/self/ns/mnt"),
@@ -176,7 +176,7 @@ def test_a_forged_ticket_gives_nothing(user: str) -> None:
     [b"", b"\0", b"slurm_ch facts 1\0", b"slurm_ch facts 1\0t-1\0", b"slurm_ch facts 1\0rimage=\n\0", b"\xff" * 1000],
 )
 def test_the_launcher_with_forged_facts(facts: bytes) -> None:
-    fd = tickets.plan_file(facts)
+    fd = task_plan.plan_file(facts)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     done = by_hand(
         "/usr/bin/python3", "-I", "-S", paths.LAUNCHER, str(fd), str(theirs.fileno()), "2", fds=(fd, theirs.fileno())
@@ -210,7 +210,7 @@ def test_nobody_traces_a_process_on_its_way_in(image_sqfs: Path, user: str) -> N
     fds = [os.open(f"/proc/{holder.pid}/ns/{kind}", os.O_RDONLY) for kind in ("user", "mnt")]
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     office = tickets.Office(ours.detach())
-    office.issue(*fds, tickets.plan_file(environment.encode([])))
+    office.issue(*fds, task_plan.plan_file(task_plan.encode([])))
     variable = {"PATH": "/bin", "SLURM_CH_JOIN": str(theirs.fileno())}
     through = subprocess.run(
         [*trace, paths.CH_JOIN, "true"],

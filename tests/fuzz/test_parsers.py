@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from slurm_ch import errors, log
 from slurm_ch.engine import accounts as passwd
-from slurm_ch.engine import environment, image
+from slurm_ch.engine import environment, image, task_plan
 from slurm_ch.errors import ChError, UsageError
-from slurm_ch.plugin import launcher, tickets
+from slurm_ch.plugin import launcher
 from slurm_ch.request import options, site, spec, step
 
 FULL = os.environ.get("CHAOS") == "full"
@@ -82,11 +82,11 @@ def test_site_and_request(arguments: list[str], lines: list[str]) -> None:
 def test_an_environment_file(data: bytes) -> None:
     try:
         assignments = environment.parse_file(os.fsdecode(data), "f")
-        plan = environment.encode([("E", assignment) for assignment in assignments])
+        plan = task_plan.encode([("E", assignment) for assignment in assignments])
     except ChError as error:
         one_line(error)
         return
-    records = plan.removeprefix(environment.PLAN_HEADER).split(b"\0")
+    records = plan.removeprefix(task_plan.HEADER).split(b"\0")
     assert records.pop() == b""
     assert [os.fsencode("E" + assignment) for assignment in assignments] == records
 
@@ -139,7 +139,7 @@ def test_step_facts(env: dict[str, str]) -> None:
     )
 )
 def test_facts(data: bytes) -> None:
-    fd = tickets.plan_file(data)
+    fd = task_plan.plan_file(data)
     try:
         facts = launcher.read_facts(fd)
         launcher.task_count(facts)

@@ -15,19 +15,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slurm_ch import paths
-from slurm_ch.engine import environment
+from slurm_ch.engine import task_plan
 from slurm_ch.plugin import tickets
 
 from .conftest import SANITIZE, SPANK
 
-HEADER = environment.PLAN_HEADER
+HEADER = task_plan.HEADER
 
 
 def carry_out(
     plan: bytes, *command: str, program: str | Path = paths.CH_JOIN, cwd: str = "/", **env: str
 ) -> subprocess.CompletedProcess[str]:
     """Run `command` by a plan, in no other namespace."""
-    fd = tickets.plan_file(plan)
+    fd = task_plan.plan_file(plan)
     try:
         return subprocess.run(
             ["ch-join", f"--plan={fd}", "--", *command], executable=program, check=False, capture_output=True, text=True,
@@ -38,7 +38,7 @@ def carry_out(
 
 
 def environment_after(records: Sequence[tuple[str, str]], **env: str) -> dict[str, str]:
-    done = carry_out(environment.encode(records), "env", "-0", **env)
+    done = carry_out(task_plan.encode(records), "env", "-0", **env)
     assert (done.returncode, done.stderr) == (0, "")
     return dict(entry.split("=", 1) for entry in done.stdout.split("\0") if entry)
 
@@ -140,15 +140,15 @@ def test_path_where_there_is_none() -> None:
 
 def test_working_directory(tmp_path: Path) -> None:
     assert environment_after([("C", "/usr")])["PWD"] == "/usr"
-    done = carry_out(environment.encode([]), "pwd", cwd="/usr/share")
+    done = carry_out(task_plan.encode([]), "pwd", cwd="/usr/share")
     assert done.stdout == "/usr/share\n"
-    done = carry_out(environment.encode([("C", "/nonexistent")]), "pwd")
+    done = carry_out(task_plan.encode([("C", "/nonexistent")]), "pwd")
     assert (done.returncode, done.stdout, done.stderr) == (
         31,
         "",
         "slurm-ch: error: can't cd to /nonexistent: No such file or directory\n",
     )
-    done = carry_out(environment.encode([("V", "1")]), "pwd", SLURM_CH_CWD="/nonexistent")
+    done = carry_out(task_plan.encode([("V", "1")]), "pwd", SLURM_CH_CWD="/nonexistent")
     assert done.stdout == "/\n"
     assert "working directory /nonexistent is not in the container" in done.stderr
 
@@ -160,7 +160,7 @@ def test_working_directory(tmp_path: Path) -> None:
 )  # fmt: skip
 @pytest.mark.row("R4")
 def test_commands_that_cannot_be_executed(command: list[str], code: int, why: str) -> None:
-    done = carry_out(environment.encode([]), *command, SLURMD_NODENAME="n7")
+    done = carry_out(task_plan.encode([]), *command, SLURMD_NODENAME="n7")
     assert done.returncode == code
     assert done.stderr.startswith(f"slurm-ch: n7: error: can't execute {command[0]}: {why}")
 
@@ -169,15 +169,13 @@ def test_a_command_found_by_the_plans_path(tmp_path: Path) -> None:
     tool = tmp_path / "tool"
     tool.write_text("#!/bin/sh\necho found\n")
     tool.chmod(0o755)
-    assert carry_out(environment.encode([("E", f"PATH={tmp_path}")]), "tool").stdout == "found\n"
+    assert carry_out(task_plan.encode([("E", f"PATH={tmp_path}")]), "tool").stdout == "found\n"
 
 
 def test_nothing_of_ours_leaks() -> None:
     show = "for f in /proc/$$/fd/*; do echo ${f##*/}; done; grep NoNew /proc/$$/status"
     bare = subprocess.run(["sh", "-c", show], check=True, capture_output=True, text=True).stdout
-    assert carry_out(environment.encode([]), "sh", "-c", show).stdout == bare.replace(
-        "NoNewPrivs:\t0", "NoNewPrivs:\t1"
-    )
+    assert carry_out(task_plan.encode([]), "sh", "-c", show).stdout == bare.replace("NoNewPrivs:\t0", "NoNewPrivs:\t1")
 
 
 @pytest.mark.parametrize(
@@ -207,7 +205,7 @@ def test_malformed_plans(ch_join_sanitized: Path, plan: bytes) -> None:
 def test_plans_of_random_bytes(ch_join_sanitized: Path) -> None:
     """A fixed seed: what fails once fails again."""
     dice = random.Random(20261124)
-    good = environment.encode([("E", "A=1"), ("X", "B=$A:$C:x"), ("U", "C*"), ("P", ""), ("C", "/"), ("V", "0")])
+    good = task_plan.encode([("E", "A=1"), ("X", "B=$A:$C:x"), ("U", "C*"), ("P", ""), ("C", "/"), ("V", "0")])
     for _ in range(400):
         plan = bytearray(good)
         for _ in range(dice.randint(1, 6)):
@@ -262,7 +260,7 @@ def sockets_closed() -> Iterator[None]:
 
 def issue(launcher_end: socket.socket, namespaces: Sequence[int], plan: bytes = HEADER) -> None:
     office = tickets.Office(launcher_end.detach())
-    office.issue(namespaces[0], namespaces[1], tickets.plan_file(plan))
+    office.issue(namespaces[0], namespaces[1], task_plan.plan_file(plan))
     office.close()
 
 
@@ -363,7 +361,7 @@ def forged(
     namespaces: list[int], plan: bytes, *, swapped: bool = False, sealed: bool = True
 ) -> tuple[bytes, list[int]]:
     """Return a ticket's message and descriptors."""
-    memory = tickets.plan_file(plan)
+    memory = task_plan.plan_file(plan)
     if not sealed:
         memory = os.memfd_create("plan")
         os.write(memory, plan)
@@ -374,9 +372,9 @@ def forged(
 def test_the_first_message_counts(namespaces: list[int]) -> None:
     """A task looks at one message and takes none: what comes later is never read, by no task."""
     tasks_end, launcher_end = pair()
-    message, fds = forged(namespaces, environment.encode([("E", "WHOSE=first")]))
+    message, fds = forged(namespaces, task_plan.encode([("E", "WHOSE=first")]))
     socket.send_fds(launcher_end, [message], fds)
-    message, fds = forged(namespaces, environment.encode([("E", "WHOSE=second")]))
+    message, fds = forged(namespaces, task_plan.encode([("E", "WHOSE=second")]))
     socket.send_fds(launcher_end, [message], fds)
     refuse(launcher_end, 64)
     for _ in range(3):
@@ -386,7 +384,7 @@ def test_the_first_message_counts(namespaces: list[int]) -> None:
 def test_a_task_cannot_answer_another(namespaces: list[int]) -> None:
     """What is sent into the tasks' end reaches the launcher's only, which nobody reads."""
     tasks_end, launcher_end = pair()
-    message, fds = forged(namespaces, environment.encode([]))
+    message, fds = forged(namespaces, task_plan.encode([]))
     socket.send_fds(tasks_end, [message], fds)
     task = join(tasks_end, "echo", "forged")
     refuse(launcher_end, 77)
@@ -394,7 +392,7 @@ def test_a_task_cannot_answer_another(namespaces: list[int]) -> None:
 
 
 def test_a_ticket_s_descriptors_are_what_they_stand_for(namespaces: list[int], ch_join_sanitized: Path) -> None:
-    plan = environment.encode([])
+    plan = task_plan.encode([])
     for how, why in (
         ({"swapped": True}, "can't join user namespace"),
         ({"sealed": False}, "the plan: it is not sealed"),

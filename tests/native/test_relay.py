@@ -25,7 +25,7 @@ from pathlib import Path
 import pytest
 
 from slurm_ch import paths
-from slurm_ch.engine import environment
+from slurm_ch.engine import task_plan
 from slurm_ch.plugin import tickets
 
 from . import relay as stage
@@ -574,7 +574,7 @@ def issue(launcher_end: socket.socket, namespaces: list[int], plan: list[tuple[s
         listener.bind(place)
         listener.listen()
     office = tickets.Office(launcher_end.detach())
-    office.issue(namespaces[0], namespaces[1], tickets.plan_file(environment.encode(plan)), listener.fileno())
+    office.issue(namespaces[0], namespaces[1], task_plan.plan_file(task_plan.encode(plan)), listener.fileno())
     office.close()
     listener.close()
 
@@ -676,8 +676,8 @@ def test_what_a_relayed_srun_hands_to_its_step(namespaces: list[int], ch_join_sa
     env = {f"SLURM_CH_RELAYED_{name}": value for name, value in relayed.items()} | {"LD_Y": "gone", "LD_Z": "kept"}
     tasks_end, launcher_end = pair()
     office = tickets.Office(launcher_end.detach())
-    plan = environment.encode([("X", "SEEN=$LD_X"), ("E", "LD_Z=ruled")])
-    office.issue(namespaces[0], namespaces[1], tickets.plan_file(plan))
+    plan = task_plan.encode([("X", "SEEN=$LD_X"), ("E", "LD_Z=ruled")])
+    office.issue(namespaces[0], namespaces[1], task_plan.plan_file(plan))
     office.close()
     code, out, err = end(join(tasks_end, "sh", "-c", "pwd; env -0", program=ch_join_sanitized, **env))
     where, _, rest = out.partition("\n")
@@ -688,6 +688,6 @@ def test_what_a_relayed_srun_hands_to_its_step(namespaces: list[int], ch_join_sa
     assert "LD_Y" not in found
     tasks_end, launcher_end = pair()
     office = tickets.Office(launcher_end.detach())
-    office.issue(namespaces[0], namespaces[1], tickets.plan_file(environment.encode([("C", "/bin")])))
+    office.issue(namespaces[0], namespaces[1], task_plan.plan_file(task_plan.encode([("C", "/bin")])))
     office.close()
     assert end(join(tasks_end, "pwd", SLURM_CH_RELAYED_PWD="/usr"))[1] == f"{os.path.realpath('/bin')}\n"

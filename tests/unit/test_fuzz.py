@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from slurm_ch import errors, log
 from slurm_ch.cli import main
 from slurm_ch.engine import container as engine
-from slurm_ch.engine import environment, namespaces
+from slurm_ch.engine import environment, namespaces, task_plan
 from slurm_ch.engine.action import Build
+from slurm_ch.engine.caller import Caller
 from slurm_ch.errors import ChError, UsageError
 from slurm_ch.request import options
 from slurm_ch.standalone import run as runner
@@ -58,7 +59,7 @@ def no_kernel() -> Iterator[list[str]]:
                 assert "\0" not in action.describe()
             return container.build
 
-        def no_peers(spec: object, caller: engine.Caller, _add_hooks: object) -> Build:
+        def no_peers(spec: object, caller: Caller, _add_hooks: object) -> Build:
             runner.step.tag(caller.environment, ppid=1)
             runner.step.local_task_count(caller.environment)
             return Build()
@@ -67,7 +68,7 @@ def no_kernel() -> Iterator[list[str]]:
             raise ChError(f"join: no process {pid}")
 
         def become(_ch_join: int, plan: bytes, argv: list[str], *_: object) -> None:
-            assert plan.startswith(environment.PLAN_HEADER)
+            assert plan.startswith(task_plan.HEADER)
             assert argv
             raise SystemExit(0)
 
@@ -137,7 +138,7 @@ def test_environment_files_of_any_bytes(data: bytes, separator: str) -> None:
     except UsageError as error:
         assert "\n" not in errors.describe(error)
         return
-    records = environment.encode([("X", line) for line in assignments])
+    records = task_plan.encode([("X", line) for line in assignments])
     assert records.count(b"\0") == len(assignments) + 1
     assert all(line.partition("=")[0] and "=" in line for line in assignments)
 
@@ -151,12 +152,12 @@ def test_environment_files_through_the_engine(tmp_path: Path, data: bytes, zero:
     name = "set-env0" if zero else "set-env"
     wanted = runner.engine.Environment  # the action that reads it
     spec = engine_spec(name, str(file))
-    action = wanted(spec, engine.Caller({"HOME": "/x"}))
+    action = wanted(spec, Caller({"HOME": "/x"}))
     build = Build()
     build.root_fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         action.apply(build)
-        environment.encode(build.records)
+        task_plan.encode(build.records)
     except ChError as error:
         assert "\n" not in errors.describe(error)
     finally:

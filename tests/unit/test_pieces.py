@@ -18,9 +18,10 @@ from pytest_mock import MockerFixture
 
 from slurm_ch import errors, linux, log
 from slurm_ch.engine import accounts as passwd
+from slurm_ch.engine import action, container, environment, image, namespaces, squashfs, task_plan
 from slurm_ch.engine import binds as mounts
-from slurm_ch.engine import container, environment, image, namespaces, squashfs
 from slurm_ch.engine.action import Build
+from slurm_ch.engine.caller import Caller
 from slurm_ch.errors import ChError, JoinError, UsageError
 from slurm_ch.request import options, spec
 
@@ -136,7 +137,7 @@ def test_environment_file_refuses(line: str) -> None:
 @given(st.text(max_size=100))
 def test_environment_file_of_any_text(text: str) -> None:
     try:
-        environment.encode(environment.rule_records([("file", "f")], True, lambda _: text))
+        task_plan.encode(environment.rule_records([("file", "f")], True, lambda _: text))
     except UsageError:
         pass
 
@@ -145,9 +146,9 @@ def test_plan_records() -> None:
     records = environment.rule_records([("set", "A=1"), ("unset", "B*"), ("file", "f")], False, lambda _: "C=2\n")
     assert records == [("E", "A=1"), ("U", "B*"), ("E", "C=2")]
     assert environment.rule_records([("set", "A=$B")], True, str)[0] == ("X", "A=$B")
-    assert environment.encode([("E", "A=\udcff")]) == b"slurm_ch plan 1\0EA=\xff\0"
+    assert task_plan.encode([("E", "A=\udcff")]) == b"slurm_ch plan 1\0EA=\xff\0"
     with pytest.raises(ChError, match="a NUL"):
-        environment.encode([("E", "A=\0")])
+        task_plan.encode([("E", "A=\0")])
 
 
 def test_description_of_errors() -> None:
@@ -164,7 +165,7 @@ def test_description_of_errors() -> None:
 
 def test_hooks_run_in_order_and_once() -> None:
     seen: list[tuple[object, object]] = []
-    hooks = container.Hooks("host")
+    hooks = action.Hooks("host")
     hooks.add("a", lambda c, data: seen.append((c, data)), 1)
     hooks.add("b", lambda c, data: seen.append((c, data)), 2)
     hooks.run("container")  # type: ignore[arg-type]
@@ -176,12 +177,12 @@ def test_hooks_run_in_order_and_once() -> None:
 @pytest.mark.row("H1")
 def test_duplicate_hooks() -> None:
     seen: list[object] = []
-    hooks = container.Hooks("guest")
+    hooks = action.Hooks("guest")
     hooks.add("a", lambda c, data: seen.append(data), 1)
-    hooks.add("a", lambda c, data: seen.append(data), 2, container.HOOK_SKIP)
-    hooks.add("a", lambda c, data: seen.append(data), 3, container.HOOK_ALLOW)
+    hooks.add("a", lambda c, data: seen.append(data), 2, action.HOOK_SKIP)
+    hooks.add("a", lambda c, data: seen.append(data), 3, action.HOOK_ALLOW)
     with pytest.raises(ChError, match="duplicate hook: a"):
-        hooks.add("a", lambda c, data: seen.append(data), 4, container.HOOK_FAIL)
+        hooks.add("a", lambda c, data: seen.append(data), 4, action.HOOK_FAIL)
     hooks.run("container")  # type: ignore[arg-type]
     assert seen == [1, 3]
 
@@ -203,10 +204,10 @@ def test_b1_binds_that_make_no_sense(src: str, dst: str, flags: dict[str, bool],
 
 def test_bare_set_env_never_reads_the_hosts(mocker: MockerFixture) -> None:
     # A host may have a /ch/environment of its own.
-    read = mocker.patch.object(container, "_host_text", return_value="A=host\n")
+    read = mocker.patch.object(environment, "_host_text", return_value="A=host\n")
     for name, files in (("/ch/environment", []), ("/etc/environment", ["/etc/environment"])):
         wanted = spec.make("/tmp", [options.Setting("set-env", name, "--set-env")])
-        assert list(container.Environment(wanted, container.Caller({}, cwd="/")).host_files) == files
+        assert list(container.Environment(wanted, Caller({}, cwd="/")).host_files) == files
     assert read.call_count == 1
 
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slurm_ch import errors
-from slurm_ch.engine import environment
+from slurm_ch.engine import task_plan
 from slurm_ch.errors import ChError, UsageError
 from slurm_ch.plugin import launcher, tickets
 from slurm_ch.request import options, site, spec
@@ -50,7 +50,7 @@ def test_c_and_python_agree_on_constants() -> None:
         assert f"#define EXIT_{name} {getattr(errors, 'EXIT_' + name)}\n" in header
     assert f'#define TICKET_MAGIC "{tickets.MAGIC.decode()}"' in header
     assert f'#define RELAYED_COMMANDS \\\n\t"{",".join(site.RELAYED)}"\n' in header
-    assert f'#define PLAN_HEADER "{environment.PLAN_HEADER.rstrip(bytes(1)).decode()}"' in header
+    assert f'#define PLAN_HEADER "{task_plan.HEADER.rstrip(bytes(1)).decode()}"' in header
     assert f'#define FACTS_MAGIC "{launcher._MAGIC.decode()}"' in header
 
 
@@ -306,14 +306,14 @@ def test_site_argument_of_any_text(text: str) -> None:
 
 def test_facts_of_another_version_are_refused() -> None:
     for data in (b"", b"x", b"slurm_ch facts 1", b"slurm_ch facts 2\0", b"slurm_ch facts 1\0zwhat\0"):
-        fd = tickets.plan_file(data)
+        fd = task_plan.plan_file(data)
         with pytest.raises(ChError, match="different versions"):
             launcher.read_facts(fd)
         os.close(fd)
 
 
 def test_facts() -> None:
-    fd = tickets.plan_file(b"slurm_ch facts 1\0abind=/x\0rimage=i\ncd=/y\n\0eA=1\0eB=\xff=2\0t4\0b/spool/script\0")
+    fd = task_plan.plan_file(b"slurm_ch facts 1\0abind=/x\0rimage=i\ncd=/y\n\0eA=1\0eB=\xff=2\0t4\0b/spool/script\0")
     facts = launcher.read_facts(fd)
     assert (facts.site, facts.request, facts.local_tasks, facts.script) == (
         ["bind=/x"],

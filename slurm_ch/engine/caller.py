@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who starts a container, and from where."""
+
+from __future__ import annotations
+
+import os
+
+from ..errors import ChError
+from . import accounts
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# Where Slurm runs a step whose working directory is missing.
+_FALLBACK = "/tmp"
+
+
+class Caller:
+    """Who starts the container, from where: facts about the process, as data."""
+
+    __slots__ = ("cwd", "environment", "gid", "script", "uid", "user")
+
+    def __init__(self, env: Mapping[str, str], cwd: str | None = None, script: str | None = None) -> None:
+        self.uid = os.geteuid()
+        self.gid = os.getegid()
+        self.environment = env
+        self.user = accounts.user_name(self.uid)
+        self.cwd = cwd or _cwd()
+        self.script = script  # a batch script that must be visible in the container
+
+    def path(self, path: str) -> str:
+        """Return `path` as an absolute one; ChError where it may be somebody else's.
+
+        Slurm goes to /tmp when a node lacks the working directory, and anybody
+        may have put something there under the name that the user means.
+        """
+        if self.cwd == _FALLBACK and self.environment.get("PWD", _FALLBACK) != _FALLBACK and path[:1] != "/":
+            self._check_owners(path)
+        return os.path.join(self.cwd, path)
+
+    def _check_owners(self, path: str) -> None:
+        here = self.cwd
+        for part in path.split("/"):
+            here = os.path.join(here, part)
+            try:
+                owner = os.lstat(here).st_uid
+            except (OSError, ValueError):
+                return
+            if owner not in (0, self.uid):
+                raise ChError(f"{path}: the working directory is {_FALLBACK}, and {here} belongs to uid {owner}")
+
+    def home_directory(self) -> str:
+        """Return where `home` puts the user's home."""
+        return "/home/" + (self.environment.get("USER") or self.user)
+
+
+def _cwd() -> str:
+    try:
+        return os.getcwd()
+    except OSError:
+        return "/"

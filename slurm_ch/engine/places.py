@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Places in the new root: finding them, and making them where they are missing.
+
+All look-ups inside the image go through openat2(2), confined by the kernel to
+the new root, and what it returns is a descriptor that is mounted on: a
+symbolic link or a rename in the image can't redirect a mount.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from .. import linux, log
+from ..errors import ChError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .action import Build
+
+_BENEATH = linux.RESOLVE_BENEATH | linux.RESOLVE_NO_MAGICLINKS
+_IN_ROOT = linux.RESOLVE_IN_ROOT | linux.RESOLVE_NO_MAGICLINKS
+
+# In the staging directory: the layers of overmounts, and the image without them.
+SCRATCH = "scratch"
+UNCOVERED = "uncovered"
+
+
+def mount_id(fd: int) -> int:
+    """Return the id of the mount that `fd` is in, as in /proc/self/mountinfo."""
+    info = os.open(f"/proc/self/fdinfo/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        text = os.read(info, 4096)
+    finally:
+        os.close(info)
+    for line in text.split(b"\n"):
+        if line.startswith(b"mnt_id:"):
+            return int(line[7:])
+    raise ChError(f"no mnt_id in /proc/self/fdinfo/{fd}")
+
+
+def look_up(build: Build, path: str, follow: bool) -> int:
+    """Return an O_PATH descriptor of `path` in the new root; OSError, EXDEV if it escapes."""
+    return linux.openat2(build.root_fd, path.lstrip("/") or ".", os.O_PATH, _IN_ROOT if follow else _BENEATH)
+
+
+def open_file(build: Build, path: str) -> int:
+    """Return a file of the image, opened for reading; OSError if it can't be. Never waits, as a FIFO would."""
+    return linux.openat2(build.root_fd, path.lstrip("/"), os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY, _IN_ROOT)
+
+
+def create(build: Build, path: str, directory: bool, follow: bool = False, cover: bool = True) -> int:
+    """Make a mount point at `path`, with the directories above it, and return it opened."""
+    try:
+        if directory:
+            return create_parents(build, path, follow, cover)
+        parent = create_parents(build, os.path.dirname(path), follow, cover)
+    except OSError as error:
+        if error.errno == errno.EXDEV:
+            raise ChError(f"{path} not subdirectory of the image's root") from None
+        raise ChError(f"can't create {path}") from error
+    try:
+        parent = writeable(build, parent, path, cover)
+        name = os.path.basename(path)
+        fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=parent)
+        os.close(fd)
+        return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    except OSError as error:
+        raise ChError(f"can't create {path}") from error
+    finally:
+        os.close(parent)
+
+
+def create_parents(build: Build, path: str, follow: bool = False, cover: bool = True) -> int:
+    """Return the directory `path` opened, made with all above it where missing."""
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    here = look_up(build, "/", False)
+    done = 0
+    for index in range(len(parts)):
+        try:
+            deeper = look_up(build, "/".join(parts[: index + 1]), follow)
+        except FileNotFoundError:
+            break
+        os.close(here)
+        here = deeper
+        done = index + 1
+    for name in parts[done:]:
+        if name == "..":
+            os.close(here)
+            raise ChError(f"can't create a directory below '..': {path}")
+        here = writeable(build, here, path, cover)
+        os.mkdir(name, 0o755, dir_fd=here)
+        deeper = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=here)
+        os.close(here)
+        here = deeper
+    return here
+
+
+def writeable(build: Build, directory: int, path: str, cover: bool = True) -> int:
+    """Return `directory`, or a writeable overmount of it, in which a name can be made.
+
+    Where it returns another descriptor, `directory` is closed. ChError when the
+    directory is in a mount from the host: creating there would create on the host.
+    OSError if it is not writeable, and not to be covered.
+    """
+    if mount_id(directory) not in build.mounts:
+        where = os.readlink(f"/proc/self/fd/{directory}").removeprefix(f"/{build.root}") or "/"
+        raise ChError(f"{path}: {where} is bound from the host; nothing is created there")
+    if os.access(f"/proc/self/fd/{directory}", os.W_OK):
+        return directory
+    if not cover:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    over = _overmount(build, directory)
+    os.close(directory)
+    return over
+
+
+def _overmount(build: Build, directory: int) -> int:
+    """Cover a directory by an overlay of itself whose top layer is ours to write."""
+    layers = f"{SCRATCH}/{build.overmounts}"
+    build.overmounts += 1
+    log.debug(f"overmounting {os.readlink(f'/proc/self/fd/{directory}')}")
+    os.makedirs(f"{layers}/upper", 0o755)
+    os.mkdir(f"{layers}/work", 0o700)
+    lower = _uncovered(build, directory)
+    cover = overlay(f"/proc/self/fd/{lower}", f"{layers}/upper", f"{layers}/work")
+    os.close(lower)
+    lay_over(build, directory, cover)
+    return cover
+
+
+def lay_over(build: Build, directory: int, cover: int) -> None:
+    """Attach an overlay mount at the directory that it covers; what is mounted below stays."""
+    below = [(name, linux.open_tree(directory, name, linux.OPEN_TREE_CLOEXEC)) for name in mounted_below(directory)]
+    is_root = same_place(directory, build.root_fd)
+    flags = linux.MOVE_MOUNT_F_EMPTY_PATH | linux.MOVE_MOUNT_T_EMPTY_PATH
+    linux.move_mount(cover, "", directory, "", flags)
+    for name, fd in below:
+        # The overlay has the places, but not what is mounted on them.
+        place = linux.openat2(cover, name, os.O_PATH, _BENEATH | linux.RESOLVE_NO_SYMLINKS)
+        linux.move_mount(fd, "", place, "", flags)
+        os.close(place)
+        os.close(fd)
+    build.mounts.add(mount_id(cover))
+    if is_root:
+        # Look-ups begin in the cover from now on; nothing crosses to it from below.
+        os.close(build.root_fd)
+        build.root_fd = os.dup(cover)
+
+
+def same_place(one: int, other: int) -> bool:
+    """Whether two descriptors are of one place: the same file, in the same mount."""
+    return os.path.samestat(os.fstat(one), os.fstat(other)) and mount_id(one) == mount_id(other)
+
+
+def _uncovered(build: Build, directory: int) -> int:
+    """Return `directory` as it is in the image, below any cover of ours.
+
+    The kernel stacks two overlays, not three, and write-fake's is one already.
+    Nothing is lost: what we make in a cover is ours to write, and never covered.
+    """
+    if build.uncovered_fd < 0:
+        # Attached, because older kernels overlay nothing that isn't. With the
+        # mounts in it, because some may not be left out.
+        os.mkdir(UNCOVERED, 0o700)
+        flags = linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC | linux.AT_RECURSIVE | linux.AT_EMPTY_PATH
+        build.uncovered_fd = linux.open_tree(build.root_fd, "", flags)
+        linux.move_mount(build.uncovered_fd, "", linux.AT_FDCWD, UNCOVERED, linux.MOVE_MOUNT_F_EMPTY_PATH)
+    path = os.readlink(f"/proc/self/fd/{directory}").removeprefix(f"/{build.root}").lstrip("/")
+    return linux.openat2(build.uncovered_fd, path or ".", os.O_PATH, _BENEATH | linux.RESOLVE_NO_SYMLINKS)
+
+
+def mounted_below(directory: int) -> list[str]:
+    """Return the places below `directory` on which there is a mount, as relative paths."""
+    base, parent = os.fsencode(os.readlink(f"/proc/self/fd/{directory}")) + b"/", b"%d" % mount_id(directory)
+    with open("/proc/self/mountinfo", "rb") as file:
+        lines = [line.split(b" ", 5) for line in file]
+    found = []
+    for _, above, _, _, point, _ in lines:
+        path = _unescape(point)
+        if above == parent and path.startswith(base):
+            found.append(os.fsdecode(path[len(base) :]))
+    return found
+
+
+def _unescape(field: bytes) -> bytes:
+    """Return a path of mountinfo as it is: blanks, newlines and backslashes are octal there."""
+    first, *rest = field.split(b"\\")
+    return first + b"".join(bytes([int(part[:3], 8)]) + part[3:] for part in rest)
+
+
+def overlay(lower: str, upper: str, work: str) -> int:
+    """Return a detached overlay mount of the three directories."""
+    layers = (("lowerdir", lower), ("upperdir", upper), ("workdir", work))
+    return linux.new_filesystem(
+        "overlay", (("source", "slurm_ch"), *layers, ("index", "on")), ("userxattr", "volatile")
+    )
+
+
+def tmpfs(options: dict[str, str]) -> int:
+    """Return a detached, empty tmpfs."""
+    attributes = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV
+    return linux.new_filesystem("tmpfs", (("source", "slurm_ch"), *options.items()), attributes=attributes)

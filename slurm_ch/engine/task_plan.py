@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `ch-join` does in each task: records, their bytes, and the memory file that carries them.
+
+A plan is a sequence of NUL-terminated records, the first byte its kind:
+
+    E NAME=VALUE   set
+    X NAME=VALUE   set, with $NAME expanded
+    U GLOB         unset by shell pattern
+    P              give PATH a /bin if it has none
+    C DIR          change to DIR, or fail
+    V LEVEL        verbosity, below 0 for quiet
+    K              color messages
+    S              emulate root by seccomp
+    R              keep the caller's session keyring, instead of the container's own
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+
+from ..errors import ChError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Record = tuple[str, str]
+HEADER = b"slurm_ch plan 1\0"
+
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+
+
+def encode(records: Sequence[Record]) -> bytes:
+    """Return the plan as bytes; ChError if a value can't be passed."""
+    parts = [HEADER]
+    for kind, value in records:
+        data = os.fsencode(kind + value)
+        if b"\0" in data:
+            raise ChError(f"a NUL in an environment rule: {value!r}")
+        parts.append(data + b"\0")
+    return b"".join(parts)
+
+
+def describe(record: Record) -> str:
+    """Return one line for people about a record."""
+    kind, value = record
+    words = {
+        "E": "set",
+        "X": "set, expanding:",
+        "A": "set, expanding anywhere:",
+        "U": "unset",
+        "P": "add /bin to PATH if it has none",
+        "C": "change directory to",
+        "V": "verbosity",
+        "K": "color messages",
+        "S": "emulate root",
+        "R": "keep the session keyring",
+    }
+    return f"environment: {words[kind]} {value}".rstrip()
+
+
+def plan_file(plan: bytes) -> int:
+    """Return a sealed memory file that holds `plan`."""
+    try:
+        fd = os.memfd_create("slurm_ch-plan", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        view = memoryview(plan)
+        while view:
+            view = view[os.write(fd, view) :]
+        seal(fd)
+    except OSError as error:
+        raise ChError("can't write the tasks' plan") from error
+    return fd
+
+
+def seal(fd: int) -> None:
+    """Let nobody change a memory file any more."""
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)

@@ -8,11 +8,40 @@
 
 struct sock_filter;
 
-/* main.c */
+/* messages.c */
+void messages_level(int level);
+void messages_color(void);
+void messages_to(int fd);
 void die(int code, const char *format, ...) __attribute__((noreturn, format(printf, 2, 3)));
+void warn(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* Say something that is asked for from this level on. */
 void info(int level, const char *format, ...) __attribute__((format(printf, 2, 3)));
 char *need(char *allocated);
+
+/* ticket.c: wait on the tasks' socket for the launcher's ticket, and look at it
+ * without taking it; enter the container that it is for. */
+struct ticket {
+	int user_fd, mount_fd, plan_fd;
+	int relay_fd; /* -1: no relay */
+};
+bool is_first_task(void);
+void ticket_read(int sock, struct ticket *t);
+void ticket_enter(const struct ticket *t);
+
+/* plan.c: records in a sealed memory file; carried out inside. */
+struct plan {
+	const char *first, *end;
+};
+struct settings {
+	const char *directory; /* NULL: the caller's */
+	int verbosity;
+	bool emulates_root, keeps_keyring;
+};
+struct plan plan_read(int fd);
+struct settings plan_carry_out(struct plan plan);
+
+/* command.c */
+void command_run(const struct settings *s, const char *callers, char **argv) __attribute__((noreturn));
 
 /* entrypoint.c: the command that the image was built with, for "-" and the
  * arguments behind it. */

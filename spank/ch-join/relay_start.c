@@ -3,7 +3,6 @@
  * to its step. */
 #define _GNU_SOURCE
 #include <errno.h>
-#include <fcntl.h>
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,14 +12,12 @@
 
 #include "../agreement.h"
 #include "../ch-relay/relay.h"
+#include "../common/descriptors.h"
 
 extern char **environ;
 
 #ifndef SYS_pidfd_open
 #define SYS_pidfd_open 434
-#endif
-#ifndef SYS_close_range
-#define SYS_close_range 436
 #endif
 
 /* The broker's program: ch-relay, beside this program. The kernel says where that
@@ -47,17 +44,12 @@ static void __attribute__((noreturn))
 become(const char *program, const char *commands, int listen_fd, int watch_fd)
 {
 	char *argv[] = { "ch-relay", "--serve", (char *)commands, NULL };
-	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+	/* Its listening and watching descriptors are RELAY_LISTEN_FD and RELAY_WATCH_FD. */
+	const int list[] = { DEV_NULL, DEV_NULL, DEV_NULL, listen_fd, watch_fd };
 
-	/* Above what they shall become. */
-	listen_fd = fcntl(listen_fd, F_DUPFD_CLOEXEC, 10);
-	watch_fd = fcntl(watch_fd, F_DUPFD_CLOEXEC, 10);
-	null = fcntl(null, F_DUPFD_CLOEXEC, 10);
 	/* The task's streams are not kept open, its terminal's signals not received. */
-	if (setsid() < 0 || dup2(null, 0) < 0 || dup2(null, 1) < 0 || dup2(null, 2) < 0 ||
-	    dup2(listen_fd, RELAY_LISTEN_FD) < 0 || dup2(watch_fd, RELAY_WATCH_FD) < 0)
+	if (setsid() < 0 || descriptors_become(list, sizeof(list) / sizeof(*list)))
 		_exit(EXIT_SETUP);
-	syscall(SYS_close_range, RELAY_WATCH_FD + 1, ~0U, 0);
 	execv(program, argv);
 	_exit(EXIT_SETUP);
 }

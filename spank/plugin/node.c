@@ -25,6 +25,7 @@
 #include <unistd.h>
 
 #include "../agreement.h"
+#include "../common/start_launcher.h"
 #include "plugin.h"
 
 /* A socket of ours, and what tells it from another file under its number. */
@@ -228,7 +229,7 @@ static int write_facts(spank_t sp, uint32_t step, char **env, int ac, char **av)
 	uint32_t tasks;
 	char count[16], **argv = NULL;
 	int argc, fd;
-	FILE *out = facts_open(&fd, variable(env, REQUEST_VARIABLE), env, ac, av);
+	FILE *out = step_facts(&fd, variable(env, REQUEST_VARIABLE), env, ac, av);
 
 	if (!out)
 		return -1;

@@ -13,6 +13,8 @@
 #define SYS_close_range 436
 #endif
 
+#include "../common/facts.h"
+
 enum kind { KIND_ONE, KIND_LIST, KIND_FLAG, KIND_OPTIONAL };
 
 struct option {
@@ -55,9 +57,7 @@ bool guard_is_multi_prog(int argc, char **argv);
 
 /* step_facts.c: what the launcher and the checker are told, and where they are */
 char *site_path(const char *key, const char *beside, int ac, char **av);
-FILE *facts_open(int *fd, const char *request, char **env, int ac, char **av);
-void facts_record(FILE *out, char kind, const char *text);
-int facts_close(int fd, FILE *out);
+FILE *step_facts(int *fd, const char *request, char **env, int ac, char **av);
 
 /* broker_allowed.c: whether Slurm's commands may be called inside */
 char *broker_allowed(const char *request, bool batch, int ac, char **av);
@@ -72,12 +72,5 @@ int node_task_init(spank_t sp, int ac, char **av);
 int node_task_post_fork(void);
 int node_task_exit(spank_t sp);
 void node_free(void);
-
-/* start_launcher.c: the task's child that becomes the launcher */
-struct launch {
-	const char *python, *launcher;
-	int facts, socket;
-};
-int launch_start(const struct launch *l);
 
 #endif

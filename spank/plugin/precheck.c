@@ -14,16 +14,14 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "../agreement.h"
+#include "../common/descriptors.h"
 #include "plugin.h"
 
 extern char **environ;
-
-#define FACTS_FD 3
 
 /* The longest word that is passed on. */
 #define VERDICT_SIZE 8192
@@ -62,14 +60,10 @@ static void __attribute__((noreturn)) become(const char *python, const char *lau
 {
 	char *argv[] = { (char *)python, "-I", "-S", (char *)launcher, "--check", "3", NULL };
 	char *envp[] = { NULL };
-	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+	const int list[] = { DEV_NULL, out, DEV_NULL, facts };
 
-	if (null >= 0)
-		null = fcntl(null, F_DUPFD_CLOEXEC, 10);
-	if (null < 0 || dup2(null, STDIN_FILENO) < 0 || dup2(null, STDERR_FILENO) < 0 ||
-	    dup2(out, STDOUT_FILENO) < 0 || dup2(facts, FACTS_FD) < 0)
+	if (descriptors_become(list, sizeof(list) / sizeof(*list)))
 		_exit(EXIT_SETUP);
-	syscall(SYS_close_range, FACTS_FD + 1, ~0U, 0);
 	execve(python, argv, envp);
 	_exit(EXIT_SETUP);
 }
@@ -94,21 +88,16 @@ static void read_verdict(int fd, char *verdict)
 static void run_checker(const char *python, const char *launcher, int facts)
 {
 	char verdict[VERDICT_SIZE], *line;
-	int out[2], high[2];
+	int out[2];
 	long code;
 	pid_t child;
 
 	if (pipe2(out, O_CLOEXEC))
 		return;
-	/* Above what the child puts in order. */
-	high[0] = fcntl(facts, F_DUPFD_CLOEXEC, 10);
-	high[1] = fcntl(out[1], F_DUPFD_CLOEXEC, 10);
-	close(out[1]);
-	child = high[0] < 0 || high[1] < 0 ? -1 : fork();
+	child = fork();
 	if (child == 0)
-		become(python, launcher, high[0], high[1]);
-	close(high[0]);
-	close(high[1]);
+		become(python, launcher, facts, out[1]);
+	close(out[1]);
 	if (child > 0) {
 		read_verdict(out[0], verdict);
 		close(out[0]); /* it may have more to say than we listen to */
@@ -137,7 +126,7 @@ void check_request(const char *request, const char *image, bool plain, int ac, c
 	python = site_path("python", "/usr/bin/python3", ac, av);
 	launcher = site_path("launcher", "../plugin/launch.py", ac, av);
 	if (python && launcher && !access(python, X_OK) && !access(launcher, R_OK)) {
-		out = facts_open(&facts, request, environ, ac, av);
+		out = step_facts(&facts, request, environ, ac, av);
 		facts = out ? facts_close(facts, out) : -1;
 		if (facts >= 0) {
 			run_checker(python, launcher, facts);

@@ -1,16 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the launcher and the checker are told, as data, and where they are. */
+/* What the launcher and the checker are told, and where they are. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
-#include <fcntl.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
-#include "../agreement.h"
 #include "plugin.h"
 
 /* A site argument's value, or what lies at `beside` this plugin's directory. */
@@ -32,45 +28,15 @@ char *site_path(const char *key, const char *beside, int ac, char **av)
 	return asprintf(&path, "%s/%s", real, beside) < 0 ? NULL : path;
 }
 
-void facts_record(FILE *out, char kind, const char *text)
+/* Open the facts with what is always in them: environment, site, request. */
+FILE *step_facts(int *fd, const char *request, char **env, int ac, char **av)
 {
-	fprintf(out, "%c%s", kind, text);
-	fputc('\0', out);
-}
+	FILE *out = facts_open(fd, env);
 
-/* Open a memory file with what is always in it: site, request, environment.
- * The caller adds to it, and ends with facts_close. */
-FILE *facts_open(int *fd, const char *request, char **env, int ac, char **av)
-{
-	int copy;
-	FILE *out;
-
-	*fd = memfd_create("slurm_ch-facts", MFD_CLOEXEC);
-	if (*fd < 0)
+	if (!out)
 		return NULL;
-	copy = fcntl(*fd, F_DUPFD_CLOEXEC, 10);
-	out = copy < 0 ? NULL : fdopen(copy, "w");
-	if (!out) {
-		if (copy >= 0)
-			close(copy);
-		close(*fd);
-		return NULL;
-	}
-	fprintf(out, "%s", FACTS_MAGIC);
-	fputc('\0', out);
 	for (int i = 0; i < ac; i++)
 		facts_record(out, 'a', av[i]);
 	facts_record(out, 'r', request);
-	for (char **e = env; *e; e++)
-		facts_record(out, 'e', *e);
 	return out;
-}
-
-/* Return the memory file's descriptor, or -1 if not all of it could be written. */
-int facts_close(int fd, FILE *out)
-{
-	if (!fclose(out))
-		return fd;
-	close(fd);
-	return -1;
 }

@@ -200,8 +200,13 @@ void become_copy(int copy, int plan_fd, const char *directory, char **argv)
 	abort();
 }
 
+#include "../../spank/ch-join/messages.c"
+#include "../../spank/ch-join/ticket.c"
+#include "../../spank/ch-join/plan.c"
+#include "../../spank/ch-join/command.c"
 #include "../../spank/ch-join/main.c"
 #include "../../spank/ch-join/relay_start.c"
+#include "../../spank/common/descriptors.c"
 #include "../../spank/ch-join/entrypoint.c"
 #include "../../spank/ch-join/keyring.c"
 #include "../../spank/ch-join/root_emulation.c"
@@ -243,7 +248,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	fuzz_data = data;
 	fuzz_size = size;
 	verbosity = 0;
-	colored = emulating_root = false;
+	colored = false;
 	messages = STDERR_FILENO;
 	kind = fuzz_byte();
 	flags = fuzz_byte();

@@ -50,6 +50,7 @@ static void *fuzz_dlsym(void *handle, const char *name)
 #include "../../spank/plugin/batch_script.c"
 #include "../../spank/plugin/command_guard.c"
 #include "../../spank/plugin/step_facts.c"
+#include "../../spank/common/facts.c"
 #include "../../spank/plugin/broker_allowed.c"
 #undef _exit
 

@@ -21,7 +21,8 @@ SANITIZE = [
     "-fsanitize=address,undefined",
     "-fno-sanitize-recover=all",
 ]
-SOURCES = sorted(str(path) for path in (SPANK / "plugin").glob("*.c"))
+SOURCES = sorted(str(path) for folder in ("plugin", "common") for path in (SPANK / folder).glob("*.c"))
+CH_JOIN_SOURCES = sorted(str(path) for folder in ("ch-join", "common") for path in (SPANK / folder).glob("*.c"))
 
 Fake = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -69,9 +70,7 @@ def fake(fakes: dict[str, Path]) -> Fake:
 def ch_join_sanitized(world_tmp: Path) -> Path:
     """ch-join with sanitizers, for what its parsers make of nonsense."""
     to = world_tmp / "ch-join-sanitized"
-    subprocess.run(
-        ["cc", *SANITIZE, "-o", to, *sorted((SPANK / "ch-join").glob("*.c"))], check=True, capture_output=True
-    )
+    subprocess.run(["cc", *SANITIZE, "-o", to, *CH_JOIN_SOURCES], check=True, capture_output=True)
     return to
 
 

@@ -18,7 +18,7 @@ from slurm_ch import paths
 from slurm_ch.engine import task_plan
 from slurm_ch.plugin import tickets
 
-from .conftest import SANITIZE, SPANK
+from .conftest import CH_JOIN_SOURCES, SANITIZE
 
 HEADER = task_plan.HEADER
 
@@ -311,7 +311,7 @@ def ch_join_flaky(world_tmp: Path) -> Path:
         " if (times && n++ < atoi(times)) { errno = EINVAL; return -1; } n = 0; return __real_setns(fd, type); }\n"
     )
     to = world_tmp / "ch-join-flaky"
-    sources = sorted((SPANK / "ch-join").glob("*.c"))
+    sources = CH_JOIN_SOURCES
     subprocess.run(["cc", *SANITIZE, "-Wl,--wrap=setns", "-o", to, source, *sources], check=True)
     return to
 

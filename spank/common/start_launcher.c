@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The launcher's start: a grandchild of local task 0, as the user.
+/* The launcher's start: a grandchild of one of the tasks, as the user.
  *
  * A grandchild, because slurmstepd waits for its own children, and the task's
  * command must not find a child that it didn't start.
@@ -11,14 +11,14 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "../agreement.h"
-#include "plugin.h"
+#include "descriptors.h"
+#include "start_launcher.h"
 
-#define FACTS_FD 3
+/* In the order of the list in become(). */
 #define SOCKET_FD 4
 #define ERRORS_FD 5
 #define NULL_FD 6
@@ -41,37 +41,25 @@ static void __attribute__((noreturn)) become(const struct launch *l)
 {
 	char *argv[] = { (char *)l->python, "-I", "-S", (char *)l->launcher, "3", "4", "5", NULL };
 	char *envp[] = { NULL };
+	/* A task may have no standard error. */
+	int errors = fcntl(STDERR_FILENO, F_GETFD) < 0 ? DEV_NULL : STDERR_FILENO;
+	const int list[] = { DEV_NULL, DEV_NULL, errors, l->facts, l->socket, errors, DEV_NULL };
 	sigset_t none;
-	int facts, sock, null, errors;
 
-	/* Above what they shall become: any of 0 to 4 may be in use, or closed. */
-	facts = fcntl(l->facts, F_DUPFD_CLOEXEC, 10);
-	sock = fcntl(l->socket, F_DUPFD_CLOEXEC, 10);
-	null = open("/dev/null", O_RDWR | O_CLOEXEC);
-	if (null >= 0)
-		null = fcntl(null, F_DUPFD_CLOEXEC, 10);
-	errors = fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 10);
-	if (errors < 0 && errno == EBADF) /* the task has none */
-		errors = null;
-	if (facts < 0 || sock < 0 || null < 0 || errors < 0)
-		refuse(l->socket, "can't start launcher", l->python);
 	/* The terminal's signals are for the task. */
 	setsid();
 	for (int s = 1; s < NSIG; s++)
 		signal(s, SIG_DFL);
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
-	if (dup2(null, STDIN_FILENO) < 0 || dup2(null, STDOUT_FILENO) < 0 ||
-	    dup2(facts, FACTS_FD) < 0 || dup2(sock, SOCKET_FD) < 0 ||
-	    dup2(errors, ERRORS_FD) < 0 || dup2(null, NULL_FD) < 0)
-		refuse(sock, "can't start launcher", l->python);
+	/* Neither the task's descriptors nor slurmstepd's are the launcher's. */
+	if (descriptors_become(list, sizeof(list) / sizeof(*list)))
+		refuse(l->socket, "can't start launcher", l->python);
 	/* Nobody waits for a container any more when all tasks are gone: SIGIO
 	 * ends the launcher then, even where it hangs in a dead server's file. */
 	if (fcntl(SOCKET_FD, F_SETOWN, getpid()) ||
 	    fcntl(SOCKET_FD, F_SETFL, fcntl(SOCKET_FD, F_GETFL) | O_ASYNC))
 		refuse(SOCKET_FD, "can't start launcher", l->python);
-	/* Neither the task's descriptors nor slurmstepd's are the launcher's. */
-	syscall(SYS_close_range, NULL_FD + 1, ~0U, 0);
 	if (access(l->launcher, R_OK))
 		refuse(SOCKET_FD, "can't start launcher", l->launcher);
 	/* An interpreter that can't start says so in tens of lines; ch-join has

@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The command: where it runs, what of it is seen, and what comes before its exec. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+#include "../agreement.h"
+#include "ch-join.h"
+
+#define HIDES_OUTPUT -1
+#define HIDES_ERRORS -3
+
+/* The directory asked for, else the caller's, else the root. */
+static void change_directory(const char *asked, const char *callers)
+{
+	char here[PATH_MAX];
+
+	if (asked) {
+		if (chdir(asked))
+			die(EXIT_SETUP, "can't cd to %s: %s", asked, strerror(errno));
+	} else if (!callers || chdir(callers)) {
+		info(1, "working directory %s is not in the container; using /",
+		     callers ? callers : "(unknown)");
+		if (chdir("/"))
+			die(EXIT_SETUP, "can't cd to /: %s", strerror(errno));
+	}
+	if (!getcwd(here, sizeof(here)))
+		die(EXIT_SETUP, "can't find the working directory: %s", strerror(errno));
+	setenv("PWD", here, 1);
+}
+
+/* Send what the command writes nowhere, as -q and -qqq ask for. */
+static void hide(int fd)
+{
+	int null = open("/dev/null", O_WRONLY | O_CLOEXEC);
+
+	if (null < 0 || dup2(null, fd) < 0)
+		die(EXIT_SETUP, "can't open /dev/null: %s", strerror(errno));
+	close(null);
+}
+
+static void hide_streams(int verbosity)
+{
+	int own;
+
+	if (verbosity <= HIDES_OUTPUT)
+		hide(STDOUT_FILENO);
+	if (verbosity <= HIDES_ERRORS) {
+		own = fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+		hide(STDERR_FILENO);
+		if (own >= 0)
+			messages_to(own);
+	}
+}
+
+void command_run(const struct settings *s, const char *callers, char **argv)
+{
+	int code;
+
+	change_directory(s->directory, callers);
+	if (!strcmp(argv[0], "-"))
+		argv = images_own(argv);
+	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+		die(EXIT_SETUP, "can't set no_new_privs: %s", strerror(errno));
+	hide_streams(s->verbosity);
+	if (!s->keeps_keyring)
+		leave_keyring();
+	if (s->emulates_root)
+		emulate_root();
+	info(1, "executing %s", argv[0]);
+	execvp(argv[0], argv);
+	code = errno == ENOENT || errno == ENOTDIR ? EXIT_NOT_FOUND : EXIT_CANNOT_EXECUTE;
+	die(code, "can't execute %s: %s", argv[0], strerror(errno));
+}

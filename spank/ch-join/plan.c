@@ -1,0 +1,88 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The plan: what is to be done to a task's environment, and how its command is to run. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "../agreement.h"
+#include "ch-join.h"
+
+#define PLAN_SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE)
+
+struct plan plan_read(int fd)
+{
+	const char *plan, *end;
+	struct stat st;
+	int seals = fcntl(fd, F_GET_SEALS);
+
+	/* What is read can't change meanwhile: a plan of the launcher's is sealed. */
+	if (seals < 0 || fstat(fd, &st))
+		die(EXIT_SETUP, "can't read the plan: %s", strerror(errno));
+	if ((seals & PLAN_SEALS) != PLAN_SEALS)
+		die(EXIT_SETUP, "can't read the plan: it is not sealed");
+	if (st.st_size < (off_t)sizeof(PLAN_HEADER))
+		die(EXIT_SETUP, "can't read the plan");
+	plan = mmap(NULL, st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+	if (plan == MAP_FAILED)
+		die(EXIT_SETUP, "can't read the plan: %s", strerror(errno));
+	close(fd);
+	end = plan + st.st_size;
+	if (memcmp(plan, PLAN_HEADER, sizeof(PLAN_HEADER)) || end[-1])
+		die(EXIT_SETUP, "launcher and ch-join are of different versions");
+	return (struct plan){ plan + sizeof(PLAN_HEADER), end };
+}
+
+static void carry_out(const char *record, struct settings *s)
+{
+	const char *rest = record + 1;
+
+	switch (*record) {
+	case 'E':
+		set_variable(rest, LITERAL);
+		break;
+	case 'X':
+		set_variable(rest, EXPAND_ITEMS);
+		break;
+	case 'A':
+		set_variable(rest, EXPAND_ANYWHERE);
+		break;
+	case 'U':
+		unset_variables(rest);
+		break;
+	case 'P':
+		path_has_bin();
+		break;
+	case 'C':
+		s->directory = rest;
+		break;
+	case 'V':
+		s->verbosity = atoi(rest);
+		messages_level(s->verbosity);
+		break;
+	case 'K':
+		messages_color();
+		break;
+	case 'S':
+		s->emulates_root = true;
+		break;
+	case 'R':
+		s->keeps_keyring = true;
+		break;
+	default:
+		die(EXIT_SETUP, "launcher and ch-join are of different versions");
+	}
+}
+
+struct settings plan_carry_out(struct plan plan)
+{
+	struct settings s = { .directory = NULL };
+
+	for (const char *r = plan.first; r < plan.end; r += strlen(r) + 1)
+		carry_out(r, &s);
+	return s;
+}

@@ -1,0 +1,106 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The ticket: what the launcher tells a node's tasks, and the way into its namespaces. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <poll.h>
+#include <sched.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "../agreement.h"
+#include "ch-join.h"
+
+/* How long a container may take before the user is told. */
+#ifndef SLOW_SECONDS
+#define SLOW_SECONDS 10
+#endif
+
+/* Only one task of a node repeats what is wrong with all of them. */
+bool is_first_task(void)
+{
+	const char *id = getenv("SLURM_LOCALID");
+
+	return !id || !strcmp(id, "0");
+}
+
+/* Look at the ticket without taking it: the other tasks need it too. */
+void ticket_read(int sock, struct ticket *t)
+{
+	struct {
+		char magic[8];
+		unsigned char code[4];
+	} head;
+	union {
+		char space[CMSG_SPACE(4 * sizeof(int))];
+		struct cmsghdr align;
+	} control;
+	struct iovec iov = { &head, sizeof(head) };
+	struct msghdr msg = { .msg_iov = &iov,
+			      .msg_iovlen = 1,
+			      .msg_control = &control,
+			      .msg_controllen = sizeof(control) };
+	struct pollfd wait = { .fd = sock, .events = POLLIN };
+	struct cmsghdr *c;
+	ssize_t n;
+	unsigned code;
+
+	/* A limit is Slurm's to set: an image on a slow server may take its time. */
+	if (is_first_task() && !poll(&wait, 1, SLOW_SECONDS * 1000))
+		warn("no container after %d seconds; still waiting (a file server that hangs?)",
+		     SLOW_SECONDS);
+	for (;;) {
+		/* Not a blocking recvmsg: its waiters are woken one by one, and
+		 * a look takes nothing away that would wake the next. */
+		while (poll(&wait, 1, -1) < 0)
+			if (errno != EINTR)
+				die(EXIT_SETUP, "can't wait for the launcher: %s", strerror(errno));
+		n = recvmsg(sock, &msg, MSG_PEEK | MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+		if (n >= 0)
+			break;
+		/* ECONNRESET, once: the launcher left without reading what a task
+		 * has sent; its own message is there all the same. */
+		if (errno != EAGAIN && errno != EINTR && errno != ECONNRESET)
+			die(EXIT_SETUP, "can't receive the ticket: %s", strerror(errno));
+	}
+	if (n == 0) {
+		if (is_first_task())
+			die(EXIT_LAUNCHER_DIED, "the launcher died before the container was ready "
+						"(killed, or no Python could start)");
+		exit(EXIT_LAUNCHER_DIED);
+	}
+	if (n != sizeof(head) || msg.msg_flags & MSG_TRUNC || memcmp(head.magic, TICKET_MAGIC, sizeof(head.magic)))
+		die(EXIT_SETUP, "launcher and ch-join are of different versions");
+	code = head.code[0] | head.code[1] << 8 | head.code[2] << 16 | (unsigned)head.code[3] << 24;
+	if (code) /* the launcher said why */
+		exit(code & 0xff ? code & 0xff : EXIT_SETUP);
+	c = CMSG_FIRSTHDR(&msg);
+	if (msg.msg_flags & MSG_CTRUNC || !c || c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS ||
+	    (c->cmsg_len != CMSG_LEN(sizeof(int) * 3) && c->cmsg_len != CMSG_LEN(sizeof(int) * 4)))
+		die(EXIT_SETUP, "can't receive the ticket: out of file descriptors");
+	t->relay_fd = -1;
+	memcpy(t, CMSG_DATA(c), c->cmsg_len - CMSG_LEN(0));
+}
+
+static void enter(int fd, int type, const char *kind)
+{
+	/* EINVAL comes now and then for no lasting reason. */
+	for (int left = 4; setns(fd, type); left--)
+		if (errno != EINVAL || !left)
+			die(EXIT_SETUP, "can't join %s namespace of the container: %s", kind,
+			    strerror(errno));
+	close(fd);
+}
+
+void ticket_enter(const struct ticket *t)
+{
+	/* Between the two, root in the container has a say over a process that
+	 * still sees the host's files. */
+	if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0))
+		die(EXIT_SETUP, "can't make this process undumpable: %s", strerror(errno));
+	enter(t->user_fd, CLONE_NEWUSER, "user");
+	enter(t->mount_fd, CLONE_NEWNS, "mount");
+}

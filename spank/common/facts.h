@@ -1,0 +1,12 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the launcher and the checker are told, as data: a memory file of records. */
+#ifndef FACTS_H
+#define FACTS_H
+
+#include <stdio.h>
+
+FILE *facts_open(int *fd, char **env);
+void facts_record(FILE *out, char kind, const char *text);
+int facts_close(int fd, FILE *out);
+
+#endif

@@ -1,0 +1,12 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The launcher's start, for whoever has the facts and the tasks' socket. */
+#ifndef START_LAUNCHER_H
+#define START_LAUNCHER_H
+
+struct launch {
+	const char *python, *launcher;
+	int facts, socket;
+};
+int launch_start(const struct launch *l);
+
+#endif

@@ -121,9 +121,7 @@ def _install(prefix: Path) -> Path:
 
 
 def _facts(bench: Bench, theirs: peer.Peer) -> dict[str, Any]:
-    server = squashfs.find_server()
-    banner = subprocess.run([server], check=False, capture_output=True, text=True, timeout=10).stderr
-    words = "our own" if server == squashfs.SERVERS[0] else " ".join(banner.split()[:2])
+    banner = subprocess.run([squashfs.SERVER], check=False, capture_output=True, text=True, timeout=10).stderr
     commit = subprocess.run(
         ["git", "-C", ROOT, "describe", "--always", "--dirty"], check=False, capture_output=True, text=True
     ).stdout.strip()
@@ -138,7 +136,7 @@ def _facts(bench: Bench, theirs: peer.Peer) -> dict[str, Any]:
             "kernel": platform.release(),
             "system": system,
             "Python (launcher)": platform.python_version(),
-            "SquashFS server": words,
+            "SquashFS server": "our own: " + banner.rpartition(":")[2].strip(),
             "ch-run": f"{theirs.version}, with {theirs.squashfuse_version}",
             "CPU accounting": bench.account.how,
             "load average at the start": load,

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 KERNEL = (5, 12)
-# The oldest that this was tried with; it says 0.1.104 in Debian 12's 0.1.105 too.
-SQUASHFUSE = (0, 1, 104)
+# What images come in; our server has what there was a static library for when it was built.
+COMPRESSIONS = ("gzip", "lz4", "lzo", "xz", "zstd")
 # One step takes two; a node has many.
 FEW_NAMESPACES = 1024
 FUSE_DEVICE = os.makedev(10, 229)
@@ -34,7 +34,7 @@ _ATTEMPT = os.path.join(paths.PACKAGE, "doctor", "make_container.py")
 _TRIALS = (
     ("directory", "a container from a directory", "see the findings on user namespaces, and the kernel's log"),
     ("overlay", "one with --ch-write-fake", "overlay needs its module (modprobe overlay), and room for a tmpfs"),
-    ("squashfs", "a container from a SquashFS file", "see the findings on /dev/fuse and squashfuse"),
+    ("squashfs", "a container from a SquashFS file", "see the findings on /dev/fuse and ch-squashfuse_ll"),
 )
 _SWITCHES = (
     # name, value that stops us, remedy
@@ -118,32 +118,26 @@ def check_fuse() -> Iterator[Finding]:
         yield Finding(OK, "/dev/fuse", f"mode {mode:04o}")
 
 
-def _own_server() -> str:
-    return next((one for one in squashfs.SERVERS if os.path.exists(one)), squashfs.SERVERS[0])
-
-
-def check_squashfuse(user: pwd.struct_passwd, path: str | None) -> Iterator[Finding]:
-    """Check that what serves SquashFS is there, and is not too old."""
-    remedy = "install squashfuse 0.1.105 or later, or say squashfuse=PATH in plugstack.conf"
-    server = path or _own_server()
+def check_server(user: pwd.struct_passwd, path: str | None) -> Iterator[Finding]:
+    """Check that what serves SquashFS is there, is ours, and can inflate what there is."""
+    what = "ch-squashfuse_ll"
+    server = path or squashfs.SERVER
     try:
         _, said = trial.in_child(lambda: trial.run([server, "--help"]), user)
     except errors.ChError as error:
-        yield Finding(PROBLEM, "squashfuse", errors.describe(error), remedy)
+        yield Finding(PROBLEM, what, errors.describe(error), "make install, or say squashfuse=PATH in plugstack.conf")
         return
-    if "usage: ch-squashfuse_ll" in said:
-        yield Finding(OK, "squashfuse", f"{server}: slurm_ch's own")
+    if "usage: ch-squashfuse_ll" not in said:
+        text = f"{server} is not slurm_ch's own: it takes images apart unconfined"
+        yield Finding(WARNING, what, text, "remove squashfuse= from plugstack.conf")
         return
-    match = re.search(r"squashfuse (\d+)\.(\d+)(?:\.(\d+))?", said)
-    if not match:
-        yield Finding(WARNING, "squashfuse", f"{server} does not say its version", remedy)
-        return
-    words, version = match[0], tuple(int(part or 0) for part in match.groups())
-    if version < SQUASHFUSE:
-        text = f"{server}: {words} is older than what this was tried with"
-        yield Finding(WARNING, "squashfuse", text, remedy)
+    found = said.partition("compressions:")[2].split()
+    missing = ", ".join(one for one in COMPRESSIONS if one not in found)
+    if missing:
+        text = f"{server}: was built without {missing}: images with that compression are refused"
+        yield Finding(WARNING, what, text, "install the libraries' headers (docs/admins.rst), make, make install")
     else:
-        yield Finding(OK, "squashfuse", f"{server}: {words}")
+        yield Finding(OK, what, f"{server}: {', '.join(sorted(found))}")
 
 
 def check_trials(user: pwd.struct_passwd, python: str, squashfuse: str | None) -> Iterator[Finding]:
@@ -173,8 +167,8 @@ def examine(user: pwd.struct_passwd, env: Mapping[str, str], conf: str | None = 
     server, python = None, paths.PYTHON
     if entry:
         yield from installation.check(entry, user)
-        yield from installation.check_files(entry, installation.argument(entry, "squashfuse") or _own_server(), user)
+        yield from installation.check_files(entry, installation.argument(entry, "squashfuse") or squashfs.SERVER, user)
         server = installation.argument(entry, "squashfuse")
         python = installation.argument(entry, "python") or python
-    yield from check_squashfuse(user, server)
+    yield from check_server(user, server)
     yield from check_trials(user, python, server)

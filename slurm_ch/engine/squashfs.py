@@ -2,7 +2,7 @@
 """SquashFS through FUSE with no setuid helper.
 
 We open /dev/fuse, make the mount ourselves in our own user namespace, and
-give squashfuse_ll both descriptors. The mount stays detached until the server
+give the server both descriptors. The mount stays detached until the server
 has been left behind in the outer mount namespace: a server that can see its
 own mount keeps itself alive for ever.
 """
@@ -17,12 +17,8 @@ from .. import linux, log
 from ..errors import ChError
 from .action import Action, Build
 
-# Ours comes first: it is built where libsquashfuse is, and takes the same arguments.
-SERVERS = (
-    __file__.rpartition("/engine/")[0] + "/native/ch-squashfuse_ll",
-    "/usr/bin/squashfuse_ll",
-    "/usr/local/bin/squashfuse_ll",
-)
+# Ours, and no other unless the site names one: the system's takes images apart unconfined.
+SERVER = __file__.rpartition("/engine/")[0] + "/native/ch-squashfuse_ll"
 
 # fsconfig(2) takes strings of up to 255 bytes.
 _SOURCE_BYTES = 255
@@ -44,14 +40,15 @@ class ServeSquashFS(Action):
         self.timeout = timeout  # seconds that a request may wait before the kernel ends the mount; 0: for ever
 
     def describe(self) -> str:
-        server = self.server or next((path for path in SERVERS if os.access(path, os.X_OK)), SERVERS[-1])
-        return f"mount SquashFS {self.path} with {server}"
+        return f"mount SquashFS {self.path} with {self.server or SERVER}"
 
     def apply(self, build: Build) -> None:
-        server = self.server or find_server()
+        server = self.server or SERVER
+        if not self.server and not os.access(server, os.X_OK):
+            raise ChError(f"can't serve SquashFS: not found: {server}; build it (make), or name another (squashfuse=)")
         if self.timeout and not server.endswith("/ch-squashfuse_ll"):
             raise ChError(
-                f"plugstack.conf: image_timeout={self.timeout} needs ch-squashfuse_ll, and there is only {server}"
+                f"plugstack.conf: image_timeout={self.timeout} needs ch-squashfuse_ll, and squashfuse= names {server}"
             )
         try:
             image = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -68,14 +65,6 @@ class ServeSquashFS(Action):
             linux.unshare(linux.CLONE_NEWNS)
         except OSError as error:
             raise ChError("can't create mount namespace") from error
-
-
-def find_server() -> str:
-    """Return the path of the best server there is; ChError if there is none."""
-    for path in SERVERS:
-        if os.access(path, os.X_OK):
-            return path
-    raise ChError(f"can't serve SquashFS: not found: {', '.join(SERVERS)}")
 
 
 def _open_fuse() -> int:
@@ -113,8 +102,7 @@ def _start(server: str, image: int, fuse: int, words: list[str]) -> int:
     """Start the server as nobody's child and return the end of a pipe with its errors."""
     reader, writer = os.pipe()
     # Neither the terminal's nor the step's signals may end the server before
-    # the command: it ends by itself when the mount does. libfuse leaves an
-    # ignored signal ignored. SIGPIPE: we stop listening once it serves.
+    # the command: it ends by itself when the mount does. SIGPIPE: we stop listening once it serves.
     # Who ignores SIGCHLD can't wait for a child.
     before = _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
     child = os.fork()
@@ -165,5 +153,5 @@ def server_words(build: Build, error: OSError) -> str:
     except OSError as trouble:
         log.debug(f"nothing more from the server: {trouble.strerror}")
     text = said.decode("utf-8", "replace").strip().replace("\n", "; ")
-    log.debug(f"squashfuse_ll said: {text}")
+    log.debug(f"the server said: {text}")
     return f" ({text})" if text else ""

@@ -6,12 +6,12 @@ from __future__ import annotations
 import errno
 import os
 
-from ..engine.squashfs import SERVERS
+from ..engine.squashfs import SERVER
 from ..errors import EXIT_NO_FEATURE, UsageError
 
 
 def _squash() -> bool:
-    return any(os.access(path, os.X_OK) for path in SERVERS)
+    return os.access(SERVER, os.X_OK)
 
 
 def _seccomp() -> bool:

@@ -1,224 +1,221 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Data blocks and fragments: a cache that all threads share.
+/* What is in files: blocks, whose sizes are listed behind the inode, and tails,
+ * many of which share a block, the fragment.
  *
  * The kernel asks for 128 KiB around a page fault, which is rarely aligned to
- * a block: every block is wanted at least twice. Kept here it is inflated once,
- * by whoever comes first, while the others wait or inflate other blocks.
+ * a block: every block is wanted at least twice. In the cache it is inflated
+ * once, by whoever comes first, while the others wait or inflate other blocks.
  */
-#define _GNU_SOURCE
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
-#ifdef HAVE_LIBDEFLATE
-#include <libdeflate.h>
-#endif
-
-#include "blocks.h"
+#include "image.h"
 
 /* What the cache may hold; the server as a whole is to stay below 8 MiB. */
 #define CACHE_BYTES (4 << 20)
-#define ENTRIES_MAX 256
-#define BLOCK_MAX (1 << 20) /* SquashFS's own limit */
+#define WAYS_MAX 32
+#define STORED_PLAIN (1u << 24)
 
-enum state { EMPTY, LOADING, READY };
+/* Where a block is follows from the sizes of all before it. For long lists we keep where some
+ * blocks are, a metadata block of sizes apart, or more where a file has more than STEPS of them. */
+#define STEP_BLOCKS (METADATA_SIZE / 4)
+#define STEPS 256
+#define KEPT 1024
 
-struct entry {
-	enum state state;
+struct kept {
+	uint64_t inode; /* its reference; 0 is no step's */
+	uint64_t number;
 	uint64_t position;
-	uint64_t used;
-	int users;
-	sqfs_block *block;
+	struct place place;
 };
 
-static struct entry *entries;
-static int entry_count;
-static uint64_t now;
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static pthread_cond_t loaded = PTHREAD_COND_INITIALIZER;
+static struct kept kept[KEPT];
+static pthread_mutex_t kept_lock = PTHREAD_MUTEX_INITIALIZER;
 
-#ifdef HAVE_LIBDEFLATE
-/* As libsquashfuse's own for gzip, in less than half its time. */
-static sqfs_err inflate_fast(void *in, size_t in_size, void *out, size_t *out_size)
+static int load(struct image *image, struct block *b)
 {
-	static _Thread_local struct libdeflate_decompressor *d;
-	size_t room = *out_size;
+	static _Thread_local uint8_t *stored;
+	ssize_t inflated;
 
-	if (!d && !(d = libdeflate_alloc_decompressor()))
-		return SQFS_ERR;
-	return libdeflate_zlib_decompress(d, in, in_size, out, room, out_size) ? SQFS_ERR : SQFS_OK;
-}
-
-static void choose_decompressor(struct image *image)
-{
-	if (sqfs_compression(&image->fs) == ZLIB_COMPRESSION)
-		image->fs.decompressor = inflate_fast;
-}
-#else
-static void choose_decompressor(struct image *image)
-{
-	(void)image;
-}
-#endif
-
-int blocks_init(struct image *image, int threads)
-{
-	uint32_t size = image->fs.sb.block_size;
-
-	if (!size || size > BLOCK_MAX)
-		return -1;
-	choose_decompressor(image);
-	entry_count = CACHE_BYTES / size;
-	if (entry_count > ENTRIES_MAX)
-		entry_count = ENTRIES_MAX;
-	/* A thread uses one at a time: so there is always one to be had. */
-	if (entry_count < threads + 1)
-		entry_count = threads + 1;
-	entries = calloc(entry_count, sizeof(*entries));
-	return entries && !pthread_mutex_init(&image->metadata, NULL) ? 0 : -1;
-}
-
-/* The entry for `position`, or the one to put it in: the longest unused. */
-static struct entry *find(uint64_t position)
-{
-	struct entry *oldest = NULL;
-
-	for (struct entry *e = entries; e < entries + entry_count; e++) {
-		if (e->state != EMPTY && e->position == position)
-			return e;
-		if (!e->users && (!oldest || e->used < oldest->used))
-			oldest = e;
+	b->stored = b->header & ~STORED_PLAIN;
+	if (!b->stored || b->stored > image->block_size)
+		return damaged(image, "size of a data block", b->position);
+	if (b->header & STORED_PLAIN) {
+		b->size = b->stored;
+		return image_read(image, b->data, b->size, b->position);
 	}
-	if (!oldest) /* there are more entries than threads */
-		__builtin_unreachable();
-	return oldest;
+	if (!stored && !(stored = malloc(BLOCK_SIZE_MAX)))
+		return -EIO;
+	if (image_read(image, stored, b->stored, b->position))
+		return -EIO;
+	inflated = decompress(image->compression, stored, b->stored, b->data, image->block_size);
+	if (inflated <= 0)
+		return damaged(image, "compressed data block", b->position);
+	b->size = inflated;
+	return 0;
 }
 
-/* Get the block at `position` and hold it; NULL if it can't be read. */
-static struct entry *hold(struct image *image, uint64_t position, uint32_t header)
+bool blocks_init(struct image *image, int threads)
 {
-	struct entry *e;
-	sqfs_block *block = NULL;
-	sqfs_err error;
+	unsigned int count = CACHE_BYTES / image->block_size, least = threads + 1;
+	unsigned int ways = count < WAYS_MAX ? count : WAYS_MAX;
+	unsigned int sets = count / ways;
 
-	pthread_mutex_lock(&lock);
-	while ((e = find(position))->state == LOADING && e->position == position)
-		pthread_cond_wait(&loaded, &lock);
-	e->used = ++now;
-	e->users++;
-	if (e->state == READY && e->position == position) {
-		pthread_mutex_unlock(&lock);
-		return e;
+	/* A thread holds one at a time: so there is always one to be had. */
+	if (ways < least)
+		ways = least;
+	return cache_init(&image->data, load, sets, ways, image->block_size);
+}
+
+/* ---- Block lists ---- */
+
+static struct kept *slot(uint64_t inode, uint64_t number)
+{
+	return kept + ((inode + number) * 0x9e3779b97f4a7c15 >> 32) % KEPT;
+}
+
+static void keep(const struct kept *k)
+{
+	pthread_mutex_lock(&kept_lock);
+	*slot(k->inode, k->number) = *k;
+	pthread_mutex_unlock(&kept_lock);
+}
+
+/* Find the last place before block `number` that is known: at worst, the list's beginning. */
+static struct kept recall(const struct inode *inode, uint64_t number, uint64_t step)
+{
+	struct kept found = { inode->reference, 0, inode->file.start, inode->rest };
+
+	pthread_mutex_lock(&kept_lock);
+	for (uint64_t n = number / step * step; n; n -= step) {
+		struct kept *k = slot(inode->reference, n);
+
+		if (k->inode == inode->reference && k->number == n) {
+			found = *k;
+			break;
+		}
 	}
-	if (e->block)
-		sqfs_block_dispose(e->block);
-	e->block = NULL;
-	e->state = LOADING;
-	e->position = position;
-	pthread_mutex_unlock(&lock);
-	error = sqfs_data_block_read(&image->fs, position, header, &block);
-	pthread_mutex_lock(&lock);
-	e->block = error ? NULL : block;
-	e->state = error ? EMPTY : READY;
-	if (error) {
-		e->used = 0;
-		e->users--;
+	pthread_mutex_unlock(&kept_lock);
+	return found;
+}
+
+/* A file's blocks, one after the other. */
+struct list {
+	struct cursor cursor;
+	uint64_t position; /* of the next block */
+};
+
+/* Read the next block's header and step over it. */
+static int list_next(struct list *l, uint32_t *header)
+{
+	struct image *image = l->cursor.image;
+	uint8_t scratch[4];
+	const uint8_t *p = cursor_take(&l->cursor, scratch, 4);
+
+	if (!p)
+		return -EIO;
+	*header = le32(p);
+	if ((*header & ~STORED_PLAIN) > image->block_size || l->position > image->size) {
+		cursor_close(&l->cursor);
+		return damaged(image, "a file's blocks", l->position);
 	}
-	pthread_cond_broadcast(&loaded);
-	pthread_mutex_unlock(&lock);
-	return error ? NULL : e;
+	l->position += *header & ~STORED_PLAIN;
+	return 0;
 }
 
-static void let_go(struct entry *e)
+/* Begin at block `number`. */
+static int list_open(struct list *l, struct image *image, const struct inode *inode, uint64_t number)
 {
-	pthread_mutex_lock(&lock);
-	e->users--;
-	pthread_mutex_unlock(&lock);
+	uint64_t step = STEP_BLOCKS * (1 + inode->file.blocks / (STEP_BLOCKS * STEPS));
+	struct kept k = { inode->reference, 0, inode->file.start, inode->rest };
+	uint32_t header;
+
+	if (number >= step)
+		k = recall(inode, number, step);
+	l->position = k.position;
+	if (cursor_open(&l->cursor, image, &image->inodes, k.place))
+		return -EIO;
+	while (k.number < number) {
+		if (list_next(l, &header))
+			return -EIO;
+		if (++k.number % step == 0) {
+			k.position = l->position;
+			k.place = cursor_place(&l->cursor);
+			keep(&k);
+		}
+	}
+	return 0;
 }
 
-/* Copy `size` bytes that begin at `offset` of a block; 0, or -errno. */
-static int copy(struct image *image, uint64_t position, uint32_t header, size_t offset, size_t size,
-		char *to)
+/* ---- Reading ---- */
+
+/* Copy `size` bytes from `offset` of a block, which has to have `least` bytes, and at most `most`. */
+static int copy(struct image *image, uint64_t position, uint32_t header, size_t least, size_t most, size_t offset,
+		size_t size, char *to)
 {
-	struct entry *e = hold(image, position, header);
+	struct block *b = cache_hold(&image->data, image, position, header);
 	int failed = 0;
 
-	if (!e)
+	if (!b)
 		return -EIO;
-	if (offset + size > e->block->size)
-		failed = -EIO;
+	if (b->size < least || b->size > most)
+		failed = damaged(image, "size of a data block's contents", position);
 	else
-		memcpy(to, (char *)e->block->data + offset, size);
-	let_go(e);
+		memcpy(to, b->data + offset, size);
+	cache_let_go(b);
 	return failed;
 }
 
-/* Where one piece of a file is: filled in with the metadata locked. */
-struct piece {
-	uint64_t position;
-	uint32_t header;
-	bool hole;
-	size_t offset;
-};
-
-/* The block that `start` is in, or the next after one that was returned before;
- * the fragment comes last. */
-static int next_piece(struct image *image, sqfs_inode *inode, sqfs_blocklist *list, uint64_t start,
-		      struct piece *p)
+static int read_tail(struct image *image, const struct inode *inode, size_t offset, size_t size, char *to)
 {
-	struct squashfs_fragment_entry fragment;
-	uint64_t block_size = image->fs.sb.block_size;
+	uint8_t entry[16];
+	size_t begin = inode->file.fragment_offset, end = begin + inode->size % image->block_size;
 
-	memset(p, 0, sizeof(*p));
-	while (list->remain) {
-		if (sqfs_blocklist_next(list))
-			return -EIO;
-		if (list->pos + block_size <= start)
-			continue;
-		p->position = list->block;
-		p->header = list->header;
-		p->hole = list->input_size == 0;
-		return list->input_size > block_size ? -EIO : 0;
-	}
-	if (sqfs_frag_entry(&image->fs, &fragment, inode->xtra.reg.frag_idx))
+	if (table_read(image, &image->fragments, inode->file.fragment, entry))
 		return -EIO;
-	p->position = fragment.start_block;
-	p->header = fragment.size;
-	p->offset = inode->xtra.reg.frag_off;
-	return (p->header & ~SQUASHFS_COMPRESSED_BIT_BLOCK) > block_size ? -EIO : 0;
+	return copy(image, le64(entry), le32(entry + 8), end, image->block_size, begin + offset, size, to);
 }
 
-ssize_t blocks_read(struct image *image, sqfs_inode *inode, uint64_t start, size_t size, char *to)
+static int read_block(struct image *image, const struct inode *inode, struct list *l, uint64_t number,
+		      size_t offset, size_t size, char *to)
 {
-	uint64_t file = inode->xtra.reg.file_size;
-	size_t block_size = image->fs.sb.block_size, done = 0;
-	sqfs_blocklist list;
-	struct piece p;
-	int failed;
+	uint64_t left = inode->size - number * image->block_size, position = l->position;
+	size_t whole = left < image->block_size ? left : image->block_size;
+	uint32_t header;
 
-	if (start >= file)
+	if (list_next(l, &header))
+		return -EIO;
+	if (header)
+		return copy(image, position, header, whole, whole, offset, size, to);
+	memset(to, 0, size); /* a hole */
+	return 0;
+}
+
+ssize_t blocks_read(struct image *image, const struct inode *inode, uint64_t start, size_t size, char *to)
+{
+	uint64_t number = start / image->block_size;
+	size_t offset = start % image->block_size, done = 0;
+	struct list l = { .cursor.block = NULL };
+	int failed = 0;
+
+	if (start >= inode->size)
 		return 0;
-	if (size > file - start)
-		size = file - start;
-	pthread_mutex_lock(&image->metadata);
-	failed = sqfs_blockidx_blocklist(&image->fs, inode, &list, start) ? -EIO : 0;
-	pthread_mutex_unlock(&image->metadata);
-	while (!failed && done < size) {
-		size_t inside = (start + done) % block_size;
-		size_t n = block_size - inside;
+	if (size > inode->size - start)
+		size = inode->size - start;
+	if (number < inode->file.blocks && list_open(&l, image, inode, number))
+		return -EIO;
+	for (; !failed && done < size; number++, offset = 0) {
+		size_t n = image->block_size - offset;
 
 		if (n > size - done)
 			n = size - done;
-		pthread_mutex_lock(&image->metadata);
-		failed = next_piece(image, inode, &list, start, &p);
-		pthread_mutex_unlock(&image->metadata);
-		if (failed)
-			break;
-		if (p.hole)
-			memset(to + done, 0, n);
+		if (number < inode->file.blocks)
+			failed = read_block(image, inode, &l, number, offset, n, to + done);
 		else
-			failed = copy(image, p.position, p.header, p.offset + inside, n, to + done);
+			failed = read_tail(image, inode, offset, n, to + done);
 		done += n;
 	}
+	cursor_close(&l.cursor);
 	return failed ? failed : (ssize_t)done;
 }

@@ -43,7 +43,7 @@ HANG_SECONDS = 20.0
 # What is on its way out may take so long.
 PATIENCE_SECONDS = 10.0
 
-REAL = {"python": paths.PYTHON, "ch_join": paths.CH_JOIN, "squashfuse": squashfs.SERVERS[0]}
+REAL = {"python": paths.PYTHON, "ch_join": paths.CH_JOIN, "squashfuse": squashfs.SERVER}
 # A peer of the named join, without the plugin: `slurm-ch`'s own interpreter.
 PEER = "peer"
 

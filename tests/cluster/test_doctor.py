@@ -60,9 +60,17 @@ def test_a_healthy_node(look: Doctor, who: str) -> None:
     tried = [one["text"] for one in findings if one["about"] == "trial"]
     assert len(tried) == 3
     assert all(text.startswith(f"as {'nobody' if who == 'root' else who}: ") for text in tried)
-    assert {"kernel", "/dev/fuse", "plugin", "python", "launcher", "ch-join", "ch-relay", "squashfuse", "cluster"} < {
-        one["about"] for one in findings
-    }
+    assert {
+        "kernel",
+        "/dev/fuse",
+        "plugin",
+        "python",
+        "launcher",
+        "ch-join",
+        "ch-relay",
+        "ch-squashfuse_ll",
+        "cluster",
+    } < {one["about"] for one in findings}
 
 
 NO_DEV = "mount -t tmpfs tmpfs /dev; for d in null:3 zero:5 urandom:9; do mknod -m666 /dev/${d%:*} c 1 ${d#*:}; done"
@@ -77,7 +85,7 @@ NO_DEV = "mount -t tmpfs tmpfs /dev; for d in null:3 zero:5 urandom:9; do mknod 
         (NO_DEV, 1, "/dev/fuse: can't be looked at: No such file or directory"),
         ("mount --bind /dev/null /dev/fuse", 1, "/dev/fuse: is not the FUSE device"),
         ("rm $T; mknod -m 600 $T c 10 229; mount --bind $T /dev/fuse", 1, "/dev/fuse: its mode is 0600: users can't open it"),
-        (f"chmod 644 $T; mount --bind $T {squashfs.SERVERS[0]}; mount --bind $T {squashfs.SERVERS[1]}", 1, f"squashfuse: can't execute {squashfs.SERVERS[0]}: Permission denied"),
+        (f"chmod 644 $T; mount --bind $T {squashfs.SERVER}", 1, f"ch-squashfuse_ll: can't execute {squashfs.SERVER}: Permission denied"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_the_node(look: Doctor, tmp_path: Path, setup: str, code: int, message: str) -> None:
@@ -181,7 +189,8 @@ def parts(world_tmp: Path) -> Path:
     where.mkdir()
     script(where / "old-python", "echo python 3.8 cpython-38")
     script(where / "bare-python", "echo ModuleNotFoundError: No module named \\'_ctypes\\' >&2; exit 1")
-    script(where / "old-squashfuse", "echo squashfuse 0.1.100 '(c)' somebody")
+    script(where / "squashfuse_ll", "echo squashfuse 0.1.100 '(c)' somebody")
+    script(where / "poor", "echo usage: ch-squashfuse_ll; echo compressions: gzip lzo")
     (where / "source.c").write_text('#include <stdio.h>\nint main(void) { puts("ch-join"); return 64; }\n')
     subprocess.run(["cc", "-o", where / "dynamic", where / "source.c"], check=True)
     closed = where / "closed"
@@ -329,9 +338,15 @@ def test_the_whole_installation_is_looked_at(parts: Path, tmp_path: Path) -> Non
     assert found[0].remedy.startswith(f"chmod go-w {loose}")
 
 
-def test_an_old_squashfuse(parts: Path) -> None:
-    (found,) = doctor.check_squashfuse(NOBODY, str(parts / "old-squashfuse"))
-    assert (found.grade, "squashfuse 0.1.100 is older" in found.text) == (WARNING, True)
+def test_a_server_that_is_not_ours_or_lacks_compressions(parts: Path) -> None:
+    (found,) = doctor.check_server(NOBODY, str(parts / "squashfuse_ll"))
+    assert (found.grade, "is not slurm_ch's own: it takes images apart unconfined" in found.text) == (WARNING, True)
+    (found,) = doctor.check_server(NOBODY, str(parts / "poor"))
+    assert (found.grade, found.text.split(": ", 1)[1]) == (
+        WARNING, "was built without lz4, xz, zstd: images with that compression are refused"
+    )  # fmt: skip
+    (found,) = doctor.check_server(NOBODY, None)
+    assert (found.grade, found.text) == (OK, f"{squashfs.SERVER}: gzip, lz4, lzo, xz, zstd")
 
 
 def test_what_root_looks_at_it_runs_as_the_user(parts: Path) -> None:

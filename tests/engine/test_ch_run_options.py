@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from slurm_ch.engine import squashfs
 from tests.small_images import squash
 
 from .conftest import SLURM_CH, Run, mountinfo, settings
@@ -224,14 +225,14 @@ def test_mount_point(good: Good, run: Run, fails: Fails, image_dir: Path, image_
 
 @pytest.mark.row("--fuse-single")
 def test_fuse_single_reaches_the_server(image_sqfs: Path, good: Good, user: str, world_tmp: Path) -> None:
-    real = "/usr/bin/squashfuse_ll"
+    real = squashfs.SERVER
     spy = world_tmp / "spy-server"
     spy.write_text(f'#!/bin/sh\necho "$@" > {world_tmp}/spy-arguments\nexec {real} "$@"\n')
     spy.chmod(0o755)
     (world_tmp / "spy-arguments").touch()
     (world_tmp / "spy-arguments").chmod(0o666)
     script = (
-        "import sys; from slurm_ch.engine import squashfs; squashfs.SERVERS = (sys.argv[1],);"
+        "import sys; from slurm_ch.engine import squashfs; squashfs.SERVER = sys.argv[1];"
         "from slurm_ch.cli.main import main; sys.argv = ['slurm-ch', 'run', *sys.argv[2:]]; main()"
     )
     python = str(Path(SLURM_CH).parent / "python")

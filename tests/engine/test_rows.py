@@ -600,7 +600,7 @@ def test_command_has_no_child_that_it_did_not_start(good: Good, image_sqfs: Path
 
 def test_without_a_server_it_says_so(fails: Fails, image_sqfs: Path, user: str) -> None:
     script = (
-        "import sys; from slurm_ch.engine import squashfs; squashfs.SERVERS = ('/nonexistent/squashfuse_ll',);"
+        "import sys; from slurm_ch.engine import squashfs; squashfs.SERVER = '/nonexistent/ch-squashfuse_ll';"
         "from slurm_ch.cli.main import main; sys.argv = ['slurm-ch', 'run', sys.argv[1], '--', 'true']; main()"
     )
     python = str(Path(SLURM_CH).parent / "python")
@@ -608,7 +608,10 @@ def test_without_a_server_it_says_so(fails: Fails, image_sqfs: Path, user: str) 
         [python, "-c", script, image_sqfs], check=False, capture_output=True, text=True, timeout=20, **settings(user)
     )  # type: ignore[call-overload]
     assert done.returncode == 31
-    assert done.stderr == "slurm-ch: error: can't serve SquashFS: not found: /nonexistent/squashfuse_ll\n"
+    assert done.stderr == (
+        "slurm-ch: error: can't serve SquashFS: not found: /nonexistent/ch-squashfuse_ll;"
+        " build it (make), or name another (squashfuse=)\n"
+    )
 
 
 # ---- The command line ----

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The SquashFS server's block cache with many threads in it, stopped where it matters.
+/* The SquashFS server's caches with many threads in them, stopped where it matters.
  *
  *   blocks IMAGE DIRECTORY NAME...
  *
@@ -17,7 +17,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "blocks.h"
+#include "image.h"
 
 #define THREADS 8
 #define READ_MAX 140000 /* more than the kernel asks for */
@@ -28,17 +28,18 @@ struct file {
 	const char *name;
 	char *bytes;
 	size_t size;
-	sqfs_inode inode;
+	struct inode inode;
+	uint64_t directory; /* where it is found */
 };
 
-enum place { NOWHERE, LOAD, WAIT, COPY };
+enum stop { NOWHERE, LOAD, WAIT, COPY };
 
 /* Stops the first thread that comes to `place`, or all that do. Not used where all run freely: it
  * puts threads in an order, and would hide races from the sanitizer. */
 static struct {
 	pthread_mutex_t lock;
 	pthread_cond_t changed;
-	enum place place;
+	enum stop place;
 	bool used, all, failing, stopped;
 	int opened;		/* how often */
 	int arrived;		/* threads that load, or wait for another to load, since */
@@ -46,9 +47,10 @@ static struct {
 } gate = { .lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER };
 
 static struct image image;
+static block_loader *loader;
 static struct file *files;
 static int file_count;
-static int loads, living, wrong; /* atomic, and relaxed so as to order nothing */
+static int loads, wrong; /* atomic, and relaxed so as to order nothing */
 
 #define ADD(what, n) __atomic_add_fetch(&(what), n, __ATOMIC_RELAXED)
 
@@ -64,10 +66,10 @@ static void __attribute__((format(printf, 1, 2))) complain(const char *format, .
 	putchar('\n');
 }
 
-/* ---- What the cache calls, instead of libsquashfuse's and libc's own ---- */
+/* ---- What comes in between ---- */
 
 /* Stop here, if that's wanted; whether to fail then. */
-static bool pass(enum place place, const char *copied)
+static bool pass(enum stop place, const char *copied)
 {
 	bool stops, fails;
 	int opened;
@@ -93,13 +95,16 @@ static bool pass(enum place place, const char *copied)
 	return fails;
 }
 
-static sqfs_err load(sqfs *fs, sqfs_off_t position, uint32_t header, sqfs_block **block)
+static int gated_load(struct image *of, struct block *block)
 {
-	sqfs_err error = pass(LOAD, NULL) ? SQFS_ERR : sqfs_data_block_read(fs, position, header, block);
-
+	if (gate.used) {
+		pthread_mutex_lock(&gate.lock);
+		if (gate.copied >= (char *)block->data && gate.copied < (char *)block->data + image.block_size)
+			complain("a block is replaced while it is copied from");
+		pthread_mutex_unlock(&gate.lock);
+	}
 	ADD(loads, 1);
-	ADD(living, !error);
-	return error;
+	return pass(LOAD, NULL) ? -EIO : loader(of, block);
 }
 
 static int wait_for_load(pthread_cond_t *condition, pthread_mutex_t *mutex)
@@ -108,45 +113,28 @@ static int wait_for_load(pthread_cond_t *condition, pthread_mutex_t *mutex)
 	return pthread_cond_wait(condition, mutex);
 }
 
-static void dispose(sqfs_block *block)
-{
-	const char *data = block->data;
-
-	if (gate.used) {
-		pthread_mutex_lock(&gate.lock);
-		if (gate.copied >= data && gate.copied < data + block->size)
-			complain("a block is disposed of while it is copied from");
-		pthread_mutex_unlock(&gate.lock);
-	}
-	ADD(living, -1);
-	sqfs_block_dispose(block);
-}
-
-static void copy_out(char *to, const char *from, size_t size)
+static void copy_out(char *to, const void *from, size_t size)
 {
 	pass(COPY, from);
 	memcpy(to, from, size);
 }
 
-/* libsquashfuse isn't built with the sanitizer. */
-static void needs_metadata(void)
+int damaged(struct image *of, const char *what, uint64_t position)
 {
-	if (pthread_mutex_trylock(&image.metadata))
-		return;
-	pthread_mutex_unlock(&image.metadata);
-	complain("libsquashfuse's own caches are used unlocked");
+	(void)of, (void)what, (void)position;
+	return -EIO;
 }
 
-#define sqfs_data_block_read load
-#define sqfs_block_dispose dispose
 #define pthread_cond_wait wait_for_load
-#define memcpy copy_out
-#define sqfs_blockidx_blocklist(...) (needs_metadata(), sqfs_blockidx_blocklist(__VA_ARGS__))
-#define sqfs_blocklist_next(...) (needs_metadata(), sqfs_blocklist_next(__VA_ARGS__))
-#define sqfs_frag_entry(...) (needs_metadata(), sqfs_frag_entry(__VA_ARGS__))
-#include "../../spank/ch-squashfuse_ll/blocks.c"
-#undef sqfs_block_dispose
+#include "../../spank/ch-squashfuse_ll/cache.c"
 #undef pthread_cond_wait
+#define load load_block
+#define copy copy_block
+#define memcpy copy_out
+#include "../../spank/ch-squashfuse_ll/blocks.c"
+#undef memcpy
+#undef load
+#undef copy
 
 /* ---- Reading ---- */
 
@@ -171,10 +159,10 @@ static int compare(struct file *f, uint64_t start, size_t size)
 /* Compare the beginning of a block of the first file. */
 static int compare_block(int number)
 {
-	return compare(files, (uint64_t)number * image.fs.sb.block_size, 4096);
+	return compare(files, (uint64_t)number * image.block_size, 4096);
 }
 
-static void *read_block(void *number)
+static void *read_one(void *number)
 {
 	return (void *)(intptr_t)compare_block((intptr_t)number);
 }
@@ -186,7 +174,13 @@ static void *read_anything(void *seed)
 	for (int i = 0; i < READS; i++) {
 		struct file *f = files + rand_r(&dice) % file_count;
 		uint64_t start = rand_r(&dice) % (f->size + 1);
+		struct inode directory;
+		struct entry entry;
 
+		if (inode_read(&image, f->directory, TYPE_DIRECTORY, &directory) ||
+		    directory_find(&image, &directory, f->name, strlen(f->name), &entry) != 1 ||
+		    entry.reference != f->inode.reference)
+			complain("%s: isn't found", f->name);
 		if (compare(f, start, 1 + rand_r(&dice) % READ_MAX))
 			complain("%s: can't be read", f->name);
 	}
@@ -195,38 +189,39 @@ static void *read_anything(void *seed)
 
 /* ---- Scenes, each with an empty cache ---- */
 
-static void begin(enum place place, bool all, bool failing)
+static void begin(enum stop place, bool all, bool failing)
 {
 	gate.used = place != NOWHERE;
 	gate.place = place;
 	gate.all = all;
 	gate.failing = failing;
 	gate.stopped = false;
-	gate.opened = gate.arrived = loads = living = 0;
-	if (blocks_init(&image, THREADS))
+	gate.opened = gate.arrived = loads = 0;
+	if (!blocks_init(&image, THREADS))
 		complain("the cache can't be set up");
+	loader = image.data.load;
+	image.data.load = gated_load;
 }
 
-/* Nothing is held any longer, lost, or there twice. What one scene shows makes the next a mess. */
+static void check(const char *scene, struct cache *cache)
+{
+	for (struct block *b = cache->blocks; b < cache->blocks + cache->sets * cache->ways; b++) {
+		if (b->users)
+			complain("%s: a block has %d users left", scene, b->users);
+		if (b->state == LOADING)
+			complain("%s: a block is loading for ever", scene);
+		for (struct block *other = cache->blocks; other < b; other++)
+			if (is(b, other->position, other->header) && other->state == READY)
+				complain("%s: a block is there twice", scene);
+	}
+}
+
+/* Nothing is held any longer, or there twice. What one scene shows makes the next a mess. */
 static void end(const char *scene)
 {
-	int kept = 0;
-
-	for (struct entry *e = entries; e < entries + entry_count; e++) {
-		if (e->users)
-			complain("%s: a block has %d users left", scene, e->users);
-		if (!e->block)
-			continue;
-		kept++;
-		for (struct entry *other = entries; other < e; other++)
-			if (other->block && other->position == e->position)
-				complain("%s: a block is there twice", scene);
-		sqfs_block_dispose(e->block);
-	}
-	if (kept != living)
-		complain("%s: %d blocks in memory, of which the cache knows %d", scene, living, kept);
-	free(entries);
-	pthread_mutex_destroy(&image.metadata);
+	check(scene, &image.metadata);
+	check(scene, &image.data);
+	cache_free(&image.data);
 	if (wrong)
 		exit(1);
 }
@@ -290,7 +285,7 @@ static void together(const char *scene, bool failing)
 	void *result;
 
 	begin(LOAD, true, failing);
-	start_threads(threads, THREADS, read_block, 1, 0);
+	start_threads(threads, THREADS, read_one, 1, 0);
 	await(THREADS);
 	open_gate(failing);
 	if (failing) {
@@ -309,49 +304,55 @@ static void together(const char *scene, bool failing)
 }
 
 /* One loads or copies a block for so long that all others of the cache are replaced. */
-static void turnover(const char *scene, enum place place)
+static void turnover(const char *scene, enum stop place)
 {
 	pthread_t thread;
 	void *result;
 
 	begin(place, false, false);
-	start_threads(&thread, 1, read_block, 0, 0);
+	start_threads(&thread, 1, read_one, 0, 0);
 	await(1);
-	for (int i = 1; i <= entry_count; i++)
+	for (uint64_t i = 1; i < files->inode.file.blocks; i++)
 		if (compare_block(i))
-			complain("%s: block %d can't be read", scene, i);
+			complain("%s: block %d can't be read", scene, (int)i);
 	open_gate(false);
 	pthread_join(thread, &result);
 	if (result)
 		complain("%s: the block can't be read", scene);
-	for (int i = entry_count; i >= 0; i--)
+	for (uint64_t i = files->inode.file.blocks; i--;)
 		if (compare_block(i))
-			complain("%s: block %d can't be read again", scene, i);
+			complain("%s: block %d can't be read again", scene, (int)i);
 	end(scene);
 }
 
 static void open_file(struct file *f, const char *name)
 {
 	int fd = open(name, O_RDONLY);
+	struct inode root;
+	struct entry entry;
 	struct stat st;
-	bool found;
 
 	if (fd < 0 || fstat(fd, &st) || !(f->bytes = malloc(st.st_size + 1)) ||
-	    read(fd, f->bytes, st.st_size) != st.st_size ||
-	    sqfs_inode_get(&image.fs, &f->inode, sqfs_inode_root(&image.fs)) ||
-	    sqfs_lookup_path(&image.fs, &f->inode, name, &found) || !found)
+	    read(fd, f->bytes, st.st_size) != st.st_size || inode_read(&image, image.root, TYPE_DIRECTORY, &root) ||
+	    directory_find(&image, &root, name, strlen(name), &entry) != 1 ||
+	    inode_read(&image, entry.reference, TYPE_FILE, &f->inode))
 		exit(2);
 	close(fd);
 	f->name = name;
 	f->size = st.st_size;
+	f->directory = image.root;
 }
 
 int main(int argc, char **argv)
 {
+	struct stat st;
+	char why[200];
 	int fd;
 
-	if (argc < 4 || (fd = open(argv[1], O_RDONLY)) < 0 || sqfs_init(&image.fs, fd, 0) || chdir(argv[2]))
+	if (argc < 4 || (fd = open(argv[1], O_RDONLY)) < 0 || fstat(fd, &st) ||
+	    !image_open(&image, fd, 0, st.st_size, THREADS, why, sizeof(why)) || chdir(argv[2]))
 		return 2;
+	cache_free(&image.data);
 	file_count = argc - 3;
 	if (!(files = calloc(file_count, sizeof(*files))))
 		return 2;

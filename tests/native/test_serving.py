@@ -8,7 +8,7 @@ import os
 import random
 import re
 import shutil
-import signal
+import socket
 import struct
 import subprocess
 from collections.abc import Iterator
@@ -72,7 +72,7 @@ def test_an_attribute_with_a_long_name(tree: Path, packing: tuple[str, ...]) -> 
     with pytest.raises(OSError) as no_room:
         server.getxattr(node, b"trusted.other", 2999)
     assert no_room.value.errno == errno.ERANGE
-    assert sorted(server.listxattr(node)) == sorted([LONG, b"trusted.other"])
+    assert server.listxattr(node) == []  # nobody in a container may read trusted attributes, so nobody sees them
     assert server.listxattr(server.lookup(b"big")) == []
     assert server.end() == (0, "")
 
@@ -101,7 +101,7 @@ def test_an_entry_with_a_name_of_64_kib(plain: Path, tmp_path: Path, how: str) -
         assert error.errno == errno.EIO
     # It lives, and goes on serving what is whole.
     assert len(server.names(server.lookup(b"many"))) == 902
-    assert server.end() == (0, "")
+    assert server.end()[0] == 0
 
 
 def test_an_index_with_a_name_beyond_all_bounds(plain: Path, tmp_path: Path) -> None:
@@ -116,21 +116,17 @@ def test_an_index_with_a_name_beyond_all_bounds(plain: Path, tmp_path: Path) -> 
     server = Server(tmp_path / "image.sqfs")
     server.init()
     many = server.lookup(b"many")
-    try:
-        server.lookup(b"899" + b"n" * 80, many)
-    except OSError as error:
-        assert error.errno == errno.EIO
-    except Gone:
-        server.socket.close()
-        assert server.process.wait(20) == -signal.SIGSEGV  # at the guard, not later by what was overwritten
-        return
-    assert server.end() == (0, "")
+    # All that is lost is time.
+    assert server.lookup(b"899" + b"n" * 80, many) and not server.lookup(b"899", many)
+    assert len(server.names(many)) == 902
+    status, said = server.end()
+    assert (status, said.count("\n")) == (0, 1) and f"{tmp_path}/image.sqfs is damaged: a directory's index, at" in said
 
 
-def test_mutated_images_kill_their_server_or_are_refused(tree: Path, plain: Path, tmp_path: Path) -> None:
+def test_no_mutated_image_kills_its_server(tree: Path, plain: Path, tmp_path: Path) -> None:
     packed = pack(tree, tree.with_name("packed.sqfs"), "-comp", "gzip")
     dice = random.Random(SEED)
-    ends = {"served": 0, "refused": 0, "dead": 0}
+    ends = {"served": 0, "refused": 0, "not taken": 0}
     for number in range(20_000 if FULL else 200):
         data = bytearray((plain, packed)[number % 2].read_bytes())
         # The superblock, the tables at the end, or anywhere.
@@ -144,15 +140,16 @@ def test_mutated_images_kill_their_server_or_are_refused(tree: Path, plain: Path
             server.init()
             ends["refused" if server.explore() else "served"] += 1
         except Gone:
-            ends["dead"] += 1
+            ends["not taken"] += 1
         status, said = server.end()
-        # It has served; it didn't take the image, and said so in a line; or its parser fell over. Nothing else.
-        assert (
-            (status, said) == (0, "")
-            or (status == 1 and re.fullmatch(r"[^\n]+\n", said))
-            or status in (-signal.SIGSEGV, -signal.SIGBUS, -signal.SIGABRT, -signal.SIGFPE)
-        ), (SEED, number, status, said)
-    assert ends["served"] and ends["refused"], ends
+        # It has served, and may have told what is damaged; or didn't take the image, and said why. Nothing else.
+        assert re.fullmatch(r"([^\n]* is damaged: [^\n]+\n)?" + (r"[^\n]+\n" if status else ""), said), (
+            SEED,
+            number,
+            said,
+        )
+        assert status in (0, 1), (SEED, number, status, said)
+    assert all(ends.values()), ends
 
 
 def test_the_image_is_read_in_confinement(plain: Path, tmp_path: Path) -> None:
@@ -185,7 +182,7 @@ def test_nothing_else_is_open_in_the_server(plain: Path) -> None:
     server.init()
     proc = Path("/proc") / str(server.process.pid)
     assert sorted(os.readlink(fd).split(":")[0] for fd in (proc / "fd").iterdir()) == sorted(
-        ["/dev/null", "/dev/null", "pipe", "socket", str(plain)]
+        ["/dev/null", "/dev/null", "pipe", "socket", str(plain), *(["socket"] if os.path.exists("/dev/log") else [])]
     )
     status = (proc / "status").read_text()
     assert re.search(r"^Seccomp:\s2$", status, re.M) and re.search(r"^NoNewPrivs:\s1$", status, re.M)
@@ -211,3 +208,63 @@ def test_the_kernels_timeout(plain: Path, words: tuple[str, ...], flags: int, fl
     wanted = (INIT_EXT, REQUEST_TIMEOUT) if timeout else (reply[15] << 24 & INIT_EXT, 0)
     assert (struct.unpack_from("=I", reply, 12)[0] & INIT_EXT, struct.unpack_from("=I", reply, 32)[0]) == wanted
     assert server.end() == (0, "")
+
+
+@pytest.mark.parametrize("logging", [True, False])
+def test_a_damaged_place_is_trouble_for_what_needs_it_and_told_once(tmp_path: Path, logging: bool) -> None:
+    """A block of `big` can't be inflated: it alone can't be read, and the node's log has a line on it."""
+    (tmp_path / "tree").mkdir()
+    text = b"".join(b"%d" % number for number in range(100_000))
+    (tmp_path / "tree/big").write_bytes(text)
+    (tmp_path / "tree/small").write_bytes(b"small")
+    image = pack(tmp_path / "tree", tmp_path / "an \x1bimage.sqfs", "-no-fragments", "-b", "4K")
+    data = bytearray(image.read_bytes())
+    data[50_000:50_100] = bytes(100)
+    image.write_bytes(data)
+    (tmp_path / "dev").mkdir()
+    before = ("unshare", "-m", "sh", "-c", f'mount --bind "{tmp_path}/dev" /dev; exec "$@"', "-")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
+        log.settimeout(20)
+        if logging:
+            log.bind(str(tmp_path / "dev/log"))
+        server = Server(image, before=before)
+        server.init()
+        big = server.lookup(b"big")
+        places = range(0, len(text), 4096)
+        unreadable = set()
+        for place in [*places, *places]:
+            try:
+                assert server.read(big, place, 4096) == text[place : place + 4096]
+            except OSError as error:
+                assert error.errno == errno.EIO
+                unreadable.add(place)
+        assert 1 <= len(unreadable) <= 2
+        assert server.read(server.lookup(b"small")) == b"small"
+        status, said = server.end()
+        line = rf"{re.escape(str(tmp_path))}/an \?image.sqfs is damaged: .*data block.*, at byte \d+"
+        assert (status, bool(re.fullmatch(line + "\n", said))) == (0, True), said
+        if logging:
+            said = log.recv(1000).decode()
+            assert re.fullmatch(r"<12>ch-squashfuse_ll\[\d+\]: " + line, said), said
+
+
+def test_what_is_no_image_is_refused_by_name(plain: Path, tmp_path: Path) -> None:
+    good = plain.read_bytes()
+    image = tmp_path / "image.sqfs"
+    for at, what, line in (
+        (0, b"sqsh", "not a SquashFS image"),
+        (28, b"\3", "SquashFS 3.0: only 4.0 is supported"),
+        (20, b"\2", "the image's compression is not supported: lzma (2)"),
+        (20, b"\7", "the image's compression is not supported: unknown (7)"),
+        (22, b"\x15", "the image is damaged: its superblock"),
+        (32, b"\xff\xff\xff", "the image is damaged: its root directory"),
+        (40, struct.pack("<Q", len(good) + 1), f"the image is truncated: {len(good)} bytes of {len(good) + 1}"),
+        (26, b"\0\0", "the image is damaged: its superblock"),
+    ):
+        image.write_bytes(good[:at] + what + good[at + len(what) :])
+        status, said = Server(image).end()
+        assert (status, said.splitlines()[-1]) == (1, line)
+    image.write_bytes(good[:95])
+    assert Server(image).end() == (1, "not a SquashFS image\n")
+    for words in (("-o", "offset=x"), ("-o", "offset=1k"), ("-o", "ro"), ("-t", "0"), ("-x",)):
+        assert Server(plain, *words).end()[1].startswith("usage: ch-squashfuse_ll -f ")

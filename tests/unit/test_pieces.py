@@ -287,5 +287,7 @@ def test_the_sites_timeout_reaches_our_server_only(monkeypatch: pytest.MonkeyPat
         squashfs.ServeSquashFS("/dev/null", "i", "/x/ch-squashfuse_ll", single, timeout).apply(Build())
     assert words == [[], ["-s"], ["-t", "30"], ["-s", "-t", "30"]]
     squashfs.ServeSquashFS("/dev/null", "i", "/usr/bin/squashfuse_ll").apply(Build())
-    with pytest.raises(ChError, match="image_timeout=30 needs ch-squashfuse_ll, and there is only /usr/bin/squashfuse"):
+    with pytest.raises(
+        ChError, match="image_timeout=30 needs ch-squashfuse_ll, and squashfuse= names /usr/bin/squashfuse"
+    ):
         squashfs.ServeSquashFS("/dev/null", "i", "/usr/bin/squashfuse_ll", False, 30).apply(Build())

@@ -1,0 +1,128 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Compression by other people's libraries. What a thread needs for one, it makes once and keeps. */
+#include "image.h"
+
+#ifdef HAVE_LIBDEFLATE
+#include <libdeflate.h>
+#endif
+#ifdef HAVE_ZLIB
+#include <zlib.h>
+#endif
+#ifdef HAVE_XZ
+#include <lzma.h>
+#endif
+#ifdef HAVE_LZ4
+#include <lz4.h>
+#endif
+#ifdef HAVE_ZSTD
+#include <zstd.h>
+#endif
+
+/* Of a block of 1 MiB, and what there is to it. */
+#define XZ_MEMORY (2 << 20)
+
+#ifdef HAVE_LIBDEFLATE
+static ssize_t gzip(const uint8_t *from, size_t size, uint8_t *to, size_t room)
+{
+	static _Thread_local struct libdeflate_decompressor *d;
+	size_t inflated = 0;
+
+	if (!d && !(d = libdeflate_alloc_decompressor()))
+		return -1;
+	return libdeflate_zlib_decompress(d, from, size, to, room, &inflated) ? -1 : (ssize_t)inflated;
+}
+#endif
+
+#ifdef HAVE_ZLIB
+static ssize_t gzip(const uint8_t *from, size_t size, uint8_t *to, size_t room)
+{
+	static _Thread_local z_stream z;
+
+	if (z.state ? inflateReset(&z) : inflateInit(&z))
+		return -1;
+	z.next_in = (uint8_t *)from;
+	z.avail_in = size;
+	z.next_out = to;
+	z.avail_out = room;
+	return inflate(&z, Z_FINISH) == Z_STREAM_END ? (ssize_t)(room - z.avail_out) : -1;
+}
+#endif
+
+#ifdef HAVE_XZ
+static ssize_t xz(const uint8_t *from, size_t size, uint8_t *to, size_t room)
+{
+	static _Thread_local lzma_stream s;
+
+	/* Begun again, it keeps its memory. */
+	if (lzma_stream_decoder(&s, XZ_MEMORY, 0) != LZMA_OK)
+		return -1;
+	s.next_in = from;
+	s.avail_in = size;
+	s.next_out = to;
+	s.avail_out = room;
+	return lzma_code(&s, LZMA_FINISH) == LZMA_STREAM_END ? (ssize_t)(room - s.avail_out) : -1;
+}
+#endif
+
+#ifdef HAVE_ZSTD
+static ssize_t zstd(const uint8_t *from, size_t size, uint8_t *to, size_t room)
+{
+	static _Thread_local ZSTD_DCtx *d;
+	size_t inflated = 0;
+
+	if (!d && !(d = ZSTD_createDCtx()))
+		return -1;
+	inflated = ZSTD_decompressDCtx(d, to, room, from, size);
+	return ZSTD_isError(inflated) ? -1 : (ssize_t)inflated;
+}
+#endif
+
+#ifdef HAVE_LZ4
+static ssize_t lz4(const uint8_t *from, size_t size, uint8_t *to, size_t room)
+{
+	return LZ4_decompress_safe((const char *)from, (char *)to, size, room);
+}
+#endif
+
+static const struct {
+	const char *name;
+	ssize_t (*decompress)(const uint8_t *from, size_t size, uint8_t *to, size_t room);
+} compressions[] = {
+#if defined(HAVE_LIBDEFLATE) || defined(HAVE_ZLIB)
+	[GZIP] = { "gzip", gzip },
+#else
+	[GZIP] = { "gzip", NULL },
+#endif
+	[LZMA] = { "lzma", NULL }, /* of SquashFS before 4.1 */
+	[LZO] = { "lzo", lzo_decompress },
+#ifdef HAVE_XZ
+	[XZ] = { "xz", xz },
+#else
+	[XZ] = { "xz", NULL },
+#endif
+#ifdef HAVE_LZ4
+	[LZ4] = { "lz4", lz4 },
+#else
+	[LZ4] = { "lz4", NULL },
+#endif
+#ifdef HAVE_ZSTD
+	[ZSTD] = { "zstd", zstd },
+#else
+	[ZSTD] = { "zstd", NULL },
+#endif
+};
+
+const char *compression_name(int compression)
+{
+	return compression >= GZIP && compression <= ZSTD ? compressions[compression].name : NULL;
+}
+
+bool compression_supported(int compression)
+{
+	return compression_name(compression) && compressions[compression].decompress;
+}
+
+ssize_t decompress(int compression, const uint8_t *from, size_t size, uint8_t *to, size_t room)
+{
+	return compressions[compression].decompress(from, size, to, room);
+}

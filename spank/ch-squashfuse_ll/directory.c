@@ -1,0 +1,184 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Directories: a listing sorted by name, and for long ones an index of it.
+ *
+ * The listing is a row of headers, each with up to 256 entries whose inodes
+ * lie in the same metadata block. The index has the names at which one may begin.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "image.h"
+
+#define HEADER 12
+#define ENTRIES_MAX 256
+#define ENTRY 8
+#define INDEX 12
+/* A listing's size counts "." and "..", which aren't in it. */
+#define DOTS 3
+
+static int spoilt(struct directory *d, const char *what)
+{
+	uint64_t position = d->cursor.block ? d->cursor.block->position : 0;
+
+	directory_close(d);
+	return damaged(d->cursor.image, what, position);
+}
+
+/* Take from the listing what it still has; NULL, and closed, where it doesn't. */
+static const uint8_t *take(struct directory *d, uint8_t *scratch, size_t size)
+{
+	if (size > d->size - d->position) {
+		spoilt(d, "a directory's size");
+		return NULL;
+	}
+	d->position += size;
+	return cursor_take(&d->cursor, scratch, size);
+}
+
+static int compare(const uint8_t *a, size_t a_length, const uint8_t *b, size_t b_length)
+{
+	int order = memcmp(a, b, a_length < b_length ? a_length : b_length);
+
+	return order ? order : (a_length > b_length) - (a_length < b_length);
+}
+
+/* As directory_next(), but for the check of the name's order. */
+static int step(struct directory *d, struct entry *entry)
+{
+	uint8_t scratch[HEADER];
+	const uint8_t *p;
+
+	if (!d->left) {
+		if (d->position == d->size)
+			return 0;
+		if (!(p = take(d, scratch, HEADER)))
+			return -EIO;
+		if (le32(p) >= ENTRIES_MAX)
+			return spoilt(d, "a directory's header");
+		d->left = le32(p) + 1;
+		d->block = le32(p + 4);
+		d->number = le32(p + 8);
+	}
+	if (!(p = take(d, scratch, ENTRY)))
+		return -EIO;
+	d->left--;
+	entry->reference = (uint64_t)d->block << 16 | le16(p);
+	entry->number = d->number + (int16_t)le16(p + 2);
+	entry->type = le16(p + 4);
+	entry->length = le16(p + 6) + 1u;
+	if (entry->type < TYPE_DIRECTORY || entry->type > TYPE_SOCKET || entry->length > NAME_LENGTH_MAX)
+		return spoilt(d, "a directory's entry");
+	if (!(entry->name = take(d, d->scratch, entry->length)))
+		return -EIO;
+	entry->next = d->position;
+	return 1;
+}
+
+static bool is_name(const uint8_t *name, size_t length)
+{
+	if (name[0] == '.' && (length == 1 || (length == 2 && name[1] == '.')))
+		return false;
+	return !memchr(name, '/', length) && !memchr(name, '\0', length);
+}
+
+int directory_next(struct directory *d, struct entry *entry)
+{
+	int found = step(d, entry);
+
+	if (found != 1)
+		return found;
+	if (!is_name(entry->name, entry->length) ||
+	    (d->name_length && compare(d->name, d->name_length, entry->name, entry->length) >= 0))
+		return spoilt(d, "a directory's names");
+	memcpy(d->name, entry->name, entry->length);
+	d->name_length = entry->length;
+	return 1;
+}
+
+void directory_close(struct directory *d)
+{
+	cursor_close(&d->cursor);
+}
+
+/* Find the last place of the index that is not behind `position`, and not behind `name` if one is given. */
+static int search_index(struct image *image, const struct inode *inode, uint32_t position, const char *name,
+			size_t length, uint32_t *found, struct place *place)
+{
+	uint8_t scratch[INDEX], name_scratch[NAME_LENGTH_MAX];
+	struct cursor c;
+	uint32_t last = 0;
+
+	if (cursor_open(&c, image, &image->inodes, inode->rest))
+		return -EIO;
+	for (uint32_t i = 0; i < inode->directory.index_count; i++) {
+		const uint8_t *p = cursor_take(&c, scratch, INDEX), *first;
+		uint32_t at, block, size;
+
+		if (!p)
+			return -EIO;
+		at = le32(p);
+		block = le32(p + 4);
+		size = le32(p + 8) + 1;
+		if (size - 1 >= NAME_LENGTH_MAX || at < last || at > inode->size) {
+			cursor_close(&c);
+			return damaged(image, "a directory's index", inode->rest.block);
+		}
+		last = at;
+		if (!(first = cursor_take(&c, name_scratch, size)))
+			return -EIO;
+		if (at > position || (name && compare(first, size, (const uint8_t *)name, length) > 0))
+			break;
+		*found = at;
+		/* Blocks are full: so the place in one follows from the place in all. */
+		place->block = image->directories.start + block;
+		place->offset = (inode->directory.listing.offset + at) % METADATA_SIZE;
+	}
+	cursor_close(&c);
+	return 0;
+}
+
+static int begin(struct directory *d, struct image *image, const struct inode *inode, uint32_t position,
+		 const char *name, size_t length)
+{
+	struct place place = inode->directory.listing;
+
+	d->cursor = (struct cursor){ .image = image };
+	d->position = d->left = d->name_length = 0;
+	d->size = inode->size > DOTS ? inode->size - DOTS : 0;
+	if (!d->size)
+		return 0;
+	/* Nobody needs an index that is damaged: it takes longer from the beginning. */
+	if (inode->directory.index_count && (position || name) &&
+	    search_index(image, inode, name ? d->size : position, name, length, &d->position, &place)) {
+		d->position = 0;
+		place = inode->directory.listing;
+	}
+	return cursor_open(&d->cursor, image, &image->directories, place);
+}
+
+int directory_open(struct directory *d, struct image *image, const struct inode *inode, uint32_t position)
+{
+	struct entry entry;
+
+	if (begin(d, image, inode, position, NULL, 0))
+		return -EIO;
+	while (d->position < position && d->position < d->size)
+		if (step(d, &entry) != 1)
+			return -EIO;
+	return 0;
+}
+
+int directory_find(struct image *image, const struct inode *inode, const char *name, size_t length,
+		   struct entry *entry)
+{
+	struct directory d;
+	int found, order = 1;
+
+	if (begin(&d, image, inode, 0, name, length))
+		return -EIO;
+	while ((found = step(&d, entry)) == 1)
+		if ((order = compare(entry->name, entry->length, (const uint8_t *)name, length)) >= 0)
+			break;
+	directory_close(&d);
+	return found == 1 ? !order : found;
+}

@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "fuse.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "answers.h"
+
+/* A reader's own needs are some 10 KiB; the libraries' are no more. */
+#define STACK_BYTES (256 << 10)
+
+struct server {
+	struct image *image;
+	int fuse;
+};
+
+/* Read one request; false when the mount is gone. */
+static bool receive(int fuse, struct request *r)
+{
+	for (;;) {
+		ssize_t n = read(fuse, r, sizeof(*r));
+
+		if (n >= (ssize_t)sizeof(r->head)) {
+			/* Names end with a NUL; whatever comes behind is none of ours. */
+			((char *)r)[n < (ssize_t)sizeof(*r) ? n : (ssize_t)sizeof(*r) - 1] = '\0';
+			return true;
+		}
+		if (n >= 0 || (errno != EINTR && errno != EAGAIN && errno != ENOENT))
+			return false;
+	}
+}
+
+static void send_reply(int fuse, const struct request *r, char *reply, ssize_t size)
+{
+	struct fuse_out_header head = { .unique = r->head.unique };
+	struct iovec parts[] = { { &head, sizeof(head) }, { reply, size > 0 ? size : 0 } };
+
+	head.error = size < 0 ? size : 0;
+	head.len = sizeof(head) + parts[1].iov_len;
+	/* ENOENT: the request was interrupted; anything else shows at the next read. */
+	if (writev(fuse, parts, 2) < 0)
+		return;
+}
+
+static void *serve(void *argument)
+{
+	struct server *server = argument;
+	struct request *r = malloc(sizeof(*r));
+	char *reply = malloc(REPLY_BYTES);
+
+	/* The first thread's are there, or nothing is; others can be done without. */
+	while (r && reply && receive(server->fuse, r)) {
+		if (r->head.opcode == FUSE_FORGET || r->head.opcode == FUSE_BATCH_FORGET)
+			continue;
+		send_reply(server->fuse, r, reply, answer(server->image, r, reply));
+	}
+	_exit(0);
+}
+
+void fuse_serve(struct image *image, int fuse, int threads)
+{
+	static struct server server;
+	pthread_attr_t small;
+	pthread_t thread;
+
+	server = (struct server){ image, fuse };
+	pthread_attr_init(&small);
+	pthread_attr_setstacksize(&small, STACK_BYTES);
+	for (int i = 1; i < threads; i++)
+		if (pthread_create(&thread, &small, serve, &server))
+			break; /* those that there are will do */
+	serve(&server);
+	_exit(0);
+}

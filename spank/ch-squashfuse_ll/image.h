@@ -1,0 +1,230 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A SquashFS 4.0 image, read without believing it.
+ *
+ * Nothing that the image says is used before it has been checked against what
+ * surrounds it: a position against its table, a table against the file, a size
+ * against what it has to fit in. No memory is asked for by a number from the
+ * image, but for the block size, which is at most 1 MiB. What doesn't hold is
+ * EIO for the request that met it, and told once (damaged()).
+ *
+ * All functions may be called by any number of threads at once.
+ */
+#ifndef IMAGE_H
+#define IMAGE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "cache.h"
+
+#define METADATA_SIZE 8192
+#define BLOCK_SIZE_MIN 4096
+#define BLOCK_SIZE_MAX (1 << 20)
+#define NAME_LENGTH_MAX 256
+#define NONE UINT64_MAX /* where a table would begin that there isn't */
+#define NO_INDEX UINT32_MAX /* of a fragment, or of attributes */
+
+/* A fuzzer that wants to know what is read where may come in between. */
+#ifndef FIELD
+#define FIELD(at, size)
+#endif
+
+/* Little-endian numbers, at any address. */
+static inline uint16_t le16(const uint8_t *p)
+{
+	FIELD(p, 2);
+	return p[0] | p[1] << 8;
+}
+
+static inline uint32_t le32(const uint8_t *p)
+{
+	FIELD(p, 4);
+	return p[0] | p[1] << 8 | p[2] << 16 | (uint32_t)p[3] << 24;
+}
+
+static inline uint64_t le64(const uint8_t *p)
+{
+	uint64_t value = 0;
+
+	FIELD(p, 8);
+	for (int i = 7; i >= 0; i--)
+		value = value << 8 | p[i];
+	return value;
+}
+
+/* ---- The image: image.c ---- */
+
+/* Metadata blocks from `start` up to `end`. With `entry`, they are an array of `count` entries of
+ * that size, and the positions of its blocks stand at `index`. */
+struct table {
+	const char *name;
+	uint64_t start, end;
+	uint64_t index;
+	uint32_t count;
+	uint32_t entry;
+};
+
+struct image {
+	int fd;
+	uint64_t offset; /* of the image in its file */
+	uint64_t size; /* of the image, as it says itself; the file is no shorter */
+	uint64_t root; /* reference of the root's inode */
+	uint32_t inode_count;
+	uint32_t block_size;
+	int compression;
+	bool has_xattrs;
+	struct table inodes, directories, fragments, ids, xattr_ids, xattrs;
+	struct cache metadata, data;
+};
+
+/* Open the image that begins `offset` bytes into a file of `size`, for up to `threads` at once;
+ * false, with a line in `why`, if it is none or its beginning is damaged. */
+bool image_open(struct image *image, int fd, uint64_t offset, uint64_t size, int threads, char *why,
+		size_t why_size);
+void image_close(struct image *image);
+
+/* All that is ever read of the file. 0, or -EIO. */
+int image_read(struct image *image, void *to, size_t size, uint64_t position);
+
+/* Copy entry `number` of an array to `to`. 0, or -EIO. */
+int table_read(struct image *image, const struct table *table, uint32_t number, uint8_t *to);
+
+/* Report a damaged place, the first time; returns -EIO. In report.c. */
+int damaged(struct image *image, const char *what, uint64_t position);
+
+/* ---- Metadata: metadata.c ---- */
+
+/* A place in a table that only moves forward. It holds a block until it is closed. */
+struct cursor {
+	struct image *image;
+	const struct table *table;
+	struct block *block;
+	uint32_t offset;
+};
+
+/* A place in a table to which a cursor can be set again. */
+struct place {
+	uint64_t block; /* its position in the image */
+	uint32_t offset;
+};
+
+bool metadata_init(struct image *image);
+
+/* These return 0 or -EIO; after -EIO, and before the first opening, there is nothing to close. */
+int cursor_open(struct cursor *c, struct image *image, const struct table *table, struct place at);
+int cursor_read(struct cursor *c, void *to, size_t size);
+int cursor_skip(struct cursor *c, size_t size);
+void cursor_close(struct cursor *c);
+struct place cursor_place(const struct cursor *c);
+
+/* Return the next `size` bytes where they are, or copied to `scratch` if two blocks share them;
+ * NULL if there aren't as many. Valid until the cursor moves on. */
+static inline const uint8_t *cursor_take(struct cursor *c, uint8_t *scratch, size_t size)
+{
+	const uint8_t *at;
+
+	if (size > c->block->size - c->offset)
+		return cursor_read(c, scratch, size) ? NULL : scratch;
+	at = c->block->data + c->offset;
+	c->offset += size;
+	return at;
+}
+
+/* ---- Inodes: inode.c ---- */
+
+enum type { TYPE_DIRECTORY = 1, TYPE_FILE, TYPE_LINK, TYPE_BLOCK, TYPE_CHARACTER, TYPE_FIFO, TYPE_SOCKET };
+
+struct inode {
+	uint64_t reference;
+	enum type type;
+	uint32_t mode; /* type and permissions, as stat has them */
+	uint32_t uid, gid;
+	uint32_t mtime;
+	uint32_t number;
+	uint32_t links;
+	uint64_t size;
+	uint32_t xattrs; /* number of its entry, or NO_INDEX */
+	struct place rest; /* what follows: a block list, a directory's index, a link's target */
+	union {
+		struct {
+			uint64_t start; /* of its first block */
+			uint64_t blocks;
+			uint32_t fragment; /* or NO_INDEX */
+			uint32_t fragment_offset;
+		} file;
+		struct {
+			struct place listing;
+			uint32_t parent;
+			uint32_t index_count;
+		} directory;
+		uint32_t device; /* as the kernel encodes it */
+	};
+};
+
+/* Of a directory's entry `reference`, which has to be of `type` (0: any). 0, or -EIO. */
+int inode_read(struct image *image, uint64_t reference, enum type type, struct inode *inode);
+
+/* Copy a link's target, and no NUL; its size, or -EIO. */
+ssize_t link_read(struct image *image, const struct inode *inode, char *to, size_t room);
+
+/* ---- Directories: directory.c ---- */
+
+struct directory {
+	struct cursor cursor;
+	uint32_t position; /* in the listing */
+	uint32_t size; /* of the listing */
+	uint32_t left; /* entries below the last header */
+	uint32_t block, number; /* as that says */
+	uint32_t name_length;
+	uint8_t name[NAME_LENGTH_MAX]; /* of the last entry */
+	uint8_t scratch[NAME_LENGTH_MAX];
+};
+
+struct entry {
+	uint64_t reference;
+	uint32_t number;
+	enum type type;
+	uint32_t next; /* where the listing goes on */
+	uint32_t length;
+	const uint8_t *name; /* ends with its length; valid until the next entry is read */
+};
+
+/* Begin a listing where another left off at `position`, or at 0. 0, or -EIO. */
+int directory_open(struct directory *d, struct image *image, const struct inode *inode, uint32_t position);
+/* 1 with an entry, 0 at the end, -EIO. */
+int directory_next(struct directory *d, struct entry *entry);
+void directory_close(struct directory *d);
+/* 1 with the entry of that name (whose `name` isn't valid), 0 if there is none, -EIO. */
+int directory_find(struct image *image, const struct inode *inode, const char *name, size_t length,
+		   struct entry *entry);
+
+/* ---- Contents: blocks.c ---- */
+
+bool blocks_init(struct image *image, int threads);
+
+/* Read up to `size` bytes of a regular file from `start`; the number read, or -EIO. */
+ssize_t blocks_read(struct image *image, const struct inode *inode, uint64_t start, size_t size, char *to);
+
+/* ---- Extended attributes: xattr.c ---- */
+
+/* The value of attribute `name` in `to`; its size, -ENODATA, -ERANGE where there is no room, -EIO.
+ * With no room at all, the size alone. */
+ssize_t xattr_read(struct image *image, const struct inode *inode, const char *name, char *to, size_t room);
+
+/* The names of all but trusted attributes, each with its NUL; as above. */
+ssize_t xattr_list(struct image *image, const struct inode *inode, char *to, size_t room);
+
+/* ---- Compression: decompress.c, lzo.c ---- */
+
+enum compression { GZIP = 1, LZMA, LZO, XZ, LZ4, ZSTD };
+
+const char *compression_name(int compression); /* NULL if there is no such */
+bool compression_supported(int compression);
+
+/* Inflate to at most `room` bytes; their number, or -1. */
+ssize_t decompress(int compression, const uint8_t *from, size_t size, uint8_t *to, size_t room);
+ssize_t lzo_decompress(const uint8_t *from, size_t size, uint8_t *to, size_t room);
+
+#endif

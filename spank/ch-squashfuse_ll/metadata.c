@@ -1,0 +1,151 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Metadata: tables of blocks of 8 KiB, and a cursor that goes through them. */
+#include <errno.h>
+#include <string.h>
+
+#include "image.h"
+
+/* 2 MiB. A look-up in a directory of 100,000 entries is as likely as not to find what it needs. */
+#ifndef METADATA_SETS
+#define METADATA_SETS 64
+#define METADATA_WAYS 4
+#endif
+#define STORED_PLAIN 0x8000
+/* What a block is loaded as, in place of a data block's header. */
+enum { INFLATED, RAW };
+
+static int load(struct image *image, struct block *b)
+{
+	uint8_t stored[2 + METADATA_SIZE];
+	uint64_t left = b->position < image->size ? image->size - b->position : 0;
+	size_t size = left < sizeof(stored) ? left : sizeof(stored);
+	ssize_t inflated;
+	uint16_t header;
+
+	if (b->header == RAW) {
+		b->size = b->stored = size < METADATA_SIZE ? size : METADATA_SIZE;
+		return image_read(image, b->data, b->size, b->position);
+	}
+	if (size < 3)
+		return damaged(image, "metadata beyond the end", b->position);
+	if (image_read(image, stored, size, b->position))
+		return -EIO;
+	header = le16(stored);
+	b->stored = 2 + (header & ~STORED_PLAIN);
+	if (b->stored < 3 || b->stored > size)
+		return damaged(image, "size of a metadata block", b->position);
+	if (header & STORED_PLAIN) {
+		b->size = b->stored - 2;
+		memcpy(b->data, stored + 2, b->size);
+		return 0;
+	}
+	inflated = decompress(image->compression, stored + 2, b->stored - 2, b->data, METADATA_SIZE);
+	if (inflated <= 0)
+		return damaged(image, "compressed metadata block", b->position);
+	b->size = inflated;
+	return 0;
+}
+
+bool metadata_init(struct image *image)
+{
+	return cache_init(&image->metadata, load, METADATA_SETS, METADATA_WAYS, METADATA_SIZE);
+}
+
+int cursor_open(struct cursor *c, struct image *image, const struct table *table, struct place at)
+{
+	*c = (struct cursor){ .image = image, .table = table, .offset = at.offset };
+	if (at.block < table->start || at.block >= table->end)
+		return damaged(image, table->name, at.block);
+	c->block = cache_hold(&image->metadata, image, at.block, INFLATED);
+	if (!c->block)
+		return -EIO;
+	if (c->block->stored <= table->end - at.block && at.offset <= c->block->size)
+		return 0;
+	cursor_close(c);
+	return damaged(image, table->name, at.block);
+}
+
+void cursor_close(struct cursor *c)
+{
+	if (c->block)
+		cache_let_go(c->block);
+	c->block = NULL;
+}
+
+struct place cursor_place(const struct cursor *c)
+{
+	return (struct place){ c->block->position, c->offset };
+}
+
+static int next_block(struct cursor *c)
+{
+	struct place next = { c->block->position + c->block->stored, 0 };
+
+	cursor_close(c);
+	return cursor_open(c, c->image, c->table, next);
+}
+
+/* No block is empty, so that this ends. */
+static int advance(struct cursor *c, uint8_t *to, size_t size)
+{
+	while (size) {
+		size_t there = c->block ? c->block->size - c->offset : 0;
+
+		if (!c->block)
+			return -EIO;
+		if (!there) {
+			if (next_block(c))
+				return -EIO;
+			continue;
+		}
+		if (there > size)
+			there = size;
+		if (to) {
+			memcpy(to, c->block->data + c->offset, there);
+			to += there;
+		}
+		c->offset += there;
+		size -= there;
+	}
+	return 0;
+}
+
+int cursor_read(struct cursor *c, void *to, size_t size)
+{
+	return advance(c, to, size);
+}
+
+int cursor_skip(struct cursor *c, size_t size)
+{
+	return advance(c, NULL, size);
+}
+
+/* The positions of a table's blocks are plain numbers in the image, and are read by 8 KiB too. */
+static int position_of(struct image *image, const struct table *table, uint32_t block, uint64_t *position)
+{
+	uint64_t at = table->index + block / (METADATA_SIZE / 8) * (uint64_t)METADATA_SIZE;
+	uint32_t offset = block % (METADATA_SIZE / 8) * 8;
+	struct block *b = cache_hold(&image->metadata, image, at, RAW);
+
+	if (!b)
+		return -EIO;
+	*position = offset + 8 <= b->size ? le64(b->data + offset) : NONE;
+	cache_let_go(b);
+	return 0;
+}
+
+int table_read(struct image *image, const struct table *table, uint32_t number, uint8_t *to)
+{
+	uint32_t in_block = METADATA_SIZE / table->entry;
+	struct place at = { .offset = number % in_block * table->entry };
+	struct cursor c;
+	int failed;
+
+	if (number >= table->count)
+		return damaged(image, table->name, number);
+	if (position_of(image, table, number / in_block, &at.block) || cursor_open(&c, image, table, at))
+		return -EIO;
+	failed = cursor_read(&c, to, table->entry);
+	cursor_close(&c);
+	return failed;
+}

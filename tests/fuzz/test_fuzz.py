@@ -8,14 +8,22 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.native.fuse_wire import Gone, Server
+
+from . import squashfs_seeds
 
 HERE = Path(__file__).parent
 TARGETS = ["ch_join", "submit", "node", "relay"]
 CASES = 4000
 SEED = 20261124
+# Of images: in the reader alone, and through a whole server.
+IMAGES = 40_000
+SERVED = 2000 if os.environ.get("CHAOS") == "full" else 60
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +44,37 @@ def test_kept_and_mutated_cases(fuzzers: Path, target: str) -> None:
     )  # fmt: skip
     assert done.returncode == 0, (done.stderr[-2000:], crash.exists() and crash.read_bytes())
     assert int(done.stdout) == CASES + len(corpus)
+
+
+@pytest.fixture(scope="session")
+def images(world_tmp: Path) -> Iterator[list[Path]]:
+    """Images to be changed: made, and kept."""
+    made = squashfs_seeds.make(world_tmp / "fuzz-images")
+    yield [*made, *sorted((HERE / "corpus/squashfs").iterdir())]
+
+
+def test_images_that_lie(fuzzers: Path, images: list[Path]) -> None:
+    """In the reader alone; `make fuzz` has ten million, `make chaos` one, and further sanitizers."""
+    command = [fuzzers / "small-squashfs", str(IMAGES), str(SEED), *images]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=240, errors="replace")
+    assert done.returncode == 0, done.stderr[-3000:]
+    cases, opened = map(int, done.stdout.split())
+    assert cases == IMAGES + len(images)
+    assert opened > IMAGES // 4
+
+
+def test_images_that_lie_through_a_whole_server(fuzzers: Path, images: list[Path], tmp_path: Path) -> None:
+    command = [fuzzers / "small-squashfs", "write", str(tmp_path), "0", str(SERVED), str(SEED), *map(str, images)]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    served = 0
+    for number in range(SERVED):
+        server = Server(tmp_path / str(number))
+        try:
+            server.init()
+            server.explore(20)
+            served += 1
+        except Gone:
+            pass
+        status, said = server.end()
+        assert status in (0, 1) and said.count("\n") <= 2, (number, status, said)
+    assert served > SERVED // 4

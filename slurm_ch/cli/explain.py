@@ -10,7 +10,7 @@ import click
 from slurm_ch import log
 from slurm_ch.engine import container as engine
 from slurm_ch.engine.caller import Caller
-from slurm_ch.request import spec
+from slurm_ch.request import parsers
 from slurm_ch.request.options import Setting
 
 from .options import OrderedCommand, click_options, image_and_command
@@ -21,7 +21,7 @@ def _explain(ctx: click.Context, /, words: tuple[str, ...], **_: object) -> None
     """Show what running in a container made from IMAGE would do, one action a line."""
     settings: list[Setting] = ctx.obj
     image, _command = image_and_command(ctx, words)
-    wanted = spec.make(image, settings, "IMAGE")
+    wanted = parsers.make(image, settings, "IMAGE")
     container = engine.Container(wanted, Caller(dict(os.environ)))
     for line in engine.explain(container):
         click.echo(log.printable(line))

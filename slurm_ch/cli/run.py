@@ -10,7 +10,7 @@ import click
 from slurm_ch import __version__, log
 from slurm_ch.engine import ch_join as handover
 from slurm_ch.errors import ChError, UsageError
-from slurm_ch.request import spec
+from slurm_ch.request import parsers, spec
 from slurm_ch.request.options import Setting
 from slurm_ch.standalone import features
 from slurm_ch.standalone import run as runner
@@ -31,10 +31,10 @@ def _run(ctx: click.Context, /, words: tuple[str, ...], feature: str | None, tes
     if feature is not None:
         ctx.exit(features.status(feature))
     if test is not None:
-        _log_test(spec.make("/", settings), test)
+        _log_test(parsers.make("/", settings), test)
         return
     image, argv = image_and_command(ctx, words)
-    wanted = spec.make(image, settings, "IMAGE")
+    wanted = parsers.make(image, settings, "IMAGE")
     if not argv:
         raise click.UsageError("Missing argument 'CMD'.", ctx)
     runner.run(wanted, argv, handover.given_environment())

@@ -74,7 +74,7 @@ class Container:
             self.image = image.resolve(spec.image, storage, caller.cwd)
             check_image(spec, self.image, storage)
             if storage and "storage" in spec.labels and not os.path.isdir(caller.path(storage)):
-                log.warning(f"{spec.labels['storage']}={storage}: no such directory")
+                log.warning(f"{spec.label('storage')}={storage}: no such directory")
             if spec.mount_point is not None:
                 self._check_mount_point(spec.mount_point)
         self.injection = find_devices(spec, caller)
@@ -84,7 +84,7 @@ class Container:
 
     def _check_mount_point(self, path: str) -> None:
         """Say of a mount point what ch-run says; the mount itself is made detached and needs none."""
-        label = self.spec.labels["mount"]
+        label = self.spec.label("mount")
         if self.image.kind != image.SQUASHFS:
             log.warning(f"{label}={path}: ignored: the image is no SquashFS file")
         elif not os.path.isdir(os.path.join(self.caller.cwd, path)):
@@ -203,7 +203,7 @@ class Container:
         return mounts.Bind(self.caller.environment.get("TMPDIR") or "/tmp", "/tmp", follow=True)
 
     def _home(self) -> Action:
-        home, label = self.caller.environment.get("HOME"), self.spec.labels["home"]
+        home, label = self.caller.environment.get("HOME"), self.spec.label("home")
         if not home:
             raise UsageError(f"{label}: HOME is not set")
         return mounts.Bind(home, self.caller.home_directory(), dst_create=True, label=label)
@@ -217,11 +217,12 @@ class Container:
 def check_image(spec: Spec, found: image.Image, storage: str | None) -> None:
     """Raise UsageError where an option asks for what an image of this kind can't do."""
     if spec.write and found.kind == image.SQUASHFS:
-        raise UsageError(f"{spec.labels['write']}: SquashFS can't be written to, only write-fake: {spec.image}")
+        raise UsageError(f"{spec.label('write')}: SquashFS can't be written to, only write-fake: {spec.image}")
     if spec.write and storage is not None and image.in_storage(found, storage):
-        raise UsageError(f"{spec.labels['write']}: an image in {storage} is ch-image's to write: {spec.image}")
+        raise UsageError(f"{spec.label('write')}: an image in {storage} is ch-image's to write: {spec.image}")
     if spec.write_fake is not None and found.kind == image.HOST:
-        label = next(spec.labels[name] for name in ("write-fake", "home", "device") if name in spec.labels)
+        given = [name for name in ("write-fake", "home", "device") if name in spec.labels]
+        label = spec.label(given[0] if given else "write-fake")
         raise UsageError(f"{label}: the host as image can't be overlaid: the kernel hides the mounts below /")
 
 

@@ -16,7 +16,7 @@ from ..engine import container as engine
 from ..engine import namespaces, task_plan
 from ..engine.caller import Caller
 from ..errors import EXIT_SETUP, EXIT_USAGE, ChError, describe, exit_code
-from ..request import site, spec, step
+from ..request import parsers, site, spec, step
 from . import tickets
 
 TYPE_CHECKING = False
@@ -70,7 +70,7 @@ def read_facts(fd: int) -> Facts:
 def asked_for(facts: Facts) -> tuple[site.Site, spec.Spec]:
     """Return what the site says, and what site and user together ask for; UsageError if it is wrong."""
     ours = site.parse(facts.site)
-    return ours, site.meet(ours, spec.parse_request(facts.request))
+    return ours, site.meet(ours, parsers.parse_request(facts.request))
 
 
 def task_count(facts: Facts) -> int:

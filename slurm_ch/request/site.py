@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from ..errors import UsageError
-from . import spec
+from . import parsers, spec
 from .options import BY_NAME, LIST, PLUGIN, SITE, Setting
 
 TYPE_CHECKING = False
@@ -54,7 +54,7 @@ def parse(arguments: Sequence[str]) -> Site:
             site.image_timeout = _site_seconds(setting)
         elif key == "bind":
             scratch = spec.Spec("/")
-            spec.bind(scratch, setting)
+            parsers.bind(scratch, setting)
             site.binds += scratch.binds
         elif key == "default":
             site.defaults.append(_site_default(setting))
@@ -124,7 +124,7 @@ def _without_contradictions(defaults: list[Setting], request: Sequence[Setting])
 
     A default device stays: only the user knows whether the container is of use without it.
     """
-    user = spec.make("/", [setting for setting in request if setting.name in _OF_WRITING])
+    user = parsers.make("/", [setting for setting in request if setting.name in _OF_WRITING])
     if user.write:
         return [setting for setting in defaults if setting.name not in ("write-fake", "home")]
     if user.write_fake is not None:
@@ -146,13 +146,13 @@ def meet(site: Site, request: Sequence[Setting]) -> spec.Spec:
     if defaults and not asked.isdisjoint(_OF_WRITING):
         defaults = _without_contradictions(defaults, request)
     image = next((s.value for s in reversed(request) if s.name == "image"), None)
-    wanted = spec.make(image, [*defaults, *request])
+    wanted = parsers.make(image, [*defaults, *request])
     wanted.binds[:0] = site.binds
     wanted.image_timeout = site.image_timeout
     wanted.relay_commands = site.relayed
     if wanted.relay:
         if not site.relayed:
-            raise UsageError(f"{wanted.labels['relay']}: not available at this site")
+            raise UsageError(f"{wanted.label('relay')}: not available at this site")
         wanted.relay_defaults = _defaults(request)
     if wanted.storage is None:
         wanted.storage = site.storage

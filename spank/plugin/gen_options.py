@@ -8,7 +8,7 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../.."))
 
-from slurm_ch.request import options, spec
+from slurm_ch.request import options, parsers
 
 _KINDS = {
     options.ONE: "KIND_ONE",
@@ -38,7 +38,7 @@ def row(option: options.Option) -> str:
 
 
 if __name__ == "__main__":
-    spec.check_complete()
+    parsers.check_complete()
     print("/* Generated from slurm_ch/request/options.py. */")
     for one in options.OPTIONS:
         if one.where & options.PLUGIN:

@@ -535,14 +535,14 @@ import os, sys
 from slurm_ch import linux
 from slurm_ch.engine import container as engine
 from slurm_ch.engine.caller import Caller
-from slurm_ch.request import options, spec
+from slurm_ch.request import options, parsers
 seen = []
 def unshare(flags, original=linux.unshare):
     seen.append(set(sys.modules))
     original(flags)
 linux.unshare = unshare
 settings = [options.Setting("device", path, "--device") for path in sys.argv[2:]]
-box = engine.Container(spec.make(sys.argv[1], settings), Caller(dict(os.environ)))
+box = engine.Container(parsers.make(sys.argv[1], settings), Caller(dict(os.environ)))
 engine.containerize(box)
 print(sorted(set(sys.modules) - seen[0]), sorted({"json", "yaml", "slurm_ch.devices.reader", "slurm_ch.engine.device_edits"} & seen[0]))
 """
@@ -573,8 +573,8 @@ import os, sys
 from slurm_ch import errors
 from slurm_ch.engine import container as engine
 from slurm_ch.engine.caller import Caller
-from slurm_ch.request import options, spec
-wanted = spec.make(sys.argv[1], [options.Setting("device", sys.argv[2], "--device")])
+from slurm_ch.request import options, parsers
+wanted = parsers.make(sys.argv[1], [options.Setting("device", sys.argv[2], "--device")])
 box = engine.Container(wanted, Caller(dict(os.environ)))
 def host(container, data):
     os.close(os.open("lib/bound", os.O_RDONLY, dir_fd=os.open(container.build.root, os.O_RDONLY)))

@@ -148,9 +148,9 @@ def test_nobody_inside_can_overwrite_ch_join(
 
 WITH_RELAY = """
 import os, sys
-from slurm_ch.request import options, spec
+from slurm_ch.request import options, parsers, spec
 from slurm_ch.standalone import run
-wanted = spec.make(sys.argv[1], [options.Setting("relay", "yes", "--ch-relay"), *(
+wanted = parsers.make(sys.argv[1], [options.Setting("relay", "yes", "--ch-relay"), *(
     options.Setting(name, value, name) for name, value in (word.split("=", 1) for word in sys.argv[2:]))])
 wanted.relay_commands = ("srun",)
 run.run(wanted, ["sh", "-c", "srun & echo $!; exec /mnt/overwrite"], os.environ)

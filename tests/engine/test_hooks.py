@@ -16,9 +16,9 @@ import os, sys
 from slurm_ch import errors
 from slurm_ch.engine import binds as mounts, container as engine
 from slurm_ch.engine.caller import Caller
-from slurm_ch.request import options, spec
+from slurm_ch.request import options, parsers
 image, *words = sys.argv[1:]
-wanted = spec.make(image, [options.Setting("write-fake", "yes", "--write-fake")])
+wanted = parsers.make(image, [options.Setting("write-fake", "yes", "--write-fake")])
 box = engine.Container(wanted, Caller(dict(os.environ)))
 def say(container, data):
     print(data, container.image.kind, os.path.exists("/marker"), flush=True)
@@ -87,10 +87,10 @@ def test_b6_a_directory_of_the_image_is_covered(user: str, image_sqfs: Path, wor
 
 PEER = """
 import os, sys
-from slurm_ch.request import options, spec
+from slurm_ch.request import options, parsers
 from slurm_ch.standalone import run as runner
 tag = options.Setting("join-tag", "hooks", "--join-tag")
-wanted = spec.make(sys.argv[1], [options.Setting("join-ct", "3", "--join-ct"), tag])
+wanted = parsers.make(sys.argv[1], [options.Setting("join-ct", "3", "--join-ct"), tag])
 def add(container):
     for hooks in (container.hooks_host, container.hooks_guest, container.hooks_all):
         hooks.add("say", lambda c, when: print(when, flush=True), hooks.when)

@@ -15,7 +15,7 @@ from slurm_ch.engine import accounts as passwd
 from slurm_ch.engine import environment, image, task_plan
 from slurm_ch.errors import ChError, UsageError
 from slurm_ch.plugin import launcher
-from slurm_ch.request import options, site, spec, step
+from slurm_ch.request import options, parsers, site, step
 
 FULL = os.environ.get("CHAOS") == "full"
 CASES = settings(max_examples=2500 if FULL else 250, deadline=None)
@@ -49,15 +49,15 @@ def one_line(error: ChError) -> None:
 @example(["image=/i", "write=yes", "write-fake"])
 def test_a_request(lines: list[str]) -> None:
     try:
-        given_settings = spec.parse_request("\n".join(lines))
-        wanted = spec.make(None, given_settings)
+        given_settings = parsers.parse_request("\n".join(lines))
+        wanted = parsers.make(None, given_settings)
     except ChError as error:
         one_line(error)
         return
     assert wanted.image
     assert all(bind.dst.startswith("/") and bind.src for bind in wanted.binds)
     for number in (wanted.uid, wanted.gid):
-        assert number is None or 0 <= number <= spec.MAX_ID
+        assert number is None or 0 <= number <= parsers.MAX_ID
 
 
 @CASES
@@ -65,7 +65,7 @@ def test_a_request(lines: list[str]) -> None:
 def test_site_and_request(arguments: list[str], lines: list[str]) -> None:
     try:
         here = site.parse(arguments)
-        asked = spec.parse_request("\n".join(["image=/i", *lines]))
+        asked = parsers.parse_request("\n".join(["image=/i", *lines]))
         wanted = site.meet(here, asked)
     except ChError as error:
         one_line(error)

@@ -20,7 +20,7 @@ from slurm_ch.devices import names as cdinames
 from slurm_ch.devices import reader as cdi
 from slurm_ch.engine import environment
 from slurm_ch.errors import ChError, UsageError
-from slurm_ch.request import site
+from slurm_ch.request import parsers, site
 from slurm_ch.request import spec as spec_
 from slurm_ch.request.options import COMMAND, PLUGIN, Setting
 
@@ -501,7 +501,7 @@ def test_names_that_are_none(text: str) -> None:
 
 def made(*words: str, label: str = "--ch-") -> spec_.Spec:
     pairs = [word.partition("=") for word in words]
-    return spec_.make(
+    return parsers.make(
         "img",
         [Setting(name, value, f"{label}{name}", PLUGIN if label == "--ch-" else COMMAND) for name, _, value in pairs],
     )
@@ -522,14 +522,14 @@ def test_device_option() -> None:
 
 def test_devices_as_the_sites_default() -> None:
     here = site.parse(["default=device=v.com/c", "default=cdi-dirs=/opt/cdi", "forbid=write"])
-    met = site.meet(here, spec_.parse_request("image=i\n"))
+    met = site.meet(here, parsers.parse_request("image=i\n"))
     assert (met.devices, met.cdi_dirs) == ([("v.com/c", "plugstack.conf: default=device")], "/opt/cdi")
-    assert [text for text, _ in site.meet(here, spec_.parse_request("image=i\ndevice=v.com/d\n")).devices] == [
+    assert [text for text, _ in site.meet(here, parsers.parse_request("image=i\ndevice=v.com/d\n")).devices] == [
         "v.com/d"
     ]
-    assert site.meet(site.parse(["default=device=all"]), spec_.parse_request("image=i\ndevice=none\nwrite=1\n")).write
+    assert site.meet(site.parse(["default=device=all"]), parsers.parse_request("image=i\ndevice=none\nwrite=1\n")).write
     with pytest.raises(UsageError, match="not allowed at this site"):
-        site.meet(site.parse(["forbid=device"]), spec_.parse_request("image=i\ndevice=v.com/d\n"))
+        site.meet(site.parse(["forbid=device"]), parsers.parse_request("image=i\ndevice=v.com/d\n"))
 
 
 @pytest.mark.parametrize(

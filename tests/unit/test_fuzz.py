@@ -165,6 +165,6 @@ def test_environment_files_through_the_engine(tmp_path: Path, data: bytes, zero:
 
 
 def engine_spec(name: str, value: str) -> runner.Spec:
-    from slurm_ch.request import spec
+    from slurm_ch.request import parsers
 
-    return spec.make("/", [options.Setting(name, value, f"--{name}")])
+    return parsers.make("/", [options.Setting(name, value, f"--{name}")])

@@ -23,7 +23,7 @@ from slurm_ch.engine import binds as mounts
 from slurm_ch.engine.action import Build
 from slurm_ch.engine.caller import Caller
 from slurm_ch.errors import ChError, JoinError, UsageError
-from slurm_ch.request import options, spec
+from slurm_ch.request import options, parsers
 
 
 @pytest.mark.row("I3")
@@ -206,7 +206,7 @@ def test_bare_set_env_never_reads_the_hosts(mocker: MockerFixture) -> None:
     # A host may have a /ch/environment of its own.
     read = mocker.patch.object(environment, "_host_text", return_value="A=host\n")
     for name, files in (("/ch/environment", []), ("/etc/environment", ["/etc/environment"])):
-        wanted = spec.make("/tmp", [options.Setting("set-env", name, "--set-env")])
+        wanted = parsers.make("/tmp", [options.Setting("set-env", name, "--set-env")])
         assert list(container.Environment(wanted, Caller({}, cwd="/")).host_files) == files
     assert read.call_count == 1
 

@@ -17,7 +17,7 @@ from slurm_ch import errors
 from slurm_ch.engine import task_plan
 from slurm_ch.errors import ChError, UsageError
 from slurm_ch.plugin import launcher, tickets
-from slurm_ch.request import options, site, spec
+from slurm_ch.request import options, parsers, site, spec
 from slurm_ch.request.options import Setting
 from slurm_ch.request.spec import Bind
 
@@ -26,11 +26,11 @@ ROOT = Path(__file__).parents[2]
 
 def made(*words: str) -> spec.Spec:
     """Return the Spec for words like the plugin's: `bind=/a:/b`."""
-    return spec.make("img", spec.parse_request("\n".join(words)))
+    return parsers.make("img", parsers.parse_request("\n".join(words)))
 
 
 def test_every_option_has_a_parser() -> None:
-    spec.check_complete()
+    parsers.check_complete()
 
 
 def test_c_table_has_every_option_of_the_plugin() -> None:
@@ -168,7 +168,7 @@ def test_refusals_name_option_and_value(words: list[str], message: str) -> None:
 )
 def test_refusals_on_the_command_line(pairs: list[tuple[str, str]], message: str) -> None:
     with pytest.raises(UsageError) as caught:
-        spec.make("img", [Setting(name, value, f"--{name}") for name, value in pairs])
+        parsers.make("img", [Setting(name, value, f"--{name}") for name, value in pairs])
     assert str(caught.value).startswith(message)
 
 
@@ -179,12 +179,12 @@ def test_refusals_on_the_command_line(pairs: list[tuple[str, str]], message: str
 )  # fmt: skip
 @pytest.mark.row("--color")
 def test_color(word: str, meaning: bool | None) -> None:
-    assert spec.make("img", [Setting("color", word, "--color")]).color is meaning
+    assert parsers.make("img", [Setting("color", word, "--color")]).color is meaning
 
 
 def test_an_image_is_required() -> None:
     with pytest.raises(UsageError, match="--ch-image: an image is required"):
-        spec.make(None, [])
+        parsers.make(None, [])
 
 
 def test_site_and_user_meet() -> None:
@@ -202,7 +202,7 @@ def test_site_and_user_meet() -> None:
             "forbid=write,uid",
         ]
     )
-    met = site.meet(here, spec.parse_request("image=i\nbind=/mine\n"))
+    met = site.meet(here, parsers.parse_request("image=i\nbind=/mine\n"))
     assert met.image == "i"
     assert [bind.src for bind in met.binds] == ["/s1", "/s2", "/s3", "/mine"]
     assert (met.private_tmp, met.env_rules, met.verbosity, met.storage) == (
@@ -213,10 +213,10 @@ def test_site_and_user_meet() -> None:
     )
     assert (here.squashfuse, met.image_timeout) == ("/opt/sq", 30)
     # The user's word replaces the site's default, and the site's place for images.
-    met = site.meet(here, spec.parse_request("image=i\nprivate-tmp=no\nset-env=B=2\nstorage=/my"))
+    met = site.meet(here, parsers.parse_request("image=i\nprivate-tmp=no\nset-env=B=2\nstorage=/my"))
     assert (met.private_tmp, met.env_rules, met.storage) == (False, [("set", "B=2")], "/my")
     with pytest.raises(UsageError, match="--ch-uid=0: not allowed at this site"):
-        site.meet(here, spec.parse_request("image=i\nuid=0"))
+        site.meet(here, parsers.parse_request("image=i\nuid=0"))
 
 
 @pytest.mark.parametrize(
@@ -234,21 +234,21 @@ def test_site_and_user_meet() -> None:
 def test_a_sites_default_gives_way_to_what_contradicts_it(
     default: str, request_: str, write: bool, fake: str | None
 ) -> None:
-    met = site.meet(site.parse([f"default={default}"]), spec.parse_request(f"image=i\n{request_}\n"))
+    met = site.meet(site.parse([f"default={default}"]), parsers.parse_request(f"image=i\n{request_}\n"))
     assert (met.write, met.write_fake) == (write, fake)
 
 
 def test_a_sites_default_device_does_not_vanish() -> None:
     here = site.parse(["default=device=a.b/c=d"])
     with pytest.raises(UsageError, match="--ch-write=yes: contradicts plugstack.conf: default=device"):
-        site.meet(here, spec.parse_request("image=i\nwrite=yes\n"))
+        site.meet(here, parsers.parse_request("image=i\nwrite=yes\n"))
 
 
 def test_a_sites_default_may_be_bare() -> None:
     bare = [option.name for option in options.OPTIONS if option.where & options.PLUGIN and option.takes_bare]
     assert {"set-env", "set-env0", "write-fake", "verbose", "home"} <= set(bare)
     met = site.meet(
-        site.parse([f"default={name}" for name in bare if name != "write"]), spec.parse_request("image=i\n")
+        site.parse([f"default={name}" for name in bare if name != "write"]), parsers.parse_request("image=i\n")
     )
     assert ("file", "/ch/environment") in met.env_rules
 
@@ -283,7 +283,7 @@ def test_wrong_site_arguments(argument: str, message: str) -> None:
 def test_nothing_a_user_can_write_makes_another_error(pairs: list[tuple[str, str]]) -> None:
     settings = [Setting(name, value, f"--{name}") for name, value in pairs]
     try:
-        spec.make("img", settings)
+        parsers.make("img", settings)
     except UsageError as error:
         assert "\n" not in errors.describe(error)
 
@@ -291,7 +291,7 @@ def test_nothing_a_user_can_write_makes_another_error(pairs: list[tuple[str, str
 @given(st.text(max_size=200))
 def test_request_of_any_text(text: str) -> None:
     try:
-        site.meet(site.Site(), spec.parse_request(text))
+        site.meet(site.Site(), parsers.parse_request(text))
     except UsageError:
         pass
 

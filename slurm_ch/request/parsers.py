@@ -1,0 +1,309 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each option's value means: from strings to a `Spec`, one parser an option.
+
+Nothing is looked up in the file system.
+"""
+
+from __future__ import annotations
+
+from ..errors import UsageError
+from .options import BY_NAME, DEFAULT_WRITE_FAKE, LIST, PLUGIN, SITE, Setting
+from .spec import Bind, Spec, check_combination
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+MAX_ID = 2**32 - 2
+_YES = ("1", "yes", "true", "on")
+_NO = ("0", "no", "false", "off")
+
+
+def make(image: str | None, settings: Iterable[Setting], image_label: str = "--ch-image") -> Spec:
+    """Return the Spec for `settings` in the order given; UsageError names the culprit."""
+    spec = Spec(image or "")
+    given: dict[str, Setting] = {}
+    for setting in settings:
+        option = BY_NAME[setting.name]
+        if "\0" in setting.value or "\n" in setting.value:
+            raise setting.wrong("has a newline or NUL in it")
+        if option.kind != LIST:
+            given[setting.name] = setting
+        _PARSERS[setting.name](spec, setting)
+        spec.labels[setting.name] = setting.label
+    if not spec.image and spec.join_pid is None:
+        raise UsageError(f"{image_label}: an image is required")
+    check_combination(spec, {name: f"{one.label}={one.value}" for name, one in given.items()})
+    return spec
+
+
+def boolean(setting: Setting) -> bool:
+    """Return the truth of a flag's value; UsageError if it is neither yes nor no."""
+    word = setting.value.lower()
+    if word in _YES:
+        return True
+    if word in _NO:
+        return False
+    raise setting.wrong("neither yes nor no")
+
+
+def _image(spec: Spec, setting: Setting) -> None:
+    if not setting.value:
+        raise setting.wrong("the image's name is empty")
+    spec.image = setting.value
+
+
+def bind(spec: Spec, setting: Setting) -> None:
+    """Add the binds of a value; UsageError if one has no source or no absolute destination."""
+    for part in setting.parts():
+        src, colon, dst = part.partition(":")
+        if not src:
+            raise setting.wrong("the source of a bind is empty")
+        if colon and not dst:
+            raise setting.wrong("the destination of a bind is empty")
+        dst = dst or src
+        if not src.startswith("/") and dst == src:
+            raise setting.wrong("a relative source needs a destination")
+        if not dst.startswith("/"):
+            raise setting.wrong(f"the destination is not absolute: {dst}")
+        if all(name in ("", ".", "..") for name in dst.split("/")):
+            raise setting.wrong("the destination can't be /")
+        spec.binds.append(Bind(src, dst, f"{setting.label}={part}"))
+
+
+def _cd(spec: Spec, setting: Setting) -> None:
+    if not setting.value:
+        raise setting.wrong("the directory's name is empty")
+    spec.cd = setting.value
+
+
+def _set_env(spec: Spec, setting: Setting) -> None:
+    _add_rule(spec, setting, "file")
+
+
+def _set_env0(spec: Spec, setting: Setting) -> None:
+    _add_rule(spec, setting, "file0")
+
+
+def _add_rule(spec: Spec, setting: Setting, kind_of_file: str) -> None:
+    name, equals, _ = setting.value.partition("=")
+    if not setting.value or (equals and not name):
+        raise setting.wrong("the variable's name is empty")
+    # ch-run's rules for what a user writes; what the site writes is for all of its users alike.
+    kind = "set" if setting.origin != SITE else "set-anywhere"
+    spec.env_rules.append((kind if equals else kind_of_file, setting.value))
+
+
+def _unset_env(spec: Spec, setting: Setting) -> None:
+    if not setting.value:
+        raise setting.wrong("the pattern is empty")
+    spec.env_rules.append(("unset", setting.value))
+
+
+def _env_no_expand(spec: Spec, setting: Setting) -> None:
+    spec.env_expand = not boolean(setting)
+
+
+def _private_tmp(spec: Spec, setting: Setting) -> None:
+    spec.private_tmp = boolean(setting)
+
+
+def _no_passwd(spec: Spec, setting: Setting) -> None:
+    spec.passwd = not boolean(setting)
+
+
+def _write(spec: Spec, setting: Setting) -> None:
+    spec.write = boolean(setting)
+
+
+def _write_fake(spec: Spec, setting: Setting) -> None:
+    text = setting.value.lower()
+    if text in ("no", "off", "false"):
+        spec.write_fake = None
+        return
+    if text in ("yes", "on", "true", "1"):
+        spec.write_fake = DEFAULT_WRITE_FAKE
+        return
+    digits = text[:-1] if text and text[-1] in "kmgt%" else text
+    if not (digits.isascii() and digits.isdigit()) or int(digits) == 0 or len(digits) > 15:
+        raise setting.wrong("not a size (a number, with K, M, G, T or % behind it)")
+    if text[-1] == "%" and int(digits) > 100:
+        raise setting.wrong("more than 100 % of memory")
+    spec.write_fake = text
+
+
+def _home(spec: Spec, setting: Setting) -> None:
+    spec.home = boolean(setting)
+
+
+def number(setting: Setting, low: int, high: int) -> int:
+    """Return the value as a whole number from `low` to `high`; UsageError if it isn't."""
+    text = setting.value
+    if not (text.isascii() and text.isdigit()) or len(text) > 10 or not low <= int(text) <= high:
+        raise setting.wrong(f"not a whole number from {low} to {high}")
+    return int(text)
+
+
+def _device(spec: Spec, setting: Setting) -> None:
+    # Loaded only for this.
+    from ..devices import names as cdinames
+
+    for part in setting.parts():
+        if part == cdinames.NONE:
+            continue
+        if part != cdinames.EVERY and not cdinames.is_file(part):
+            try:
+                cdinames.split(part)
+            except ValueError:
+                raise setting.wrong(f"{cdinames.WHAT}: {part}") from None
+        spec.devices.append((part, setting.label))
+        spec.env_rules.append(("device", part))
+
+
+def _cdi_dirs(spec: Spec, setting: Setting) -> None:
+    if not setting.value.strip(":"):
+        raise setting.wrong("names no directory")
+    spec.cdi_dirs = setting.value
+
+
+def _uid(spec: Spec, setting: Setting) -> None:
+    spec.uid = number(setting, 0, MAX_ID)
+
+
+def _gid(spec: Spec, setting: Setting) -> None:
+    spec.gid = number(setting, 0, MAX_ID)
+
+
+def _storage(spec: Spec, setting: Setting) -> None:
+    if not setting.value:
+        raise setting.wrong("the directory's name is empty")
+    spec.storage = setting.value
+
+
+def _relay(spec: Spec, setting: Setting) -> None:
+    spec.relay = boolean(setting)
+
+
+def _verbose(spec: Spec, setting: Setting) -> None:
+    spec.verbosity = number(setting, 0, 3)
+
+
+def _quiet(spec: Spec, setting: Setting) -> None:
+    spec.verbosity = -number(setting, 0, 3)
+
+
+def _color(spec: Spec, setting: Setting) -> None:
+    words = {
+        None: ("auto", "tty", "if-tty"),
+        True: ("yes", "always", "force"),
+        False: ("no", "never", "none"),
+    }
+    for meaning, names in words.items():
+        if setting.value in names:
+            spec.color = meaning
+            return
+    raise setting.wrong("neither auto, yes nor no")
+
+
+def _mount(spec: Spec, setting: Setting) -> None:
+    if not setting.value:
+        raise setting.wrong("the mount point's name is empty")
+    spec.mount_point = setting.value
+
+
+def _seccomp(spec: Spec, setting: Setting) -> None:
+    spec.seccomp = boolean(setting)
+
+
+def _keep_keyring(spec: Spec, setting: Setting) -> None:
+    spec.keep_keyring = boolean(setting)
+
+
+def _userns(spec: Spec, setting: Setting) -> None:
+    spec.userns = boolean(setting)
+
+
+def _fuse_single(spec: Spec, setting: Setting) -> None:
+    spec.fuse_single = boolean(setting)
+
+
+def _join(spec: Spec, setting: Setting) -> None:
+    spec.join = boolean(setting)
+
+
+def _join_ct(spec: Spec, setting: Setting) -> None:
+    spec.join_count = number(setting, 1, 1 << 20)
+    spec.join = True
+
+
+def _join_tag(spec: Spec, setting: Setting) -> None:
+    if not setting.value:
+        raise setting.wrong("the tag is empty")
+    spec.join_tag = setting.value
+    spec.join = True
+
+
+def _join_pid(spec: Spec, setting: Setting) -> None:
+    spec.join_pid = number(setting, 1, 1 << 22)
+
+
+def _join_timeout(spec: Spec, setting: Setting) -> None:
+    spec.join_timeout = float(number(setting, 1, 86400))
+
+
+_PARSERS = {
+    "image": _image,
+    "bind": bind,
+    "cd": _cd,
+    "set-env": _set_env,
+    "set-env0": _set_env0,
+    "unset-env": _unset_env,
+    "env-no-expand": _env_no_expand,
+    "private-tmp": _private_tmp,
+    "no-passwd": _no_passwd,
+    "write": _write,
+    "write-fake": _write_fake,
+    "home": _home,
+    "device": _device,
+    "cdi-dirs": _cdi_dirs,
+    "uid": _uid,
+    "gid": _gid,
+    "storage": _storage,
+    "relay": _relay,
+    "verbose": _verbose,
+    "quiet": _quiet,
+    "color": _color,
+    "mount": _mount,
+    "seccomp": _seccomp,
+    "keep-keyring": _keep_keyring,
+    "fuse-single": _fuse_single,
+    "userns": _userns,
+    "join": _join,
+    "join-ct": _join_ct,
+    "join-tag": _join_tag,
+    "join-pid": _join_pid,
+    "join-timeout": _join_timeout,
+}
+
+
+def check_complete() -> None:
+    """Fail when an option of the table has no parser, or the reverse."""
+    assert set(_PARSERS) == set(BY_NAME)
+
+
+def parse_request(text: str) -> list[Setting]:
+    """Return the settings of a step's request: lines `NAME=VALUE` from the plugin.
+
+    UsageError on a line that this version doesn't know: an older or newer
+    plugin on the submitting machine must not be half obeyed.
+    """
+    settings = []
+    for line in text.split("\n"):
+        if not line:
+            continue
+        name, _, value = line.partition("=")
+        option = BY_NAME.get(name)
+        if option is None or not option.where & PLUGIN:
+            raise UsageError(f"--ch-{name}: this node's slurm_ch doesn't know the option")
+        settings.append(Setting(name, value, f"--ch-{name}", PLUGIN))
+    return settings

@@ -216,10 +216,45 @@ uninstall:
 	    $(SHARE)/fish/vendor_completions.d/slurm-ch.fish $(SHARE)/man/man1/slurm-ch.1 $(SHARE)/man/man1/slurm-ch-*.1 \
 	    $(SHARE)/man/man8/slurm_ch.8 $(SHARE)/man/man5/slurm_ch-plugstack.conf.5
 
+# ---- Packages, in build/packages; nothing is fetched ----
+
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' slurm_ch/__init__.py)
+COMMIT ?= $(shell git -c safe.directory=$(CURDIR) rev-parse --short=10 HEAD 2> /dev/null)
+# What git knows, or all but what was built.
+SOURCES = { git -c safe.directory=$(CURDIR) ls-files -z 2> /dev/null || \
+    find . \( -name build -o -name '.*' -o -name __pycache__ -o -path ./slurm_ch/native \) -prune -o -type f -printf '%P\0'; }
+DEB_ARCH ?=
+DEB_DIR = build/deb/slurm-ch-$(VERSION)
+
+deb:
+	rm -rf build/deb && mkdir -p $(DEB_DIR) build/packages
+	$(SOURCES) | tar --null -cf - -T - | tar -xf - -C $(DEB_DIR)
+	cp -r etc/packages/debian $(DEB_DIR)/debian
+	cd $(DEB_DIR) && COMMIT=$(COMMIT) dpkg-buildpackage -us -uc -b $(if $(DEB_ARCH),-a$(DEB_ARCH) -Pcross) > ../build.log 2>&1 || \
+	    { tail -n 30 ../build.log >&2; exit 1; }
+	mv build/deb/*.deb build/packages
+
+# Where the packages that it names are not rpm's own (on Debian), RPM_FLAGS=--nodeps.
+SLURM_NUMBER = $(shell printf '\043include <slurm/slurm_version.h>\nSLURM_VERSION_NUMBER\n' | cpp -P | grep '^0x')
+RPM_FLAGS ?= $(if $(wildcard /etc/debian_version),--nodeps)
+rpm:
+	rm -rf build/rpm && mkdir -p build/rpm/SOURCES build/rpm/slurm-ch-$(VERSION) build/packages
+	$(SOURCES) | tar --null -cf - -T - | tar -xf - -C build/rpm/slurm-ch-$(VERSION)
+	tar -C build/rpm -czf build/rpm/SOURCES/slurm-ch-$(VERSION).tar.gz slurm-ch-$(VERSION)
+	rpmbuild -bb $(RPM_FLAGS) --define '_topdir $(CURDIR)/build/rpm' --define 'slurm_ch_version $(VERSION)' \
+	    --define 'slurm_ch_commit $(or $(COMMIT),unknown)' --define '_buildhost reproducible' \
+	    --define "slurm_release $$(printf %d.%02d $$(($(SLURM_NUMBER) >> 16)) $$(($(SLURM_NUMBER) >> 8 & 255)))" \
+	    --define "slurm_next $$(printf %d.%02d $$(($(SLURM_NUMBER) >> 16)) $$((($(SLURM_NUMBER) >> 8 & 255) + 1)))" \
+	    --define 'use_source_date_epoch_as_buildtime 1' --define 'source_date_epoch_from_changelog 1' \
+	    --define 'clamp_mtime_to_source_date_epoch 1' etc/packages/slurm-ch.spec \
+	    > build/rpm/build.log 2>&1 || { tail -n 30 build/rpm/build.log >&2; exit 1; }
+	mv build/rpm/RPMS/*/*.rpm build/packages
+
 clean:
 	$(MAKE) --no-print-directory -C spank clean
 	rm -rf $(VENV) $(BENCH_VENV) build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: all bench analyze completion deps docs fuzz build native demo test demo-here test-here chaos chaos-here hostile-here matrix lint man install \
+.PHONY: all bench analyze completion deb deps docs fuzz build native demo rpm test demo-here test-here chaos \
+    chaos-here hostile-here matrix lint man install \
     install-ch-run install-files install-needed uninstall clean

@@ -10,24 +10,19 @@ than the version the spec claims.
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 
-from .. import paths
-from ..errors import ChError
 from . import names as cdinames
+from .records import Document, Edits, HookProgram, Malformed, Mount, Node
+from .text import load_json, load_yaml
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from typing import Any, NoReturn
 
 # All releases of the specification; what a third number says never matters.
 VERSIONS = ((0, 1), (0, 2), (0, 3), (0, 4), (0, 5), (0, 6), (0, 7), (0, 8), (1, 0), (1, 1))
 
-# Levels of YAML: far more than a spec has, and far fewer than a stack of 8 MiB bears.
-_DEEP = 1000
 _SPEC_FIELDS = ("cdiVersion", "kind", "annotations", "devices", "containerEdits")
 _DEVICE_FIELDS = ("name", "annotations", "containerEdits")
 _EDIT_FIELDS = (
@@ -42,83 +37,6 @@ _NET_FIELDS = ("hostInterfaceName", "name")
 _HOOK_NAMES = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
 
 
-class Malformed(ChError):
-    """A spec file that is none; `kind` is what it is about, where that can be told."""
-
-    def __init__(self, text: str, kind: str | None = None) -> None:
-        super().__init__(text)
-        self.kind = kind
-
-
-# `where` is file and key, for messages.
-
-
-class Node:
-    """A device node: where it shall be, where it is on the host, what it is (None: not said)."""
-
-    __slots__ = ("major", "minor", "path", "source", "type", "where")
-
-    def __init__(self, where: str, path: str, source: str, type: str, numbers: tuple[int | None, int | None]) -> None:
-        self.where = where
-        self.path = path
-        self.source = source
-        self.type = type
-        self.major, self.minor = numbers
-
-
-class Mount:
-    """A mount: source on the host, target in the container, file system type, options."""
-
-    __slots__ = ("options", "source", "target", "type", "where")
-
-    def __init__(self, where: str, source: str, target: str, type: str, options: tuple[str, ...]) -> None:
-        self.where = where
-        self.source = source
-        self.target = target
-        self.type = type
-        self.options = options
-
-
-class Hook:
-    """A program to be run at the point `name`; `timeout` in seconds."""
-
-    __slots__ = ("args", "name", "path", "timeout", "where")
-
-    def __init__(self, where: str, name: str, path: str, args: tuple[str, ...], timeout: int | None) -> None:
-        self.where = where
-        self.name = name
-        self.path = path
-        self.args = args
-        self.timeout = timeout
-
-
-class Edits:
-    """What is to be done to a container."""
-
-    __slots__ = ("env", "gids", "hooks", "mounts", "networks", "nodes", "rdt")
-
-    def __init__(self) -> None:
-        self.env: list[str] = []
-        self.nodes: list[Node] = []
-        self.mounts: list[Mount] = []
-        self.hooks: list[Hook] = []
-        self.gids: list[int] = []
-        self.networks: list[tuple[str, str]] = []  # name on the host, name in the container
-        self.rdt = False
-
-
-class Document:
-    """A spec file: the edits for each of its devices, and those for any of them."""
-
-    __slots__ = ("devices", "edits", "file", "kind")
-
-    def __init__(self, file: str, kind: str, edits: Edits, devices: dict[str, Edits]) -> None:
-        self.file = file
-        self.kind = kind
-        self.edits = edits
-        self.devices = devices
-
-
 def parse(data: bytes, file: str) -> Document:
     """Return what `data` from `file` says (JSON, or YAML by the file's name); Malformed names the key."""
     try:
@@ -126,100 +44,13 @@ def parse(data: bytes, file: str) -> Document:
     except UnicodeDecodeError as error:
         raise Malformed(f"{file}: not UTF-8 at byte {error.start}") from None
     is_yaml = not file.endswith(".json")
-    tree = _load_yaml(text, file) if is_yaml else _load_json(text, file)
+    tree = load_yaml(text, file) if is_yaml else load_json(text, file)
     kind = tree.get("kind") if isinstance(tree, dict) else None
     try:
         return _Reader(file, is_yaml).document(tree)
     except Malformed as error:
         error.kind = kind if isinstance(kind, str) else None
         raise
-
-
-# ---- From text to a tree ----
-
-
-def _load_json(text: str, file: str) -> object:
-    def pairs(items: list[tuple[str, object]]) -> dict[str, object]:
-        found: dict[str, object] = {}
-        for name, value in items:
-            if name in found:
-                raise Malformed(f"{file}: the key {name!r} is there twice")
-            found[name] = value
-        return found
-
-    def constant(word: str) -> NoReturn:
-        raise Malformed(f"{file}: {word} is not JSON")
-
-    try:
-        tree: object = json.loads(text, object_pairs_hook=pairs, parse_constant=constant)
-    except json.JSONDecodeError as error:
-        raise Malformed(f"{file}: not JSON: {error.msg}: line {error.lineno} column {error.colno}") from None
-    except (ValueError, RecursionError):
-        raise Malformed(f"{file}: not JSON: a number too long, or nested too deep") from None
-    return tree
-
-
-def _load_yaml(text: str, file: str) -> object:
-    yaml = import_yaml(file)
-    # Scalars stay text: a device called 0 and a version 1.1 are names here, whatever YAML takes them for.
-    base: type = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
-
-    class Loader(base):  # type: ignore[misc]
-        def construct_mapping(self, node: object, deep: bool = False) -> dict[object, object]:
-            seen = set()
-            for key, _ in node.value:  # type: ignore[attr-defined]
-                name = key.value if isinstance(key.value, str) else id(key)
-                if name in seen:
-                    raise Malformed(f"{file}: the key {name!r} is there twice: line {key.start_mark.line + 1}")
-                seen.add(name)
-            return super().construct_mapping(node, deep)  # type: ignore[no-any-return]
-
-    try:
-        _check_depth(yaml, base, text, file)
-        # Nothing but text, lists and dicts comes out of a BaseLoader.
-        tree: object = yaml.load(text, Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        why = getattr(error, "problem", None) or "can't be read"
-        where = f": line {mark.line + 1} column {mark.column + 1}" if mark else ""
-        raise Malformed(f"{file}: not YAML: {why}{where}") from None
-    except (RecursionError, ValueError, TypeError):
-        raise Malformed(f"{file}: not YAML: nested too deep, or a character that can't be") from None
-    return tree
-
-
-def _check_depth(yaml: Any, loader: type, text: str, file: str) -> None:
-    """Raise Malformed for what is nested so deep that the C loader's recursion could end the process.
-
-    Each level takes a bracket or half a column, so an ordinary file is not looked at twice.
-    """
-    if 2 * max(map(len, text.split("\n"))) + text.count("[") + text.count("{") < _DEEP:
-        return
-    depth = 0
-    for event in yaml.parse(text, loader):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > _DEEP:
-            raise Malformed(f"{file}: not YAML: exceeded maximum nesting depth")
-
-
-def import_yaml(file: str) -> Any:
-    """Return PyYAML; ChError if it isn't installed.
-
-    The launcher's sys.path has only the package's own parent: the installed
-    copy's libraries and a checkout's are looked at too, last.
-    """
-    before = list(sys.path)
-    sys.path += paths.library_directories()
-    try:
-        import yaml
-    except ImportError:
-        raise ChError(f"{file}: reading YAML needs PyYAML, which is not installed; JSON doesn't") from None
-    finally:
-        sys.path[:] = before
-    return yaml
-
-
-# ---- From a tree to a document ----
 
 
 class _Reader:
@@ -336,7 +167,7 @@ class _Reader:
         options = tuple(self.text(value, where) for where, value in self.items(fields, "options", key))
         return Mount(self.at(key), source, target, self.string(fields, "type", key, ""), options)
 
-    def hook(self, item: object, key: str) -> Hook:
+    def hook(self, item: object, key: str) -> HookProgram:
         fields = self.fields(item, key, _HOOK_FIELDS)
         name = self.string(fields, "hookName", key)
         if name not in _HOOK_NAMES:
@@ -345,7 +176,7 @@ class _Reader:
         args = tuple(self.text(value, where) for where, value in self.items(fields, "args", key))
         for where, value in self.items(fields, "env", key):
             self.assignment(value, where)
-        return Hook(self.at(key), name, path, args, self.optional_number(fields, "timeout", key, 1, 2**31))
+        return HookProgram(self.at(key), name, path, args, self.optional_number(fields, "timeout", key, 1, 2**31))
 
     def rdt(self, item: object, key: str) -> None:
         self.needs.append(((0, 7), key))

@@ -25,7 +25,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..devices.library import Injection
+    from ..devices.edits import Injection
     from ..request.spec import Spec
     from .caller import Caller
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from typing import NoReturn
 
-    from ..devices.library import Injection
-    from ..devices.reader import Node
+    from ..devices.edits import Injection
+    from ..devices.records import Node
 
 _ATTRIBUTES = {
     "ro": linux.MOUNT_ATTR_RDONLY,

@@ -20,7 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ..devices.library import Injection
+    from ..devices.edits import Injection
     from ..request.spec import Spec
     from .caller import Caller
     from .task_plan import Record

@@ -8,8 +8,8 @@ import json
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slurm_ch.devices import library as devices
 from slurm_ch.devices import reader as cdi
+from slurm_ch.devices.edits import Injection, apply
 from slurm_ch.engine import device_edits as inject
 from slurm_ch.errors import ChError
 
@@ -43,8 +43,8 @@ def survive(data: bytes, name: str) -> None:
     """Parse and apply; the only errors are ours, of one line."""
     try:
         document = cdi.parse(data, name)
-        injection = devices.Injection()
-        devices._apply(injection, [(document, each) for each in document.devices], set())
+        injection = Injection()
+        apply(injection, [(document, each) for each in document.devices], set())
         extra = inject.actions(injection, [])
         assert all(action.describe() for action in (*extra.before_binds, *extra.in_tree, *extra.inside))
     except ChError as error:

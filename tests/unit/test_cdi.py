@@ -18,6 +18,8 @@ from slurm_ch import errors
 from slurm_ch.devices import library as devices
 from slurm_ch.devices import names as cdinames
 from slurm_ch.devices import reader as cdi
+from slurm_ch.devices.edits import Injection
+from slurm_ch.devices.records import Malformed
 from slurm_ch.engine import environment
 from slurm_ch.errors import ChError, UsageError
 from slurm_ch.request import parsers, site
@@ -105,7 +107,7 @@ def place(tmp_path: Path) -> Path:
 ENVIRONMENT = {"SLURM_PROCID": "3", "CUDA_VISIBLE_DEVICES": "1", "MINE": "1"}
 
 
-def find(place: Path, *requests: str) -> devices.Injection:
+def find(place: Path, *requests: str) -> Injection:
     return devices.find([(text, "--device") for text in requests], ["first", "second"], str(place), ENVIRONMENT)
 
 
@@ -150,7 +152,7 @@ def test_every_device_of_every_kind(place: Path) -> None:
     assert list(found.nodes)[2:] == ["/dev/nvidia0", "/dev/nvidia1"]
     # Nobody knows whether it was meant.
     assert found.remarks == [f"device spec skipped: {place}/second/broken.json: devices: there are none"]
-    with pytest.raises(cdi.Malformed, match="broken"):
+    with pytest.raises(Malformed, match="broken"):
         find(place, "all", "w.com/c")
     (place / "second/v.json").write_text(spec(names=("a",)))
     (place / "second/w.json").write_text(spec(names=("a",)))
@@ -236,7 +238,7 @@ def test_a_broken_spec_of_another_kind_stops_nobody(place: Path) -> None:
     (place / "first/v.json").write_text(spec(names=("a", "a")))
     found = find(place, "nvidia.com/gpu=0")
     assert found.notes[0].startswith(f"device spec skipped: {place}/first/v.json: devices[1].name: is there twice: a")
-    with pytest.raises(cdi.Malformed, match=r"v\.json: devices\[1\]\.name"):
+    with pytest.raises(Malformed, match=r"v\.json: devices\[1\]\.name"):
         find(place, "v.com/c")
 
 
@@ -297,7 +299,7 @@ HUGE = '{"a": ' + "9" * 5000 + "}"
     ],
 )  # fmt: skip
 def test_malformed(text: str, message: str) -> None:
-    with pytest.raises(cdi.Malformed) as caught:
+    with pytest.raises(Malformed) as caught:
         cdi.parse(text.encode(), "/x/s.json")
     assert str(caught.value).startswith(f"/x/s.json: {message}")
     assert caught.value.code == 31
@@ -331,11 +333,11 @@ def test_malformed(text: str, message: str) -> None:
 )  # fmt: skip
 def test_malformed_edits(edits: object, message: str) -> None:
     tree = {"cdiVersion": "1.1.0", "kind": "v.com/c", "devices": [{"name": "a"}], "containerEdits": edits}
-    with pytest.raises(cdi.Malformed) as caught:
+    with pytest.raises(Malformed) as caught:
         cdi.parse(json.dumps(tree).encode(), "/x/s.json")
     assert str(caught.value) == f"/x/s.json: containerEdits{'' if message[0] == ':' else '.'}{message}"
     tree |= {"containerEdits": {}, "devices": [{"name": "a", "containerEdits": edits}]}
-    with pytest.raises(cdi.Malformed, match=r"^/x/s.json: devices\[0\]\.containerEdits"):
+    with pytest.raises(Malformed, match=r"^/x/s.json: devices\[0\]\.containerEdits"):
         cdi.parse(json.dumps(tree).encode(), "/x/s.json")
 
 
@@ -354,7 +356,7 @@ def test_malformed_edits(edits: object, message: str) -> None:
     ],
 )
 def test_malformed_yaml(text: str, message: str) -> None:
-    with pytest.raises(cdi.Malformed) as caught:
+    with pytest.raises(Malformed) as caught:
         cdi.parse(text.encode(), "/x/s.yaml")
     assert str(caught.value).startswith(f"/x/s.yaml: {message}")
 
@@ -376,14 +378,14 @@ def test_each_field_needs_its_version(version: str, edits: dict[str, object]) ->
 
     index = next(i for i, known in enumerate(cdi.VERSIONS) if version == f"{known[0]}.{known[1]}.0")
     assert cdi.parse(text(cdi.VERSIONS[index]), "s.json").kind == "v.com/c"
-    with pytest.raises(cdi.Malformed, match=f"needs cdiVersion {version}, but this is"):
+    with pytest.raises(Malformed, match=f"needs cdiVersion {version}, but this is"):
         cdi.parse(text(cdi.VERSIONS[index - 1]), "s.json")
 
 
 def test_names_need_their_version() -> None:
-    with pytest.raises(cdi.Malformed, match=r"devices\[0\]\.name: needs cdiVersion 0\.5\.0"):
+    with pytest.raises(Malformed, match=r"devices\[0\]\.name: needs cdiVersion 0\.5\.0"):
         cdi.parse(spec(version="0.4.0", names=("0",)).encode(), "s.json")
-    with pytest.raises(cdi.Malformed, match=r"kind: needs cdiVersion 0\.6\.0"):
+    with pytest.raises(Malformed, match=r"kind: needs cdiVersion 0\.6\.0"):
         cdi.parse(spec(kind="v.com/c.d").encode(), "s.json")
 
 
@@ -394,7 +396,7 @@ def test_yaml_without_its_library_in_c(place: Path, mocker: MockerFixture) -> No
         ("a: 1\na: 3", "the key 'a' is there twice: line 2"),
         ("[" * 2000, "not YAML: exceeded maximum nesting depth"),
     ):
-        with pytest.raises(cdi.Malformed, match=f"^s.yaml: {message}"):
+        with pytest.raises(Malformed, match=f"^s.yaml: {message}"):
             cdi.parse(text.encode(), "s.yaml")
 
 
@@ -416,7 +418,7 @@ def test_pyyaml_beside_the_package(tmp_path: Path, where: str) -> None:
     package = Path(cdi.__file__).parents[1]
     shutil.copytree(package, tmp_path / "slurm_ch", ignore=shutil.ignore_patterns("native", "__pycache__"))
     shutil.copytree(Path(yaml.__file__).parent, tmp_path / where / "yaml")
-    script = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from slurm_ch.devices import reader as cdi; print(cdi.import_yaml('x').__file__)"
+    script = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from slurm_ch.devices import text; print(text.import_yaml('x').__file__)"
     command = [sys.executable, "-I", "-S", "-c", script]
     done = subprocess.run(command, check=True, capture_output=True, text=True, env={})
     assert done.stdout == f"{tmp_path}/{where}/yaml/__init__.py\n"
@@ -427,7 +429,7 @@ def test_numbers_of_yaml(text: str) -> None:
     # Three ways to write the same mode; of what isn't a number the key is named.
     data = f"{{cdiVersion: 0.5.0, kind: v.com/c, devices: [{{name: a}}], containerEdits: {{deviceNodes: [{{path: /a, major: {text}}}]}}}}"
     assert cdi.parse(data.encode(), "s.yaml").edits.nodes[0].major == 438
-    with pytest.raises(cdi.Malformed, match=r"containerEdits\.deviceNodes\[0\]\.major: not a whole number"):
+    with pytest.raises(Malformed, match=r"containerEdits\.deviceNodes\[0\]\.major: not a whole number"):
         cdi.parse(data.replace(text, "0x10").encode(), "s.yaml")
 
 

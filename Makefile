@@ -55,10 +55,14 @@ demo-here: build
 test-here: build lint
 	timeout --foreground --signal=INT --kill-after=60 2700 $(VENV)/bin/python -m pytest
 
-# The whole suite on Debian bookworm, trixie and forky, each with its own Slurm
-# (22.05, 24.11, 26.05); needs root and a gigabyte a release below build/.
+# The whole suite on Debian bullseye, bookworm, trixie and forky, each with its own
+# Slurm (20.11, 22.05, 24.11, 26.05); needs root and a gigabyte a release below build/.
 matrix:
 	@$(PYTHON) etc/matrix.py $(RELEASES)
+
+# All of the C for aarch64, and what of it qemu-user runs; needs root, and as much room.
+cross:
+	@$(PYTHON) etc/cross.py
 
 # Everything measured, in one run, beside ch-run: bench/results/.
 bench: PACKAGES += $(BENCH_PACKAGES)
@@ -256,5 +260,5 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: all bench analyze completion deb deps docs fuzz build native demo rpm test demo-here test-here chaos \
-    chaos-here hostile-here matrix lint man install \
+    chaos-here hostile-here matrix cross lint man install \
     install-ch-run install-files install-needed uninstall clean

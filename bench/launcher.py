@@ -52,7 +52,7 @@ class Launcher:
             try:
                 ends = (facts, launcher.fileno(), stderr, stderr)
                 high = [os.dup2(fd, 100 + index) for index, fd in enumerate(ends)]
-                for fd, wanted in zip(high, (3, 4, 5, 2), strict=True):
+                for fd, wanted in zip(high, (3, 4, 5, 2)):
                     os.dup2(fd, wanted)
                 os.closerange(6, 200)
                 os.setgroups([])

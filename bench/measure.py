@@ -128,7 +128,7 @@ class Bench:
             passes = [float(word) for word in done.stdout.split()] if status == OK else [wall, wall]
             return [
                 Sample(suite, f"{case}, {name}", run.variant, number, seconds, used, status)
-                for name, seconds in zip(PASSES, passes, strict=True)
+                for name, seconds in zip(PASSES, passes)
             ]
         return [Sample(suite, case, run.variant, number, wall, used, status)]
 

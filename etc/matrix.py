@@ -28,12 +28,31 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent.parent
 WORK = HERE / "build/matrix"
-RELEASES = ("bookworm", "trixie", "forky")
+RELEASES = ("bullseye", "bookworm", "trixie", "forky")
 SCRIPTS = Path("/usr/share/debootstrap/scripts")
 
 # Enough to run apt and make in the tree; the Makefile's PACKAGES come after that.
 BASE = "ca-certificates,make"
 SUITE_SECONDS = 2400
+
+# Tests that need what a release doesn't have, and isn't needed on nodes.
+LEFT_OUT = {
+    "bullseye": {
+        "tests/unit/test_bench.py": "benchmarks need Python 3.10",
+        "tests/unit/test_cdi.py::test_malformed": "that a number is too long is Python 3.11's to say",
+        "tests/native/test_confine.py": "its C names system calls that the headers lack",
+        "tests/engine/test_escape.py": "likewise",
+        "tests/engine/test_like_ch_run.py": "Charliecloud 0.21 is no reference",
+        "tests/engine/test_ch_run_options.py::test_fuse_single_reaches_the_server": "no squashfuse_ll",
+    }
+}
+
+# bullseye's pip is older than the standard for editable installations that it shall carry out.
+VENV = """
+test -x .venv/bin/python || python3 -m venv .venv
+.venv/bin/python -c 'import pip, sys; sys.exit(tuple(map(int, pip.__version__.split(".")[:2])) < (21, 3))' ||
+    .venv/bin/python -m pip install --quiet --upgrade pip
+"""
 
 # Files of the host's that name servers, proxies and certificates.
 LENT = ("/etc/resolv.conf", "/etc/hosts", "/etc/pip.conf", "/etc/ssl/certs/ca-certificates.crt")
@@ -120,9 +139,9 @@ def inside(tree: Path, *argv: str, log: Path, timeout: float = SUITE_SECONDS) ->
         raise Failed(f"no end after {timeout:.0f} s: {' '.join(argv)}") from None
 
 
-def bootstrap(release: str, log: Path) -> Path:
+def bootstrap(release: str, log: Path, tree: Path | None = None) -> Path:
     """Return the release's tree, made if it isn't there."""
-    tree = WORK / release / "tree"
+    tree = tree or WORK / release / "tree"
     if tree.exists():
         return tree
     if not shutil.which("debootstrap"):
@@ -216,8 +235,9 @@ def test(release: str, make: list[str]) -> tuple[dict[str, str], bool]:
         copy_checkout(tree)
         inside(tree, "make", "--no-print-directory", "deps", log=log)
         column = facts(tree)
+        inside(tree, "sh", "-c", VENV, log=log)
         inside(tree, "make", "--no-print-directory", "build", log=log)
-        inside(tree, *make, log=log)
+        inside(tree, *make, *[f"--deselect={name}" for name in LEFT_OUT.get(release, ())], log=log)
         good = True
     except Failed as error:
         print(f"{release}: {error}", file=sys.stderr)
@@ -237,9 +257,7 @@ def table(columns: dict[str, dict[str, str]]) -> str:
     ]
     cells = [["", *columns], *[[row, *[column.get(row, "-") for column in columns.values()]] for row in rows]]
     widths = [max(len(line[n]) for line in cells) for n in range(len(cells[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells
-    )
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in cells)
 
 
 def main() -> int:

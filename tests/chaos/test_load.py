@@ -214,6 +214,6 @@ def test_two_jobs_at_once_keep_to_their_images(cluster: Cluster, image_sqfs: Pat
     show = ["sh", "-c", "echo $SLURM_STEP_ID $(cat /marker)"]
     for _ in range(AGAIN):
         jobs = [start(cluster, ["-w", "n1", "-n4", f"--ch-image={image}", *show]) for image in (image_sqfs, other_sqfs)]
-        for job, marker in zip(jobs, ("one", "two"), strict=True):
+        for job, marker in zip(jobs, ("one", "two")):
             out, err = job.communicate(timeout=SECONDS)
             assert (job.returncode, out) == (0, f"0 {marker}\n" * 4), err

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import struct
 import subprocess
 import sys
@@ -425,7 +426,9 @@ def test_ch_run_by_name(image: Path, user: str, world_tmp: Path) -> None:
 
     assert run("-t", image, "--", "cat", "/marker") == (0, "one\n", "")
     assert run(image, "-c/srv", "--", "sh", "-c", "pwd; exit 3") == (3, "/srv\n", "")
-    assert run("--zzz", image)[::2] == (64, "slurm-ch: error: No such option '--zzz'. (see ch-run --help)\n")
+    code, _, said = run("--zzz", image)
+    assert code == 64
+    assert re.fullmatch(r"slurm-ch: error: No such option:? '?--zzz'?\.? \(see ch-run --help\)\n", said)  # each click's
     assert run("--usage") == (0, "Usage: ch-run [OPTIONS] IMAGE [--] CMD...\n", "")
     assert run("--feature=gc")[0] == 87
     subprocess.run([*make, "uninstall", f"libdir={root}/nowhere"], check=True)

@@ -50,7 +50,7 @@ def test_i1_a_path_of_any_length(good: Good, world_tmp: Path, image_sqfs: Path) 
             place /= "y" * 200
         place.mkdir(parents=True, exist_ok=True)
         path = place / ("é" * 10 + "z" * (length - len(os.fsencode(place)) - 21))
-        path.hardlink_to(image_sqfs)
+        os.link(image_sqfs, path)
         assert len(os.fsencode(path)) == length
         out = good(path, "--", "sh", "-c", "cat /marker; grep ' / / ' /proc/self/mountinfo").splitlines()
         shown = out[1].split(" - ")[1].split()[1]

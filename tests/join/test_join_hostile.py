@@ -220,7 +220,7 @@ def test_a_squatter_who_comes_and_goes(uid: int, kind: str, content: bytes, size
             codes = [peer.end() for peer in peers]
             lines = [peer.line() for peer in peers]
             assert set(codes) <= {0, 32}, (codes, lines)
-            namespaces = {line for line, code in zip(lines, codes, strict=True) if code == 0}
+            namespaces = {line for line, code in zip(lines, codes) if code == 0}
             assert len(namespaces) <= 1, lines
             for peer in peers:
                 os.close(peer.reports)

@@ -92,4 +92,4 @@ def test_what_the_named_join_adds() -> None:
     )
     assert more - _BARE <= {"slurm_ch.engine.ch_join", "slurm_ch.paths", "slurm_ch.standalone", "slurm_ch.standalone.join", "slurm_ch.standalone.run", "mmap", "posix_ipc", "signal", "time", "enum", "_signal",
                     "functools", "_functools", "collections", "_collections", "operator", "_operator", "keyword", "reprlib", "itertools", "struct", "_struct",
-                    "types"}  # fmt: skip
+                    "types", "heapq", "_heapq"}  # fmt: skip

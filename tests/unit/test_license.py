@@ -15,8 +15,11 @@ APART = {"LICENSE", "NOTICE"}
 
 def sources() -> list[Path]:
     """Return the files under version control, or, in a copy without it, those of the source folders."""
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, check=False, capture_output=True, text=True)
-    if listed.returncode == 0:
+    try:
+        listed = subprocess.run(["git", "ls-files"], cwd=ROOT, check=False, capture_output=True, text=True)
+    except FileNotFoundError:
+        listed = None
+    if listed and listed.returncode == 0:
         return [ROOT / line for line in listed.stdout.split()]
     folders = ("slurm_ch", "spank", "tests", "bench", "docs", "etc")
     return [path for folder in folders for path in (ROOT / folder).rglob("*.[pchr]*") if path.suffix != ".pyc"]

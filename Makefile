@@ -2,7 +2,8 @@
 # slurm_ch. On a fresh Debian machine, as root: `make demo`, `make test`.
 
 SHELL = /bin/bash
-PYTHON ?= /usr/bin/python3
+DEFAULT_PYTHON := $(shell sed -n 's/^DEFAULT_PYTHON = "\(.*\)"/\1/p' slurm_ch/agreement.py)
+PYTHON ?= $(DEFAULT_PYTHON)
 prefix ?= /usr/local
 DESTDIR ?=
 VENV = .venv
@@ -127,7 +128,7 @@ fuzz: deps
 	tests/fuzz/squashfs $(SEED) $(FUZZ_CASES) $(dir $(CHAOS_RESULTS))fuzz
 
 # Leaks are the sanitizers' to find: what is kept in a table looks like one here.
-analyze:
+analyze: native
 	@for source in spank/*/*.c; do echo "gcc -fanalyzer $$source"; gcc -std=gnu11 -O1 -Wall -Wextra -Werror -fanalyzer \
 	    -Wno-analyzer-malloc-leak -c -o /dev/null $$source || exit 1; done
 
@@ -148,7 +149,7 @@ WHEELS_FROM = $(if $(filter pypi,$(WHEELS)),,--no-index --find-links $(abspath $
 
 FOLDERS = $(patsubst %/__init__.py,%,$(wildcard slurm_ch/__init__.py slurm_ch/*/__init__.py))
 SCRIPT = sed -e 's|@LIBDIR@|$(libdir)|g; s|@PREFIX@|$(prefix)|g; s|@PYTHON@|$(PYTHON)|g' \
-    -e 's|@OTHER_PYTHON@|$(if $(filter /usr/bin/python3,$(PYTHON)),, python=$(PYTHON))|g' -e
+    -e 's|@OTHER_PYTHON@|$(if $(filter $(DEFAULT_PYTHON),$(PYTHON)),, python=$(PYTHON))|g' -e
 # Everything is put beside what is there and takes its place at the end: no file of an older version stays, and
 # no program or library is written to while it runs.
 NEW = $(DESTDIR)$(libdir).new

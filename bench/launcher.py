@@ -13,9 +13,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from slurm_ch.agreement import DEFAULT_LAUNCHER, DEFAULT_PYTHON, FACT_REQUEST, FACT_TASKS, FACT_VARIABLE, FACTS_MAGIC
+
 from .stats import FAILED, OK, Sample
 
-PYTHON = "/usr/bin/python3"
 _FLAGS = ("-I", "-S")
 _ENVIRONMENT = ("SLURM_JOB_ID=1", "SLURM_STEP_ID=0", "SLURM_GTIDS=0", "SLURMD_NODENAME=n1", "PATH=/usr/bin:/bin")
 
@@ -33,18 +34,25 @@ class Launcher:
     def argv(self, variant: str) -> list[str]:
         """Return the command line for a variant; descriptors 3 to 5 are facts, socket and errors."""
         if variant == BARE:
-            return [PYTHON, *_FLAGS, "-c", ""]
+            return [DEFAULT_PYTHON, *_FLAGS, "-c", ""]
         if variant == IMPORTS:
             code = f"import sys; sys.path.insert(0, {str(self.library)!r}); import slurm_ch.plugin.launcher"
-            return [PYTHON, *_FLAGS, "-c", code]
-        return [PYTHON, *_FLAGS, str(self.library / "slurm_ch/plugin/launch.py"), "3", "4", "5"]
+            return [DEFAULT_PYTHON, *_FLAGS, "-c", code]
+        return [
+            DEFAULT_PYTHON,
+            *_FLAGS,
+            os.path.normpath(self.library / "slurm_ch/native" / DEFAULT_LAUNCHER),
+            "3",
+            "4",
+            "5",
+        ]
 
     def start(self, variant: str, before: Sequence[str] = (), stderr: int = 2) -> tuple[int, socket.socket]:
         """Start it with `before` in front; return its pid and the tasks' end of the socket."""
         tasks, launcher = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         facts = os.memfd_create("facts")
-        records = ["slurm_ch facts 1", f"rimage={self.images.get(variant, '')}\n", "t8"]
-        records += [f"e{line}" for line in _ENVIRONMENT]
+        records = [FACTS_MAGIC, f"{FACT_REQUEST}image={self.images.get(variant, '')}\n", f"{FACT_TASKS}8"]
+        records += [f"{FACT_VARIABLE}{line}" for line in _ENVIRONMENT]
         os.write(facts, "".join(record + "\0" for record in records).encode())
         argv = [*before, *self.argv(variant)]
         child = os.fork()

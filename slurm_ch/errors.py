@@ -12,13 +12,7 @@ without a word (killed) makes its tasks exit with 33.
 
 from __future__ import annotations
 
-EXIT_SETUP = 31
-EXIT_JOIN = 32
-EXIT_LAUNCHER_DIED = 33
-EXIT_USAGE = 64
-EXIT_NO_FEATURE = 87
-EXIT_CANNOT_EXECUTE = 126
-EXIT_NOT_FOUND = 127
+from .agreement import EXIT_JOIN, EXIT_SETUP, EXIT_USAGE
 
 
 class ChError(Exception):

@@ -6,14 +6,15 @@ from __future__ import annotations
 import os
 import sys
 
+from . import agreement
+
 PACKAGE = os.path.dirname(os.path.abspath(__file__))
-LAUNCHER = os.path.join(PACKAGE, "plugin", "launch.py")
 NATIVE = os.path.join(PACKAGE, "native")
+LAUNCHER = os.path.normpath(os.path.join(NATIVE, agreement.DEFAULT_LAUNCHER))
 CH_JOIN = os.path.join(NATIVE, "ch-join")
 CH_RELAY = os.path.join(NATIVE, "ch-relay")
 PLUGIN_NAME = "slurm_ch.so"
 PLUGIN = os.path.join(NATIVE, PLUGIN_NAME)
-PYTHON = "/usr/bin/python3"
 
 
 def library_directories() -> list[str]:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from .. import log
+from .. import agreement, log
 from ..engine import accounts as passwd
 from ..engine import ch_join as handover
 from ..engine import environment, namespaces, task_plan
@@ -135,7 +135,7 @@ def _environment(container: containers.Container) -> tuple[dict[str, str], list[
     else:
         env, plan = (
             handover.given_environment(),
-            [*environment.first_records("/"), ("E", f"CH_RUNNING={container.image}")],
+            [*environment.first_records("/"), (agreement.PLAN_SET, f"CH_RUNNING={container.image}")],
         )
     env = {name: value for name, value in env.items() if not name.startswith(_TASKS_OWN)}
     for name in ("TERM", "COLORTERM"):

@@ -9,7 +9,8 @@ import sys
 import click
 
 from slurm_ch import log
-from slurm_ch.errors import EXIT_USAGE, describe, exit_code
+from slurm_ch.agreement import EXIT_USAGE
+from slurm_ch.errors import describe, exit_code
 
 COMMANDS = {
     "run": "Run a command in a container.",

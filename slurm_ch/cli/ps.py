@@ -11,8 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 import click
 
 from slurm_ch import log
+from slurm_ch.agreement import EXIT_SETUP
 from slurm_ch.attach import attach
-from slurm_ch.errors import EXIT_SETUP, ChError, describe
+from slurm_ch.errors import ChError, describe
 from slurm_ch.slurm import commands as controller
 from slurm_ch.slurm import records as jobs
 

@@ -14,7 +14,7 @@ from types import FrameType
 
 import click
 
-from slurm_ch import errors
+from slurm_ch import agreement, errors
 from slurm_ch.sandbox.cluster import Cluster
 from slurm_ch.sandbox.supervisor import (
     descendants,
@@ -191,7 +191,7 @@ def _run(cluster: Cluster, entry: pwd.struct_passwd, argv: Sequence[str], signal
     except OSError as error:
         failure = errors.ChError(f"{argv[0]}: {error.strerror}")
         missing = isinstance(error, FileNotFoundError)
-        failure.code = errors.EXIT_NOT_FOUND if missing else errors.EXIT_CANNOT_EXECUTE
+        failure.code = agreement.EXIT_NOT_FOUND if missing else agreement.EXIT_CANNOT_EXECUTE
         raise failure from None
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -7,7 +7,7 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from .. import errors, paths
+from .. import agreement, errors
 from ..request import site
 from ..slurm import commands as controller
 from ..slurm import plugstack
@@ -23,7 +23,7 @@ PYTHON = (3, 9)
 # Where slurmd of a configless cluster keeps what it got from the controller.
 _CACHED = "/conf-cache/plugstack.conf"
 # What our task-prolog looks at; or a prolog that calls it.
-_GUARD = re.compile(r"SLURM_CH_REQUEST|slurm_ch/task-prolog")
+_GUARD = re.compile(agreement.REQUEST_VARIABLE + "|slurm_ch/task-prolog")
 _BUILT_FOR = re.compile(rb"slurm_ch for Slurm \0(\d+)\.(\d+)\0")
 _NEEDED = (
     "import sys, _ctypes, fcntl, _socket, pwd, grp;"
@@ -89,7 +89,9 @@ def check_guard(env: Mapping[str, str]) -> Iterator[Finding]:
             yield Finding(WARNING, "TaskProlog", f"{prolog}: {error.strerror}", remedy)
             return
     if prologs:
-        yield Finding(WARNING, "TaskProlog", f"{':'.join(prologs)} doesn't look at SLURM_CH_REQUEST: {risk}", remedy)
+        yield Finding(
+            WARNING, "TaskProlog", f"{':'.join(prologs)} doesn't look at {agreement.REQUEST_VARIABLE}: {risk}", remedy
+        )
 
 
 def argument(entry: plugstack.Entry, name: str) -> str | None:
@@ -132,11 +134,11 @@ def _native(entry: plugstack.Entry) -> str:
 
 
 def _launcher(entry: plugstack.Entry) -> str:
-    return argument(entry, "launcher") or os.path.normpath(os.path.join(_native(entry), "..", "plugin", "launch.py"))
+    return argument(entry, "launcher") or os.path.normpath(os.path.join(_native(entry), agreement.DEFAULT_LAUNCHER))
 
 
 def _python(entry: plugstack.Entry) -> str:
-    return argument(entry, "python") or paths.PYTHON
+    return argument(entry, "python") or agreement.DEFAULT_PYTHON
 
 
 def check_files(entry: plugstack.Entry, squashfuse: str, user: pwd.struct_passwd) -> Iterator[Finding]:
@@ -247,7 +249,7 @@ def _check_launcher(python: str, launcher: str, tag: str, user: pwd.struct_passw
     except errors.ChError as error:
         yield Finding(PROBLEM, "launcher", errors.describe(error), remedy)
         return
-    if status != errors.EXIT_USAGE:
+    if status != agreement.EXIT_USAGE:
         last = said.strip().splitlines()[-1:] or [f"status {status}"]
         yield Finding(PROBLEM, "launcher", f"{launcher}: {last[0]}", remedy)
         return
@@ -294,7 +296,7 @@ def _check_program(name: str, path: str, remedy: str, user: pwd.struct_passwd) -
     except errors.ChError as error:
         yield Finding(PROBLEM, name, errors.describe(error), remedy)
         return
-    if status != errors.EXIT_USAGE or name not in said:
+    if status != agreement.EXIT_USAGE or name not in said:
         yield Finding(PROBLEM, name, f"{path}: not our program", remedy)
     elif _interpreter(path):
         text = f"{path}: linked dynamically: its loader is not in the image"

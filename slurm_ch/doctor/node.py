@@ -13,7 +13,7 @@ import re
 import stat
 from typing import TYPE_CHECKING
 
-from .. import errors, paths
+from .. import agreement, errors, paths
 from ..engine import squashfs
 from . import as_user as trial
 from . import installation
@@ -164,7 +164,7 @@ def examine(user: pwd.struct_passwd, env: Mapping[str, str], conf: str | None = 
     yield from found
     if conf is None:
         yield from installation.check_guard(env)
-    server, python = None, paths.PYTHON
+    server, python = None, agreement.DEFAULT_PYTHON
     if entry:
         yield from installation.check(entry, user)
         yield from installation.check_files(entry, installation.argument(entry, "squashfuse") or squashfs.SERVER, user)

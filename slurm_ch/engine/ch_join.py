@@ -8,7 +8,7 @@ import errno
 import os
 import stat
 
-from .. import paths
+from .. import agreement, paths
 from ..errors import ChError
 from . import task_plan
 
@@ -97,7 +97,7 @@ def execute(ch_join: int, plan: bytes, argv: Sequence[str], env: Mapping[str, st
     plan_fd = task_plan.plan_file(plan)
     os.set_inheritable(plan_fd, True)
     # By descriptor: the /proc of the container is not to be trusted.
-    os.execve(ch_join, ["ch-join", f"--plan={plan_fd}", "--", *argv], env)
+    os.execve(ch_join, ["ch-join", f"{agreement.PLAN_OPTION}{plan_fd}", "--", *argv], env)
     raise AssertionError
 
 
@@ -106,8 +106,8 @@ def become(ch_join: int, plan: bytes, argv: Sequence[str], env: Mapping[str, str
     # Python ignores these two; the command shall find them as they were.
     _signal.signal(_signal.SIGPIPE, _signal.SIG_DFL)
     _signal.signal(_signal.SIGXFSZ, _signal.SIG_DFL)
-    environment = {name: value for name, value in env.items() if name != "SLURM_CH_JOIN"}
-    environment["SLURM_CH_CWD"] = cwd
+    environment = {name: value for name, value in env.items() if name != agreement.JOIN_VARIABLE}
+    environment[agreement.CWD_VARIABLE] = cwd
     try:
         execute(ch_join, plan, argv, environment)
     except OSError as error:

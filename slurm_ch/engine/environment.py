@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import stat
 
-from .. import log
+from .. import agreement, log
 from ..errors import ChError, UsageError
 from ..request.options import IMAGE_ENVIRONMENT
 from . import image, places
@@ -59,7 +59,7 @@ def unquoted(assignment: str) -> str:
 
 def first_records(home: str) -> list[Record]:
     """Return what happens to every environment before the user's rules."""
-    return [("E", f"HOME={home}"), ("P", ""), ("U", "TMPDIR")]
+    return [(agreement.PLAN_SET, f"HOME={home}"), (agreement.PLAN_PATH, ""), (agreement.PLAN_UNSET, "TMPDIR")]
 
 
 def rule_records(
@@ -74,17 +74,17 @@ def rule_records(
     each device rule in turn.
     """
     devices = iter(device_env)
-    assign = "X" if expand else "E"
+    assign = agreement.PLAN_SET_ITEMS if expand else agreement.PLAN_SET
     records: list[Record] = []
     for kind, value in rules:
         if kind == "unset":
-            records.append(("U", value))
+            records.append((agreement.PLAN_UNSET, value))
         elif kind == "set":
             records.append((assign, unquoted(value)))
         elif kind == "set-anywhere":
-            records.append(("A", unquoted(value)))
+            records.append((agreement.PLAN_SET_ANYWHERE, unquoted(value)))
         elif kind == "device":
-            records += [("E", line) for line in next(devices)]
+            records += [(agreement.PLAN_SET, line) for line in next(devices)]
         else:
             separator = "\0" if kind == "file0" else "\n"
             records += [(assign, line) for line in parse_file(read_file(value), value, separator)]
@@ -124,19 +124,19 @@ class Environment(Action):
 
     def apply(self, build: Build) -> None:
         spec = self.spec
-        records = [("V", str(spec.verbosity))]
+        records = [(agreement.PLAN_VERBOSITY, str(spec.verbosity))]
         if log.colored():
-            records.append(("K", ""))
+            records.append((agreement.PLAN_COLOR, ""))
         if not image.is_host(spec.image):
             records += first_records(self._home(build))
         records += rule_records(spec.env_rules, spec.env_expand, lambda path: self._read(build, path), self.device_env)
-        records.append(("E", f"CH_RUNNING={spec.image}"))
+        records.append((agreement.PLAN_SET, f"CH_RUNNING={spec.image}"))
         if spec.cd is not None:
-            records.append(("C", spec.cd))
+            records.append((agreement.PLAN_DIRECTORY, spec.cd))
         if spec.seccomp:
-            records.append(("S", ""))
+            records.append((agreement.PLAN_ROOT, ""))
         if spec.keep_keyring:
-            records.append(("R", ""))
+            records.append((agreement.PLAN_KEYRING, ""))
         build.records = records
 
     def _home(self, build: Build) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 
-from .. import log
+from .. import agreement, log
 from ..errors import ChError
 
 TYPE_CHECKING = False
@@ -22,9 +22,6 @@ HOST = "host"
 JOINED = "joined"  # somebody else has looked it up
 
 _STORAGE_PARENT = "/var/tmp"
-
-# https://dr-emann.github.io/squashfs/ : the superblock's magic, little-endian.
-_SQUASHFS_MAGIC = b"hsqs"
 
 
 class Image:
@@ -118,5 +115,5 @@ def _check_magic(reference: str, path: str) -> None:
         os.close(fd)
     if len(magic) < 4:
         raise ChError(f"can't read image: {reference}: shorter than 4 bytes")
-    if magic != _SQUASHFS_MAGIC:
+    if magic != agreement.SQUASHFS_MAGIC.encode():
         raise ChError(f"unknown image type: {reference}")

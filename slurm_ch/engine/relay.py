@@ -14,7 +14,7 @@ import errno
 import os
 import stat
 
-from .. import linux, log
+from .. import agreement, linux, log
 from ..errors import ChError, describe
 from . import places
 from .action import Action, Build
@@ -83,7 +83,7 @@ class Offer(Action):
             for path, directory in places:
                 self._settle(build, path, directory)
             build.relay_fd = listener.detach()
-            build.records += [("E", f"{name}={value}") for name, value in self.defaults.items()]
+            build.records += [(agreement.PLAN_SET, f"{name}={value}") for name, value in self.defaults.items()]
             log.info(
                 f"the relay is on: code in this container can run {', '.join(self.commands)} on the host as you;"
                 " --ch-relay=no turns it off"

@@ -1,17 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `ch-join` does in each task: records, their bytes, and the memory file that carries them.
 
-A plan is a sequence of NUL-terminated records, the first byte its kind:
-
-    E NAME=VALUE   set
-    X NAME=VALUE   set, with $NAME expanded
-    U GLOB         unset by shell pattern
-    P              give PATH a /bin if it has none
-    C DIR          change to DIR, or fail
-    V LEVEL        verbosity, below 0 for quiet
-    K              color messages
-    S              emulate root by seccomp
-    R              keep the caller's session keyring, instead of the container's own
+A plan is a sequence of records that end with NUL, their first byte the kind: agreement.py's PLAN_.
 """
 
 from __future__ import annotations
@@ -19,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 
+from .. import agreement
 from ..errors import ChError
 
 TYPE_CHECKING = False
@@ -26,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Record = tuple[str, str]
-HEADER = b"slurm_ch plan 1\0"
+HEADER = agreement.PLAN_MAGIC.encode() + b"\0"
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 
@@ -46,16 +37,16 @@ def describe(record: Record) -> str:
     """Return one line for people about a record."""
     kind, value = record
     words = {
-        "E": "set",
-        "X": "set, expanding:",
-        "A": "set, expanding anywhere:",
-        "U": "unset",
-        "P": "add /bin to PATH if it has none",
-        "C": "change directory to",
-        "V": "verbosity",
-        "K": "color messages",
-        "S": "emulate root",
-        "R": "keep the session keyring",
+        agreement.PLAN_SET: "set",
+        agreement.PLAN_SET_ITEMS: "set, expanding:",
+        agreement.PLAN_SET_ANYWHERE: "set, expanding anywhere:",
+        agreement.PLAN_UNSET: "unset",
+        agreement.PLAN_PATH: "add /bin to PATH if it has none",
+        agreement.PLAN_DIRECTORY: "change directory to",
+        agreement.PLAN_VERBOSITY: "verbosity",
+        agreement.PLAN_COLOR: "color messages",
+        agreement.PLAN_ROOT: "emulate root",
+        agreement.PLAN_KEYRING: "keep the session keyring",
     }
     return f"environment: {words[kind]} {value}".rstrip()
 

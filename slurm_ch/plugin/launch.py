@@ -15,19 +15,23 @@ import sys
 gc.disable()
 sys.path.insert(0, __file__.rpartition("/slurm_ch/")[0])
 
-checking = sys.argv[1:2] == ["--check"]
 try:
-    if checking:
+    from slurm_ch import agreement
+
+    if sys.argv[1:2] == [agreement.CHECK_OPTION]:
         from slurm_ch.plugin.submit_check import run
     else:
         from slurm_ch.plugin.launcher import run
 except Exception as error:
-    # Neither log.py nor tickets.py may have been found; the user and ch-join are told all the same.
+    # Neither log.py nor tickets.py may have been found; the user and ch-join are told all the same, unless
+    # nothing of us is there: then ch-join has words for a launcher that left without any.
+    known = sys.modules.get("slurm_ch.agreement")
+    tasks = sys.argv[2:4]
     words = " ".join(str(error).split()) or type(error).__name__
     said = f"slurm-ch: error: can't load the launcher: {words}\n".encode()
-    posix.write(2 if checking else int(sys.argv[3]), said)
-    if not checking:
-        posix.write(int(sys.argv[2]), b"slurmch1" + (31).to_bytes(4, "little"))
-    posix._exit(31)
+    posix.write(int(tasks[1]) if len(tasks) > 1 else 2, said)
+    if known and len(tasks) > 1:
+        posix.write(int(tasks[0]), known.TICKET_MAGIC.encode() + known.EXIT_SETUP.to_bytes(4, "little"))
+    posix._exit(known.EXIT_SETUP if known else 1)
 
 run()

@@ -11,19 +11,18 @@ from __future__ import annotations
 import os
 import sys
 
-from .. import log
+from .. import agreement, log
+from ..agreement import EXIT_SETUP, EXIT_USAGE
 from ..engine import container as engine
 from ..engine import namespaces, task_plan
 from ..engine.caller import Caller
-from ..errors import EXIT_SETUP, EXIT_USAGE, ChError, describe, exit_code
+from ..errors import ChError, describe, exit_code
 from ..request import parsers, site, spec, step
 from . import tickets
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-_MAGIC = b"slurm_ch facts 1"
 
 
 class Facts:
@@ -45,22 +44,22 @@ def read_facts(fd: int) -> Facts:
         data = os.pread(fd, os.fstat(fd).st_size, 0)
     except OSError as error:
         raise ChError("can't read what the plugin knows of the step") from error
-    records = data.split(b"\0")
-    if records[0] != _MAGIC or records[-1] != b"":
+    records = os.fsdecode(data).split("\0")
+    if records[0] != agreement.FACTS_MAGIC or records[-1] != "":
         raise ChError("the plugin and the launcher are of different versions")
     facts = Facts()
     for record in records[1:-1]:
-        kind, text = record[:1], os.fsdecode(record[1:])
-        if kind == b"e":
+        kind, text = record[:1], record[1:]
+        if kind == agreement.FACT_VARIABLE:
             name, _, value = text.partition("=")
             facts.environment[name] = value
-        elif kind == b"a":
+        elif kind == agreement.FACT_ARGUMENT:
             facts.site.append(text)
-        elif kind == b"r":
+        elif kind == agreement.FACT_REQUEST:
             facts.request = text
-        elif kind == b"t" and text.isascii() and text.isdigit() and len(text) <= 10:
+        elif kind == agreement.FACT_TASKS and text.isascii() and text.isdigit() and len(text) <= 10:
             facts.local_tasks = int(text)
-        elif kind == b"b":
+        elif kind == agreement.FACT_SCRIPT:
             facts.script = text
         else:
             raise ChError("the plugin and the launcher are of different versions")

@@ -12,10 +12,10 @@ from __future__ import annotations
 import _socket
 import os
 
-from .. import log
+from .. import agreement, log
 from ..errors import ChError
 
-MAGIC = b"slurmch1"
+MAGIC = agreement.TICKET_MAGIC.encode()
 
 
 class Office:

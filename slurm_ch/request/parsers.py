@@ -6,6 +6,7 @@ Nothing is looked up in the file system.
 
 from __future__ import annotations
 
+from .. import agreement
 from ..errors import UsageError
 from .options import BY_NAME, DEFAULT_WRITE_FAKE, LIST, PLUGIN, SITE, Setting
 from .spec import Bind, Spec, check_combination
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
 MAX_ID = 2**32 - 2
 _YES = ("1", "yes", "true", "on")
-_NO = ("0", "no", "false", "off")
 
 
 def make(image: str | None, settings: Iterable[Setting], image_label: str = "--ch-image") -> Spec:
@@ -42,7 +42,7 @@ def boolean(setting: Setting) -> bool:
     word = setting.value.lower()
     if word in _YES:
         return True
-    if word in _NO:
+    if word in agreement.NO_WORDS:
         return False
     raise setting.wrong("neither yes nor no")
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from .. import agreement
 from ..errors import UsageError
 from . import parsers, spec
 from .options import BY_NAME, LIST, PLUGIN, SITE, Setting
@@ -12,11 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
-# Slurm's commands that make sense inside. Not salloc: what it starts would be on the host.
-RELAYED = (
-    "srun", "sbatch", "sbcast", "scancel", "scontrol", "sinfo", "squeue", "sacct", "sattach", "sprio", "sshare",
-    "sstat",
-)  # fmt: skip
+RELAYED = tuple(agreement.RELAYED_COMMANDS.split(","))
 # What a site may add.
 _RELAYABLE = frozenset((*RELAYED, "sacctmgr", "salloc", "scrontab", "sdiag", "sreport", "strigger"))
 # What decides whether, and how, the image can be written.
@@ -111,7 +108,7 @@ def _defaults(request: Sequence[Setting]) -> Mapping[str, str]:
     found: dict[str, str] = {}
     for setting in request:
         option = BY_NAME[setting.name]
-        variable = "SLURM_CH_" + option.variable
+        variable = agreement.SRUN_PREFIX + option.variable
         if option.kind == LIST and variable in found:
             found[variable] += "\n" + setting.value
         else:

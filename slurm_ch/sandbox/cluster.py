@@ -23,7 +23,7 @@ from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Any
 
-from slurm_ch import paths
+from slurm_ch import agreement, paths
 from slurm_ch.sandbox import config
 from slurm_ch.sandbox import machine as host
 from slurm_ch.sandbox.machine import ClusterError
@@ -271,7 +271,7 @@ class Cluster:
         if cgroup is not None:
             self._write("cgroup.conf", cgroup.encode())
         self._supervisor = subprocess.Popen(
-            [sys.executable or paths.PYTHON, "-I", "-S", _SUPERVISOR, self.directory],
+            [sys.executable or agreement.DEFAULT_PYTHON, "-I", "-S", _SUPERVISOR, self.directory],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,

@@ -6,8 +6,9 @@ from __future__ import annotations
 import errno
 import os
 
+from ..agreement import EXIT_NO_FEATURE
 from ..engine.squashfs import SERVER
-from ..errors import EXIT_NO_FEATURE, UsageError
+from ..errors import UsageError
 
 
 def _squash() -> bool:

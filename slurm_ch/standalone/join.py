@@ -30,7 +30,8 @@ import time
 import posix_ipc
 
 from .. import linux, log
-from ..errors import EXIT_JOIN, JoinError, UsageError
+from ..agreement import EXIT_JOIN
+from ..errors import JoinError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

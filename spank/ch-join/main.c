@@ -73,7 +73,7 @@ static void __attribute__((noreturn)) through_ticket(const char *join, char **ar
 		die(EXIT_USAGE, "ch-join is started by Slurm's plugin, not by hand");
 	if (*rest)
 		command = need(strdup(rest + 1));
-	unsetenv("SLURM_CH_JOIN");
+	unsetenv(JOIN_VARIABLE);
 	ticket_read(sock, &t);
 	close(sock);
 	copy = sealed_copy();
@@ -97,22 +97,22 @@ static void __attribute__((noreturn)) through_ticket(const char *join, char **ar
 
 int main(int argc, char **argv)
 {
-	const char *join = getenv("SLURM_CH_JOIN");
+	const char *join = getenv(JOIN_VARIABLE);
 	const char *rest;
 	struct settings settings;
 	int plan;
 
-	if (argc > 3 && !strncmp(argv[1], "--plan=", 7) && !strcmp(argv[2], "--")) {
-		rest = argv[1] + 7;
+	if (argc > 3 && !strncmp(argv[1], PLAN_OPTION, strlen(PLAN_OPTION)) && !strcmp(argv[2], "--")) {
+		rest = argv[1] + strlen(PLAN_OPTION);
 		plan = number(&rest);
 		if (plan >= 0 && !*rest) {
 			char *callers = getcwd(NULL, 0);
 
 			/* `slurm-ch run` passes where it was called in PWD's place. */
-			if (getenv("SLURM_CH_CWD")) {
+			if (getenv(CWD_VARIABLE)) {
 				free(callers);
-				callers = need(strdup(getenv("SLURM_CH_CWD")));
-				unsetenv("SLURM_CH_CWD");
+				callers = need(strdup(getenv(CWD_VARIABLE)));
+				unsetenv(CWD_VARIABLE);
 			}
 			settings = plan_carry_out(plan_read(plan));
 			command_run(&settings, callers, argv + 3);

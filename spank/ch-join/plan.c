@@ -25,16 +25,16 @@ struct plan plan_read(int fd)
 		die(EXIT_SETUP, "can't read the plan: %s", strerror(errno));
 	if ((seals & PLAN_SEALS) != PLAN_SEALS)
 		die(EXIT_SETUP, "can't read the plan: it is not sealed");
-	if (st.st_size < (off_t)sizeof(PLAN_HEADER))
+	if (st.st_size < (off_t)sizeof(PLAN_MAGIC))
 		die(EXIT_SETUP, "can't read the plan");
 	plan = mmap(NULL, st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
 	if (plan == MAP_FAILED)
 		die(EXIT_SETUP, "can't read the plan: %s", strerror(errno));
 	close(fd);
 	end = plan + st.st_size;
-	if (memcmp(plan, PLAN_HEADER, sizeof(PLAN_HEADER)) || end[-1])
+	if (memcmp(plan, PLAN_MAGIC, sizeof(PLAN_MAGIC)) || end[-1])
 		die(EXIT_SETUP, "launcher and ch-join are of different versions");
-	return (struct plan){ plan + sizeof(PLAN_HEADER), end };
+	return (struct plan){ plan + sizeof(PLAN_MAGIC), end };
 }
 
 static void carry_out(const char *record, struct settings *s)
@@ -42,35 +42,35 @@ static void carry_out(const char *record, struct settings *s)
 	const char *rest = record + 1;
 
 	switch (*record) {
-	case 'E':
+	case PLAN_SET:
 		set_variable(rest, LITERAL);
 		break;
-	case 'X':
+	case PLAN_SET_ITEMS:
 		set_variable(rest, EXPAND_ITEMS);
 		break;
-	case 'A':
+	case PLAN_SET_ANYWHERE:
 		set_variable(rest, EXPAND_ANYWHERE);
 		break;
-	case 'U':
+	case PLAN_UNSET:
 		unset_variables(rest);
 		break;
-	case 'P':
+	case PLAN_PATH:
 		path_has_bin();
 		break;
-	case 'C':
+	case PLAN_DIRECTORY:
 		s->directory = rest;
 		break;
-	case 'V':
+	case PLAN_VERBOSITY:
 		s->verbosity = atoi(rest);
 		messages_level(s->verbosity);
 		break;
-	case 'K':
+	case PLAN_COLOR:
 		messages_color();
 		break;
-	case 'S':
+	case PLAN_ROOT:
 		s->emulates_root = true;
 		break;
-	case 'R':
+	case PLAN_KEYRING:
 		s->keeps_keyring = true;
 		break;
 	default:

@@ -72,12 +72,12 @@ void become_copy(int copy, int plan_fd, const char *directory, char **argv)
 	while (argv[n])
 		n++;
 	words = (char **)need(calloc(n + 4, sizeof(char *)));
-	snprintf(option, sizeof(option), "--plan=%d", plan_fd);
+	snprintf(option, sizeof(option), "%s%d", PLAN_OPTION, plan_fd);
 	words[0] = "ch-join";
 	words[1] = option;
 	words[2] = "--";
 	memcpy(words + 3, argv, n * sizeof(char *));
-	setenv("SLURM_CH_CWD", directory ? directory : "(unknown)", 1);
+	setenv(CWD_VARIABLE, directory ? directory : "(unknown)", 1);
 	fcntl(plan_fd, F_SETFD, 0);
 	/* By descriptor: the /proc of the container is not to be trusted. */
 	syscall(SYS_execveat, copy, "", words, environ, AT_EMPTY_PATH);

@@ -26,10 +26,6 @@
 #define RELAY_LISTEN_FD 3
 #define RELAY_WATCH_FD 4
 
-/* What the script has changed and the host's programs can't bear travels to the
- * step's container under this prefix; ch-join takes it off there. Empty: unset. */
-#define RELAYED_PREFIX "SLURM_CH_RELAYED_"
-
 struct relay_request {
 	char magic[8];
 	uint64_t ignored, blocked; /* signals: bit N - 1 is signal N */

@@ -36,7 +36,7 @@ FILE *facts_open(int *fd, char **env)
 	fprintf(out, "%s", FACTS_MAGIC);
 	fputc('\0', out);
 	for (char **e = env; *e; e++)
-		facts_record(out, 'e', *e);
+		facts_record(out, FACT_VARIABLE, *e);
 	return out;
 }
 

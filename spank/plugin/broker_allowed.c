@@ -36,8 +36,8 @@ static bool is_one_of(const char *word, size_t n, const char *const *words)
 	return false;
 }
 
-/* What spec.py takes for no; what is neither yes nor no the launcher refuses. */
-static const char *const no[] = { "no", "false", "off", "0", NULL };
+/* What is neither yes nor no the launcher refuses. */
+static const char *const no[] = { NO_WORDS, NULL };
 
 /* These start what the user says, in the environment that they are called with. */
 static const char *const starting[] = { "srun", "sbatch", "salloc", "scrontab", "strigger", NULL };

@@ -235,18 +235,18 @@ static int write_facts(spank_t sp, uint32_t step, char **env, int ac, char **av)
 		return -1;
 	if (spank_get_item(sp, S_JOB_LOCAL_TASK_COUNT, &tasks) == ESPANK_SUCCESS) {
 		snprintf(count, sizeof(count), "%u", tasks);
-		facts_record(out, 't', count);
+		facts_record(out, FACT_TASKS, count);
 	}
 	if (step == SLURM_BATCH_SCRIPT &&
 	    spank_get_item(sp, S_JOB_ARGV, &argc, &argv) == ESPANK_SUCCESS && argc > 0)
-		facts_record(out, 'b', argv[0]);
+		facts_record(out, FACT_SCRIPT, argv[0]);
 	return facts_close(fd, out);
 }
 
 static int start_launcher(spank_t sp, uint32_t step, int sock, char **env, int ac, char **av)
 {
-	char *python = site_path("python", "/usr/bin/python3", ac, av);
-	char *launcher = site_path("launcher", "../plugin/launch.py", ac, av);
+	char *python = site_path("python", DEFAULT_PYTHON, ac, av);
+	char *launcher = site_path("launcher", DEFAULT_LAUNCHER, ac, av);
 	struct launch l = { python, launcher, -1, sock };
 	int failed = -1;
 

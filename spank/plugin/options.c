@@ -112,10 +112,10 @@ void submit_free(void)
 static const char *prefix(void)
 {
 	if (!strcmp(program_invocation_short_name, "sbatch"))
-		return "SBATCH_CH_";
+		return SBATCH_PREFIX;
 	if (!strcmp(program_invocation_short_name, "salloc"))
-		return "SALLOC_CH_";
-	return "SLURM_CH_";
+		return SALLOC_PREFIX;
+	return SRUN_PREFIX;
 }
 
 static bool given(int option, size_t explicit_count)
@@ -270,7 +270,7 @@ static int publish_defaults(void)
 			free(text);
 			return -1;
 		}
-		snprintf(name, sizeof(name), "SLURM_CH_%s", options[i].variable);
+		snprintf(name, sizeof(name), "%s%s", SRUN_PREFIX, options[i].variable);
 		failed = setenv(name, text, 1);
 		free(text);
 		if (failed)

@@ -7,6 +7,8 @@
 #include <stdio.h>
 #include <slurm/slurm.h>
 #include <slurm/spank.h>
+
+#include "../agreement.h"
 #include <sys/syscall.h>
 
 #ifndef SYS_close_range /* a C library older than Linux 5.9; the number is every architecture's */
@@ -29,17 +31,6 @@ struct option {
 
 extern const struct option options[];
 extern const int option_count;
-
-/* The step's request travels in this variable, written where the user submits
- * and read on the node. Slurm exports SLURM_* whatever --export says; of a
- * repeated option it would carry the last value only. */
-#define REQUEST_VARIABLE "SLURM_CH_REQUEST"
-#define JOIN_VARIABLE "SLURM_CH_JOIN"
-/* Set by srun's side if --multi-prog may have been given. */
-#define MULTI_PROG_VARIABLE "SLURM_CH_MULTI_PROG"
-
-/* The command's first word, where the guard is in its place. */
-#define COMMAND_VARIABLE "SLURM_CH_COMMAND"
 
 /* options.c: in srun, sbatch and salloc */
 int submit_register(spank_t sp);

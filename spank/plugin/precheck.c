@@ -29,7 +29,7 @@ extern char **environ;
 /* Whether `image` may be one: all but what is here and isn't, or needs a closer look. */
 static bool may_be_image(const char *image)
 {
-	char magic[4];
+	char magic[sizeof(SQUASHFS_MAGIC) - 1];
 	struct stat st;
 	bool good;
 	int fd;
@@ -43,7 +43,7 @@ static bool may_be_image(const char *image)
 	fd = open(image, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
 	if (fd < 0)
 		return true;
-	good = read(fd, magic, sizeof(magic)) == sizeof(magic) && !memcmp(magic, "hsqs", 4);
+	good = read(fd, magic, sizeof(magic)) == sizeof(magic) && !memcmp(magic, SQUASHFS_MAGIC, sizeof(magic));
 	close(fd);
 	return good;
 }
@@ -58,7 +58,7 @@ static bool site_decides(int ac, char **av)
 
 static void __attribute__((noreturn)) become(const char *python, const char *launcher, int facts, int out)
 {
-	char *argv[] = { (char *)python, "-I", "-S", (char *)launcher, "--check", "3", NULL };
+	char *argv[] = { (char *)python, "-I", "-S", (char *)launcher, CHECK_OPTION, "3", NULL };
 	char *envp[] = { NULL };
 	const int list[] = { DEV_NULL, out, DEV_NULL, facts };
 
@@ -123,8 +123,8 @@ void check_request(const char *request, const char *image, bool plain, int ac, c
 
 	if (plain && !site_decides(ac, av) && may_be_image(image))
 		return;
-	python = site_path("python", "/usr/bin/python3", ac, av);
-	launcher = site_path("launcher", "../plugin/launch.py", ac, av);
+	python = site_path("python", DEFAULT_PYTHON, ac, av);
+	launcher = site_path("launcher", DEFAULT_LAUNCHER, ac, av);
 	if (python && launcher && !access(python, X_OK) && !access(launcher, R_OK)) {
 		out = step_facts(&facts, request, environ, ac, av);
 		facts = out ? facts_close(facts, out) : -1;

@@ -36,7 +36,7 @@ FILE *step_facts(int *fd, const char *request, char **env, int ac, char **av)
 	if (!out)
 		return NULL;
 	for (int i = 0; i < ac; i++)
-		facts_record(out, 'a', av[i]);
-	facts_record(out, 'r', request);
+		facts_record(out, FACT_ARGUMENT, av[i]);
+	facts_record(out, FACT_REQUEST, request);
 	return out;
 }

@@ -24,7 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from slurm_ch import paths
+from slurm_ch import agreement, paths
 from slurm_ch.engine import squashfs
 from tests.native.conftest import ROOT, SOURCES, SPANK
 
@@ -43,7 +43,7 @@ HANG_SECONDS = 20.0
 # What is on its way out may take so long.
 PATIENCE_SECONDS = 10.0
 
-REAL = {"python": paths.PYTHON, "ch_join": paths.CH_JOIN, "squashfuse": squashfs.SERVER}
+REAL = {"python": agreement.DEFAULT_PYTHON, "ch_join": paths.CH_JOIN, "squashfuse": squashfs.SERVER}
 # A peer of the named join, without the plugin: `slurm-ch`'s own interpreter.
 PEER = "peer"
 

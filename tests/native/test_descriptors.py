@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm_ch import paths
+from slurm_ch import agreement, paths
 from tests import leftovers
 from tests.small_images import make_image, squash
 
@@ -90,7 +90,7 @@ def step(fakes: dict[str, Path], user: str, keys: Path) -> Step:
     def start(
         request: str, *command: str, path: str = "/usr/bin:/bin", keep: Sequence[int] = (), tasks: int = 1
     ) -> subprocess.Popen[str]:
-        site = f"python={paths.PYTHON}\nlauncher={paths.LAUNCHER}\nch_join={paths.CH_JOIN}"
+        site = f"python={agreement.DEFAULT_PYTHON}\nlauncher={paths.LAUNCHER}\nch_join={paths.CH_JOIN}"
         environment = {
             "ASAN_OPTIONS": "detect_leaks=0", "PATH": path, "SLURM_LOCALID": "0", "SLURM_JOB_ID": "1",
             "SLURM_STEP_ID": "0", "SECRET": SECRET, "FAKE_SITE": site, "SLURM_CH_REQUEST": request,

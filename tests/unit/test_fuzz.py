@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from slurm_ch import errors, log
+from slurm_ch import agreement, errors, log
 from slurm_ch.cli import main
 from slurm_ch.engine import container as engine
 from slurm_ch.engine import environment, namespaces, task_plan
@@ -45,7 +45,7 @@ WORDS = st.one_of(
 VARIABLES = ["HOME", "USER", "TMPDIR", "PATH", "CH_IMAGE_STORAGE", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_NODEID", "SLURM_STEP_TASKS_PER_NODE", "SLURM_GTIDS",
              "OMPI_COMM_WORLD_LOCAL_SIZE", "PMIX_NAMESPACE", "SLURM_CPUS_ON_NODE", "SLURM_RESTART_COUNT", "SLURMD_NODENAME"]  # fmt: skip
 
-CODES = {0, errors.EXIT_SETUP, errors.EXIT_JOIN, errors.EXIT_USAGE, errors.EXIT_NO_FEATURE}
+CODES = {0, agreement.EXIT_SETUP, agreement.EXIT_JOIN, agreement.EXIT_USAGE, agreement.EXIT_NO_FEATURE}
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_no_command_line_makes_a_traceback(
             main.main()
     assert caught.value.code in CODES
     mistakes = [line for line in no_kernel if "error: " in line]
-    assert len(mistakes) == (caught.value.code not in (0, errors.EXIT_NO_FEATURE)), no_kernel
+    assert len(mistakes) == (caught.value.code not in (0, agreement.EXIT_NO_FEATURE)), no_kernel
     for line in no_kernel:
         assert line.count("\n") == 1
         assert "Error:" not in line, "a Python exception's own words"

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from slurm_ch import errors
 from slurm_ch.engine import task_plan
 from slurm_ch.errors import ChError, UsageError
-from slurm_ch.plugin import launcher, tickets
+from slurm_ch.plugin import launcher
 from slurm_ch.request import options, parsers, site, spec
 from slurm_ch.request.options import Setting
 from slurm_ch.request.spec import Bind
@@ -42,16 +42,6 @@ def test_c_table_has_every_option_of_the_plugin() -> None:
     assert names == wanted
     # The C side takes the first for the image.
     assert names[0] == ("image", "IMAGE")
-
-
-def test_c_and_python_agree_on_constants() -> None:
-    header = (ROOT / "spank/agreement.h").read_text()
-    for name in ("SETUP", "LAUNCHER_DIED", "USAGE", "CANNOT_EXECUTE", "NOT_FOUND"):
-        assert f"#define EXIT_{name} {getattr(errors, 'EXIT_' + name)}\n" in header
-    assert f'#define TICKET_MAGIC "{tickets.MAGIC.decode()}"' in header
-    assert f'#define RELAYED_COMMANDS \\\n\t"{",".join(site.RELAYED)}"\n' in header
-    assert f'#define PLAN_HEADER "{task_plan.HEADER.rstrip(bytes(1)).decode()}"' in header
-    assert f'#define FACTS_MAGIC "{launcher._MAGIC.decode()}"' in header
 
 
 def test_defaults() -> None:

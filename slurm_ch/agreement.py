@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the programs in C and those in Python agree on, in one place.
+
+`spank/agreement.h` is generated from this file: each assignment becomes a
+`#define`, each comment line a comment. So the file holds nothing else, and
+imports nothing. What each end does with it is said there.
+"""
+
+# Exit codes of ours; the user's command has its own.
+EXIT_SETUP = 31
+EXIT_JOIN = 32
+EXIT_LAUNCHER_DIED = 33
+EXIT_USAGE = 64
+EXIT_NO_FEATURE = 87
+EXIT_CANNOT_EXECUTE = 126
+EXIT_NOT_FOUND = 127
+
+# Each kind of message between the programs starts with its own word and a number, which
+# changes when an older program would misread the rest.
+FACTS_MAGIC = "slurm_ch facts 1"
+PLAN_MAGIC = "slurm_ch plan 1"
+TICKET_MAGIC = "slurmch1"
+
+# Facts: what the plugin tells the launcher and the checker. Records that end with NUL: a kind,
+# then the text.
+FACT_ARGUMENT = "a"  # one of plugstack.conf's arguments
+FACT_REQUEST = "r"  # the options as given, lines NAME=VALUE
+FACT_VARIABLE = "e"  # NAME=VALUE of the job's environment
+FACT_TASKS = "t"  # how many tasks this node has
+FACT_SCRIPT = "b"  # the batch script's path, in a batch step
+
+# The plan: what ch-join does to a task. Records that end with NUL: a kind, then the text.
+PLAN_SET = "E"  # NAME=VALUE: set
+PLAN_SET_ITEMS = "X"  # NAME=VALUE: set, with each item between colons that is $NAME expanded
+PLAN_SET_ANYWHERE = "A"  # NAME=VALUE: set, with $NAME and ${NAME} expanded anywhere
+PLAN_UNSET = "U"  # unset what matches this shell pattern
+PLAN_PATH = "P"  # give PATH a /bin if it has none
+PLAN_DIRECTORY = "C"  # change to this directory, or fail
+PLAN_VERBOSITY = "V"  # a level, below 0 for quiet
+PLAN_COLOR = "K"  # color messages
+PLAN_ROOT = "S"  # emulate root by seccomp
+PLAN_KEYRING = "R"  # keep the caller's session keyring, instead of the container's own
+
+# Variables. Slurm passes on what starts with SLURM_ whatever --export says.
+# The step's request, written where the user submits and read on the node: of a repeated option
+# Slurm itself carries the last value only.
+REQUEST_VARIABLE = "SLURM_CH_REQUEST"
+# The command's first word, where the guard stands in its place.
+COMMAND_VARIABLE = "SLURM_CH_COMMAND"
+# Set by srun's side if --multi-prog may have been given.
+MULTI_PROG_VARIABLE = "SLURM_CH_MULTI_PROG"
+# ch-join's task: FD[:BROKER][ ARGV0|+ARGV0] (spank/ch-join/main.c).
+JOIN_VARIABLE = "SLURM_CH_JOIN"
+# The directory where the user called us, for ch-join to change to.
+CWD_VARIABLE = "SLURM_CH_CWD"
+# Before the name of a variable that a script in a container has changed and the host's programs
+# can't bear: so it travels to its step's container. Empty: unset.
+RELAYED_PREFIX = "SLURM_CH_RELAYED_"
+# Before the name of an option: its default, for srun, sbatch and salloc.
+SRUN_PREFIX = "SLURM_CH_"
+SBATCH_PREFIX = "SBATCH_CH_"
+SALLOC_PREFIX = "SALLOC_CH_"
+
+# Arguments of our programs.
+CHECK_OPTION = "--check"  # the launcher's: check a request where it is submitted
+PLAN_OPTION = "--plan="  # ch-join's: the plan's descriptor
+
+# Where things are unless plugstack.conf says otherwise: the launcher from the plugin's directory.
+DEFAULT_PYTHON = "/usr/bin/python3"
+DEFAULT_LAUNCHER = "../plugin/launch.py"
+
+# Slurm's commands that a container may pass on to the host unless the site says which. Not
+# salloc: what it starts would be on the host.
+RELAYED_COMMANDS = "srun,sbatch,sbcast,scancel,scontrol,sinfo,squeue,sacct,sattach,sprio,sshare,sstat"
+
+# What a flag's value may be for no, in any case of letters.
+NO_WORDS = ("0", "no", "false", "off")
+
+# How a SquashFS file starts: https://dr-emann.github.io/squashfs/.
+SQUASHFS_MAGIC = "hsqs"

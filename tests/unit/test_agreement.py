@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What C and Python agree on is said once: in slurm_ch/agreement.py."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from slurm_ch import agreement
+
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "slurm_ch/agreement.py"
+HEADER = ROOT / "spank/agreement.h"
+PYTHON = [*ROOT.glob("slurm_ch/**/*.py"), *ROOT.glob("spank/**/*.py"), ROOT / "bench/launcher.py"]
+C = [*ROOT.glob("spank/*/*.[ch]")]
+MAKE = [ROOT / "Makefile", *ROOT.glob("spank/Makefile"), ROOT / "tests/fuzz/Makefile"]
+
+CONSTANTS = {name: value for name, value in vars(agreement).items() if name.isupper()}
+KINDS = {value: name for name, value in CONSTANTS.items() if name.startswith(("FACT_", "PLAN_")) and len(value) == 1}
+# Each can be told from any other text; the command prefixes are parts of the variables' names.
+TEXTS = {value for value in CONSTANTS.values() if isinstance(value, str) and len(value) > 1}
+TEXTS |= {value.rpartition("/")[2] for value in TEXTS if value.startswith("../")}
+CODES = {value for name, value in CONSTANTS.items() if name.startswith("EXIT_")}
+
+_C_TOKEN = re.compile(r'/\*.*?\*/|"((?:[^"\\]|\\.)*)"', re.DOTALL)
+
+
+def python_texts(path: Path) -> Iterator[str]:
+    """Yield the strings of a file that aren't documentation."""
+    tree = ast.parse(path.read_text())
+    notes = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and id(node) not in notes:
+            yield node.value.decode("latin-1") if isinstance(node.value, bytes) else str(node.value)
+
+
+def texts(path: Path) -> Iterator[str]:
+    if path.suffix == ".py":
+        yield from python_texts(path)
+    elif path.suffix in (".c", ".h"):
+        yield from (found[1] for found in _C_TOKEN.finditer(path.read_text()) if found[1] is not None)
+    else:
+        yield path.read_text()
+
+
+def test_the_header_is_the_module() -> None:
+    defined = dict(re.findall(r"^#define (\w+) (.*?)(?: /\*.*)?$", HEADER.read_text(), re.MULTILINE))
+    assert defined.keys() == CONSTANTS.keys()
+    for name, value in CONSTANTS.items():
+        words = value if isinstance(value, tuple) else (value,)
+        assert tuple(ast.literal_eval(f"[{defined[name]}]")) == words
+
+
+def test_the_compiler_takes_the_header(tmp_path: Path) -> None:
+    lines = [f"{'int' if isinstance(value, int) else 'char'} x_{name}{'[]' if len(str(value)) > 1 and isinstance(value, str) else ''} = {name};"
+             for name, value in CONSTANTS.items() if not isinstance(value, tuple)]  # fmt: skip
+    (tmp_path / "use.c").write_text(
+        f'#include "{HEADER}"\n' + "\n".join(lines) + "\nconst char *no[] = { NO_WORDS };\n"
+    )
+    subprocess.run(["cc", "-Wall", "-Wextra", "-Werror", "-c", "-o", "/dev/null", tmp_path / "use.c"], check=True)
+
+
+def test_no_kind_of_record_stands_for_two() -> None:
+    for table in ("FACT_", "PLAN_"):
+        kinds = [value for name, value in CONSTANTS.items() if name.startswith(table) and len(value) == 1]
+        assert len(kinds) == len(set(kinds)) > 1
+    assert all(f'{name} = "{kind}"  # ' in SOURCE.read_text() for kind, name in KINDS.items())
+
+
+@pytest.mark.parametrize("path", [*PYTHON, *C, *MAKE], ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_agreed_on_stands_elsewhere(path: Path) -> None:
+    if path == SOURCE:
+        return
+    found = {text for one in texts(path) for text in TEXTS if text in one and not _is_other(one, text)}
+    assert not found
+
+
+def _is_other(whole: str, text: str) -> bool:
+    """Whether `text` in `whole` is part of something else: SLURM_CH_COMPLETE is no option's default."""
+    if text == agreement.SRUN_PREFIX:
+        return not re.search(text + "(?![A-Z])", whole)
+    return text == agreement.CHECK_OPTION and whole != text
+
+
+def test_kinds_and_codes_have_names() -> None:
+    for path in C:
+        text = path.read_text()
+        assert not re.search(r"facts_record\([^,;]+, '", text), path
+        ending = r"(?:_?exit|die)\((?:{})\b".format("|".join(map(str, CODES)))
+        assert not re.search(ending, text), path
+    assert "case '" not in (ROOT / "spank/ch-join/plan.c").read_text()
+    for path in PYTHON:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Tuple) and len(node.elts) == 2 and isinstance(node.elts[0], ast.Constant):
+                assert node.elts[0].value not in KINDS, f"{path}: line {node.lineno}"
+
+
+@pytest.mark.parametrize(
+    ("missing", "ticket"),
+    [("log.py", agreement.TICKET_MAGIC.encode() + agreement.EXIT_SETUP.to_bytes(4, "little")), ("agreement.py", b"")],
+)
+def test_a_launcher_without_one_of_its_modules_says_so(tmp_path: Path, missing: str, ticket: bytes) -> None:
+    shutil.copytree(ROOT / "slurm_ch", tmp_path / "slurm_ch", ignore=shutil.ignore_patterns("__pycache__", missing))
+    tasks, launcher = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with tasks, launcher:
+        done = subprocess.run(
+            [agreement.DEFAULT_PYTHON, "-I", "-S", tmp_path / "slurm_ch/plugin/launch.py", os.devnull, str(launcher.fileno()), "2"],
+            check=False, capture_output=True, text=True, pass_fds=[launcher.fileno()],
+        )  # fmt: skip
+        launcher.close()
+        assert tasks.recv(64) == ticket
+    assert done.returncode == (agreement.EXIT_SETUP if ticket else 1)
+    assert re.fullmatch(f"slurm-ch: error: can't load the launcher: .*{missing[:-3]}.*\n", done.stderr)

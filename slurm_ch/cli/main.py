@@ -78,9 +78,9 @@ def main() -> None:
 
 def ch_run() -> None:
     """Run the command line of `ch-run`: `slurm-ch run` under the name that scripts know."""
-    from .run import run
+    from .run import CH_RUN, run
 
-    _call(run, "ch-run")
+    _call(run, CH_RUN)
 
 
 def _call(command: click.Command, name: str) -> None:

@@ -17,6 +17,9 @@ from slurm_ch.standalone import run as runner
 
 from .options import OrderedCommand, click_options, image_and_command
 
+# The name under which defaults are ch-run's.
+CH_RUN = "ch-run"
+
 
 @click.pass_context
 def _run(ctx: click.Context, /, words: tuple[str, ...], feature: str | None, test: str | None, **_: object) -> None:
@@ -35,6 +38,7 @@ def _run(ctx: click.Context, /, words: tuple[str, ...], feature: str | None, tes
         return
     image, argv = image_and_command(ctx, words)
     wanted = parsers.make(image, settings, "IMAGE")
+    wanted.like_ch_run = ctx.info_name == CH_RUN
     if not argv:
         raise click.UsageError("Missing argument 'CMD'.", ctx)
     runner.run(wanted, argv, handover.given_environment())

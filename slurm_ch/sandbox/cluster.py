@@ -39,6 +39,8 @@ CLIENT_SECONDS = 1.0
 ATTEMPTS = 5
 LOG_LINES = 10
 _POLL_SECONDS = 0.004
+# What a Slurm says that has one slurmd per machine.
+_ONE_SLURMD = "duplicated nodehostname"
 _SUPERVISOR = os.path.join(os.path.dirname(os.path.abspath(__file__)), "supervisor.py")
 
 
@@ -343,6 +345,7 @@ class Cluster:
         while not ready():
             self._raise_if_exited()
             if time.monotonic() > self._deadline:
+                self._raise_if_one_node_only(name)
                 raise ClusterError(f"{name} is not ready after {START_SECONDS:.0f} s{self._end_of(name)}")
 
     def _raise_if_exited(self) -> None:
@@ -354,9 +357,19 @@ class Cluster:
         if b"\n" not in self._reports or self._reports.startswith(b"hostname "):
             return
         name, status = self._reports.split(b"\n")[0].decode().split()
+        self._raise_if_one_node_only(name)
         text = f"{name} did not start ({_status(int(status))}){self._end_of(name)}"
         taken = "Address already in use" in self._log(name, ".err")
         raise (_AddressInUse if taken else ClusterError)(text)
+
+    def _raise_if_one_node_only(self, name: str) -> None:
+        """Raise ClusterError if what is wrong is how this Slurm was built."""
+        said = self._log("slurmctld", ".err") + self._log(name, ".err")
+        if len(self.node_names) > 1 and _ONE_SLURMD in said.lower():
+            raise ClusterError(
+                f"{len(self.node_names)} nodes on one machine need a Slurm that was built with"
+                " --enable-multiple-slurmd, which this isn't: start one node (--nodes 1)"
+            )
 
     def _end_of(self, name: str) -> str:
         lines = self._log(name, ".err").splitlines()[-LOG_LINES:]

@@ -15,31 +15,38 @@
 
 /* The directives are at the beginning; sbatch stops at the first command. */
 #define SCRIPT_SIZE 65536
+/* What of a word is looked at. */
+#define WORD_SIZE 64
 
 static bool is_blank(char c)
 {
 	return c == ' ' || c == '\t' || c == '\r';
 }
 
-/* Whether a word of the line begins with --ch-, as Slurm takes words apart; one
- * that begins with # ends it. */
-static bool line_asks(const char *at, const char *end)
+/* Whether a word of the line is one, as Slurm takes words apart; one that begins
+ * with # ends it. */
+static bool line_says(const char *at, const char *end, bool is(const char *word))
 {
+	char word[WORD_SIZE];
+	size_t n;
+
 	while (at < end) {
 		while (at < end && is_blank(*at))
 			at++;
 		if (at < end && *at == '#')
 			return false;
-		if (end - at > 5 && !memcmp(at, "--ch-", 5))
+		for (n = 0; at < end && !is_blank(*at); at++)
+			if (n < sizeof(word) - 1)
+				word[n++] = *at;
+		word[n] = '\0';
+		if (is(word))
 			return true;
-		while (at < end && !is_blank(*at))
-			at++;
 	}
 	return false;
 }
 
-/* Whether the text has such a directive before its first command. */
-static bool text_asks(const char *text, size_t size)
+/* Whether the text has such a word in a directive before its first command. */
+static bool text_says(const char *text, size_t size, bool is(const char *word))
 {
 	static const char mark[] = "#SBATCH";
 	const char *end = text + size, *line, *next, *first;
@@ -49,7 +56,7 @@ static bool text_asks(const char *text, size_t size)
 		if (!next)
 			next = end;
 		if ((size_t)(next - line) > sizeof(mark) - 1 && !memcmp(line, mark, sizeof(mark) - 1) &&
-		    is_blank(line[sizeof(mark) - 1]) && line_asks(line + sizeof(mark) - 1, next))
+		    is_blank(line[sizeof(mark) - 1]) && line_says(line + sizeof(mark) - 1, next, is))
 			return true;
 		for (first = line; first < next && is_blank(*first); first++)
 			;
@@ -59,8 +66,8 @@ static bool text_asks(const char *text, size_t size)
 	return false;
 }
 
-/* Whether the script asks for a container; no if it can't be read, since then it can't run. */
-bool batch_script_asks(const char *path)
+/* Whether a word of the script's #SBATCH lines is one; no if it can't be read. */
+bool batch_script_says(const char *path, bool is(const char *word))
 {
 	static char text[SCRIPT_SIZE];
 	struct stat st;
@@ -74,5 +81,16 @@ bool batch_script_asks(const char *path)
 		while (size < sizeof(text) && (n = read(fd, text + size, sizeof(text) - size)) > 0)
 			size += n;
 	close(fd);
-	return text_asks(text, size);
+	return text_says(text, size, is);
+}
+
+static bool is_option_of_ours(const char *word)
+{
+	return !strncmp(word, "--ch-", strlen("--ch-")) && word[strlen("--ch-")];
+}
+
+/* Whether the script asks for a container of ours. */
+bool batch_script_asks(const char *path)
+{
+	return batch_script_says(path, is_option_of_ours);
 }

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../agreement.h"
 #include "plugin.h"
 
 /* Where nothing can be created. Slurm shows it: "execve(): ...: No such file". */
@@ -48,6 +49,8 @@ int guard_local_user_init(spank_t sp)
 		return ESPANK_SUCCESS;
 	if (!strcmp(argv[0], GUARD)) /* srun launches again; the variable is there */
 		return ESPANK_SUCCESS;
+	if (other_container(argc))
+		exit(EXIT_USAGE);
 	word = strdup(GUARD);
 	if (!word || setenv(COMMAND_VARIABLE, argv[0], 1)) {
 		free(word);

@@ -320,6 +320,8 @@ int submit_post_opt(int ac, char **av)
 			    "use an srun for each", image);
 		refuse();
 	}
+	if (other_container(0))
+		refuse();
 	request = write_request(explicit_count);
 	if (!request || setenv(REQUEST_VARIABLE, request, 1) ||
 	    (may_be_multi_prog() && setenv(MULTI_PROG_VARIABLE, "1", 1)) ||

@@ -55,6 +55,10 @@ char *broker_allowed(const char *request, bool batch, int ac, char **av);
 
 /* batch_script.c: a script that was submitted past this plugin */
 bool batch_script_asks(const char *path);
+bool batch_script_says(const char *path, bool is(const char *word));
+
+/* other_container.c: Slurm's own --container */
+bool other_container(int command_words);
 
 /* node.c: in slurmstepd and the tasks */
 int node_init_post_opt(spank_t sp);

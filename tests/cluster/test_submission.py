@@ -178,3 +178,29 @@ def test_two_images_in_one_script_are_refused(sh: Run, world_tmp: Path, image_sq
     done = sh(f"sbatch {script}")
     assert (done.returncode, done.stdout) == (64, "")
     assert done.stderr == "slurm-ch: error: --ch-image=/other: all components of one command have the same image\n"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "srun --container=/b --ch-image=$IMG true",
+        "srun --ch-image=$IMG -p sandbox --container /b true",  # seen once the command is known
+        "sbatch -p sandbox --container=/b --ch-image=$IMG $SCRIPT",
+        "sbatch -p sandbox --ch-image=$IMG $SCRIPT.says",
+        "SRUN_CONTAINER=/b srun --ch-image=$IMG true",
+    ],
+)
+def test_a_container_of_slurms_own_as_well(sh: Run, world_tmp: Path, line: str) -> None:
+    script = world_tmp / "script.sh"
+    script.write_text("#!/bin/sh\ntrue\n")
+    (world_tmp / "script.sh.says").write_text("#!/bin/sh\n#SBATCH --container=/b\ntrue\n")
+    done = sh(line.replace("$SCRIPT", str(script)))
+    assert (done.returncode, done.stdout) == (64, "")
+    assert "each makes a container; give one of them" in done.stderr
+
+
+def test_words_of_the_command_are_its_own(sh: Run) -> None:
+    done = sh(
+        "srun -l --ch-image=$IMG -p sandbox /bin/sh -c 'echo $0' --container=/b; srun --ch-image=$IMG echo --runtime"
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0: --container=/b\n--runtime\n", "")

@@ -13,6 +13,12 @@ extern char **environ;
 
 #define exit fuzz_exit
 #include "../../spank/plugin/options.c"
+
+bool other_container(int command_words)
+{
+	(void)command_words;
+	return false;
+}
 #undef exit
 
 static bool api_fails(void)

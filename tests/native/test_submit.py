@@ -181,3 +181,31 @@ def test_a_plain_good_image_needs_no_checker(fake: Fake, world_tmp: Path) -> Non
 
 def test_a_failing_registration(fakes: object, fake: Fake) -> None:
     assert fake("remote", 1, 0, "/bin/true", FAKE_FAIL="1").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "env", "said"),
+    [
+        ("--container", {}, "--container"),
+        ("--container=b", {}, "--container"),
+        ("--conta", {}, "--conta"),
+        ("--container-id=b", {}, "--container-id"),
+        ("--container-type=b", {}, "--container-type"),
+        ("--runtime=b", {}, "--runtime"),
+        ("--cont", {}, ""),
+        ("--containers", {}, ""),
+        ("--runtime-of-mine=b", {}, ""),
+        ("srun", {"SRUN_CONTAINER": "b"}, "SRUN_CONTAINER"),
+        ("srun", {"SLURM_CONTAINER_ID": "b"}, "SLURM_CONTAINER_ID"),
+        ("srun", {"SLURM_CONTAINER": "", "SBATCH_CONTAINER": "b"}, ""),
+        ("sbatch", {"SBATCH_CONTAINER": "b"}, "SBATCH_CONTAINER"),
+        ("salloc", {"SALLOC_CONTAINER_ID": "b"}, "SALLOC_CONTAINER_ID"),
+        ("salloc", {"SLURM_CONTAINER": "b"}, ""),
+    ],
+)
+def test_a_container_of_slurms_own_as_well(fake: Fake, name: str, env: dict[str, str], said: str) -> None:
+    done = fake("submit", "--ch-image=i", name=name, **env)
+    words = f"slurm_ch: --ch-image and {said}: each makes a container; give one of them"
+    assert (done.returncode, words in done.stderr) == ((64, True) if said else (0, False)), done
+    # Without an image it is nothing to us.
+    assert fake("submit", name=name, **env).returncode == 0

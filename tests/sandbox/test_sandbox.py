@@ -177,6 +177,25 @@ def test_all_nodes_are_idle(cluster: Cluster) -> None:
     assert cluster.version > (20,)
 
 
+def test_a_slurm_with_one_slurmd_per_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As distributions other than Debian build it."""
+    real = shutil.which("slurmctld", path="/usr/sbin:/usr/bin")
+    said = "slurmctld: error: Duplicated NodeHostName localhost in the config file"
+    other = tmp_path / "slurmctld"
+    other.write_text(f'#!/bin/sh\n[ "$1" != -V ] || exec {real} -V\necho "{said}" >&2\nexit 1\n')
+    other.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(ClusterError) as caught:
+        Cluster(nodes=2, plugstack_lines=[]).start()
+    assert str(caught.value) == (
+        "2 nodes on one machine need a Slurm that was built with --enable-multiple-slurmd, which this isn't: "
+        "start one node (--nodes 1)"
+    )
+    # With one node, what it says is no explanation.
+    with pytest.raises(ClusterError, match="slurmctld did not start"):
+        Cluster(nodes=1, plugstack_lines=[]).start()
+
+
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_srun_on_nodes(cluster: Cluster, user: str, nodes: int) -> None:
     done = cluster.run(["srun", f"-N{nodes}", "sh", "-c", "echo $SLURMD_NODENAME"], user=user, timeout=20)

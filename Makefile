@@ -12,7 +12,8 @@ USER_NAME = chuser
 PACKAGES = slurmctld slurmd slurm-client libslurm-dev munge squashfs-tools squashfs-tools-ng busybox-static \
     gcc libc6-dev make python3 python3-dev python3-venv util-linux bsdutils cppcheck strace \
     charliecloud-runtime python3-docutils python3-click python3-yaml fuse3 bubblewrap openmpi-bin libopenmpi-dev libmpich-dev libpmix2 \
-    libdeflate-dev zlib1g-dev liblzma-dev liblz4-dev libzstd-dev
+    libdeflate-dev zlib1g-dev liblzma-dev liblz4-dev libzstd-dev \
+    skopeo zstd umoci docker-registry apache2-utils openssl
 
 # What `make chaos` needs besides.
 CHAOS_PACKAGES = valgrind clang-14 libclang-rt-14-dev
@@ -35,7 +36,7 @@ build: $(VENV)/.built native
 
 $(VENV)/.built: pyproject.toml
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --editable '.[test,lint]'
+	$(VENV)/bin/python -m pip install --quiet --editable '.[test,lint,images]'
 	$(VENV)/bin/python -m pip install --quiet --upgrade --no-deps --target $(VENV)/click-oldest 'click==8.1.0'
 	touch $@
 

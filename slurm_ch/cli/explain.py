@@ -22,6 +22,10 @@ def _explain(ctx: click.Context, /, words: tuple[str, ...], **_: object) -> None
     settings: list[Setting] = ctx.obj
     image, _command = image_and_command(ctx, words)
     wanted = parsers.make(image, settings, "IMAGE")
+    if image is not None and ":" in image:
+        from .pulling import locate
+
+        locate(wanted, dict(os.environ))
     container = engine.Container(wanted, Caller(dict(os.environ)))
     for line in engine.explain(container):
         click.echo(log.printable(line))

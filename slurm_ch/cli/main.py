@@ -17,9 +17,18 @@ COMMANDS = {
     "explain": "Show what running in a container would do.",
     "enter": "Run a shell or a command in the container of a running job.",
     "ps": "List the containers of your running jobs.",
+    "pull": "Pull an image from a registry or an archive.",
+    "images": "List the images in your cache.",
+    "rm": "Remove images from your cache.",
+    "prune": "Remove images that are out of use from your cache.",
+    "login": "Keep your credentials for a registry.",
+    "logout": "Forget your credentials for a registry.",
     "doctor": "Look for what on this node would stop a step.",
     "sandbox": "Run a command with a Slurm cluster of its own.",
 }
+
+# Commands that share a module.
+_MODULES = {"rm": "images", "prune": "images", "logout": "login"}
 
 
 class _Lazy(click.Group):
@@ -31,7 +40,7 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"slurm_ch.cli.{cmd_name}")
+        module = importlib.import_module(f"slurm_ch.cli.{_MODULES.get(cmd_name, cmd_name)}")
         command: click.Command = getattr(module, cmd_name)
         return command
 

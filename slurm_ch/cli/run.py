@@ -25,8 +25,9 @@ CH_RUN = "ch-run"
 def _run(ctx: click.Context, /, words: tuple[str, ...], feature: str | None, test: str | None, **_: object) -> None:
     """Run CMD in a container made from IMAGE: a SquashFS file, a directory, or an image's name.
 
-    IMAGE may be /, the host itself. CMD may be left out behind --, or be a lone
-    hyphen: that is the image's own entrypoint and command.
+    IMAGE may be /, the host itself, or a reference like docker://ubuntu:24.04, whose
+    image is pulled first if it has to be (see slurm-ch pull). CMD may be left out
+    behind --, or be a lone hyphen: that is the image's own entrypoint and command.
 
     Under srun, with --join, all tasks of a node share one container.
     """
@@ -41,7 +42,12 @@ def _run(ctx: click.Context, /, words: tuple[str, ...], feature: str | None, tes
     wanted.like_ch_run = ctx.info_name == CH_RUN
     if not argv:
         raise click.UsageError("Missing argument 'CMD'.", ctx)
-    runner.run(wanted, argv, handover.given_environment())
+    environment = handover.given_environment()
+    if image is not None and ":" in image:
+        from .pulling import locate
+
+        locate(wanted, environment)
+    runner.run(wanted, argv, environment)
 
 
 def _log_test(wanted: spec.Spec, test: str) -> None:

@@ -71,7 +71,7 @@ class Container:
         else:
             storage = image.storage_directory(spec.storage, caller.environment, caller.user)
             caller.path(spec.image)
-            self.image = image.resolve(spec.image, storage, caller.cwd)
+            self.image = image.resolve(spec.located or spec.image, storage, caller.cwd)
             check_image(spec, self.image, storage)
             if storage and "storage" in spec.labels and not os.path.isdir(caller.path(storage)):
                 log.warning(f"{spec.label('storage')}={storage}: no such directory")

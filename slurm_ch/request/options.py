@@ -75,6 +75,8 @@ OPTIONS = (
     Option("uid", ONE, "UID", "user id in the container [yours]", short="u"),
     Option("gid", ONE, "GID", "group id in the container [yours]", short="g"),
     Option("storage", ONE, "DIR", "where images by name are [/var/tmp/$USER.ch]", short="s"),
+    Option("pull", ONE, "WHEN", "a reference's image: auto, always, cached (ask nobody), never [auto]", where=COMMAND),
+    Option("platform", ONE, "OS/ARCH", "a reference's image for another kind of machine", where=COMMAND),
     Option("relay", FLAG, "", "let srun, squeue, ... be called inside [in batch scripts]", where=PLUGIN),
     Option("seccomp", FLAG, "", "emulate root: chown, setuid, mknod and the like succeed, in vain"),
     Option("keep-keyring", FLAG, "", "keep your session keyring (Kerberos, AFS) instead of a fresh one"),

@@ -180,6 +180,19 @@ def _storage(spec: Spec, setting: Setting) -> None:
     spec.storage = setting.value
 
 
+def _pull(spec: Spec, setting: Setting) -> None:
+    if setting.value not in ("auto", "always", "cached", "never"):
+        raise setting.wrong("none of auto, always, cached, never")
+    spec.pull = setting.value
+
+
+def _platform(spec: Spec, setting: Setting) -> None:
+    parts = setting.value.split("/")
+    if len(parts) not in (2, 3) or not all(part.isascii() and part.isalnum() for part in parts):
+        raise setting.wrong("not a platform, as linux/arm64")
+    spec.platform = setting.value
+
+
 def _relay(spec: Spec, setting: Setting) -> None:
     spec.relay = boolean(setting)
 
@@ -269,6 +282,8 @@ _PARSERS = {
     "uid": _uid,
     "gid": _gid,
     "storage": _storage,
+    "pull": _pull,
+    "platform": _platform,
     "relay": _relay,
     "verbose": _verbose,
     "quiet": _quiet,

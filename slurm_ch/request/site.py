@@ -20,16 +20,24 @@ _RELAYABLE = frozenset((*RELAYED, "sacctmgr", "salloc", "scrontab", "sdiag", "sr
 _OF_WRITING = frozenset(("write", "write-fake", "home", "device"))
 
 
+# About pulling images: what they mean is said in images.settings.
+IMAGE_ARGUMENTS = (
+    "cache", "images", "cache_max", "pull", "registries", "importer", "packer", "pull_timeout", "pull_threads",
+    "pull_max",
+)  # fmt: skip
+
+
 class Site:
     """What plugstack.conf's arguments say: the site's part of every container."""
 
-    __slots__ = ("binds", "defaults", "forbidden", "image_timeout", "relayed", "squashfuse", "storage")
+    __slots__ = ("binds", "defaults", "forbidden", "image_timeout", "pulling", "relayed", "squashfuse", "storage")
 
     def __init__(self) -> None:
         self.binds: list[spec.Bind] = []
         self.defaults: list[Setting] = []
         self.forbidden: set[str] = set()
         self.image_timeout = 0  # seconds; 0: none
+        self.pulling: list[tuple[str, str]] = []
         self.relayed: Sequence[str] = RELAYED
         self.squashfuse: str | None = None
         self.storage: str | None = None
@@ -43,25 +51,31 @@ def parse(arguments: Sequence[str]) -> Site:
         setting = Setting(key, value, f"plugstack.conf: {key}", SITE)
         if not equals or not value:
             raise UsageError(f"plugstack.conf: {argument}: a value is missing")
-        if key in ("python", "launcher", "ch_join"):
-            continue  # the plugin's own
-        if key in ("storage", "squashfuse"):
-            setattr(site, key, value)
-        elif key == "image_timeout":
-            site.image_timeout = _site_seconds(setting)
-        elif key == "bind":
-            scratch = spec.Spec("/")
-            parsers.bind(scratch, setting)
-            site.binds += scratch.binds
-        elif key == "default":
-            site.defaults.append(_site_default(setting))
-        elif key == "forbid":
-            site.forbidden |= _site_forbidden(setting)
-        elif key == "relay":
-            site.relayed = _site_relayed(setting)
-        else:
-            raise UsageError(f"plugstack.conf: {argument}: unknown argument")
+        if key not in ("python", "launcher", "ch_join"):  # the plugin's own
+            _take(site, setting)
     return site
+
+
+def _take(site: Site, setting: Setting) -> None:
+    key, value = setting.name, setting.value
+    if key in ("storage", "squashfuse"):
+        setattr(site, key, value)
+    elif key == "image_timeout":
+        site.image_timeout = _site_seconds(setting)
+    elif key == "bind":
+        scratch = spec.Spec("/")
+        parsers.bind(scratch, setting)
+        site.binds += scratch.binds
+    elif key == "default":
+        site.defaults.append(_site_default(setting))
+    elif key == "forbid":
+        site.forbidden |= _site_forbidden(setting)
+    elif key == "relay":
+        site.relayed = _site_relayed(setting)
+    elif key in IMAGE_ARGUMENTS:
+        site.pulling.append((key, value))
+    else:
+        raise UsageError(f"plugstack.conf: {key}={value}: unknown argument")
 
 
 def _site_default(setting: Setting) -> Setting:

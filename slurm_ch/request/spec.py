@@ -37,13 +37,16 @@ class Spec:
     __slots__ = (
         "binds", "cd", "cdi_dirs", "color", "devices", "env_expand", "env_rules", "fuse_single", "gid", "home",
         "image", "image_timeout", "join", "join_count", "join_pid", "join_tag", "join_timeout", "keep_keyring",
-        "labels", "like_ch_run", "mount_point", "passwd", "private_tmp", "relay", "relay_commands", "relay_defaults", "seccomp",
-        "storage", "uid", "userns", "verbosity", "write", "write_fake",
+        "labels", "like_ch_run", "located", "mount_point", "passwd", "platform", "private_tmp", "pull", "relay",
+        "relay_commands", "relay_defaults", "seccomp", "storage", "uid", "userns", "verbosity", "write", "write_fake",
     )  # fmt: skip
 
     def __init__(self, image: str) -> None:
         self.image = image
         self.like_ch_run = False  # called by that name: what nobody asked for is as ch-run has it
+        self.located: str | None = None  # the file that an image's reference means
+        self.pull: str | None = None
+        self.platform: str | None = None
         self.labels: dict[str, str] = {}  # how its giver knows each option
         self.binds: list[Bind] = []
         self.cd: str | None = None

@@ -50,10 +50,10 @@ def test_help_and_errors_of_each_command(command: list[str]) -> None:
         status, out, err = call(command, name, "--no-such-option")
         assert (status, out) == (64, "")
         assert re.fullmatch(rf"slurm-ch: error: .*--no-such-option.* \(see slurm-ch {name} --help\)\n", err)
-    assert call(command, "rum") == (
+    assert call(command, "explane") == (
         64,
         "",
-        "slurm-ch: error: No such command 'rum'. Did you mean run? (see slurm-ch --help)\n",
+        "slurm-ch: error: No such command 'explane'. Did you mean explain? (see slurm-ch --help)\n",
     )
 
 

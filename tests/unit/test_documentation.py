@@ -84,6 +84,6 @@ def test_completion_scripts(shell: str) -> None:
 
 
 def test_a_mistyped_command() -> None:
-    done = subprocess.run([SLURM_CH, "rum"], check=False, capture_output=True, text=True)
+    done = subprocess.run([SLURM_CH, "explane"], check=False, capture_output=True, text=True)
     assert done.returncode == 64
-    assert done.stderr == "slurm-ch: error: No such command 'rum'. Did you mean run? (see slurm-ch --help)\n"
+    assert done.stderr == "slurm-ch: error: No such command 'explane'. Did you mean explain? (see slurm-ch --help)\n"

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`slurm-ch images`, `rm` and `prune`: the cache of pulled images."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from slurm_ch import log
+from slurm_ch.errors import ChError
+from slurm_ch.images import reference
+from slurm_ch.images import settings as site_settings
+from slurm_ch.images.progress import size
+from slurm_ch.images.store import Store
+
+from . import pulling
+
+if TYPE_CHECKING:
+    from slurm_ch.images.store import Cached
+
+
+def _store() -> Store:
+    found = pulling.settings(os.environ)
+    return Store(found.cache, found.images)
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per line, size in bytes.")
+def images(*, as_json: bool) -> None:
+    """List the images in your cache, and the site's."""
+    store = _store()
+    names = store.names()
+    rows = [(one, names.get(one.digest) or [str(store.info(one.path).get("reference", ""))]) for one in store.images()]
+    if as_json:
+        for one, known in rows:
+            click.echo(
+                json.dumps(
+                    {
+                        "references": known,
+                        "digest": one.digest,
+                        "path": one.path,
+                        "size": one.size,
+                        "used": int(one.used),
+                        "site": one.site,
+                    }
+                )
+            )
+        return
+    cells = [("IMAGE", "DIGEST", "SIZE", "USED", "PATH")]
+    for one, known in rows:
+        used = "site" if one.site else time.strftime("%Y-%m-%d", time.localtime(one.used))
+        for name in known:
+            cells.append((log.printable(name), one.digest[7:19], size(one.size), used, one.path))
+    widths = [max(len(row[column]) for row in cells) for column in range(4)]
+    for row in cells:
+        click.echo("  ".join([*(row[column].ljust(widths[column]) for column in range(4)), row[4]]))
+
+
+@click.command()
+@click.argument("names", nargs=-1, required=True, metavar="REF|DIGEST...")
+def rm(*, names: Sequence[str]) -> None:
+    """Remove images from your cache, by reference or by the beginning of a digest.
+
+    A running step keeps its image on a local disk and on Lustre; on NFS it may lose it.
+    """
+    store = _store()
+    own = [one for one in store.images() if not one.site]
+    known = store.names()
+    for name in names:
+        found = _matching(name, own, known)
+        if not found:
+            raise ChError(f"{name}: not in the cache ({store.directory})")
+        for one in found:
+            store.remove(one)
+            click.echo(one.path)
+
+
+def _matching(name: str, own: Sequence[Cached], known: dict[str, list[str]]) -> list[Cached]:
+    if reference.is_reference(name):
+        text = reference.parse(name).text
+        return [one for one in own if text in known.get(one.digest, ())]
+    digest = name[len("sha256:") :] if name.startswith("sha256:") else name
+    found = [one for one in own if len(digest) >= 6 and one.digest[len("sha256:") :].startswith(digest)]
+    if len(found) > 1:
+        raise ChError(f"{name}: the beginning of several digests: {', '.join(one.digest for one in found)}")
+    return found
+
+
+@click.command()
+@click.option("--older", metavar="TIME", help="Only those not used for so long, as 30d.")
+@click.option("--max", "limit", metavar="SIZE", help="The least recently used, until the cache is that small, as 200G.")
+def prune(*, older: str | None, limit: str | None) -> None:
+    """Remove what is not needed from your cache: what killed pulls left, and images that are out of use.
+
+    Without options, images that no reference means any more.
+    """
+    store = _store()
+    store.prepare()
+    store.sweep()
+    seconds = site_settings.duration(older, "--older") if older is not None else None
+    bytes_max = site_settings.size(limit, "--max") if limit is not None else None
+    if seconds is None and bytes_max is None:
+        known = store.names()
+        gone = [one for one in store.images() if not one.site and one.digest not in known]
+        for one in gone:
+            store.remove(one)
+    else:
+        gone = store.prune(seconds, bytes_max)
+    for one in gone:
+        click.echo(one.path)
+    freed = sum(one.size for one in gone)
+    log.configure(level=log.INFO)
+    log.info(f"removed {len(gone)} images, {size(freed)}")

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`slurm-ch login` and `logout`: credentials for registries, kept where skopeo, podman and docker look."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from slurm_ch.errors import UsageError
+from slurm_ch.images import fetch
+
+
+def _host(text: str) -> str:
+    host = text[len("docker://") :] if text.startswith("docker://") else text
+    if not host or "@" in host or host.startswith("-"):
+        raise UsageError(f"{'HOST' if '@' in host else text}: not a registry's name, as ghcr.io")
+    return host
+
+
+@click.command()
+@click.option("-u", "--username", metavar="NAME", help="Who you are there; asked for if not given.")
+@click.option("--password-stdin", is_flag=True, help="Read the password, or token, from standard input.")
+@click.option("--tls-verify/--no-tls-verify", default=True, help="Whether the registry must have a valid certificate.")
+@click.argument("host", metavar="HOST")
+def login(*, username: str | None, password_stdin: bool, tls_verify: bool, host: str) -> None:
+    """Keep your credentials for the registry HOST, to pull from it and push to it.
+
+    They go to $REGISTRY_AUTH_FILE, or ~/.config/containers/auth.json, which jobs
+    see too. What `docker login` and `podman login` keep is found as well.
+    """
+    options = [f"--username={username}"] if username else []
+    options += ["--password-stdin"] if password_stdin else []
+    options += [] if tls_verify else ["--tls-verify=false"]
+    sys.exit(fetch.login(_host(host), os.environ, options))
+
+
+@click.command()
+@click.argument("host", metavar="HOST")
+def logout(*, host: str) -> None:
+    """Forget your credentials for the registry HOST."""
+    sys.exit(fetch.logout(_host(host), os.environ))

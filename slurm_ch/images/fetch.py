@@ -1,0 +1,411 @@
+# SPDX-License-Identifier: Apache-2.0
+"""skopeo, asked: which digest a name has, and the blobs behind it.
+
+skopeo knows auth files and their helpers, mirrors, signature policies, proxies
+and all transports. It gets an environment of our choosing, and never a secret:
+those it reads from the files where `docker login` and its like keep them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import stat
+import subprocess
+import time
+from typing import TYPE_CHECKING
+
+from .. import log
+from ..errors import ChError
+from . import children, manifest, pack
+from .reference import DOCKER, OCI, Reference
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+# Waits before the further tries, in seconds.
+RETRIES = (2.0, 4.0, 8.0)
+# How long a registry may be silent.
+RESOLVE_SECONDS = 60.0
+STALL_SECONDS = 120.0
+_POLL_SECONDS = 0.2
+
+# What skopeo may know of the caller's environment.
+_KEPT = (
+    "HOME", "PATH", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR", "DOCKER_CONFIG", "REGISTRY_AUTH_FILE",
+    "http_proxy", "https_proxy", "no_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY",
+    "SSL_CERT_FILE", "SSL_CERT_DIR", "CONTAINERS_CONF", "CONTAINERS_STORAGE_CONF",
+    "DOCKER_HOST", "DOCKER_CERT_PATH", "DOCKER_TLS_VERIFY",
+)  # fmt: skip
+_POLICY = "/etc/containers/policy.json"
+
+
+class FetchError(ChError):
+    """A registry, or another source, does not give what was asked for."""
+
+
+class Unreachable(FetchError):
+    """Nobody answers, or not as a registry does: it may later."""
+
+
+class NotThere(FetchError):
+    """There is no such image, or it isn't for the caller; registries don't tell which."""
+
+
+class Skopeo:
+    """skopeo and the private directory `scratch` that it may write to."""
+
+    def __init__(self, env: Mapping[str, str], scratch: str, niceness: int = 0, retries: Iterable[float] | None = None):
+        program = shutil.which("skopeo", path=env.get("PATH"))
+        if program is None:
+            raise FetchError("no skopeo here, which fetches images: install the package skopeo")
+        self._program = program
+        self._env = env
+        self._scratch = scratch
+        self._niceness = niceness
+        self._retries = tuple(RETRIES if retries is None else retries)
+
+    def _arguments(self) -> list[str]:
+        """Return what stands before the command."""
+        found = [self._program, "--tmpdir", self._scratch]
+        if self._env.get("CONTAINERS_REGISTRIES_CONF"):
+            # podman's variable, which skopeo only has as an option.
+            found += ["--registries-conf", self._env["CONTAINERS_REGISTRIES_CONF"]]
+        home = os.path.join(self._env.get("HOME", "/nonexistent"), ".config/containers/policy.json")
+        if not os.path.exists(home) and not os.path.exists(_POLICY):
+            # It comes in a package of its own, and says the same.
+            policy = os.path.join(self._scratch, "policy.json")
+            with open(policy, "w") as file:
+                json.dump({"default": [{"type": "insecureAcceptAnything"}]}, file)
+            log.debug(f"neither {home} nor {_POLICY}: no signatures are asked for")
+            found += ["--policy", policy]
+        return found
+
+    def _environment(self, reference: Reference) -> dict[str, str]:
+        env = {name: self._env[name] for name in _KEPT if name in self._env}
+        env.update(LC_ALL="C", TMPDIR=self._scratch)
+        # A database of which blobs are where: on NFS its lock has been seen to hang. The
+        # containers' storage is below the same directory, though.
+        if reference.scheme != "containers-storage":
+            env["XDG_DATA_HOME"] = self._scratch
+        elif "XDG_DATA_HOME" in self._env:
+            env["XDG_DATA_HOME"] = self._env["XDG_DATA_HOME"]
+        return env
+
+    def manifest(
+        self, reference: Reference, digest: str | None = None, tick: Callable[[], None] = lambda: None
+    ) -> bytes:
+        """Return the manifest's bytes, compared with the digest where there is one."""
+        wanted = digest or reference.digest
+        argv = ["inspect", "--raw", *_daemon(reference, self._env), reference.source(digest)]
+        raw = self._tries(reference, argv, tick, None, RESOLVE_SECONDS)
+        if len(raw) > manifest.BYTES_MAX:
+            raise FetchError(f"{reference.text}: a manifest of {len(raw)} bytes")
+        if wanted and manifest.digest_of(raw) != wanted:
+            raise FetchError(f"{reference.text}: its manifest has the digest {manifest.digest_of(raw)}, not {wanted}")
+        return raw
+
+    def copy(
+        self, reference: Reference, digest: str, to: str, tick: Callable[[], None], platform: str | None = None
+    ) -> None:
+        """Copy the image with that manifest, or for that platform, into an OCI layout at `to`, layers as they are."""
+        source = reference.source(digest)
+        argv = ["copy", "--quiet", "--dest-oci-accept-uncompressed-layers", *_daemon(reference, self._env, "src-")]
+        if platform is not None:
+            words = ("--override-os", "--override-arch", "--override-variant")
+            argv[:0] = [word for pair in zip(words, platform.split("/")) for word in pair]
+        self._tries(reference, [*argv, source, f"oci:{to}:image"], tick, to, None)
+
+    def push(self, layout: str, reference: Reference, tick: Callable[[], None]) -> None:
+        """Copy the OCI layout's image to where `reference` says."""
+        self._tries(reference, ["copy", "--quiet", f"oci:{layout}:image", reference.source()], tick, layout, None)
+
+    def _tries(
+        self, reference: Reference, argv: list[str], tick: Callable[[], None], growing: str | None, limit: float | None
+    ) -> bytes:
+        for wait in (*self._retries, None):
+            try:
+                return self._once(reference, argv, tick, growing, limit)
+            except Unreachable as error:
+                if wait is None:
+                    raise
+                log.warning(f"{error}; trying again in {wait:g} s")
+                _pause(wait, tick)
+        raise AssertionError
+
+    def _once(
+        self, reference: Reference, argv: list[str], tick: Callable[[], None], growing: str | None, limit: float | None
+    ) -> bytes:
+        with children.words_file() as out, children.words_file() as said:
+            child = children.start(
+                [*self._arguments(), *argv],
+                self._environment(reference),
+                stdout=out,
+                stderr=said,
+                niceness=self._niceness,
+            )
+            try:
+                begin = changed = time.monotonic()
+                size = -1
+                while True:
+                    try:
+                        status = child.wait(_POLL_SECONDS if size >= 0 or growing else _first_poll(begin))
+                        break
+                    except subprocess.TimeoutExpired:
+                        tick()
+                    now = time.monotonic()
+                    if growing is not None:
+                        grown = tree_size(growing)
+                        size, changed = grown, (now if grown != size else changed)
+                    if (limit is not None and now - begin > limit) or (limit is None and now - changed > STALL_SECONDS):
+                        seconds = now - (begin if limit is not None else changed)
+                        raise Unreachable(f"{reference.text}: no answer for {seconds:.0f} s")
+            finally:
+                children.stop(child)
+            if status == 0:
+                out.seek(0)
+                return out.read(manifest.BYTES_MAX + 1)
+            text = children.words(said)
+        log.debug(f"skopeo {argv[0]}: status {status}: {text}")
+        if status < 0:
+            raise FetchError(f"{reference.text}: skopeo was killed by signal {-status}: out of memory?")
+        raise failure(reference, text, self._env, self._scratch)
+
+
+def _first_poll(begin: float) -> float:
+    # A resolution takes a few dozen milliseconds, and somebody waits for it.
+    return 0.02 if time.monotonic() - begin < 1 else _POLL_SECONDS
+
+
+def _daemon(reference: Reference, env: Mapping[str, str], prefix: str = "") -> list[str]:
+    """Return where Docker's daemon is: skopeo doesn't read the variable."""
+    if reference.scheme != "docker-daemon" or not env.get("DOCKER_HOST"):
+        return []
+    return [f"--{prefix}daemon-host", env["DOCKER_HOST"]]
+
+
+def _pause(seconds: float, tick: Callable[[], None]) -> None:
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        time.sleep(min(left, _POLL_SECONDS))
+        tick()
+
+
+def tree_size(directory: str) -> int:
+    """Return the bytes in the files below a directory that may be changing."""
+    total = 0
+    for here, _, names in os.walk(directory):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(here, name)).st_size
+            except OSError:
+                continue
+    return total
+
+
+# What skopeo says, and what that means: the first that fits counts. {said} is its own last line.
+_MISSING_FILE = re.compile(r"no such file or directory|docker daemon", re.IGNORECASE)
+_DISK_FULL = re.compile(r"no space left|disk quota exceeded", re.IGNORECASE)
+_MEANINGS: tuple[tuple[str, type[FetchError], str], ...] = (
+    (
+        r"server gave HTTP response to HTTPS client",
+        FetchError,
+        "{host} speaks HTTP, not HTTPS; if that is meant, say so in registries.conf: "
+        '[[registry]] location = "{host}" insecure = true',
+    ),
+    (
+        r"x509:|certificate",
+        FetchError,
+        "nobody known vouches for the certificate of {host}: put its CA's into /etc/containers/certs.d/{host}/ca.crt "
+        "or ~/.config/containers/certs.d/{host}/ca.crt, or name it in SSL_CERT_FILE ({said})",
+    ),
+    (
+        r"toomanyrequests|too many requests|rate limit|\b429\b",
+        FetchError,
+        "{host} limits how much may be pulled: `slurm-ch login {host}`, or use a mirror (registries.conf)",
+    ),
+    (r"no image found in (?:manifest list|image index)", FetchError, "{said}"),
+    (
+        r"connection refused|no such host|server misbehaving|i/o timeout|timeout exceeded|deadline exceeded"
+        r"|connection reset|network is unreachable|no route to host|broken pipe|unexpected EOF|: EOF"
+        r"|TLS handshake timeout|temporary failure|received unexpected HTTP status: 5|\b50[0-9] |StatusCode: 5"
+        r"|Gateway|Service Unavailable|proxyconnect",
+        Unreachable,
+        "{host} can't be reached: {said}",
+    ),
+    (
+        r"unauthorized|authentication required|access to the resource is denied|forbidden|insufficient_scope|denied:"
+        r"|manifest unknown|name unknown|repository name not known|not found|\b40[134]\b"
+        r"|invalid username/password|unable to retrieve auth token",
+        NotThere,
+        "not there, or you may not read it; `slurm-ch login {host}`{looked_at}",
+    ),
+    (
+        r"Source image rejected|signature",
+        FetchError,
+        "the signature policy of this host (policy.json) refuses it: {said}",
+    ),
+    (r"digest|does not match|corrupt|invalid checksum|verif", FetchError, "damaged: {said}"),
+    (r"", FetchError, "{said}"),
+)
+
+
+def failure(reference: Reference, text: str, env: Mapping[str, str], scratch: str) -> ChError:
+    """Return the error that says in our words what skopeo said."""
+    said, what, host = _last_message(text), reference.text, reference.registry
+    if _DISK_FULL.search(text):
+        return pack.disk_full(scratch)
+    if reference.scheme != DOCKER:
+        missing = _MISSING_FILE.search(text)
+        return NotThere(f"{what}: not there: {said}") if missing else FetchError(f"{what}: {said}")
+    kind, words = next((kind, words) for found, kind, words in _MEANINGS if re.search(found, text, re.IGNORECASE))
+    return kind(f"{what}: " + words.format(host=host, said=said, looked_at=_looked_at(env)))
+
+
+_LEVEL = re.compile(r'^time="[^"]*" level=(\w+) msg=(".*")\s*$')
+
+
+def _last_message(text: str) -> str:
+    """Return the last line, without what logrus puts around it."""
+    line = text.splitlines()[-1] if text else "skopeo gives no reason"
+    found = _LEVEL.match(line)
+    if found:
+        try:
+            line = json.loads(found[2])
+        except ValueError:
+            line = found[2]
+    return line[:600]
+
+
+def auth_files(env: Mapping[str, str]) -> list[str]:
+    """Return the files that skopeo looks for credentials in, in its order."""
+    found = []
+    if env.get("REGISTRY_AUTH_FILE"):
+        return [env["REGISTRY_AUTH_FILE"]]
+    runtime = env.get("XDG_RUNTIME_DIR")
+    found.append(
+        os.path.join(runtime, "containers/auth.json") if runtime else f"/run/containers/{os.getuid()}/auth.json"
+    )
+    found.append(login_file(env))
+    docker = env.get("DOCKER_CONFIG") or os.path.join(env.get("HOME", "/"), ".docker")
+    found.append(os.path.join(docker, "config.json"))
+    return found
+
+
+def login_file(env: Mapping[str, str]) -> str:
+    """Return where `slurm-ch login` keeps credentials: jobs see it too, unlike what is in /run."""
+    if env.get("REGISTRY_AUTH_FILE"):
+        return env["REGISTRY_AUTH_FILE"]
+    config = env.get("XDG_CONFIG_HOME") or os.path.join(env.get("HOME", "/"), ".config")
+    return os.path.join(config, "containers/auth.json")
+
+
+def _looked_at(env: Mapping[str, str]) -> str:
+    files = auth_files(env)
+    there = [path for path in files if os.path.exists(path)]
+    words = f" (credentials are in {', '.join(there)})" if there else f" (no credentials in {', '.join(files)})"
+    if "SLURM_JOB_ID" in env and not there:
+        words += "; what podman keeps in /run/user is not seen in jobs"
+    return words
+
+
+def warn_of_open_auth_files(env: Mapping[str, str]) -> None:
+    """Say so where others can read the caller's credentials."""
+    for path in auth_files(env):
+        try:
+            mode = os.stat(path).st_mode
+        except OSError:
+            continue
+        if mode & (stat.S_IRGRP | stat.S_IROTH):
+            log.warning(f"{path}: others can read your credentials: chmod 600 {path}")
+
+
+def login(host: str, env: Mapping[str, str], options: list[str]) -> int:
+    """Have skopeo ask for user and password and keep them; return its status. It has the terminal."""
+    path = login_file(env)
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    return _interactive("login", host, env, ["--authfile", path, *options])
+
+
+def logout(host: str, env: Mapping[str, str]) -> int:
+    """Have skopeo forget a registry's credentials; return its status."""
+    return _interactive("logout", host, env, ["--authfile", login_file(env)])
+
+
+def _interactive(command: str, host: str, env: Mapping[str, str], options: list[str]) -> int:
+    program = shutil.which("skopeo", path=env.get("PATH"))
+    if program is None:
+        raise FetchError(f"no skopeo here, which does the {command}: install the package skopeo")
+    kept = {name: env[name] for name in (*_KEPT, "TERM") if name in env}
+    umask = os.umask(0o077)
+    # Ctrl-C on the terminal reaches it too.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        child = subprocess.Popen(
+            [program, command, *options, host],
+            env=kept,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,  # noqa: PLW1509  no threads
+        )
+        return child.wait()
+    finally:
+        signal.signal(signal.SIGINT, before)
+        os.umask(umask)
+
+
+def local_layout(reference: Reference, platform: str) -> tuple[bytes, str]:
+    """Return the manifest's bytes of an image in an OCI layout on this host, and where its blobs are.
+
+    Read by ourselves: a copy of all blobs would be for nothing.
+    """
+    assert reference.scheme == OCI and reference.path is not None
+    raw = _small_file(os.path.join(reference.path, "index.json"), reference)
+    index = manifest.parse(raw, reference.text)
+    if not isinstance(index, manifest.Index):
+        raise FetchError(f"{reference.text}: not an OCI layout: its index.json is no index")
+    blobs = os.path.join(reference.path, "blobs", "sha256")
+    named = _named(raw, reference.tag)
+    if reference.tag and not named:
+        raise NotThere(f"{reference.text}: no image of that name in the layout")
+    wanted = [blob for _, blob in index.manifests if not reference.tag or blob.digest in named]
+    chosen = wanted[0] if len(wanted) == 1 else manifest.choose(index, platform, reference.text)
+    return _manifest_blob(blobs, chosen.digest, reference), blobs
+
+
+def _named(raw: bytes, name: str) -> set[str]:
+    found = set()
+    for one in json.loads(raw)["manifests"]:
+        notes = one.get("annotations") or {}
+        if isinstance(notes, dict) and notes.get("org.opencontainers.image.ref.name") == name:
+            found.add(one["digest"])
+    return found
+
+
+def _manifest_blob(blobs: str, digest: str, reference: Reference) -> bytes:
+    raw = _small_file(blob_path(blobs, digest), reference)
+    if manifest.digest_of(raw) != digest:
+        raise FetchError(f"{reference.text}: damaged: the manifest is not {digest}")
+    return raw
+
+
+def layout_manifest(reference: Reference, digest: str, blobs: str) -> bytes:
+    """Return the manifest with that digest from a layout's blobs."""
+    return _manifest_blob(blobs, digest, reference)
+
+
+def blob_path(blobs: str, digest: str) -> str:
+    """Return where a layout has the blob with that digest."""
+    return os.path.join(blobs, manifest.check_digest(digest, blobs).partition(":")[2])
+
+
+def _small_file(path: str, reference: Reference) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            data = file.read(manifest.BYTES_MAX + 1)
+    except OSError as error:
+        raise NotThere(f"{reference.text}: can't read {path}") from error
+    if len(data) > manifest.BYTES_MAX:
+        raise FetchError(f"{reference.text}: {path} is too large")
+    return data

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an image is given besides its layers: its configuration as files in /ch, and places to mount at.
+
+ch-image writes the same files, and ch-join and the launcher read them.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ChError
+
+if TYPE_CHECKING:
+    from .merge import Tree
+
+DIRECTORY = "ch"
+METADATA = "ch/metadata.json"
+_METADATA_MAX = 16 << 20
+
+# What a container shows of the host, where the image has nothing of that name.
+DIRECTORIES = ("dev", "proc", "sys", "tmp", "root", "home", "mnt", "etc")
+FILES = ("etc/passwd", "etc/group", "etc/hosts", "etc/resolv.conf")
+
+
+class Config:
+    """An image's configuration: `env` as NAME=VALUE, in order."""
+
+    __slots__ = (
+        "architecture",
+        "command",
+        "directory",
+        "entrypoint",
+        "env",
+        "history",
+        "labels",
+        "shell",
+        "user",
+        "volumes",
+    )
+
+    def __init__(self) -> None:
+        self.architecture = ""
+        self.env: list[str] = []
+        self.entrypoint: list[str] = []
+        self.command: list[str] = []
+        self.directory = ""
+        self.user = ""
+        self.labels: dict[str, str] = {}
+        self.volumes: list[str] = []
+        self.shell: list[str] = []
+        self.history: list[Any] = []
+
+
+def parse(raw: bytes, what: str) -> Config:
+    """Return the configuration that an image's blob is; ChError if it is none. What can't be used is left out."""
+    try:
+        value = json.loads(raw or b"{}")
+    except (ValueError, RecursionError):
+        raise ChError(f"{what}: its configuration is not JSON") from None
+    if not isinstance(value, dict):
+        raise ChError(f"{what}: its configuration is no JSON object")
+    inner = value.get("config")
+    inner = inner if isinstance(inner, dict) else {}
+    config = Config()
+    variant = value.get("variant")
+    config.architecture = _text(value.get("architecture")) + (
+        f"/{variant}" if isinstance(variant, str) and variant else ""
+    )
+    config.env = [line for line in _strings(inner.get("Env")) if line.partition("=")[0] and "=" in line]
+    config.entrypoint = _strings(inner.get("Entrypoint"))
+    config.command = _strings(inner.get("Cmd"))
+    config.shell = _strings(inner.get("Shell"))
+    config.directory = _text(inner.get("WorkingDir"))
+    config.user = _text(inner.get("User"))
+    for name, text in _pairs(inner.get("Labels")):
+        config.labels[name] = _text(text)
+    config.volumes = [_text(name) for name, _ in _pairs(inner.get("Volumes"))]
+    history = value.get("history")
+    config.history = history if isinstance(history, list) else []
+    return config
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) and "\0" not in value else ""
+
+
+def _strings(value: object) -> list[str]:
+    if isinstance(value, str):
+        # Docker's shell form, where a tool left it as it was.
+        return ["/bin/sh", "-c", value]
+    return [one for one in value if isinstance(one, str) and "\0" not in one] if isinstance(value, list) else []
+
+
+def _pairs(value: object) -> list[tuple[Any, Any]]:
+    return list(value.items()) if isinstance(value, dict) else []
+
+
+def _line(assignment: str) -> str:
+    """Return an assignment as environment files have it: one pair of single quotes around a value is taken off."""
+    name, _, value = assignment.partition("=")
+    return f"{name}='{value}'" if len(value) >= 2 and value[0] == value[-1] == "'" else assignment
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "replace")
+
+
+def strings_file(strings: list[str]) -> bytes:
+    """Return a list of strings as ch-image keeps it: "angi", and before each its length."""
+    parts = [b"angi"]
+    for one in strings:
+        data = _bytes(one)
+        parts += [len(data).to_bytes(4, "big"), data]
+    return b"".join(parts)
+
+
+def metadata(config: Config, origin: dict[str, str]) -> bytes:
+    """Return /ch/metadata.json: ch-image's form, and where the image comes from."""
+    value: dict[str, Any] = {
+        "arch": config.architecture,
+        "cwd": config.directory or "/",
+        "env": dict(line.split("=", 1) for line in config.env),
+        "history": config.history,
+        "labels": config.labels,
+        "shell": config.shell or ["/bin/sh", "-c"],
+        "volumes": config.volumes,
+        "entrypoint": config.entrypoint,
+        "cmd": config.command,
+        "user": config.user,
+        **origin,
+    }
+    return _bytes(json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def add(tree: Tree, config: Config, origin: dict[str, str]) -> None:
+    """Add the configuration and the mount points to an image."""
+    own = tree.own_directory(DIRECTORY)
+    tree.file(own, "environment", _bytes("".join(_line(one) + "\n" for one in config.env if "\n" not in one)))
+    # For values with a newline, which the other form can't have.
+    tree.file(own, "environment0", _bytes("".join(_line(one) + "\0" for one in config.env)))
+    for name, strings in (("entrypoint", config.entrypoint), ("cmd", config.command)):
+        if strings:
+            tree.file(own, name, strings_file(strings))
+        elif own.children is not None:
+            own.children.pop(name.encode(), None)
+    tree.file(own, "metadata.json", metadata(config, origin))
+    mount_points(tree)
+    for place in (*config.volumes, config.directory):
+        if place.startswith("/") and ".." not in place.split("/"):
+            tree.directory(place)
+
+
+def mount_points(tree: Tree) -> None:
+    """Add what a read-only image must have for the host's files to be shown in it."""
+    for name in DIRECTORIES:
+        tree.directory(name, 0o1777 if name == "tmp" else 0o755)
+    for name in FILES:
+        tree.empty_file(name)
+
+
+def from_metadata(raw: bytes | None) -> dict[str, Any]:
+    """Return what a metadata file says, as an image's configuration blob says it."""
+    try:
+        value = json.loads(raw or b"{}")
+    except (ValueError, RecursionError):
+        value = {}
+    if not isinstance(value, dict):
+        value = {}
+    found: dict[str, Any] = {}
+    env = [f"{name}={text}" for name, text in _pairs(value.get("env"))]
+    for key, said in (
+        ("Env", env),
+        ("Entrypoint", value.get("entrypoint")),
+        ("Cmd", value.get("cmd")),
+        ("WorkingDir", value.get("cwd")),
+        ("User", value.get("user")),
+        ("Labels", value.get("labels")),
+    ):
+        if said:
+            found[key] = said
+    return found

@@ -1,0 +1,549 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers: compressed tar archives, read as a stream.
+
+A layer comes from anybody, so nothing in it is believed: sizes, names and
+numbers are limited here, and what is wrong is a `LayerError` that names the
+layer. The headers are parsed by ourselves: tarfile takes twice as long, and reads
+extended headers of any size into memory.
+"""
+
+from __future__ import annotations
+
+import bz2
+import hashlib
+import lzma
+import os
+import shutil
+import struct
+import subprocess
+import zlib
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ChError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+BLOCK = 512
+# An extended header, or a long name: more than any that a tool writes.
+HEADER_MAX = 1 << 20
+# The kernel's limits on a name and a path.
+NAME_MAX = 255
+PATH_MAX = 4096
+# A file can't be larger anywhere.
+_SIZE_MAX = 1 << 62
+# What is read and inflated at a time: a bomb gets no more memory than this.
+_COMPRESSED = 1 << 16
+_INFLATED = 1 << 20
+
+FILE, LINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO = b"0", b"1", b"2", b"3", b"4", b"5", b"6"
+_DUMP_DIRECTORY = b"D"
+_KINDS = {b"\0": FILE, b"7": FILE, **{kind: kind for kind in (b"0", b"1", b"2", b"3", b"4", b"5", b"6")}}
+_SPARSE = b"S"
+_LONG_NAME, _LONG_LINK = b"L", b"K"
+_PAX, _PAX_SOLARIS, _PAX_GLOBAL = b"x", b"X", b"g"
+# GNU's: a volume's label, a continued file, and a directory's list of names.
+_SKIPPED = (b"V", b"M", b"N")
+
+_HEADER = struct.Struct("100s8s8s8s12s12s8sc100s8s32s32s8s8s155s12x")
+_ZEROS = bytes(BLOCK)
+# The least significant half of Adler-32 is 1 + the sum of the bytes, modulo this.
+_ADLER = 65521
+
+
+class LayerError(ChError):
+    """A layer is not what it should be."""
+
+
+class Entry:
+    """One header, as it stands in the archive: `offset` is where its data begin in the inflated layer."""
+
+    __slots__ = (
+        "device", "gid", "kind", "link", "mode", "mtime", "name", "offset", "size", "sparse", "stored", "uid", "xattrs"
+    )  # fmt: skip
+
+    def __init__(self, name: bytes, kind: bytes) -> None:
+        self.name = name
+        self.kind = kind
+        self.mode = 0
+        self.uid = 0
+        self.gid = 0
+        self.mtime = 0
+        self.size = 0  # of the file
+        self.stored = 0  # of its data in the archive
+        self.offset = 0
+        self.link = b""
+        self.device = (0, 0)
+        self.xattrs: dict[bytes, bytes] | None = None
+        self.sparse: list[tuple[int, int]] | None = None
+
+
+class Stream:
+    """An inflated layer: read, skipped and nothing else. `position` counts inflated bytes.
+
+    With a `digest` ("sha256:HEX") the compressed bytes are compared with it at the end.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        what: str,
+        limit: int,
+        digest: str | None = None,
+        tick: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._tick = tick
+        self.what = what
+        self.position = 0
+        self._limit = limit
+        self._digest = digest
+        self._hash = hashlib.sha256() if digest is not None else None
+        self._buffer = b""
+        self._at = 0
+        self._child: subprocess.Popen[bytes] | None = None
+        try:
+            self._file = open(path, "rb", buffering=0)  # noqa: SIM115  closed by close()
+        except OSError as error:
+            raise LayerError(f"{what}: can't open {path}") from error
+        try:
+            first = self._raw()
+            self._inflate = self._inflater(first, path)
+            self._pending = first
+            self._ended = False
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let go of the file, and of what inflates it."""
+        self._file.close()
+        if self._child is not None:
+            for pipe in (self._child.stdout, self._child.stderr):
+                assert pipe is not None
+                pipe.close()
+            self._child.kill()
+            self._child.wait()
+            self._child = None
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _raw(self) -> bytes:
+        try:
+            data = self._file.read(_COMPRESSED)
+        except OSError as error:
+            raise LayerError(f"{self.what}: can't be read") from error
+        if self._hash is not None:
+            self._hash.update(data)
+        return data
+
+    def _inflater(self, first: bytes, path: str) -> Callable[[], bytes]:
+        """Return the function that gives the next inflated bytes, none at the end."""
+        if first[:2] == b"\x1f\x8b":
+            return _Members(self, _gzip_decompressor()).next
+        if first[:3] == b"BZh":
+            return _Members(self, bz2.BZ2Decompressor).next
+        if first[:6] == b"\xfd7zXZ\0":
+            return _Members(self, lambda: lzma.LZMADecompressor(memlimit=256 << 20)).next
+        if first[:4] == b"\x28\xb5\x2f\xfd" or (first[1:4] == b"\x2a\x4d\x18" and 0x50 <= first[0] <= 0x5F):
+            return self._zstd(path)
+        return self._plain
+
+    def _plain(self) -> bytes:
+        data, self._pending = self._pending, b""
+        return data or self._raw()
+
+    def _zstd(self, path: str) -> Callable[[], bytes]:
+        """Return what inflates zstd: a module, or the program, which gets the file itself."""
+        try:
+            import zstandard
+        except ImportError:
+            pass
+        else:
+            return _Zstandard(self, zstandard).next
+        try:
+            from compression import zstd  # type: ignore[import-not-found,unused-ignore]  # Python 3.14
+        except ImportError:
+            pass
+        else:
+            return _Members(self, zstd.ZstdDecompressor).next
+        program = shutil.which("zstd")
+        if program is None:
+            raise ChError(f"{self.what}: a zstd layer: install zstd, or Python's zstandard")
+        with open(path, "rb") as file:
+            self._child = subprocess.Popen(
+                [program, "-dcq"], stdin=file, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            )
+        return self._from_child
+
+    def _from_child(self) -> bytes:
+        assert self._child is not None and self._child.stdout is not None and self._child.stderr is not None
+        data: bytes = os.read(self._child.stdout.fileno(), _INFLATED)
+        if not data:
+            words = self._child.stderr.read(4096).decode("utf-8", "replace").strip()
+            if self._child.wait():
+                raise LayerError(f"{self.what}: damaged: {words}")
+            # It has read the file on its own; we, for the digest.
+            while self._hash is not None and self._raw():
+                pass
+        return data
+
+    def take_raw(self) -> bytes:
+        """Return the next compressed bytes, for an inflater."""
+        data, self._pending = self._pending, b""
+        return data or self._raw()
+
+    def _fill(self) -> bool:
+        """Replace the used-up buffer; whether there is anything in it."""
+        if self._ended:
+            return False
+        self._tick()
+        try:
+            self._buffer = self._inflate()
+        except ChError:
+            raise
+        except Exception as error:
+            # Each module that inflates has errors of its own.
+            raise LayerError(f"{self.what}: damaged: {error}") from None
+        self._at = 0
+        if not self._buffer:
+            self._ended = True
+            return False
+        return True
+
+    def read(self, size: int) -> bytes:
+        """Return exactly `size` bytes, fewer at the end only."""
+        end = self._at + size
+        if end <= len(self._buffer):
+            data = self._buffer[self._at : end]
+            self._at = end
+            self.position += size
+            return data
+        parts = []
+        for piece in self.pieces(size, short=True):
+            parts.append(bytes(piece))
+        return b"".join(parts)
+
+    def pieces(self, size: int, short: bool = False) -> Iterator[memoryview]:
+        """Yield the next `size` bytes in pieces; LayerError where they are missing, unless it may be `short`."""
+        while size:
+            have = len(self._buffer) - self._at
+            if not have:
+                if not self._fill():
+                    if short:
+                        return
+                    raise LayerError(f"{self.what}: truncated")
+                continue
+            take = min(have, size)
+            piece = memoryview(self._buffer)[self._at : self._at + take]
+            self._at += take
+            self.position += take
+            size -= take
+            if self.position > self._limit:
+                raise LayerError(f"{self.what}: unpacked, it is larger than the limit of {self._limit >> 30} GiB")
+            yield piece
+
+    def skip(self, size: int) -> None:
+        """Pass over `size` bytes; LayerError where they are missing."""
+        have = len(self._buffer) - self._at
+        if size <= have:
+            self._at += size
+            self.position += size
+            return
+        for _ in self.pieces(size):
+            pass
+
+    def finish(self) -> None:
+        """Read to the end, and compare with the digest; LayerError where it differs."""
+        for _ in self.pieces(1 << 62, short=True):
+            pass
+        if self._hash is not None:
+            while self._raw():
+                pass  # behind the last member
+            found = "sha256:" + self._hash.hexdigest()
+            if found != self._digest:
+                raise LayerError(f"{self.what}: its digest is {found}, not {self._digest}: damaged or changed")
+
+
+def _gzip_decompressor() -> Callable[[], Any]:
+    """Return what makes a gzip decompressor: Intel's where it is there, it takes half the time."""
+    try:
+        from isal import isal_zlib
+    except ImportError:
+        return lambda: zlib.decompressobj(31)
+    return lambda: isal_zlib.decompressobj(31)
+
+
+class _Members:
+    """Inflates one compressed member after the other: pigz, stargz and zstd:chunked write many."""
+
+    def __init__(self, stream: Stream, make: Callable[[], Any]) -> None:
+        self._stream = stream
+        self._make = make
+        self._one: Any = None  # None between members
+        self._rest = b""
+
+    def next(self) -> bytes:
+        while True:
+            if self._one is None:
+                data = self._rest or self._stream.take_raw()
+                if not data:
+                    return b""
+                # Zeros may pad what was once on a tape.
+                self._rest = data.lstrip(b"\0")
+                if not self._rest:
+                    continue
+                self._one = self._make()
+            one, data = self._one, self._rest
+            if not data and getattr(one, "needs_input", True):
+                data = self._stream.take_raw()
+            found: bytes = one.decompress(data, _INFLATED)
+            self._rest = getattr(one, "unconsumed_tail", b"")
+            if one.eof:
+                self._one, self._rest = None, one.unused_data
+            elif not data and not found:
+                raise EOFError("truncated")
+            if found:
+                return found
+
+
+class _Zstandard:
+    """Inflates by the zstandard module, all frames. It takes a truncated frame for a whole one: the digest doesn't."""
+
+    def __init__(self, stream: Stream, zstandard: Any) -> None:
+        self._take = stream.take_raw
+        decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 27)
+        self._reader = decompressor.stream_reader(self, read_across_frames=True)
+
+    def read(self, _size: int) -> bytes:
+        return self._take()
+
+    def next(self) -> bytes:
+        data: bytes = self._reader.read(_INFLATED)
+        return data
+
+
+def entries(stream: Stream) -> Iterator[Entry]:
+    """Yield what the archive holds, in order; LayerError at the first thing that is wrong.
+
+    The data in between are skipped: whoever wants them reads the layer again.
+    """
+    common: dict[bytes, bytes] = {}
+    extended: dict[bytes, bytes] = {}
+    while True:
+        header = stream.read(BLOCK)
+        if len(header) < BLOCK:
+            if header:
+                raise LayerError(f"{stream.what}: truncated")
+            return
+        if header == _ZEROS:
+            return
+        fields = _HEADER.unpack(header)
+        _check_sum(stream, header, fields[6])
+        kind = fields[7]
+        if kind in (_PAX, _PAX_SOLARIS, _PAX_GLOBAL):
+            records = _pax_records(stream, _extra(stream, fields[4]))
+            (common if kind == _PAX_GLOBAL else extended).update(records)
+        elif kind == _LONG_NAME:
+            extended[b"path"] = _until_nul(_extra(stream, fields[4]))
+        elif kind == _LONG_LINK:
+            extended[b"linkpath"] = _until_nul(_extra(stream, fields[4]))
+        else:
+            entry = _entry(stream, header, fields, {**common, **extended} if common else extended)
+            extended = {}
+            rest = entry.offset + entry.stored + -entry.stored % BLOCK - stream.position
+            if kind not in _SKIPPED:
+                yield entry
+            stream.skip(rest)
+
+
+def _name_and_kind(fields: tuple[bytes, ...], extended: dict[bytes, bytes]) -> tuple[bytes, bytes]:
+    kind = DIRECTORY if fields[7] == _DUMP_DIRECTORY else _KINDS.get(fields[7], FILE)
+    name = extended.get(b"path")
+    if name is None:
+        name = _until_nul(fields[0])
+        if fields[14][0] and fields[9][:6] == b"ustar\0":
+            name = _until_nul(fields[14]) + b"/" + name
+    if kind == FILE and name[-1:] == b"/":
+        kind = DIRECTORY
+    return name, kind
+
+
+def _entry(stream: Stream, header: bytes, fields: tuple[bytes, ...], extended: dict[bytes, bytes]) -> Entry:
+    name, kind = _name_and_kind(fields, extended)
+    sparse = _old_sparse(stream, header) if fields[7] == _SPARSE else None
+    entry = Entry(name, kind)
+    entry.mode = _number(stream, fields[1]) & 0o7777
+    entry.uid = _number(stream, extended.get(b"uid"), fields[2])
+    entry.gid = _number(stream, extended.get(b"gid"), fields[3])
+    entry.mtime = _seconds(stream, extended[b"mtime"]) if b"mtime" in extended else _number(stream, fields[5])
+    entry.link = extended.get(b"linkpath") or _until_nul(fields[8])
+    if kind in (CHARACTER, BLOCK_DEVICE):
+        entry.device = (_number(stream, fields[12]), _number(stream, fields[13]))
+    if kind == FILE or fields[7] not in _KINDS:
+        entry.stored = _number(stream, extended.get(b"size"), fields[4])
+        if not 0 <= entry.stored <= _SIZE_MAX:
+            raise LayerError(f"{stream.what}: {shown(name)}: a size of {entry.stored}")
+    entry.size = entry.stored if kind == FILE else 0
+    entry.offset = stream.position
+    if extended:
+        entry.xattrs = {key[13:]: value for key, value in extended.items() if key.startswith(b"SCHILY.xattr.")} or None
+    if sparse is not None:
+        entry.sparse, entry.size = sparse
+    elif kind == FILE and any(key.startswith(b"GNU.sparse.") for key in extended):
+        _pax_sparse(stream, entry, extended)
+    if entry.sparse is not None:
+        _check_sparse(stream, entry)
+    return entry
+
+
+def shown(name: bytes) -> str:
+    """Return a name for a message."""
+    text = os.fsdecode(name)
+    return text if len(text) <= 100 else text[:100] + "..."
+
+
+def _until_nul(field: bytes) -> bytes:
+    return field.split(b"\0", 1)[0]
+
+
+def _check_sum(stream: Stream, header: bytes, field: bytes) -> None:
+    # Adler-32 sums the bytes up for us, ten times as fast as Python.
+    blank = header[:148] + b"        " + header[156:]
+    text = field.replace(b"\0", b" ").strip()
+    if text.isdigit() and len(text) <= 8:
+        wanted = int(text, 8) if not set(text) & set(b"89") else -1
+        if (wanted + 1) % _ADLER == zlib.adler32(blank) & 0xFFFF and wanted >= 0:
+            return
+        if wanted == sum(byte - 256 if byte > 127 else byte for byte in blank):  # old SunOS
+            return
+    raise LayerError(f"{stream.what}: not a tar archive, or damaged at byte {stream.position - BLOCK}")
+
+
+def _number(stream: Stream, *fields: bytes | None) -> int:
+    """Return the first field's number: decimal where it is of an extended header, else octal or binary."""
+    if len(fields) == 2 and fields[0] is not None:
+        text = fields[0]
+        if text.isdigit() and len(text) <= 20:
+            return int(text)
+        raise LayerError(f"{stream.what}: not a number: {shown(text)}")
+    field = fields[-1]
+    assert field is not None
+    if field[0] & 0x80:
+        if field[0] not in (0x80, 0xFF):
+            raise LayerError(f"{stream.what}: a number out of range at byte {stream.position - BLOCK}")
+        return int.from_bytes(field if field[0] == 0xFF else field[1:], "big", signed=field[0] == 0xFF)
+    text = field.split(b"\0", 1)[0].strip()
+    if not text:
+        return 0
+    try:
+        if text.isdigit():
+            return int(text, 8)
+    except ValueError:
+        pass
+    raise LayerError(f"{stream.what}: not a number: {shown(text)}")
+
+
+def _seconds(stream: Stream, text: bytes) -> int:
+    """Return whole seconds, rounded down."""
+    whole, _, part = text.partition(b".")
+    negative = whole[:1] == b"-"
+    digits = whole[negative:] or b"0"
+    if not digits.isdigit() or len(digits) > 20 or not (part.isdigit() or not part):
+        raise LayerError(f"{stream.what}: not a time: {shown(text)}")
+    return -int(digits) - bool(part.strip(b"0")) if negative else int(digits)
+
+
+def _extra(stream: Stream, field: bytes) -> bytes:
+    size = _number(stream, field)
+    if not 0 <= size <= HEADER_MAX:
+        raise LayerError(f"{stream.what}: an extended header of {size} bytes; the limit is {HEADER_MAX}")
+    data = stream.read(size + -size % BLOCK)
+    if len(data) < size:
+        raise LayerError(f"{stream.what}: truncated")
+    return data[:size]
+
+
+def _pax_records(stream: Stream, data: bytes) -> dict[bytes, bytes]:
+    records: dict[bytes, bytes] = {}
+    at = 0
+    while at < len(data) and data[at]:
+        space = data.find(b" ", at, at + 9)
+        length = data[at:space] if space > 0 else b""
+        end = at + int(length) if length.isdigit() else 0
+        if space < 0 or end <= space or end > len(data) or data[end - 1] != 0x0A:
+            raise LayerError(f"{stream.what}: a wrong extended header before byte {stream.position}")
+        key, equals, value = data[space + 1 : end - 1].partition(b"=")
+        if not equals:
+            raise LayerError(f"{stream.what}: a wrong extended header before byte {stream.position}")
+        if key in (b"GNU.sparse.offset", b"GNU.sparse.numbytes"):
+            # The oldest form repeats its keys; the order is kept in the newer one's.
+            before = records.get(b"GNU.sparse.map")
+            value = value if before is None else before + b"," + value
+            key = b"GNU.sparse.map"
+        records[key] = value
+        at = end
+    return records
+
+
+def _pairs(stream: Stream, numbers: list[bytes]) -> list[tuple[int, int]]:
+    if len(numbers) % 2 or not all(one.isdigit() and len(one) <= 20 for one in numbers):
+        raise LayerError(f"{stream.what}: a wrong map of a sparse file before byte {stream.position}")
+    values = [int(one) for one in numbers]
+    return list(zip(values[::2], values[1::2]))
+
+
+def _pax_sparse(stream: Stream, entry: Entry, extended: dict[bytes, bytes]) -> None:
+    entry.name = extended.get(b"GNU.sparse.name", entry.name)
+    real = extended.get(b"GNU.sparse.realsize", extended.get(b"GNU.sparse.size", b"%d" % entry.size))
+    entry.size = _number(stream, real, b"")
+    if extended.get(b"GNU.sparse.major") == b"1":
+        # The map is in front of the data: decimal lines, up to a whole block.
+        blocks: list[bytes] = []
+        lines, wanted = 0, 1
+        while lines < wanted:
+            if len(blocks) >= HEADER_MAX // BLOCK:
+                raise LayerError(f"{stream.what}: {shown(entry.name)}: the map of a sparse file is too long")
+            blocks.append(stream.read(BLOCK))
+            if len(blocks[-1]) < BLOCK:
+                raise LayerError(f"{stream.what}: truncated")
+            lines += blocks[-1].count(b"\n")
+            count = blocks[0].split(b"\n", 1)[0]
+            wanted = 1 + 2 * (int(count) if count.isdigit() and len(count) < 8 else HEADER_MAX)
+        text = b"".join(blocks)
+        entry.sparse = _pairs(stream, text.split(b"\n")[1:wanted])
+        entry.offset += len(text)
+        entry.stored -= len(text)
+    elif b"GNU.sparse.map" in extended:
+        entry.sparse = _pairs(stream, [one for one in extended[b"GNU.sparse.map"].split(b",") if one])
+
+
+def _old_sparse(stream: Stream, header: bytes) -> tuple[list[tuple[int, int]], int]:
+    """Return the map of GNU's old form, and the size of the file."""
+    pairs: list[tuple[int, int]] = []
+    size = _number(stream, header[483:495])
+    where, count, more = header[386:], 4, header[482]
+    while True:
+        for at in range(0, 24 * count, 24):
+            if where[at : at + 12].strip(b"\0 ") or where[at + 12 : at + 24].strip(b"\0 "):
+                pairs.append((_number(stream, where[at : at + 12]), _number(stream, where[at + 12 : at + 24])))
+        if not more:
+            return pairs, size
+        where = stream.read(BLOCK)
+        if len(where) < BLOCK or len(pairs) > HEADER_MAX // 24:
+            raise LayerError(f"{stream.what}: a wrong map of a sparse file")
+        count, more = 21, where[504]
+
+
+def _check_sparse(stream: Stream, entry: Entry) -> None:
+    end = total = 0
+    for offset, size in entry.sparse or ():
+        if offset < end or size < 0:
+            total = -1
+            break
+        end, total = offset + size, total + size
+    if total != entry.stored or end > entry.size or entry.size > _SIZE_MAX:
+        raise LayerError(f"{stream.what}: {shown(entry.name)}: a wrong map of a sparse file")

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Debian's docker-registry on loopback: plain, with TLS by a CA of its own, and with a password too."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import time
+import urllib.request
+from base64 import b64encode
+from pathlib import Path
+
+USER, PASSWORD = "someone", "S3cret-and-long-enough"
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+def make_ca(directory: Path) -> None:
+    """Make ca.crt, and a certificate for 127.0.0.1 and localhost signed by it."""
+    run = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+    subprocess.run(
+        [*run, "-subj", "/CN=test CA", "-keyout", directory / "ca.key", "-out", directory / "ca.crt"],
+        check=True,
+        capture_output=True,
+    )
+    subprocess.run(
+        [
+            *run[:-2], "-days", "2", "-subj", "/CN=localhost", "-keyout", directory / "key.pem", "-out", directory / "cert.pem",
+            "-CA", directory / "ca.crt", "-CAkey", directory / "ca.key",
+            "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE",
+        ],
+        check=True,
+        capture_output=True,
+    )  # fmt: skip
+
+
+class Registry:
+    """A registry with a directory of its own; stops with `stop`."""
+
+    def __init__(self, directory: Path, *, tls: Path | None = None, password: bool = False) -> None:
+        self.directory = directory
+        directory.mkdir(parents=True)
+        self.port = free_port()
+        self.host = f"127.0.0.1:{self.port}"
+        self.tls = tls
+        self.password = password
+        self.log = directory / "log"
+        settings: dict[str, object] = {
+            "version": "0.1",
+            "log": {"level": "info", "accesslog": {"disabled": False}},
+            "storage": {"filesystem": {"rootdirectory": str(directory / "data")}, "delete": {"enabled": True}},
+        }
+        http: dict[str, object] = {"addr": self.host, "secret": "x"}
+        if tls is not None:
+            http["tls"] = {"certificate": str(tls / "cert.pem"), "key": str(tls / "key.pem")}
+        settings["http"] = http
+        if password:
+            words = subprocess.run(
+                ["htpasswd", "-Bbn", "-C4", USER, PASSWORD], check=True, capture_output=True, text=True
+            ).stdout
+            (directory / "htpasswd").write_text(words)
+            settings["auth"] = {"htpasswd": {"realm": "test", "path": str(directory / "htpasswd")}}
+        # JSON is YAML.
+        (directory / "config.yml").write_text(json.dumps(settings))
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                ["docker-registry", "serve", self.directory / "config.yml"],
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+            )
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), 1).close()
+                return
+            except OSError:
+                assert self._process.poll() is None and time.monotonic() < deadline, self.log.read_text()
+                time.sleep(0.01)
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def reference(self, name: str) -> str:
+        return f"docker://{self.host}/{name}"
+
+    def push(self, layout: object, name: str, image: str = "image", *options: str) -> str:
+        """Push an image of a layout, all platforms of an index; return the reference."""
+        argv = ["skopeo", "--insecure-policy", "copy", "--quiet", "--all", "--dest-tls-verify=false", *options]
+        if self.password:
+            argv += ["--dest-creds", f"{USER}:{PASSWORD}"]
+        subprocess.run([*argv, f"{layout}:{image}", self.reference(name)], check=True, capture_output=True, timeout=60)
+        return self.reference(name)
+
+    def requests(self) -> list[str]:
+        """Return what was asked for so far, as `METHOD PATH`."""
+        found = []
+        for line in self.log.read_text(errors="replace").splitlines():
+            _, quote, rest = line.partition('] "')
+            if quote and (" HTTP/" in rest):
+                found.append(rest.partition(" HTTP/")[0])
+        return found
+
+    def get(self, path: str) -> bytes:
+        accept = {"Accept": "application/vnd.docker.distribution.manifest.v2+json, */*"}
+        request = urllib.request.Request(f"http://{self.host}{path}", headers=accept)
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            data: bytes = answer.read()
+            return data
+
+
+def registries_conf(path: Path, *hosts: str) -> Path:
+    """Write a registries.conf in which these registries may be without TLS."""
+    path.write_text("".join(f'[[registry]]\nlocation = "{host}"\ninsecure = true\n' for host in hosts))
+    return path
+
+
+def auth_file(path: Path, host: str, password: str = PASSWORD) -> Path:
+    """Write an auth file as `docker login` does."""
+    secret = b64encode(f"{USER}:{password}".encode()).decode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"auths": {host: {"auth": secret}}}))
+    os.chmod(path, 0o600)
+    return path

@@ -16,22 +16,20 @@ gc.disable()
 sys.path.insert(0, __file__.rpartition("/slurm_ch/")[0])
 
 try:
-    from slurm_ch import agreement
+    from slurm_ch.agreement import CHECK_OPTION
 
-    if sys.argv[1:2] == [agreement.CHECK_OPTION]:
+    if sys.argv[1:2] == [CHECK_OPTION]:
         from slurm_ch.plugin.submit_check import run
     else:
         from slurm_ch.plugin.launcher import run
 except Exception as error:
-    # Neither log.py nor tickets.py may have been found; the user and ch-join are told all the same, unless
-    # nothing of us is there: then ch-join has words for a launcher that left without any.
-    known = sys.modules.get("slurm_ch.agreement")
-    tasks = sys.argv[2:4]
+    # Neither log.py nor tickets.py may have been found. Where even the agreement is missing, no
+    # ticket comes, and ch-join has words for that. A check's descriptors are its own to spoil.
     words = " ".join(str(error).split()) or type(error).__name__
-    said = f"slurm-ch: error: can't load the launcher: {words}\n".encode()
-    posix.write(int(tasks[1]) if len(tasks) > 1 else 2, said)
-    if known and len(tasks) > 1:
-        posix.write(int(tasks[0]), known.TICKET_MAGIC.encode() + known.EXIT_SETUP.to_bytes(4, "little"))
-    posix._exit(known.EXIT_SETUP if known else 1)
+    posix.write(int(sys.argv[-1]), f"slurm-ch: error: can't load the launcher: {words}\n".encode())
+    from slurm_ch.agreement import EXIT_SETUP, TICKET_MAGIC
+
+    posix.write(int(sys.argv[2]), TICKET_MAGIC.encode() + EXIT_SETUP.to_bytes(4, "little"))
+    posix._exit(EXIT_SETUP)
 
 run()

@@ -110,12 +110,16 @@ def test_kinds_and_codes_have_names() -> None:
 def test_a_launcher_without_one_of_its_modules_says_so(tmp_path: Path, missing: str, ticket: bytes) -> None:
     shutil.copytree(ROOT / "slurm_ch", tmp_path / "slurm_ch", ignore=shutil.ignore_patterns("__pycache__", missing))
     tasks, launcher = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    out = os.memfd_create("out")
+    words = ["/dev/null", str(launcher.fileno()), str(out)]
     with tasks, launcher:
         done = subprocess.run(
-            [agreement.DEFAULT_PYTHON, "-I", "-S", tmp_path / "slurm_ch/plugin/launch.py", os.devnull, str(launcher.fileno()), "2"],
-            check=False, capture_output=True, text=True, pass_fds=[launcher.fileno()],
+            [agreement.DEFAULT_PYTHON, "-I", "-S", tmp_path / "slurm_ch/plugin/launch.py", *words],
+            check=False, stderr=subprocess.DEVNULL, pass_fds=[launcher.fileno(), out],
         )  # fmt: skip
         launcher.close()
         assert tasks.recv(64) == ticket
     assert done.returncode == (agreement.EXIT_SETUP if ticket else 1)
-    assert re.fullmatch(f"slurm-ch: error: can't load the launcher: .*{missing[:-3]}.*\n", done.stderr)
+    with open(out, closefd=True) as file:
+        file.seek(0)
+        assert re.fullmatch(f"slurm-ch: error: can't load the launcher: .*{missing[:-3]}.*\n", file.read())

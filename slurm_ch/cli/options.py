@@ -42,7 +42,7 @@ def click_options() -> list[click.Parameter]:
         if option.kind == options.FLAG:
             params.append(click.Option(names, is_flag=True, multiple=False, help=option.help))
         else:
-            metavar = f"[{option.arg}]" if option.takes_bare else option.arg
+            metavar = f"[{option.arg}]" if option.bare is not None else option.arg
             params.append(click.Option(names, multiple=True, metavar=metavar, help=option.help))
     return params
 
@@ -82,7 +82,7 @@ class _Reader:
             name, equals, value = "device", "=", value if equals else cdinames.EVERY
         name = self._in_full(name)
         option = _TABLE.get(name)
-        if option and not equals and option.takes_bare and option.kind != options.FLAG:
+        if option and not equals and option.bare is not None and option.kind != options.FLAG:
             equals, value = "=", option.bare
         self.options.append(f"--{name}{equals}{value}")
         if not equals and (option.kind != options.FLAG if option else name in _OWN_WITH_VALUE):
@@ -112,7 +112,7 @@ class _Reader:
                 self.options.append(f"-{letter}")
             elif option.name in _LEVELS and not rest[:1].isdigit():
                 self.options.append(f"-{letter}{option.bare}")
-            elif option.takes_bare:
+            elif option.bare is not None:
                 self.options.append(f"-{letter}{rest or option.bare}")
                 return
             else:

@@ -26,12 +26,25 @@ SITE = 4  # an argument in plugstack.conf
 
 
 class Option:
-    """One option: its name, kind, metavariable, help, where it exists, short form."""
+    """One option: name, kind, metavariable, help, where it exists, short form, value when bare.
 
-    __slots__ = ("arg", "bare", "help", "kind", "name", "short", "where")
+    `bare` is None where a value is needed. `sure`: the bare option is right with every image and every
+    other option, so that a request of such options need not be checked before it waits in the queue.
+    """
+
+    __slots__ = ("arg", "bare", "help", "kind", "name", "short", "sure", "where")
 
     def __init__(
-        self, name: str, kind: str, arg: str, help: str, *, where: int = BOTH, short: str = "", bare: str = "yes"
+        self,
+        name: str,
+        kind: str,
+        arg: str,
+        help: str,
+        *,
+        where: int = BOTH,
+        short: str = "",
+        bare: str | None = None,
+        sure: bool = False,
     ) -> None:
         self.name = name
         self.kind = kind
@@ -39,17 +52,13 @@ class Option:
         self.help = help
         self.where = where
         self.short = short
-        self.bare = bare
+        self.bare = "yes" if kind == FLAG else bare
+        self.sure = sure
 
     @property
     def variable(self) -> str:
         """The part of an environment default's name that follows SLURM_CH_."""
         return self.name.upper().replace("-", "_")
-
-    @property
-    def takes_bare(self) -> bool:
-        """Whether the option may be given without a value."""
-        return self.kind in (FLAG, OPTIONAL) or self.bare != "yes"
 
 
 # Slurm cuts a plugin option's help at 75 characters.
@@ -62,9 +71,9 @@ OPTIONS = (
     Option("set-env0", LIST, "NAME=VALUE|FILE", "like set-env, the assignments in FILE end with NUL",
            bare=IMAGE_ENVIRONMENT),
     Option("unset-env", LIST, "GLOB", "unset variables whose name matches the shell pattern"),
-    Option("env-no-expand", FLAG, "", "don't expand $NAME in the values of --set-env"),
-    Option("private-tmp", FLAG, "", "a fresh /tmp instead of the host's", short="t"),
-    Option("no-passwd", FLAG, "", "leave the image's /etc/passwd and /etc/group alone"),
+    Option("env-no-expand", FLAG, "", "don't expand $NAME in the values of --set-env", sure=True),
+    Option("private-tmp", FLAG, "", "a fresh /tmp instead of the host's", short="t", sure=True),
+    Option("no-passwd", FLAG, "", "leave the image's /etc/passwd and /etc/group alone", sure=True),
     Option("write", FLAG, "", "mount the image read-write", short="w"),
     Option("write-fake", OPTIONAL, "SIZE", "writeable image, changes kept in memory and lost [12%]",
            short="W", bare=DEFAULT_WRITE_FAKE),

@@ -84,7 +84,7 @@ def _site_default(setting: Setting) -> Setting:
     if option is None or not option.where & PLUGIN or name == "image":
         raise setting.wrong("not an option that can have a default")
     if not equals:
-        if not option.takes_bare:
+        if option.bare is None:
             raise setting.wrong("the option needs a value")
         value = option.bare
     return Setting(name, value, f"plugstack.conf: default={name}", SITE)
@@ -117,7 +117,7 @@ def _site_relayed(setting: Setting) -> Sequence[str]:
     return names
 
 
-def _defaults(request: Sequence[Setting]) -> Mapping[str, str]:
+def as_defaults(request: Sequence[Setting]) -> Mapping[str, str]:
     """Return the variables that make `request` the default of the steps inside, as sbatch's options are."""
     found: dict[str, str] = {}
     for setting in request:
@@ -164,7 +164,7 @@ def meet(site: Site, request: Sequence[Setting]) -> spec.Spec:
     if wanted.relay:
         if not site.relayed:
             raise UsageError(f"{wanted.label('relay')}: not available at this site")
-        wanted.relay_defaults = _defaults(request)
+        wanted.relay_defaults = as_defaults(request)
     if wanted.storage is None:
         wanted.storage = site.storage
     return wanted

@@ -30,16 +30,14 @@ def row(option: options.Option) -> str:
     """Return one row of the table."""
     if len(option.help) > _HELP_MAX:
         raise SystemExit(f"{option.name}: help is longer than {_HELP_MAX} characters")
-    has_arg = 2 if option.takes_bare else 1
-    arg = quote(option.arg) if option.arg else "NULL"
-    fields = [quote("ch-" + option.name), quote(option.variable), arg, quote(option.help)]
-    fields += [quote(option.bare), _KINDS[option.kind], str(has_arg)]
-    return "{ " + ", ".join(fields) + " },"
+    arg, bare = (quote(text) if text else "NULL" for text in (option.arg, option.bare))
+    fields = [option.variable, quote("ch-" + option.name), arg, quote(option.help), bare, _KINDS[option.kind]]
+    return "OPTION(" + ", ".join([*fields, str(option.sure).lower()]) + ")"
 
 
 if __name__ == "__main__":
     parsers.check_complete()
-    print("/* Generated from slurm_ch/request/options.py. */")
+    print("/* Generated from slurm_ch/request/options.py. */\n/* VARIABLE, name, arg, help, bare, kind, sure */")
     for one in options.OPTIONS:
         if one.where & options.PLUGIN:
             print(row(one))

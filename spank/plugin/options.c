@@ -13,10 +13,34 @@
 #include "../agreement.h"
 #include "plugin.h"
 
-const struct option options[] = {
+enum kind { KIND_ONE, KIND_LIST, KIND_FLAG, KIND_OPTIONAL };
+
+struct option {
+	const char *name;     /* "ch-bind" */
+	const char *variable; /* "BIND": what follows the prefix in a default's name */
+	const char *arg;      /* metavariable, or NULL */
+	const char *help;
+	const char *bare; /* the value when none is given; NULL: one is needed */
+	enum kind kind;
+	bool sure; /* bare, it is right with every image and every other option */
+};
+
+#define OPTION(variable, ...) OPTION_##variable,
+enum {
+#include "options.inc"
+	OPTION_COUNT
+};
+#undef OPTION
+
+#define OPTION(variable, name, ...) { name, #variable, __VA_ARGS__ },
+static const struct option options[] = {
 #include "options.inc"
 };
-const int option_count = sizeof(options) / sizeof(options[0]);
+#undef OPTION
+
+/* As Slurm has them. */
+#define REQUIRED_ARGUMENT 1
+#define OPTIONAL_ARGUMENT 2
 
 struct setting {
 	int option;
@@ -41,7 +65,7 @@ static int add(int option, const char *value)
 
 static int on_option(int val, const char *optarg, int remote)
 {
-	const char *value = optarg ? optarg : options[val].bare;
+	const char *value = optarg ? optarg : options[val].bare ? options[val].bare : "";
 
 	/* On the node the request counts, which has every value; that there was
 	 * an option at all must agree with it. */
@@ -79,10 +103,10 @@ static void drop_inherited(const struct option *o)
 
 int submit_register(spank_t sp)
 {
-	for (int i = 0; i < option_count; i++) {
+	for (int i = 0; i < OPTION_COUNT; i++) {
 		const struct option *o = &options[i];
 		struct spank_option so = { (char *)o->name, (char *)o->arg, (char *)o->help,
-					   o->has_arg, i, on_option };
+					   o->bare ? OPTIONAL_ARGUMENT : REQUIRED_ARGUMENT, i, on_option };
 
 		if (spank_option_register(sp, &so) != ESPANK_SUCCESS) {
 			slurm_error("slurm_ch: can't register --%s", o->name);
@@ -129,7 +153,7 @@ static bool given(int option, size_t explicit_count)
 /* Put the environment's defaults behind what was given explicitly. */
 static int add_defaults(size_t explicit_count)
 {
-	for (int i = 0; i < option_count; i++) {
+	for (int i = 0; i < OPTION_COUNT; i++) {
 		char name[128];
 		char *copy, *line, *rest;
 		int failed = 0;
@@ -198,15 +222,9 @@ static char *write_request(size_t explicit_count)
 	return text;
 }
 
-/* Flags that can't be wrong, together or with any image. */
-static bool harmless(const struct setting *s)
+static bool is_sure(const struct setting *s)
 {
-	static const char *const names[] = { "ch-private-tmp", "ch-no-passwd", "ch-env-no-expand" };
-
-	for (size_t n = 0; n < sizeof(names) / sizeof(names[0]); n++)
-		if (!strcmp(options[s->option].name, names[n]))
-			return !strcmp(s->value, options[s->option].bare);
-	return false;
+	return options[s->option].sure && !strcmp(s->value, options[s->option].bare);
 }
 
 /* The image that counts; whether nothing can be wrong but the image. */
@@ -216,11 +234,11 @@ static const char *image_of(bool *plain)
 
 	*plain = true;
 	for (size_t i = 0; i < setting_count; i++) {
-		if (settings[i].option == 0) {
+		if (settings[i].option == OPTION_IMAGE) {
 			if (image && strcmp(image, settings[i].value))
 				*plain = false; /* of a script with several components? */
 			image = settings[i].value;
-		} else if (!harmless(&settings[i])) {
+		} else if (!is_sure(&settings[i])) {
 			*plain = false;
 		}
 	}
@@ -234,7 +252,7 @@ static bool differs_by_component(void)
 	const char *first = NULL;
 
 	for (size_t i = 0; i < setting_count; i++) {
-		if (settings[i].option != 0)
+		if (settings[i].option != OPTION_IMAGE)
 			continue;
 		if (first && strcmp(first, settings[i].value))
 			return command_line_has(":", 1);
@@ -246,7 +264,7 @@ static bool differs_by_component(void)
 /* What sbatch and salloc were given is the default of the steps inside. */
 static int publish_defaults(void)
 {
-	for (int i = 0; i < option_count; i++) {
+	for (int i = 0; i < OPTION_COUNT; i++) {
 		char name[128];
 		char *text = NULL;
 		size_t size;

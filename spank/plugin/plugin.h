@@ -17,21 +17,6 @@
 
 #include "../common/facts.h"
 
-enum kind { KIND_ONE, KIND_LIST, KIND_FLAG, KIND_OPTIONAL };
-
-struct option {
-	const char *name;     /* "ch-bind" */
-	const char *variable; /* "BIND": what follows SLURM_CH_ in a default's name */
-	const char *arg;      /* metavariable, or NULL */
-	const char *help;
-	const char *bare; /* the value when none is given */
-	enum kind kind;
-	int has_arg; /* as Slurm has it: 0 no, 1 required, 2 optional */
-};
-
-extern const struct option options[];
-extern const int option_count;
-
 /* options.c: in srun, sbatch and salloc */
 int submit_register(spank_t sp);
 int submit_post_opt(int ac, char **av);

@@ -53,7 +53,7 @@ void check_request(const char *request, const char *image, bool plain, int ac, c
 		size_t name = strcspn(line, "=");
 		bool known = false;
 
-		for (int i = 0; i < option_count; i++)
+		for (int i = 0; i < OPTION_COUNT; i++)
 			known |= !strncmp(line, options[i].name + 3, name) && !options[i].name[3 + name];
 		if (!known || line[name] != '=' || !strchr(line, '\n'))
 			abort();
@@ -67,7 +67,7 @@ void check_request(const char *request, const char *image, bool plain, int ac, c
 /* A list's default gives the same values back. */
 static void check_defaults(void)
 {
-	for (int i = 0; i < option_count; i++) {
+	for (int i = 0; i < OPTION_COUNT; i++) {
 		char name[128], *copy, *rest, *line;
 		size_t s = 0;
 
@@ -107,12 +107,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 				char name[128];
 
 				snprintf(name, sizeof(name), "%s%s", i & 64 ? "SLURM_CH_" : prefix(),
-					 options[i % 64 % option_count].variable);
+					 options[i % 64 % OPTION_COUNT].variable);
 				setenv(name, fuzz_string(), 1);
 			} else {
-				const struct option *o = &options[i % option_count];
+				const struct option *o = &options[i % OPTION_COUNT];
 
-				if (on_option(i % option_count, i & 64 && o->has_arg == 2 ? NULL : fuzz_string(), 0))
+				if (on_option(i % OPTION_COUNT, i & 64 && o->bare ? NULL : fuzz_string(), 0))
 					break;
 			}
 		}

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from slurm_ch import agreement
+from slurm_ch.request import parsers, site
+
 from .conftest import Fake, variables, write_script
 
 
@@ -96,6 +99,24 @@ def test_an_allocations_options_are_its_steps_defaults(fake: Fake) -> None:
     assert found == {"SLURM_CH_IMAGE": "i", "SLURM_CH_SET_ENV": "A=1\nB=2", "SLURM_CH_CD": "/b"}
     # srun publishes none: its options are its own step's.
     assert set(variables(fake("submit", *words).stdout)) == {"SLURM_CH_REQUEST"}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["image=i"],
+        ["image=i", "image=j", "cd=/longer", "cd=/b"],
+        ["set-env=A=1", "image=i", "unset-env=*", "set-env=B=a,b", "set-env=/f", "set-env0"],
+        ["bind=/a,/b:/c", "image=i", "bind=/d", "device=k\\,x", "home", "write-fake"],
+        ["image=i", "private-tmp=no", "private-tmp", "relay", "verbose", "verbose=2", "uid=0"],
+    ],
+)
+def test_both_sides_make_the_same_defaults_of_a_request(fake: Fake, words: list[str]) -> None:
+    # sbatch's plugin in C, before the job; the relay's launcher in Python, on the node.
+    given = [f"--ch-{word}" for word in words]
+    found = variables(fake("submit", *given, name="sbatch", FAKE_CONTEXT="allocator").stdout)
+    request = parsers.parse_request(found.pop(agreement.REQUEST_VARIABLE))
+    assert found == site.as_defaults(request)
 
 
 def test_what_slurm_hands_on_is_dropped(fake: Fake) -> None:

@@ -102,11 +102,11 @@ wait
         stdin=subprocess.DEVNULL,
     )
     it.wait(3)
-    it.het = it.sh("squeue --me -h -O HetJobID").stdout.replace("N/A", "").split()[0]
+    it.het = it.sh("squeue -u $USER -h -O HetJobID").stdout.replace("N/A", "").split()[0]
     yield it
     os.close(it.ready)
     os.close(it.gate)
-    assert it.sh("scancel --me").returncode == 0
+    assert it.sh("scancel -u $USER").returncode == 0
 
 
 @pytest.fixture

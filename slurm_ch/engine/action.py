@@ -25,7 +25,7 @@ class Build:
     """
 
     __slots__ = (
-        "ch_join_fd", "image_fd", "mounts", "overmounts", "proc_fd", "records", "relay_fd", "root", "root_fd",
+        "ch_join_fd", "covers", "image_fd", "mounts", "overmounts", "proc_fd", "records", "relay_fd", "root", "root_fd",
         "server_stderr", "uncovered_fd",
     )  # fmt: skip
 
@@ -36,6 +36,7 @@ class Build:
         self.root_fd = -1
         self.mounts: set[int] = set()  # ids of mounts in which creation is harmless
         self.overmounts = 0
+        self.covers: list[int] = []  # the overmounts that were made to create something
         self.uncovered_fd = -1  # the new root without overmounts
         self.proc_fd = -1  # the host's /proc/self
         self.records: list[tuple[str, str]] = []  # for the plan that ch-join gets

@@ -45,8 +45,9 @@ class Bind(Action):
         """Describe a bind; ChError on a combination that makes no sense.
 
         `attributes` are the kernel's MOUNT_ATTR_*, added to what the source has.
-        `follow` lets the image's absolute symbolic links point within the
-        image, for places that we choose; for the user's, they are an escape.
+        Absolute symbolic links of the image mean the image. A destination that
+        climbs above the root is an escape, and an error; with `follow`, for
+        places that we choose, it stays at the root.
         `cover`: a destination is made in an unwriteable directory too, over it;
         what a command then writes there is not in the image.
         """
@@ -74,7 +75,6 @@ class Bind(Action):
             for word, true in (
                 ("read-only", self.attributes & linux.MOUNT_ATTR_RDONLY),
                 ("if there", self.src_optional or self.dst_optional),
-                ("create destination", self.dst_create),
                 ("merge", self.dst_merge),
             )
             if true
@@ -138,7 +138,9 @@ class Bind(Action):
         try:
             return places.create(build, self.dst, directory, self.follow, self.cover)
         except ChError as error:
-            raise ChError(f"{self._why()}: {error}") from error.__cause__
+            users = isinstance(error, places.BoundError) and not self.follow
+            remedy = ": make it there yourself, or choose another destination" if users else ""
+            raise ChError(f"{self._why()}: {error}{remedy}") from error.__cause__
 
     def _refuse(self, error: OSError) -> NoReturn:
         if error.errno == errno.EXDEV:

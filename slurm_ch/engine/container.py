@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
 # Read-only, from the host: what every image needs to find there.
 REQUIRED_BINDS = ("/dev", "/proc", "/sys")
+# From the host too, where it has them: without these, no program finds another machine.
+NAME_SERVICE_BINDS = ("/etc/hosts", "/etc/resolv.conf")
 OPTIONAL_BINDS = (
-    "/etc/hosts",
     "/etc/machine-id",
-    "/etc/resolv.conf",
     "/var/lib/hugetlbfs",
     "/etc/opt/cray/wlm_detect",
     "/opt/cray/wlm_detect",
@@ -103,6 +103,7 @@ class Container:
             tree.Stage(self.image.reference),
             *actions,
             RunHooks(self, self.hooks_host),
+            *([] if self.spec.write or self.spec.write_fake else [tree.ReadOnlyCovers()]),
             tree.Pivot(),
             Nest((0, 0), (self.uid, self.gid), last=True),
             *extra.inside,
@@ -188,19 +189,23 @@ class Container:
         # Who makes a user namespace writes its maps in /proc, and may need a fresh one, which the kernel
         # refuses to all who see only a read-only one.
         required = [
-            mounts.Bind(path, path, readonly=path != "/proc" or not self.spec.userns, follow=True)
+            mounts.Bind(path, path, readonly=path != "/proc" or not self.spec.userns, dst_create=True, follow=True)
             for path in REQUIRED_BINDS
+        ]
+        names = [
+            mounts.Bind(path, path, src_optional=True, dst_create=True, readonly=True, follow=True)
+            for path in NAME_SERVICE_BINDS
         ]
         optional = [
             mounts.Bind(path, path, src_optional=True, dst_optional=True, readonly=True, follow=True)
             for path in OPTIONAL_BINDS
         ]
-        return [*required, *optional]
+        return [*required, *names, *optional]
 
     def _tmp(self) -> Action:
         if self.spec.private_tmp:
             return tree.PrivateTmp()
-        return mounts.Bind(self.caller.environment.get("TMPDIR") or "/tmp", "/tmp", follow=True)
+        return mounts.Bind(self.caller.environment.get("TMPDIR") or "/tmp", "/tmp", dst_create=True, follow=True)
 
     def _home(self) -> Action:
         home, label = self.caller.environment.get("HOME"), self.spec.label("home")
@@ -210,7 +215,8 @@ class Container:
 
     def _user_bind(self, bind: BindSpec) -> Action:
         source, spec = self.caller.path(bind.src), self.spec
-        create = spec.write or spec.write_fake is not None
+        # Nothing can be laid over the host's own directories.
+        create = spec.write or self.image.kind != image.HOST
         return mounts.Bind(source, bind.dst, dst_create=create, cover=not spec.write, label=bind.label)
 
 

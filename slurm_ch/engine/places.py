@@ -16,14 +16,25 @@ from ..errors import ChError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from .action import Build
 
 _BENEATH = linux.RESOLVE_BENEATH | linux.RESOLVE_NO_MAGICLINKS
+_PLAIN = linux.RESOLVE_BENEATH | linux.RESOLVE_NO_SYMLINKS
+# As many as the kernel follows.
+_MAX_LINKS = 40
 _IN_ROOT = linux.RESOLVE_IN_ROOT | linux.RESOLVE_NO_MAGICLINKS
+
+_LOCKED = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV
 
 # In the staging directory: the layers of overmounts, and the image without them.
 SCRATCH = "scratch"
 UNCOVERED = "uncovered"
+
+
+class BoundError(ChError):
+    """What should be created would be created on the host."""
 
 
 def mount_id(fd: int) -> int:
@@ -40,8 +51,53 @@ def mount_id(fd: int) -> int:
 
 
 def look_up(build: Build, path: str, follow: bool) -> int:
-    """Return an O_PATH descriptor of `path` in the new root; OSError, EXDEV if it escapes."""
-    return linux.openat2(build.root_fd, path.lstrip("/") or ".", os.O_PATH, _IN_ROOT if follow else _BENEATH)
+    """Return an O_PATH descriptor of `path` in the new root; OSError, EXDEV if it escapes.
+
+    Absolute symbolic links mean the image. What climbs above the root escapes, and stays there with `follow`.
+    """
+    try:
+        return linux.openat2(build.root_fd, path.lstrip("/") or ".", os.O_PATH, _IN_ROOT if follow else _BENEATH)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+    # An absolute link, or an escape.
+    return linux.openat2(build.root_fd, without_links(build, path) or ".", os.O_PATH, _PLAIN)
+
+
+def without_links(build: Build, path: str, follow: bool = False) -> str:
+    """Return `path`, relative to the new root, with its symbolic links resolved, as far as it exists.
+
+    OSError: EXDEV if it climbs above the root (unless it may, to `follow`), ELOOP.
+    """
+    done: list[str] = []
+    rest = path.split("/")[::-1]
+    left = _MAX_LINKS
+    while rest:
+        name = rest.pop()
+        if name in ("", "."):
+            continue
+        if name == "..":
+            if not done and not follow:
+                raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+            del done[-1:]
+            continue
+        done.append(name)
+        try:
+            link = linux.openat2(build.root_fd, "/".join(done), os.O_PATH | os.O_NOFOLLOW, _PLAIN)
+        except (FileNotFoundError, NotADirectoryError):
+            return "/".join((*done, *(one for one in rest[::-1] if one not in ("", "."))))
+        try:
+            target = os.readlink("", dir_fd=link)
+        except OSError:  # no link
+            continue
+        finally:
+            os.close(link)
+        left -= 1
+        if not left:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        done = [] if target.startswith("/") else done[:-1]
+        rest += target.split("/")[::-1]
+    return "/".join(done)
 
 
 def open_file(build: Build, path: str) -> int:
@@ -50,21 +106,24 @@ def open_file(build: Build, path: str) -> int:
 
 
 def create(build: Build, path: str, directory: bool, follow: bool = False, cover: bool = True) -> int:
-    """Make a mount point at `path`, with the directories above it, and return it opened."""
+    """Make a mount point at `path`, with the directories above it, and return it opened.
+
+    Where a symbolic link leads nowhere, it is made where that leads.
+    """
     try:
+        parts = without_links(build, path, follow).split("/")
         if directory:
-            return create_parents(build, path, follow, cover)
-        parent = create_parents(build, os.path.dirname(path), follow, cover)
+            return _make_directories(build, parts, path, cover)
+        parent = _make_directories(build, parts[:-1], path, cover)
     except OSError as error:
         if error.errno == errno.EXDEV:
             raise ChError(f"{path} not subdirectory of the image's root") from None
         raise ChError(f"can't create {path}") from error
     try:
         parent = writeable(build, parent, path, cover)
-        name = os.path.basename(path)
-        fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=parent)
-        os.close(fd)
-        return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+        os.close(os.open(parts[-1], flags, 0o600, dir_fd=parent))
+        return os.open(parts[-1], os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
     except OSError as error:
         raise ChError(f"can't create {path}") from error
     finally:
@@ -73,24 +132,21 @@ def create(build: Build, path: str, directory: bool, follow: bool = False, cover
 
 def create_parents(build: Build, path: str, follow: bool = False, cover: bool = True) -> int:
     """Return the directory `path` opened, made with all above it where missing."""
-    parts = [part for part in path.split("/") if part not in ("", ".")]
-    here = look_up(build, "/", False)
-    done = 0
-    for index in range(len(parts)):
+    return _make_directories(build, without_links(build, path, follow).split("/"), path, cover)
+
+
+def _make_directories(build: Build, parts: Sequence[str], path: str, cover: bool) -> int:
+    """Return the last of nested directories opened; `path` is how the user knows it."""
+    if ".." in parts:
+        raise ChError(f"can't create a directory below '..': {path}")
+    here = linux.openat2(build.root_fd, ".", os.O_PATH, _PLAIN)
+    for name in filter(None, parts):
         try:
-            deeper = look_up(build, "/".join(parts[: index + 1]), follow)
+            deeper = linux.openat2(here, name, os.O_PATH | os.O_DIRECTORY, _PLAIN)
         except FileNotFoundError:
-            break
-        os.close(here)
-        here = deeper
-        done = index + 1
-    for name in parts[done:]:
-        if name == "..":
-            os.close(here)
-            raise ChError(f"can't create a directory below '..': {path}")
-        here = writeable(build, here, path, cover)
-        os.mkdir(name, 0o755, dir_fd=here)
-        deeper = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=here)
+            here = writeable(build, here, path, cover)
+            os.mkdir(name, 0o755, dir_fd=here)
+            deeper = linux.openat2(here, name, os.O_PATH | os.O_DIRECTORY, _PLAIN)
         os.close(here)
         here = deeper
     return here
@@ -105,17 +161,17 @@ def writeable(build: Build, directory: int, path: str, cover: bool = True) -> in
     """
     if mount_id(directory) not in build.mounts:
         where = os.readlink(f"/proc/self/fd/{directory}").removeprefix(f"/{build.root}") or "/"
-        raise ChError(f"{path}: {where} is bound from the host; nothing is created there")
+        raise BoundError(f"{path}: {where} is bound from the host; nothing is created there")
     if os.access(f"/proc/self/fd/{directory}", os.W_OK):
         return directory
     if not cover:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    over = _overmount(build, directory)
+    over = _overmount(build, directory, path)
     os.close(directory)
     return over
 
 
-def _overmount(build: Build, directory: int) -> int:
+def _overmount(build: Build, directory: int, path: str) -> int:
     """Cover a directory by an overlay of itself whose top layer is ours to write."""
     layers = f"{SCRATCH}/{build.overmounts}"
     build.overmounts += 1
@@ -123,9 +179,16 @@ def _overmount(build: Build, directory: int) -> int:
     os.makedirs(f"{layers}/upper", 0o755)
     os.mkdir(f"{layers}/work", 0o700)
     lower = _uncovered(build, directory)
-    cover = overlay(f"/proc/self/fd/{lower}", f"{layers}/upper", f"{layers}/work")
+    try:
+        cover = overlay(f"/proc/self/fd/{lower}", f"{layers}/upper", f"{layers}/work", _LOCKED)
+    except OSError as error:
+        where = os.readlink(f"/proc/self/fd/{directory}").removeprefix(f"/{build.root}") or "/"
+        raise ChError(
+            f"{where} of the image can't be overlaid, to create {path} there: create it in the image"
+        ) from error
     os.close(lower)
     lay_over(build, directory, cover)
+    build.covers.append(os.dup(cover))
     return cover
 
 
@@ -189,15 +252,14 @@ def _unescape(field: bytes) -> bytes:
     return first + b"".join(bytes([int(part[:3], 8)]) + part[3:] for part in rest)
 
 
-def overlay(lower: str, upper: str, work: str) -> int:
+def overlay(lower: str, upper: str, work: str, attributes: int = 0) -> int:
     """Return a detached overlay mount of the three directories."""
     layers = (("lowerdir", lower), ("upperdir", upper), ("workdir", work))
     return linux.new_filesystem(
-        "overlay", (("source", "slurm_ch"), *layers, ("index", "on")), ("userxattr", "volatile")
+        "overlay", (("source", "slurm_ch"), *layers, ("index", "on")), ("userxattr", "volatile"), attributes
     )
 
 
 def tmpfs(options: dict[str, str]) -> int:
     """Return a detached, empty tmpfs."""
-    attributes = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV
-    return linux.new_filesystem("tmpfs", (("source", "slurm_ch"), *options.items()), attributes=attributes)
+    return linux.new_filesystem("tmpfs", (("source", "slurm_ch"), *options.items()), attributes=_LOCKED)

@@ -156,6 +156,21 @@ class WriteFake(Action):
         take_root(build, "fake/merged")
 
 
+class ReadOnlyCovers(Action):
+    """Make read-only what lies over directories of a read-only image: what is written there would be in no image."""
+
+    __slots__ = ()
+
+    def describe(self) -> str:
+        return "make the overmounts read-only"
+
+    def apply(self, build: Build) -> None:
+        for cover in build.covers:
+            linux.mount_setattr(cover, 0, linux.MOUNT_ATTR_RDONLY)
+            os.close(cover)
+        build.covers.clear()
+
+
 class Write(Action):
     """Put a file with the given text over one of the image's."""
 
@@ -176,7 +191,7 @@ class Write(Action):
         os.write(fd, self.text.encode("utf-8", "surrogateescape"))
         os.close(fd)
         # Never unlinked: a mount of what has no name can't be moved again.
-        mounts.Bind(name, self.path, follow=True).apply(build)
+        mounts.Bind(name, self.path, dst_create=True, follow=True).apply(build)
 
 
 class PrivateTmp(Action):
@@ -189,7 +204,10 @@ class PrivateTmp(Action):
 
     def apply(self, build: Build) -> None:
         fresh = places.tmpfs({"mode": "1777"})
-        target = places.look_up(build, "/tmp", True)
+        try:
+            target = places.look_up(build, "/tmp", True)
+        except FileNotFoundError:
+            target = places.create(build, "/tmp", True, True)
         flags = linux.MOVE_MOUNT_F_EMPTY_PATH | linux.MOVE_MOUNT_T_EMPTY_PATH
         linux.move_mount(fresh, "", target, "", flags)
         os.close(target)

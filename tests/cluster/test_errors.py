@@ -19,7 +19,7 @@ CASES = [
     ("--ch-image=/etc/shadow", 31, "can't open image: /etc/shadow: Permission denied"),
     ("--ch-image=$BROKEN", 31, "can't read image: "),
     ("--ch-image=$IMG --ch-bind=/nonexistent:/mnt", 31, "--ch-bind=/nonexistent:/mnt: can't bind: source not found: /nonexistent"),
-    ("--ch-image=$IMG --ch-bind=/usr:/no/where", 31, "--ch-bind=/usr:/no/where: can't bind: destination not found: /no/where"),
+    ("--ch-image=$IMG --ch-bind=/usr:/tmp/no/where", 31, "--ch-bind=/usr:/tmp/no/where: can't bind: /tmp/no/where: /tmp is bound from the host; nothing is created there"),
     ("--ch-image=$IMG --ch-bind=/usr:/../../mnt", 31, "not subdirectory of the image's root"),
     ("--ch-image=$ESCAPE --ch-bind=/usr:/out/mnt", 31, "not subdirectory of the image's root"),
     ("--ch-image=$IMG --ch-bind=/usr:mnt", 64, "the destination is not absolute: mnt"),
@@ -41,7 +41,7 @@ def odd_images(world_tmp: Path) -> dict[str, str]:
         (escape / name).mkdir(parents=True)
     (escape / "etc/passwd").touch()
     (escape / "etc/group").touch()
-    (escape / "out").symlink_to("/")
+    (escape / "out").symlink_to("../../..")
     return {"BROKEN": str(broken), "ESCAPE": str(escape)}
 
 

@@ -478,7 +478,7 @@ def test_explain_shows_all_of_it(user: str, write: Write, image_sqfs: Path, driv
         f"say: {path}: containerEdits.hooks[2]: createContainer hook /usr/bin/nvidia-cdi-hook frobnicate: not known, not run",
         f"make writeable, where they are: /etc {FOLDER}",
         "check device node /dev/null",
-        f"bind {driver}/{LIBRARY} at {FOLDER}/{LIBRARY} (read-only, create destination)",
+        f"bind {driver}/{LIBRARY} at {FOLDER}/{LIBRARY} (read-only)",
         "link /lib/b to a",
         "pivot into new root",
         f"update the dynamic linker's cache: ldconfig {FOLDER}",

@@ -26,12 +26,13 @@ TYPE = {False: "JobContainerType=job_container/tmpfs", True: "NamespaceType=name
 class PrivateTmp(Cluster):
     """A cluster that gives each job a /tmp of its own."""
 
-    def __init__(self, parent: str) -> None:
+    def __init__(self, parent: str, contain: bool) -> None:
         super().__init__(nodes=1, directory_parent=parent)
+        self.contain = ",contain_spank" * contain
 
     def _prepare(self) -> None:
         new = self.version >= (25, 11)
-        self.slurm_conf_extra = f"{TYPE[new]}\nPrologFlags=Contain\n"
+        self.slurm_conf_extra = f"{TYPE[new]}\nPrologFlags=Contain\nSlurmdParameters=config_overrides{self.contain}\n"
         super()._prepare()
         os.mkdir(self._path("base"))
         self._write("job_container.conf", f"BasePath={self._path('base')}\nAutoBasePath=true\n".encode())
@@ -69,7 +70,8 @@ def outside_tmp() -> Iterator[Path]:
 
 
 @pytest.mark.usefixtures("one_cpu")
-def test_a_jobs_private_tmp(user: str, image_sqfs: Path, outside_tmp: Path) -> None:
+@pytest.mark.parametrize("contain", [False, True])
+def test_a_jobs_private_tmp(user: str, image_sqfs: Path, outside_tmp: Path, contain: bool) -> None:
     image = outside_tmp / "image.sqfs"
     image.write_bytes(image_sqfs.read_bytes())
     done = outside_tmp / "done"
@@ -90,7 +92,7 @@ echo > {done}
 """)
     out = outside_tmp / "out"
     fifo = os.open(done, os.O_RDWR)
-    with PrivateTmp("/var/tmp") as cluster:
+    with PrivateTmp("/var/tmp", contain) as cluster:
         # sbatch: srun gives up on a node whose prolog has still to mount. Not its --wait, which looks every few seconds.
         submitted = cluster.run(["sbatch", f"--output={out}", str(script)], user=user)
         assert submitted.returncode == 0, submitted.stderr

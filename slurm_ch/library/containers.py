@@ -13,6 +13,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from .. import errors, linux
+from ..agreement import EXIT_JOIN, EXIT_SETUP, EXIT_USAGE
 from ..engine import container as engine
 from ..engine import task_plan
 from ..engine.caller import Caller
@@ -88,7 +89,7 @@ def run(
     sys.stderr.flush()
     child = os.fork()
     if child == 0:
-        code = errors.EXIT_SETUP
+        code = EXIT_SETUP
         try:
             os.close(reader)
             standalone.run(spec, argv, dict(os.environ), lambda container: _add_hooks(container, hooks))
@@ -146,7 +147,7 @@ def _add_hooks(container: engine.Container, hooks: Iterable[Hooks]) -> None:
 
 
 def _error(text: str, code: int) -> errors.ChError:
-    error = {errors.EXIT_USAGE: errors.UsageError, errors.EXIT_JOIN: errors.JoinError}.get(code, errors.ChError)(text)
+    error = {EXIT_USAGE: errors.UsageError, EXIT_JOIN: errors.JoinError}.get(code, errors.ChError)(text)
     error.code = code
     return error
 

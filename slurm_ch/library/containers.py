@@ -12,8 +12,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from .. import errors, linux
-from ..agreement import EXIT_JOIN, EXIT_SETUP, EXIT_USAGE
+from .. import agreement, errors, linux
 from ..engine import container as engine
 from ..engine import task_plan
 from ..engine.caller import Caller
@@ -89,7 +88,7 @@ def run(
     sys.stderr.flush()
     child = os.fork()
     if child == 0:
-        code = EXIT_SETUP
+        code = agreement.EXIT_SETUP
         try:
             os.close(reader)
             standalone.run(spec, argv, dict(os.environ), lambda container: _add_hooks(container, hooks))
@@ -147,7 +146,9 @@ def _add_hooks(container: engine.Container, hooks: Iterable[Hooks]) -> None:
 
 
 def _error(text: str, code: int) -> errors.ChError:
-    error = {EXIT_USAGE: errors.UsageError, EXIT_JOIN: errors.JoinError}.get(code, errors.ChError)(text)
+    error = {agreement.EXIT_USAGE: errors.UsageError, agreement.EXIT_JOIN: errors.JoinError}.get(code, errors.ChError)(
+        text
+    )
     error.code = code
     return error
 
@@ -158,19 +159,23 @@ def _error(text: str, code: int) -> errors.ChError:
 def _carry_out(records: Iterable[task_plan.Record], environ: MutableMapping[str, str]) -> str | None:
     """Apply a plan's records to `environ`; return the directory that they ask for, or None."""
     directory = None
+    expanded = {
+        agreement.PLAN_SET: lambda text, _: text,
+        agreement.PLAN_SET_ITEMS: _expand_items,
+        agreement.PLAN_SET_ANYWHERE: _expand_anywhere,
+    }
     for kind, value in records:
-        if kind in "EXA":
+        if kind in expanded:
             name, _, text = value.partition("=")
-            expand = {"X": _expand_items, "A": _expand_anywhere}.get(kind)
-            environ[name] = expand(text, environ) if expand else text
-        elif kind == "U":
+            environ[name] = expanded[kind](text, environ)
+        elif kind == agreement.PLAN_UNSET:
             for name in [name for name in environ if matches(value, name)]:
                 del environ[name]
-        elif kind == "P":
+        elif kind == agreement.PLAN_PATH:
             path = environ.get("PATH", "")
             if "/bin" not in path.split(":"):
                 environ["PATH"] = f"{path}:/bin" if path else "/bin"
-        elif kind == "C":
+        elif kind == agreement.PLAN_DIRECTORY:
             directory = value
     return directory
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from ..agreement import REQUEST_VARIABLE
 from ..plugin import launcher, submit_check
 from ..request import options, site
 from .settings import settings
@@ -37,4 +38,4 @@ def job_environment(
     facts.request = "".join(f"{setting.name}={setting.value}\n" for setting in given)
     facts.environment = dict(os.environ)
     submit_check.check(facts, ["sbatch", "--chdir"])
-    return {"SLURM_CH_REQUEST": facts.request, **site.as_defaults(given)}
+    return {REQUEST_VARIABLE: facts.request, **site.as_defaults(given)}

@@ -29,9 +29,9 @@ def _texts(option: Option, name: str, value: object) -> Iterable[str]:
     if value is None or (value is False and option.kind != FLAG):
         return ()
     if isinstance(value, bool):
-        if not option.takes_bare:
+        if option.bare is None:
             raise UsageError(f"{name}={value}: the option needs a value")
-        return ("no" if not value else option.bare,)
+        return (option.bare if value else "no",)
     if option.kind == LIST and isinstance(value, dict):
         return tuple(f"{key}={text}" for key, text in value.items())
     if option.kind == LIST and not isinstance(value, (str, os.PathLike, Bind)):

@@ -82,7 +82,7 @@ def rule_records(
         elif kind == "set":
             records.append((assign, unquoted(value)))
         elif kind == "literal":
-            records.append((PLAN_SET, value))
+            records.append((agreement.PLAN_SET, value))
         elif kind == "set-anywhere":
             records.append((agreement.PLAN_SET_ANYWHERE, unquoted(value)))
         elif kind == "device":

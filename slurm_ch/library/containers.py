@@ -148,8 +148,6 @@ def _add_hooks(container: engine.Container, hooks: Iterable[Hooks]) -> None:
 def _error(text: str, code: int) -> errors.ChError:
     kinds = {agreement.EXIT_USAGE: errors.UsageError, agreement.EXIT_JOIN: errors.JoinError}
     error = kinds.get(code, errors.ChError)(text)
-        text
-    )
     error.code = code
     return error
 

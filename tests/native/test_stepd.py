@@ -87,3 +87,16 @@ def test_signals_that_were_ignored_from_the_start_are_no_change(fakes: dict[str,
     started = ["sh", "-c", "trap '' INT QUIT; exec \"$@\"", "sh", *words]
     done = subprocess.run(started, check=False, capture_output=True, text=True, env={}, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "task: 0\n", "")
+
+
+def test_slurm_is_told_to_fail_the_job_and_not_the_node() -> None:
+    """Should the plugin not start; where Slurm's headers have the choice (25.05 and later)."""
+    plugin = Path(SPANK).parent / "slurm_ch/native/slurm_ch.so"
+
+    def said(*command: str) -> str:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    headers = said("cc", "-E", "-include", "slurm/spank.h", "-xc", "/dev/null")
+    exported = said("nm", "-D", "--defined-only", str(plugin)).split()
+    assert ("slurm_spank_init_failure_mode" in exported) is ("ESPANK_JOB_FAILURE" in headers)
+    assert "slurm_spank_task_exit" in exported

@@ -19,12 +19,12 @@ from slurm_ch.engine import squashfs
 from slurm_ch.sandbox.cluster import Cluster
 
 from . import images as image_module
-from . import launcher, peer, plot, report, suites
+from . import launcher, peer, plot, report, server, suites
 from .measure import Bench, measured
 from .stats import Sample, Samples
 
 ROOT = Path(__file__).resolve().parent.parent
-SUITES = ("steps", "memory", "nodes", "reading", "alone", "launcher")
+SUITES = ("steps", "memory", "nodes", "reading", "alone", "launcher", "server")
 
 
 def main() -> None:
@@ -45,7 +45,7 @@ def main() -> None:
         facts = _facts(bench, theirs)
         plugin = installed / "lib/slurm_ch/slurm_ch/native/slurm_ch.so"
         try:
-            _run(bench, facts, options, _Material(theirs, installed, str(plugin), images))
+            _run(bench, facts, options, _Material(work, theirs, installed, str(plugin), images))
         except (Exception, KeyboardInterrupt) as error:
             # What there is so far has cost minutes.
             bench.trouble.append(f"stopped: {error!r}")
@@ -62,7 +62,10 @@ def main() -> None:
 class _Material:
     """What the suites are run with."""
 
-    def __init__(self, theirs: peer.Peer, installed: Path, plugin: str, images: image_module.Images) -> None:
+    def __init__(
+        self, work: Path, theirs: peer.Peer, installed: Path, plugin: str, images: image_module.Images
+    ) -> None:
+        self.work = work
         self.peer = theirs
         self.installed = installed
         self.plugin = plugin
@@ -87,11 +90,16 @@ def _options() -> argparse.Namespace:
 def _run(bench: Bench, facts: dict[str, Any], options: argparse.Namespace, material: _Material) -> None:
     images, rounds, wanted = material.images, options.rounds, options.suites
     line = f"required {material.plugin}"
+    if "server" in wanted:
+        samples, facts["server_bytes"] = server.rounds(material.work, images.big_sqfs, max(1, rounds // 3))
+        bench.samples += samples
     if "launcher" in wanted:
         alone = launcher.Launcher(material.installed / "lib/slurm_ch", options.user, images.small, images.small_sqfs)
         bench.samples += alone.rounds(rounds)
         facts["instructions"] = alone.instructions()
         facts["perf"] = launcher.perf_instructions(alone.argv(launcher.BARE))
+    if not {"steps", "memory", "reading", "alone", "nodes"} & set(wanted):
+        return
     with (
         Cluster(1, 4, []) as plain,
         Cluster(1, 4, [line]) as ours,

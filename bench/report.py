@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from . import launcher, suites
+from . import launcher, server, suites
 from .stats import Samples, Spread, ratio, slope
 
 _PEER_OF = {
@@ -78,6 +78,8 @@ def report(samples: Samples, facts: Mapping[str, Any]) -> str:
         _alone(samples),
         "## The launcher by itself\n",
         _launcher(samples, facts),
+        "## The SquashFS server by itself\n",
+        _server(samples, facts),
         "## Trouble\n",
         "\n".join(f"- {line}" for line in facts.get("trouble", ())) or "None.",
     ]
@@ -137,7 +139,35 @@ def _targets(samples: Samples, facts: Mapping[str, Any]) -> str:
             value = ratio(samples.values("reading", case, variant, "wall"),
                           samples.values("reading", case, suites.PEER_SQFS, "wall"))  # fmt: skip
             rows.append((f"reading / ch-run's, {case}: {variant}", verdict(value, READING)))
+    for case, limit in (*server.TARGETS.items(), *server.WALL_TARGETS.items()):
+        what = "wall" if case in server.WALL_TARGETS else "cpu"
+        rows.append(
+            (f"SquashFS server, ours / before, {what}: {case}", verdict(_server_ratio(samples, case, what), limit))
+        )
     return table(("target", "measured"), rows)
+
+
+def _server_ratio(samples: Samples, case: str, what: str) -> float | None:
+    ours, before = (samples.values("server", case, variant, what) for variant in (server.OURS, server.BEFORE))
+    return ratio(ours, before)
+
+
+def _server(samples: Samples, facts: Mapping[str, Any]) -> str:
+    rows = []
+    for case in samples.cases("server"):
+        for variant in samples.variants("server", case):
+            base = variant == server.BEFORE
+            size = facts.get("server_bytes", {}).get(case, {}).get(variant)
+            rows.append((
+                f"{case}: {variant}",
+                milliseconds(samples.values("server", case, variant, "wall")),
+                "" if base else number(_server_ratio(samples, case, "wall")),
+                milliseconds(samples.values("server", case, variant, "cpu")),
+                "" if base else number(_server_ratio(samples, case, "cpu")),
+                number(size / 2**20 if size else None, 1),
+            ))  # fmt: skip
+    head = ("what: variant", "wall", "/ before", "server's CPU", "/ before", "its memory, MiB")
+    return table(head, rows)
 
 
 def _steps(samples: Samples) -> str:

@@ -33,9 +33,9 @@ static int get_inode(struct image *image, uint64_t node, struct inode *inode)
 	return inode_read(image, node == FUSE_ROOT_ID ? image->root : node - 2, 0, inode);
 }
 
+/* `attr` is all zeros. */
 static void get_attr(const struct image *image, const struct inode *inode, struct fuse_attr *attr)
 {
-	memset(attr, 0, sizeof(*attr));
 	attr->ino = inode->number;
 	attr->mode = inode->mode;
 	attr->nlink = inode->links;
@@ -49,13 +49,13 @@ static void get_attr(const struct image *image, const struct inode *inode, struc
 	attr->blocks = (attr->size + 511) / 512;
 }
 
-/* The entry's kind has to be its inode's. */
-static int get_entry(struct image *image, const struct entry *entry, struct fuse_entry_out *out)
+/* The entry's kind has to be its inode's. The caller closes the cursor. */
+static int get_entry(struct cursor *inodes, struct image *image, const struct entry *entry, struct fuse_entry_out *out)
 {
 	struct inode inode;
 
 	memset(out, 0, sizeof(*out));
-	if (inode_read(image, entry->reference, entry->type, &inode))
+	if (inode_read_next(inodes, image, entry->reference, entry->type, &inode))
 		return -EIO;
 	out->nodeid = node_of(image, entry->reference);
 	out->entry_valid = out->attr_valid = FOREVER;
@@ -68,6 +68,7 @@ static int get_entry(struct image *image, const struct entry *entry, struct fuse
 static ssize_t lookup(struct image *image, const struct request *r, char *reply)
 {
 	struct fuse_entry_out *out = (struct fuse_entry_out *)reply;
+	struct cursor inodes = { .block = NULL };
 	struct inode directory;
 	struct entry entry;
 	int found;
@@ -84,7 +85,9 @@ static ssize_t lookup(struct image *image, const struct request *r, char *reply)
 		out->entry_valid = FOREVER;
 		return sizeof(*out);
 	}
-	return get_entry(image, &entry, out) ? -EIO : (ssize_t)sizeof(*out);
+	found = get_entry(&inodes, image, &entry, out);
+	cursor_close(&inodes);
+	return found ? found : (ssize_t)sizeof(*out);
 }
 
 static ssize_t getattr(struct image *image, const struct request *r, char *reply)
@@ -109,29 +112,29 @@ static ssize_t readlink_of(struct image *image, const struct request *r, char *r
 	return inode.type == TYPE_LINK ? link_read(image, &inode, reply, PATH_MAX) : -EINVAL;
 }
 
-/* Append one entry to a directory's listing; false if there is no room. */
-static bool add_entry(char *reply, size_t *used, size_t room, const struct fuse_entry_out *attributes,
-		      const struct fuse_dirent *head, const void *name)
+/* Append one entry to a directory's listing; NULL if there is no room, else where its attributes
+ * belong, if they are wanted: before it. */
+static struct fuse_entry_out *add_entry(char *reply, size_t *used, size_t room, bool plus,
+					const struct fuse_dirent *head, const void *name)
 {
-	size_t before = attributes ? sizeof(*attributes) : 0;
-	size_t size = FUSE_DIRENT_ALIGN(before + sizeof(*head) + head->namelen);
+	size_t before = plus ? sizeof(struct fuse_entry_out) : 0;
+	size_t end = before + sizeof(*head) + head->namelen, size = FUSE_DIRENT_ALIGN(end);
 	char *to = reply + *used;
 
 	if (size > room - *used)
-		return false;
-	memset(to, 0, size);
-	if (attributes)
-		memcpy(to, attributes, sizeof(*attributes));
+		return NULL;
 	memcpy(to + before, head, sizeof(*head));
 	memcpy(to + before + sizeof(*head), name, head->namelen);
+	memset(to + end, 0, size - end);
 	*used += size;
-	return true;
+	return (struct fuse_entry_out *)to;
 }
 
 /* Append entries as long as there are any, and room. */
-static ssize_t list(struct directory *d, char *reply, size_t used, size_t room, bool plus)
+static ssize_t list(struct directory *d, const struct inode *inode, char *reply, size_t used, size_t room, bool plus)
 {
-	struct fuse_entry_out attributes;
+	struct cursor inodes = { .block = NULL };
+	struct fuse_entry_out *attributes;
 	struct entry entry;
 	int found;
 
@@ -144,20 +147,23 @@ static ssize_t list(struct directory *d, char *reply, size_t used, size_t room, 
 						   DT_SOCK }[entry.type],
 		};
 
-		/* An inode that can't be read is trouble for who looks it up: the name is there. */
-		if (plus && get_entry(d->cursor.image, &entry, &attributes))
-			memset(&attributes, 0, sizeof(attributes));
-		if (!add_entry(reply, &used, room, plus ? &attributes : NULL, &head, entry.name))
+		if (!(attributes = add_entry(reply, &used, room, plus, &head, entry.name))) {
+			directory_leave(d, inode);
 			break;
+		}
+		/* An inode that can't be read is trouble for who looks it up: the name is there. */
+		if (plus && get_entry(&inodes, d->cursor.image, &entry, attributes))
+			memset(attributes, 0, sizeof(*attributes));
 	}
+	cursor_close(&inodes);
 	return found < 0 && !used ? -EIO : (ssize_t)used;
 }
 
 static ssize_t readdir_of(struct image *image, const struct request *r, char *reply, bool plus)
 {
-	static const struct fuse_entry_out no_attributes;
 	const struct fuse_read_in *in = (const struct fuse_read_in *)r->body;
 	size_t room = in->size < REPLY_BYTES ? in->size : REPLY_BYTES, used = 0;
+	struct fuse_entry_out *attributes;
 	struct directory d;
 	struct inode inode;
 	ssize_t size;
@@ -170,14 +176,17 @@ static ssize_t readdir_of(struct image *image, const struct request *r, char *re
 		struct fuse_dirent head = { .off = dot + 1, .namelen = dot + 1, .type = DT_DIR };
 
 		head.ino = dot ? inode.directory.parent : inode.number;
-		if (!add_entry(reply, &used, room, plus ? &no_attributes : NULL, &head, ".."))
+		attributes = add_entry(reply, &used, room, plus, &head, "..");
+		if (!attributes)
 			return used;
+		if (plus)
+			memset(attributes, 0, sizeof(*attributes));
 	}
 	if (in->offset > UINT32_MAX)
 		return used;
 	if (directory_open(&d, image, &inode, in->offset > DOTS ? in->offset - DOTS : 0))
 		return used ? (ssize_t)used : -EIO;
-	size = list(&d, reply, used, room, plus);
+	size = list(&d, &inode, reply, used, room, plus);
 	directory_close(&d);
 	return size;
 }

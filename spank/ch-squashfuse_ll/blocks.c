@@ -18,20 +18,9 @@
 #define STORED_PLAIN (1u << 24)
 
 /* Where a block is follows from the sizes of all before it. For long lists we keep where some
- * blocks are, a metadata block of sizes apart, or more where a file has more than STEPS of them. */
+ * blocks are, a metadata block of sizes apart, or more where a file has more than this many of them. */
 #define STEP_BLOCKS (METADATA_SIZE / 4)
-#define STEPS 256
-#define KEPT 1024
-
-struct kept {
-	uint64_t inode; /* its reference; 0 is no step's */
-	uint64_t number;
-	uint64_t position;
-	struct place place;
-};
-
-static struct kept kept[KEPT];
-static pthread_mutex_t kept_lock = PTHREAD_MUTEX_INITIALIZER;
+#define STEPS_MAX 256
 
 static int load(struct image *image, struct block *b)
 {
@@ -70,33 +59,33 @@ bool blocks_init(struct image *image, int threads)
 
 /* ---- Block lists ---- */
 
-static struct kept *slot(uint64_t inode, uint64_t number)
+static struct step *slot(struct image *image, uint64_t inode, uint64_t number)
 {
-	return kept + ((inode + number) * 0x9e3779b97f4a7c15 >> 32) % KEPT;
+	return image->steps + ((inode + number) * 0x9e3779b97f4a7c15 >> 32) % STEPS;
 }
 
-static void keep(const struct kept *k)
+static void keep(struct image *image, const struct step *step)
 {
-	pthread_mutex_lock(&kept_lock);
-	*slot(k->inode, k->number) = *k;
-	pthread_mutex_unlock(&kept_lock);
+	pthread_mutex_lock(&image->lock);
+	*slot(image, step->inode, step->number) = *step;
+	pthread_mutex_unlock(&image->lock);
 }
 
 /* Find the last place before block `number` that is known: at worst, the list's beginning. */
-static struct kept recall(const struct inode *inode, uint64_t number, uint64_t step)
+static struct step recall(struct image *image, const struct inode *inode, uint64_t number, uint64_t distance)
 {
-	struct kept found = { inode->reference, 0, inode->file.start, inode->rest };
+	struct step found = { inode->reference, 0, inode->file.start, inode->rest };
 
-	pthread_mutex_lock(&kept_lock);
-	for (uint64_t n = number / step * step; n; n -= step) {
-		struct kept *k = slot(inode->reference, n);
+	pthread_mutex_lock(&image->lock);
+	for (uint64_t n = number / distance * distance; n; n -= distance) {
+		const struct step *step = slot(image, inode->reference, n);
 
-		if (k->inode == inode->reference && k->number == n) {
-			found = *k;
+		if (step->inode == inode->reference && step->number == n) {
+			found = *step;
 			break;
 		}
 	}
-	pthread_mutex_unlock(&kept_lock);
+	pthread_mutex_unlock(&image->lock);
 	return found;
 }
 
@@ -127,22 +116,22 @@ static int list_next(struct list *l, uint32_t *header)
 /* Begin at block `number`. */
 static int list_open(struct list *l, struct image *image, const struct inode *inode, uint64_t number)
 {
-	uint64_t step = STEP_BLOCKS * (1 + inode->file.blocks / (STEP_BLOCKS * STEPS));
-	struct kept k = { inode->reference, 0, inode->file.start, inode->rest };
+	uint64_t distance = STEP_BLOCKS * (1 + inode->file.blocks / (STEP_BLOCKS * STEPS_MAX));
+	struct step step = { inode->reference, 0, inode->file.start, inode->rest };
 	uint32_t header;
 
-	if (number >= step)
-		k = recall(inode, number, step);
-	l->position = k.position;
-	if (cursor_open(&l->cursor, image, &image->inodes, k.place))
+	if (number >= distance)
+		step = recall(image, inode, number, distance);
+	l->position = step.position;
+	if (cursor_open(&l->cursor, image, &image->inodes, step.place))
 		return -EIO;
-	while (k.number < number) {
+	while (step.number < number) {
 		if (list_next(l, &header))
 			return -EIO;
-		if (++k.number % step == 0) {
-			k.position = l->position;
-			k.place = cursor_place(&l->cursor);
-			keep(&k);
+		if (++step.number % distance == 0) {
+			step.position = l->position;
+			step.place = cursor_place(&l->cursor);
+			keep(image, &step);
 		}
 	}
 	return 0;

@@ -83,8 +83,11 @@ static bool is_name(const uint8_t *name, size_t length)
 
 int directory_next(struct directory *d, struct entry *entry)
 {
-	int found = step(d, entry);
+	int found;
 
+	if (d->cursor.block)
+		d->before = (struct resume){ 0, d->position, d->left, d->block, d->number, cursor_place(&d->cursor) };
+	found = step(d, entry);
 	if (found != 1)
 		return found;
 	if (!is_name(entry->name, entry->length) ||
@@ -156,10 +159,45 @@ static int begin(struct directory *d, struct image *image, const struct inode *i
 	return cursor_open(&d->cursor, image, &image->directories, place);
 }
 
+void directory_leave(const struct directory *d, const struct inode *inode)
+{
+	struct image *image = d->cursor.image;
+	struct resume *resume;
+
+	pthread_mutex_lock(&image->lock);
+	resume = image->resume + image->resumed++ % RESUMES;
+	*resume = d->before;
+	resume->inode = inode->reference;
+	pthread_mutex_unlock(&image->lock);
+}
+
+/* Find where a listing was left at `position`, which isn't 0. */
+static bool recall(struct image *image, const struct inode *inode, uint32_t position, struct resume *found)
+{
+	bool known = false;
+
+	pthread_mutex_lock(&image->lock);
+	for (struct resume *r = image->resume; !known && r < image->resume + RESUMES; r++)
+		if ((known = r->inode == inode->reference && r->position == position))
+			*found = *r;
+	pthread_mutex_unlock(&image->lock);
+	return known;
+}
+
 int directory_open(struct directory *d, struct image *image, const struct inode *inode, uint32_t position)
 {
+	struct resume known;
 	struct entry entry;
 
+	if (position && recall(image, inode, position, &known)) {
+		d->size = inode->size - DOTS;
+		d->position = position;
+		d->left = known.left;
+		d->block = known.block;
+		d->number = known.number;
+		d->name_length = 0;
+		return cursor_open(&d->cursor, image, &image->directories, known.place);
+	}
 	if (begin(d, image, inode, position, NULL, 0))
 		return -EIO;
 	while (d->position < position && d->position < d->size)

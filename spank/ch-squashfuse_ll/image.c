@@ -107,6 +107,7 @@ bool image_open(struct image *image, int fd, uint64_t offset, uint64_t size, int
 	uint16_t log;
 	const char *name;
 
+	pthread_mutex_init(&image->lock, NULL);
 	image->fd = fd;
 	image->offset = offset;
 	image->size = size > offset ? size - offset : 0;
@@ -153,6 +154,7 @@ bool image_open(struct image *image, int fd, uint64_t offset, uint64_t size, int
 
 void image_close(struct image *image)
 {
+	pthread_mutex_destroy(&image->lock);
 	cache_free(&image->metadata);
 	cache_free(&image->data);
 }

@@ -24,6 +24,9 @@
 #define BLOCK_SIZE_MAX (1 << 20)
 #define NAME_LENGTH_MAX 256
 #define NONE UINT64_MAX /* where a table would begin that there isn't */
+#define KNOWN_IDS 256
+#define RESUMES 16
+#define STEPS 1024
 #define NO_INDEX UINT32_MAX /* of a fragment, or of attributes */
 
 /* A fuzzer that wants to know what is read where may come in between. */
@@ -46,12 +49,8 @@ static inline uint32_t le32(const uint8_t *p)
 
 static inline uint64_t le64(const uint8_t *p)
 {
-	uint64_t value = 0;
-
 	FIELD(p, 8);
-	for (int i = 7; i >= 0; i--)
-		value = value << 8 | p[i];
-	return value;
+	return le32(p) | (uint64_t)le32(p + 4) << 32;
 }
 
 /* ---- The image: image.c ---- */
@@ -66,6 +65,28 @@ struct table {
 	uint32_t entry;
 };
 
+/* A place in a table to which a cursor can be set again. */
+struct place {
+	uint64_t block; /* its position in the image */
+	uint32_t offset;
+};
+
+/* Where a listing was left, for who goes on with it: directory.c. */
+struct resume {
+	uint64_t inode; /* the directory's reference */
+	uint32_t position;
+	uint32_t left, block, number;
+	struct place place;
+};
+
+/* Where a block of a long file is: blocks.c. */
+struct step {
+	uint64_t inode; /* the file's reference; 0 for none */
+	uint64_t number;
+	uint64_t position;
+	struct place place;
+};
+
 struct image {
 	int fd;
 	uint64_t offset; /* of the image in its file */
@@ -77,10 +98,16 @@ struct image {
 	bool has_xattrs;
 	struct table inodes, directories, fragments, ids, xattr_ids, xattrs;
 	struct cache metadata, data;
+	/* What was found before, and may be of use again. */
+	uint64_t known_ids[KNOWN_IDS]; /* see inode.c */
+	pthread_mutex_t lock; /* of these: */
+	unsigned int resumed;
+	struct resume resume[RESUMES];
+	struct step steps[STEPS];
 };
 
-/* Open the image that begins `offset` bytes into a file of `size`, for up to `threads` at once;
- * false, with a line in `why`, if it is none or its beginning is damaged. */
+/* Open the image that begins `offset` bytes into a file of `size`, for up to `threads` at once.
+ * `image` is all zeros. False, with a line in `why`, if it is none or its beginning is damaged. */
 bool image_open(struct image *image, int fd, uint64_t offset, uint64_t size, int threads, char *why,
 		size_t why_size);
 void image_close(struct image *image);
@@ -104,16 +131,12 @@ struct cursor {
 	uint32_t offset;
 };
 
-/* A place in a table to which a cursor can be set again. */
-struct place {
-	uint64_t block; /* its position in the image */
-	uint32_t offset;
-};
-
 bool metadata_init(struct image *image);
 
-/* These return 0 or -EIO; after -EIO, and before the first opening, there is nothing to close. */
+/* These return 0 or -EIO; after -EIO, and before the first opening, there is nothing to close.
+ * cursor_move() is as closing and opening, and quicker within a block. */
 int cursor_open(struct cursor *c, struct image *image, const struct table *table, struct place at);
+int cursor_move(struct cursor *c, struct image *image, const struct table *table, struct place at);
 int cursor_read(struct cursor *c, void *to, size_t size);
 int cursor_skip(struct cursor *c, size_t size);
 void cursor_close(struct cursor *c);
@@ -163,8 +186,10 @@ struct inode {
 	};
 };
 
-/* Of a directory's entry `reference`, which has to be of `type` (0: any). 0, or -EIO. */
+/* Read the inode of a directory's entry, which has to be of `type` (0: any). 0, or -EIO. The second
+ * form is for one after the other: its cursor, at first with no block, is closed by the caller. */
 int inode_read(struct image *image, uint64_t reference, enum type type, struct inode *inode);
+int inode_read_next(struct cursor *c, struct image *image, uint64_t reference, enum type type, struct inode *inode);
 
 /* Copy a link's target, and no NUL; its size, or -EIO. */
 ssize_t link_read(struct image *image, const struct inode *inode, char *to, size_t room);
@@ -177,6 +202,7 @@ struct directory {
 	uint32_t size; /* of the listing */
 	uint32_t left; /* entries below the last header */
 	uint32_t block, number; /* as that says */
+	struct resume before; /* the last entry */
 	uint32_t name_length;
 	uint8_t name[NAME_LENGTH_MAX]; /* of the last entry */
 	uint8_t scratch[NAME_LENGTH_MAX];
@@ -195,6 +221,8 @@ struct entry {
 int directory_open(struct directory *d, struct image *image, const struct inode *inode, uint32_t position);
 /* 1 with an entry, 0 at the end, -EIO. */
 int directory_next(struct directory *d, struct entry *entry);
+/* The last entry was one too many: somebody will go on with it soon. */
+void directory_leave(const struct directory *d, const struct inode *inode);
 void directory_close(struct directory *d);
 /* 1 with the entry of that name (whose `name` isn't valid), 0 if there is none, -EIO. */
 int directory_find(struct image *image, const struct inode *inode, const char *name, size_t length,

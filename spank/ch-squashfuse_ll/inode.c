@@ -108,13 +108,21 @@ static int read_kind(struct image *image, struct cursor *c, struct inode *inode,
 	return 0;
 }
 
+/* Few images have more than a handful of owners: what number stands for which is kept, in one word
+ * that is read and written at once, with its number's other half and a bit that is set. */
 static int read_owner(struct image *image, uint16_t number, uint32_t *id)
 {
+	uint64_t *known = image->known_ids + number % KNOWN_IDS, mark = (1ull << 16 | number) << 32;
+	uint64_t found = __atomic_load_n(known, __ATOMIC_RELAXED);
 	uint8_t entry[4];
 
-	if (table_read(image, &image->ids, number, entry))
-		return -EIO;
-	*id = le32(entry);
+	if (found >> 32 != mark >> 32) {
+		if (table_read(image, &image->ids, number, entry))
+			return -EIO;
+		found = mark | le32(entry);
+		__atomic_store_n(known, found, __ATOMIC_RELAXED);
+	}
+	*id = found;
 	return 0;
 }
 
@@ -143,16 +151,19 @@ static int read_at(struct image *image, struct cursor *c, enum type wanted, stru
 	return read_owner(image, uid, &inode->uid) || read_owner(image, gid, &inode->gid) ? -EIO : 0;
 }
 
-int inode_read(struct image *image, uint64_t reference, enum type type, struct inode *inode)
+int inode_read_next(struct cursor *c, struct image *image, uint64_t reference, enum type type, struct inode *inode)
 {
 	struct place at = { image->inodes.start + (reference >> 16), reference & 0xffff };
-	struct cursor c;
-	int failed;
 
 	*inode = (struct inode){ .reference = reference, .xattrs = NO_INDEX };
-	if (cursor_open(&c, image, &image->inodes, at))
-		return -EIO;
-	failed = read_at(image, &c, type, inode);
+	return cursor_move(c, image, &image->inodes, at) ? -EIO : read_at(image, c, type, inode);
+}
+
+int inode_read(struct image *image, uint64_t reference, enum type type, struct inode *inode)
+{
+	struct cursor c = { .block = NULL };
+	int failed = inode_read_next(&c, image, reference, type, inode);
+
 	cursor_close(&c);
 	return failed;
 }

@@ -65,6 +65,16 @@ int cursor_open(struct cursor *c, struct image *image, const struct table *table
 	return damaged(image, table->name, at.block);
 }
 
+int cursor_move(struct cursor *c, struct image *image, const struct table *table, struct place at)
+{
+	if (c->block && c->table == table && c->block->position == at.block && at.offset <= c->block->size) {
+		c->offset = at.offset;
+		return 0;
+	}
+	cursor_close(c);
+	return cursor_open(c, image, table, at);
+}
+
 void cursor_close(struct cursor *c)
 {
 	if (c->block)

@@ -108,7 +108,7 @@ class _Comparison:
             else:
                 self.entry(below, kind)
         for name in [name + "!" for name, _, _ in self.dice.sample(listing, min(5, len(listing)))] + ["!", "~~"]:
-            self.alike("what isn't there", f"{path}/{name}", os.lstat)
+            self.alike("what isn't there", f"{path}/{name}", self._attributes)
 
     def entry(self, path: str, kind: int) -> None:
         self.entries += 1

@@ -43,6 +43,9 @@ struct settings plan_carry_out(struct plan plan);
 /* command.c */
 void command_run(const struct settings *s, const char *callers, char **argv) __attribute__((noreturn));
 
+/* execute.c: as execvp, but never returns: where it can't be done, say what is missing. */
+void execute(char **argv) __attribute__((noreturn));
+
 /* entrypoint.c: the command that the image was built with, for "-" and the
  * arguments behind it. */
 char **images_own(char **argv);

@@ -60,8 +60,6 @@ static void hide_streams(int verbosity)
 
 void command_run(const struct settings *s, const char *callers, char **argv)
 {
-	int code;
-
 	change_directory(s->directory, callers);
 	if (!strcmp(argv[0], "-"))
 		argv = images_own(argv);
@@ -73,7 +71,5 @@ void command_run(const struct settings *s, const char *callers, char **argv)
 	if (s->emulates_root)
 		emulate_root();
 	info(1, "executing %s", argv[0]);
-	execvp(argv[0], argv);
-	code = errno == ENOENT || errno == ENOTDIR ? EXIT_NOT_FOUND : EXIT_CANNOT_EXECUTE;
-	die(code, "can't execute %s: %s", argv[0], strerror(errno));
+	execute(argv);
 }

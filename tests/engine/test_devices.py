@@ -177,7 +177,8 @@ def with_ldconfig(image_dir: Path, world_tmp: Path) -> Callable[[str], Path]:
         ("#!/bin/sh\necho first; echo second >&2; exit 3\n", "failed with status 3: first; second"),
         (
             "#!/bin/none\n",
-            "failed with status 127: slurm-ch: error: can't execute /sbin/ldconfig: No such file or directory",
+            "failed with status 127: slurm-ch: error: can't execute /sbin/ldconfig:"
+            " the interpreter in its first line, /bin/none, is not in the container",
         ),
         ("#!/bin/sh\nsleep 1000\n", "took longer than 1 s"),
         ("#!/bin/sh\nkill -9 $$\n", "failed with status -9: "),

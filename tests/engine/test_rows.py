@@ -568,7 +568,7 @@ def test_r4_status_and_signal_pass(run: Run, fails: Fails, image: Path) -> None:
     assert run(image, "--", "sh", "-c", "exit 42").returncode == 42
     assert run(image, "--", "sh", "-c", "kill -SEGV $$").returncode == -signal.SIGSEGV
     assert fails(127, image, "--", "nothing") == "can't execute nothing: No such file or directory"
-    assert fails(126, image, "--", "/etc") == "can't execute /etc: Permission denied"
+    assert fails(126, image, "--", "/etc") == "can't execute /etc: Permission denied: it is a directory"
 
 
 # ---- The FUSE server ----

@@ -66,6 +66,11 @@ matrix:
 cross:
 	@$(PYTHON) etc/cross.py
 
+# Installing as the README and docs/admins.rst have it, and by packages, on fresh Debian bookworm and trixie
+# with Debian's own Slurm: install, a step, upgrade, remove. Root; a few minutes and some gigabytes below build/.
+docs-test packages-test:
+	@$(PYTHON) -B etc/fresh.py $(if $(filter packages-test,$@),--way deb,--way make --way pip) $(RELEASES)
+
 # Everything measured, in one run, beside ch-run: bench/results/.
 bench: PACKAGES += $(BENCH_PACKAGES)
 bench: deps native $(BENCH_VENV)/.built
@@ -228,7 +233,7 @@ VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' slurm_ch/__init__.py)
 COMMIT ?= $(shell git -c safe.directory=$(CURDIR) rev-parse --short=10 HEAD 2> /dev/null)
 # What git knows, or all but what was built.
 SOURCES = { git -c safe.directory=$(CURDIR) ls-files -z 2> /dev/null || \
-    find . \( -name build -o -name '.*' -o -name __pycache__ -o -path ./slurm_ch/native \) -prune -o -type f -printf '%P\0'; }
+    find . \( -name build -o -name '.?*' -o -name __pycache__ -o -path ./slurm_ch/native \) -prune -o -type f -printf '%P\0'; }
 DEB_ARCH ?=
 DEB_DIR = build/deb/slurm-ch-$(VERSION)
 
@@ -261,6 +266,6 @@ clean:
 	rm -rf $(VENV) $(BENCH_VENV) build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: all bench analyze completion deb deps docs fuzz build native demo rpm test demo-here test-here chaos \
-    chaos-here hostile-here matrix cross lint man install \
+.PHONY: all bench analyze completion cross deb deps docs docs-test packages-test fuzz build native demo rpm test \
+    demo-here test-here chaos chaos-here hostile-here matrix lint man install \
     install-ch-run install-files install-needed uninstall clean

@@ -13,7 +13,6 @@ import os
 from .. import log
 from ..errors import ChError, UsageError
 from ..request.spec import Bind as BindSpec
-from ..request.spec import check_combination
 from . import accounts as passwd
 from . import binds as mounts
 from . import image, task_plan
@@ -61,7 +60,6 @@ class Container:
     )  # fmt: skip
 
     def __init__(self, spec: Spec, caller: Caller, squashfuse: str | None = None, joining: bool = False) -> None:
-        check_combination(spec)
         self.spec = spec
         self.caller = caller
         self.squashfuse = squashfuse

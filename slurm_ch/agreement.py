@@ -38,7 +38,7 @@ PLAN_PATH = "P"  # give PATH a /bin if it has none
 PLAN_DIRECTORY = "C"  # change to this directory, or fail
 PLAN_VERBOSITY = "V"  # a level, below 0 for quiet
 PLAN_COLOR = "K"  # color messages
-PLAN_ROOT = "S"  # emulate root by seccomp
+PLAN_ROOT = "S"  # emulate root by seccomp; the option that asks for it, as given
 PLAN_KEYRING = "R"  # keep the caller's session keyring, instead of the container's own
 
 # Variables. Slurm passes on what starts with SLURM_ whatever --export says.

@@ -69,7 +69,9 @@ _NR_CLOSE_RANGE = 436
 _NR_OPENAT2 = 437
 _NR_MOUNT_SETATTR = 442
 _NR_KEYCTL = {"x86_64": 250, "aarch64": 219, "riscv64": 219, "ppc64le": 271}
-_NR_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "ppc64le": 203}
+
+# More CPUs than any kernel is built for.
+_CPU_BYTES = 2048
 
 # Each takes microseconds.
 _OPENAT2_TRIES = 1000
@@ -106,9 +108,11 @@ class _Call(_ctypes.CFuncPtr):
 _libc = _ctypes.dlopen(None, 0)  # type: ignore[arg-type]
 _syscall = _Call(_ctypes.dlsym(_libc, "syscall"))
 _unshare = _Function(_ctypes.dlsym(_libc, "unshare"))
+_sched_setaffinity = _Function(_ctypes.dlsym(_libc, "sched_setaffinity"))
 _setns = _Function(_ctypes.dlsym(_libc, "setns"))
 _mount = _Function(_ctypes.dlsym(_libc, "mount"))
 _umount2 = _Function(_ctypes.dlsym(_libc, "umount2"))
+_pivot_root = _Function(_ctypes.dlsym(_libc, "pivot_root"))
 _prctl = _Function(_ctypes.dlsym(_libc, "prctl"))
 
 
@@ -153,9 +157,14 @@ def umount2(target: str, flags: int) -> None:
 
 def pivot_root(new_root: str, put_old: str) -> None:
     """Swap the root mount, as pivot_root(2)."""
-    number = _NR_PIVOT_ROOT[os.uname().machine]
-    if _syscall(_Long(number), _bytes(new_root), _bytes(put_old)) != 0:
+    if _pivot_root(_bytes(new_root), _bytes(put_old)) != 0:
         raise _fail(new_root, put_old)
+
+
+def sched_setaffinity_any() -> None:
+    """Let this process run on every CPU that it may, whatever their numbers, as sched_setaffinity(2)."""
+    if _sched_setaffinity(0, _ULong(_CPU_BYTES), b"\xff" * _CPU_BYTES) != 0:
+        raise _fail()
 
 
 def prctl_no_new_privs() -> None:
@@ -190,7 +199,7 @@ def close_range(first: int, flags: int) -> None:
 
 def keyctl_join_session_keyring() -> None:
     """Replace this process's session keyring by a new and empty one, as keyctl(2)."""
-    number = _NR_KEYCTL[os.uname().machine]
+    number = _NR_KEYCTL.get(os.uname().machine, -1)  # no such call: ENOSYS
     if _syscall(_Long(number), _Long(_KEYCTL_JOIN_SESSION_KEYRING), None) < 0:
         raise _fail()
 

@@ -124,7 +124,7 @@ class Container:
         if not spec.write:
             actions.append(tree.ReadOnlyRoot())
         if spec.write_fake is not None:
-            actions.append(tree.WriteFake(spec.write_fake))
+            actions.append(tree.WriteFake(spec.write_fake, spec.write_fake_label()))
         actions += extra.before_binds
         if self.image.kind == image.HOST:
             # All that is bound by default is there already.
@@ -227,9 +227,9 @@ def check_image(spec: Spec, found: image.Image, storage: str | None) -> None:
     if spec.write and storage is not None and image.in_storage(found, storage):
         raise UsageError(f"{spec.label('write')}: an image in {storage} is ch-image's to write: {spec.image}")
     if spec.write_fake is not None and found.kind == image.HOST:
-        given = [name for name in ("write-fake", "home", "device") if name in spec.labels]
-        label = spec.label(given[0] if given else "write-fake")
-        raise UsageError(f"{label}: the host as image can't be overlaid: the kernel hides the mounts below /")
+        raise UsageError(
+            f"{spec.write_fake_label()}: the host as image can't be overlaid: the kernel hides the mounts below /"
+        )
 
 
 def find_devices(spec: Spec, caller: Caller) -> Injection | None:

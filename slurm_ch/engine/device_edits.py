@@ -191,7 +191,7 @@ class CheckCudaCompat(Action):
         if any(_major(name) > _major(self.version) for name in names):
             log.warning(
                 f"enable-cuda-compat is not done: the image's libraries in {_CUDA_COMPAT} are newer than the driver;"
-                f" --set-env='LD_LIBRARY_PATH={_CUDA_COMPAT}:$LD_LIBRARY_PATH' prefers them"
+                f" the option set-env with LD_LIBRARY_PATH={_CUDA_COMPAT}:$LD_LIBRARY_PATH prefers them"
             )
 
 

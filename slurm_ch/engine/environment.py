@@ -18,7 +18,7 @@ from .action import Action, Build
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from ..devices.edits import Injection
     from ..request.spec import Spec
@@ -28,23 +28,24 @@ if TYPE_CHECKING:
 # So much of a wrong line is shown.
 _SHOWN = 80
 
+_NOTHING: Mapping[str, str] = {}
 
-def parse_file(text: str, source: str, separator: str = "\n") -> list[str]:
+
+def parse_file(text: str, given: str, separator: str = "\n") -> list[str]:
     """Return the assignments of an environment file: one a line, blank lines skipped.
 
     With NUL for a `separator` a line may have newlines in it. UsageError names
-    the line that is no assignment.
+    the line that is no assignment, and the option as it was `given`.
     """
-    option = "--set-env" if separator == "\n" else "--set-env0"
     assignments = []
     for number, line in enumerate(text.split(separator), 1):
         if not line:
             continue
         name, equals, _ = line.partition("=")
         if not equals or not name:
-            raise UsageError(f"{option}={source}: line {number} is not NAME=VALUE: {line[:_SHOWN]}")
+            raise UsageError(f"{given}: line {number} is not NAME=VALUE: {line[:_SHOWN]}")
         if "\0" in line:
-            raise UsageError(f"{option}={source}: line {number} has a NUL in it")
+            raise UsageError(f"{given}: line {number} has a NUL in it")
         assignments.append(unquoted(line))
     return assignments
 
@@ -67,11 +68,12 @@ def rule_records(
     expand: bool,
     read_file: Callable[[str], str],
     device_env: Sequence[Sequence[str]] = (),
+    given: Mapping[str, str] = _NOTHING,
 ) -> list[Record]:
     """Return the records for the user's rules.
 
     `read_file` gives a file's text by its path, `device_env` the assignments of
-    each device rule in turn.
+    each device rule in turn, `given` the option as given that names a file.
     """
     devices = iter(device_env)
     assign = agreement.PLAN_SET_ITEMS if expand else agreement.PLAN_SET
@@ -87,7 +89,7 @@ def rule_records(
             records += [(agreement.PLAN_SET, line) for line in next(devices)]
         else:
             separator = "\0" if kind == "file0" else "\n"
-            records += [(assign, line) for line in parse_file(read_file(value), value, separator)]
+            records += [(assign, line) for line in parse_file(read_file(value), given.get(value, value), separator)]
     return records
 
 
@@ -103,16 +105,20 @@ class Environment(Action):
     reach them any more when this is applied.
     """
 
-    __slots__ = ("caller", "device_env", "host_files", "spec")
+    __slots__ = ("caller", "device_env", "given", "host_files", "spec")
 
     def __init__(self, spec: Spec, caller: Caller, injection: Injection | None = None) -> None:
         self.spec = spec
         self.device_env = injection.env if injection else []
         self.caller = caller
         self.host_files: dict[str, str] = {}
+        self.given: dict[str, str] = {}  # the option that names a file, by the file
         for kind, path in spec.env_rules:
-            if kind in ("file", "file0") and path != IMAGE_ENVIRONMENT:
-                text = _host_text(caller.path(path), path)
+            if kind not in ("file", "file0"):
+                continue
+            self.given[path] = f"{spec.label('set-env0' if kind == 'file0' else 'set-env')}={path}"
+            if path != IMAGE_ENVIRONMENT:
+                text = _host_text(caller.path(path), path, self.given[path])
                 if text is not None:
                     self.host_files[path] = text
 
@@ -129,12 +135,14 @@ class Environment(Action):
             records.append((agreement.PLAN_COLOR, ""))
         if not image.is_host(spec.image):
             records += first_records(self._home(build))
-        records += rule_records(spec.env_rules, spec.env_expand, lambda path: self._read(build, path), self.device_env)
+        records += rule_records(
+            spec.env_rules, spec.env_expand, lambda path: self._read(build, path), self.device_env, self.given
+        )
         records.append((agreement.PLAN_SET, f"CH_RUNNING={spec.image}"))
         if spec.cd is not None:
             records.append((agreement.PLAN_DIRECTORY, spec.cd))
         if spec.seccomp:
-            records.append((agreement.PLAN_ROOT, ""))
+            records.append((agreement.PLAN_ROOT, spec.label("seccomp")))
         if spec.keep_keyring:
             records.append((agreement.PLAN_KEYRING, ""))
         build.records = records
@@ -152,23 +160,23 @@ class Environment(Action):
         if path in self.host_files:
             return self.host_files[path]
         try:
-            return _text(places.open_file(build, path), path)
+            return _text(places.open_file(build, path), path, self.given[path])
         except OSError as error:
-            raise ChError(f"can't read environment file: {path}") from error
+            raise ChError(f"{self.given[path]}: can't read environment file") from error
 
 
-def _host_text(full: str, path: str) -> str | None:
+def _host_text(full: str, path: str, given: str) -> str | None:
     """Return the text of the host's file, or None when there is none of that name."""
     try:
         fd = os.open(full, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-        return _text(fd, path)
+        return _text(fd, path, given)
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise ChError(f"can't read environment file: {path}") from error
+        raise ChError(f"{given}: can't read environment file") from error
 
 
-def _text(fd: int, path: str) -> str:
+def _text(fd: int, path: str, given: str) -> str:
     """Return what is in the file `fd`, and close it; ChError for what may never end, like a FIFO or a device.
 
     The shell's <(COMMAND) is a pipe that the caller holds already: that is waited for.
@@ -178,8 +186,8 @@ def _text(fd: int, path: str) -> str:
         if stat.S_ISFIFO(kind) and path.startswith(_OPENED):
             os.set_blocking(fd, True)
         elif not stat.S_ISREG(kind):
-            raise ChError(f"can't read environment file: {path}: not a regular file")
+            raise ChError(f"{given}: can't read environment file: not a regular file")
         data = file.read(_ENVIRONMENT_FILE_MAX + 1)
     if len(data) > _ENVIRONMENT_FILE_MAX:
-        raise UsageError(f"environment file is larger than {_ENVIRONMENT_FILE_MAX >> 20} MiB: {path}")
+        raise UsageError(f"{given}: environment file is larger than {_ENVIRONMENT_FILE_MAX >> 20} MiB")
     return os.fsdecode(data)

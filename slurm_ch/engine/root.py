@@ -128,12 +128,13 @@ class ReadOnlyRoot(Action):
 
 
 class WriteFake(Action):
-    """Lay a tmpfs of limited size over the image."""
+    """Lay a tmpfs of limited size over the image; `label` is how that was asked for."""
 
-    __slots__ = ("size",)
+    __slots__ = ("label", "size")
 
-    def __init__(self, size: str) -> None:
+    def __init__(self, size: str, label: str) -> None:
         self.size = size
+        self.label = label
 
     def describe(self) -> str:
         return f"overlay new root with a tmpfs of {self.size}"
@@ -150,7 +151,7 @@ class WriteFake(Action):
         try:
             merged = places.overlay(build.root, "fake/upper", "fake/work")
         except OSError as error:
-            raise ChError("can't overlay the image (--write-fake)") from error
+            raise ChError(f"{self.label}: can't overlay the image") from error
         linux.move_mount(merged, "", linux.AT_FDCWD, "fake/merged", linux.MOVE_MOUNT_F_EMPTY_PATH)
         os.close(merged)
         take_root(build, "fake/merged")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 
-from .. import agreement, log
+from .. import agreement, linux, log
 from ..agreement import EXIT_SETUP, EXIT_USAGE
 from ..engine import container as engine
 from ..engine import namespaces, task_plan
@@ -97,7 +97,7 @@ def _leave_first_core() -> None:
     """Let the FUSE server run anywhere: it serves all tasks, and we were pinned with task 0."""
     try:
         # The kernel keeps this within the step's cpuset.
-        os.sched_setaffinity(0, range(os.cpu_count() or 1))
+        linux.sched_setaffinity_any()
     except OSError as error:
         log.info(f"can't widen the CPU affinity: {error.strerror}")
 

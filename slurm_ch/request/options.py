@@ -71,7 +71,7 @@ OPTIONS = (
     Option("set-env0", LIST, "NAME=VALUE|FILE", "like set-env, the assignments in FILE end with NUL",
            bare=IMAGE_ENVIRONMENT),
     Option("unset-env", LIST, "GLOB", "unset variables whose name matches the shell pattern"),
-    Option("env-no-expand", FLAG, "", "don't expand $NAME in the values of --set-env", sure=True),
+    Option("env-no-expand", FLAG, "", "don't expand $NAME in the values of set-env", sure=True),
     Option("private-tmp", FLAG, "", "a fresh /tmp instead of the host's", short="t", sure=True),
     Option("no-passwd", FLAG, "", "leave the image's /etc/passwd and /etc/group alone", sure=True),
     Option("write", FLAG, "", "mount the image read-write", short="w"),

@@ -116,9 +116,14 @@ def _write(spec: Spec, setting: Setting) -> None:
     spec.write = boolean(setting)
 
 
+def says_no(write_fake: Setting) -> bool:
+    """Whether a setting of write-fake is for none: 0 would be a size."""
+    return write_fake.value != "0" and write_fake.value.lower() in agreement.NO_WORDS
+
+
 def _write_fake(spec: Spec, setting: Setting) -> None:
     text = setting.value.lower()
-    if text in ("no", "off", "false"):
+    if says_no(setting):
         spec.write_fake = None
         return
     if text in ("yes", "on", "true", "1"):

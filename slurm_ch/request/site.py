@@ -135,12 +135,18 @@ def _without_contradictions(defaults: list[Setting], request: Sequence[Setting])
 
     A default device stays: only the user knows whether the container is of use without it.
     """
-    user = parsers.make("/", [setting for setting in request if setting.name in _OF_WRITING])
+    asked = [setting for setting in request if setting.name in _OF_WRITING]
+    user = parsers.make("/", asked)
+    gone: tuple[str, ...] = ()
     if user.write:
-        return [setting for setting in defaults if setting.name not in ("write-fake", "home")]
-    if user.write_fake is not None:
-        return [setting for setting in defaults if setting.name != "write"]
-    return defaults
+        gone = ("write-fake", "home")
+    elif user.write_fake is not None:
+        gone = ("write",)
+        # The user's home or device implies what the site's default would have off.
+        defaults = [one for one in defaults if one.name != "write-fake" or not parsers.says_no(one)]
+    elif any(setting.name == "write-fake" for setting in asked):
+        gone = ("home",)
+    return [setting for setting in defaults if setting.name not in gone]
 
 
 def meet(site: Site, request: Sequence[Setting]) -> spec.Spec:

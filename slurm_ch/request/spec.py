@@ -83,6 +83,11 @@ class Spec:
         """Return how its giver knows an option: a Spec made by hand has fields instead."""
         return self.labels.get(name) or name.replace("-", "_")
 
+    def write_fake_label(self) -> str:
+        """Return how its giver knows the option that makes the image writeable, which others imply."""
+        given = [name for name in ("write-fake", "home", "device") if name in self.labels]
+        return self.label(given[0] if given else "write-fake")
+
 
 _NOTHING: Mapping[str, str] = {}
 
@@ -103,6 +108,9 @@ def check_combination(spec: Spec, shown: Mapping[str, str] = _NOTHING) -> None:
     if spec.write and spec.devices:
         raise wrong("write", f"contradicts {spec.label('device')}, which implies write-fake")
     if (spec.home or spec.devices) and spec.write_fake is None:
+        if "write-fake" in shown:
+            implying = spec.label("home" if spec.home else "device")
+            raise wrong("write-fake", f"contradicts {implying}, which implies write-fake")
         spec.write_fake = DEFAULT_WRITE_FAKE
     if "quiet" in shown and "verbose" in shown:
         raise wrong("quiet", f"contradicts {spec.label('verbose')}")

@@ -35,7 +35,8 @@ struct plan {
 struct settings {
 	const char *directory; /* NULL: the caller's */
 	int verbosity;
-	bool emulates_root, keeps_keyring;
+	const char *emulates_root; /* the option that asks for it; NULL: no */
+	bool keeps_keyring;
 };
 struct plan plan_read(int fd);
 struct settings plan_carry_out(struct plan plan);
@@ -56,7 +57,7 @@ int sealed_copy(void);
 void become_copy(int copy, int plan_fd, const char *directory, char **argv) __attribute__((noreturn));
 
 /* root_emulation.c: make the system calls succeed that only root may make. */
-void emulate_root(void);
+void emulate_root(const char *label);
 size_t root_filter(struct sock_filter *to, size_t room);
 
 /* keyring.c: let go of the caller's session keyring, for the container's own. */

@@ -69,7 +69,7 @@ void command_run(const struct settings *s, const char *callers, char **argv)
 	if (!s->keeps_keyring)
 		leave_keyring();
 	if (s->emulates_root)
-		emulate_root();
+		emulate_root(s->emulates_root);
 	info(1, "executing %s", argv[0]);
 	execute(argv);
 }

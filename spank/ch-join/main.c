@@ -102,6 +102,9 @@ int main(int argc, char **argv)
 	struct settings settings;
 	int plan;
 
+	/* First: the words may all be the user's. */
+	if (join)
+		through_ticket(join, argv);
 	if (argc > 3 && !strncmp(argv[1], PLAN_OPTION, strlen(PLAN_OPTION)) && !strcmp(argv[2], "--")) {
 		rest = argv[1] + strlen(PLAN_OPTION);
 		plan = number(&rest);
@@ -118,7 +121,5 @@ int main(int argc, char **argv)
 			command_run(&settings, callers, argv + 3);
 		}
 	}
-	if (!join)
-		die(EXIT_USAGE, "ch-join is started by Slurm's plugin, not by hand");
-	through_ticket(join, argv);
+	die(EXIT_USAGE, "ch-join is started by Slurm's plugin, not by hand");
 }

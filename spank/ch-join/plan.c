@@ -68,7 +68,7 @@ static void carry_out(const char *record, struct settings *s)
 		messages_color();
 		break;
 	case PLAN_ROOT:
-		s->emulates_root = true;
+		s->emulates_root = rest;
 		break;
 	case PLAN_KEYRING:
 		s->keeps_keyring = true;

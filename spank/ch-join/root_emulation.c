@@ -122,14 +122,14 @@ size_t root_filter(struct sock_filter *to, size_t room)
 	return n;
 }
 
-void emulate_root(void)
+void emulate_root(const char *label)
 {
 	struct sock_filter filter[FILTER_MAX];
 	struct sock_fprog program = { .len = root_filter(filter, FILTER_MAX), .filter = filter };
 
 	if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program))
-		die(EXIT_SETUP, "can't emulate root (--seccomp): %s", strerror(errno));
+		die(EXIT_SETUP, "%s: can't emulate root: %s", label, strerror(errno));
 	/* Refused without the filter, whoever calls. */
 	if (syscall(SYS_kexec_load, 0UL, 0UL, NULL, 0UL))
-		die(EXIT_SETUP, "can't emulate root (--seccomp): not known how on this architecture");
+		die(EXIT_SETUP, "%s: can't emulate root: not known how on this architecture", label);
 }

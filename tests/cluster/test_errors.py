@@ -28,7 +28,7 @@ CASES = [
     ("--ch-image=$IMG --ch-write --ch-write-fake", 64, "contradicts --ch-write-fake"),
     ("--ch-image=$IMG --ch-private-tmp=maybe", 64, "--ch-private-tmp=maybe: neither yes nor no"),
     ("--ch-image=$IMG --ch-cd=/nonexistent", 31, "can't cd to /nonexistent: No such file or directory"),
-    ("--ch-image=$IMG --ch-set-env=/nonexistent", 31, "can't read environment file: /nonexistent"),
+    ("--ch-image=$IMG --ch-set-env=/nonexistent", 31, "--ch-set-env=/nonexistent: can't read environment file"),
 ]  # fmt: skip
 
 

@@ -113,7 +113,9 @@ def test_bare_set_env_is_the_images(good: Good, fails: Fails, own: Path, image: 
     assert {"IMAGES=own", "PATH=/opt/images:/usr/bin:/bin"} <= set(lines)
     lines = good("--env-no-expand", "--set-env0=X=1", "--set-env", own, "--", "/bin/env").splitlines()
     assert {"IMAGES=own", "PATH=/opt/images:$PATH", "X=1"} <= set(lines)
-    assert fails(31, "--set-env", image, "--", "true").startswith("can't read environment file: /ch/environment")
+    assert fails(31, "--set-env", image, "--", "true").startswith(
+        "--set-env=/ch/environment: can't read environment file"
+    )
 
 
 @pytest.mark.row("--set-env0")

@@ -132,7 +132,7 @@ def test_an_environment_file_that_never_ends(fails: Fails, evil: Path, what: str
     (evil / "ch").mkdir()
     spoil(evil / "ch/environment", what)
     line = fails(31, "--set-env=/ch/environment", evil, "--", "true", timeout=SECONDS)
-    assert line.startswith("can't read environment file: /ch/environment: ")
+    assert line.startswith("--set-env=/ch/environment: can't read environment file: ")
 
 
 def test_an_environment_file_of_the_hosts_that_never_ends(
@@ -143,12 +143,12 @@ def test_an_environment_file_of_the_hosts_that_never_ends(
     fifo.chmod(0o666)
     for path in (fifo, "/dev/zero", "/dev/tty"):
         line = fails(31, f"--set-env={path}", image_sqfs, "--", "true", timeout=SECONDS, start_new_session=True)
-        assert line.startswith(f"can't read environment file: {path}: "), line
+        assert line.startswith(f"--set-env={path}: can't read environment file: "), line
     huge = world_tmp / "env-huge"
     with huge.open("wb") as file:
         file.truncate(1 << 40)
     assert fails(64, f"--set-env={huge}", image_sqfs, "--", "true", timeout=SECONDS).startswith(
-        "environment file is larger"
+        f"--set-env={huge}: environment file is larger"
     )
     # The shell's process substitution is a pipe too, and has always worked.
     line = f"{SLURM_CH} run --set-env=<(sleep 0.1; echo SUBSTITUTED=yes) {image_sqfs} -- env"

@@ -334,6 +334,14 @@ def test_the_command_that_was_replaced(namespaces: list[int]) -> None:
     assert "SLURM_CH_JOIN" not in end(join(tasks_end, "env"))[1]
 
 
+def test_the_users_words_are_theirs(namespaces: list[int]) -> None:
+    # Before Slurm 23.02.5 the command is in the variable, and all words behind it look like ch-join's own.
+    tasks_end, launcher_end = pair()
+    issue(launcher_end, namespaces)
+    task = join(tasks_end, "--plan=3", "--", "true", value=f"{tasks_end.fileno()} echo")
+    assert end(task) == (0, "--plan=3 -- true\n", "")
+
+
 def test_the_command_that_was_guarded(namespaces: list[int]) -> None:
     tasks_end, launcher_end = pair()
     issue(launcher_end, namespaces)

@@ -131,7 +131,7 @@ def test_environment_file() -> None:
 @pytest.mark.parametrize("line", ["nonsense", "=value", "# comment"])
 def test_environment_file_refuses(line: str) -> None:
     with pytest.raises(UsageError, match="--set-env=f: line 2 is not NAME=VALUE"):
-        environment.parse_file(f"A=1\n{line}\n", "f")
+        environment.parse_file(f"A=1\n{line}\n", "--set-env=f")
 
 
 @given(st.text(max_size=100))
@@ -267,6 +267,36 @@ def test_openat2_is_tried_again_when_somebody_renames(tmp_path: Path, mocker: Mo
     with pytest.raises(BlockingIOError):
         linux.openat2(root, "..", os.O_PATH, linux.RESOLVE_IN_ROOT)
     os.close(root)
+
+
+def test_calls_of_machines_whose_numbers_are_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine="s390x"))
+    with pytest.raises(FileNotFoundError, match="/nonexistent"):
+        linux.pivot_root("/nonexistent", ".")
+    with pytest.raises(OSError, match="Function not implemented"):
+        linux.keyctl_join_session_keyring()
+
+
+def test_errors_name_the_option_as_it_was_given(tmp_path: Path) -> None:
+    file = tmp_path / "environment"
+    lines = ["write-fake=1g", "seccomp=yes", f"set-env={file}"]
+    for where, text in (("--ch-", "nonsense"), ("--", "nonsense")):
+        settings = [
+            options.Setting(name, value, f"{where}{name}")
+            for name, _, value in map(lambda one: one.partition("="), lines)
+        ]
+        wanted = parsers.make("/", settings)
+        file.write_text("A=1\n")
+        build = Build()
+        environment.Environment(wanted, Caller({})).apply(build)
+        assert ("S", f"{where}seccomp") in build.records
+        file.write_text(text)
+        with pytest.raises(UsageError, match=f"^{where}set-env={file}: line 1 is not NAME=VALUE"):
+            environment.Environment(wanted, Caller({})).apply(build)
+        file.unlink()
+        with pytest.raises(ChError, match=f"^{where}set-env={file}: can't read environment file"):
+            environment.Environment(wanted, Caller({})).apply(build)
+        assert wanted.write_fake_label() == f"{where}write-fake"
 
 
 def test_a_container_cannot_write_to_the_terminal_of_who_lists_it() -> None:

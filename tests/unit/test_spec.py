@@ -127,6 +127,8 @@ def test_no(word: str) -> None:
         (["verbose=x"], "--ch-verbose=x: not a whole number"),
         (["storage="], "--ch-storage=: the directory's name is empty"),
         (["write=1", "write-fake=1G"], "--ch-write=1: contradicts --ch-write-fake"),
+        (["home=yes", "write-fake=no"], "--ch-write-fake=no: contradicts --ch-home, which implies write-fake"),
+        (["write-fake=no", "device=a.b/c=d"], "--ch-write-fake=no: contradicts --ch-device, which implies"),
         (["write=1", "home=1"], "--ch-write=1: contradicts --ch-home"),
         (["bananas=1"], "--ch-bananas: this node's slurm_ch doesn't know the option"),
         (["join=yes"], "--ch-join: this node's slurm_ch doesn't know the option"),
@@ -217,6 +219,8 @@ def test_site_and_user_meet() -> None:
         ("write", "home=yes", False, "12%"),
         ("write", "device=a.b/c=d", False, "12%"),
         ("write", "write-fake=no", True, None),
+        ("home", "write-fake=no", False, None),
+        ("write-fake=no", "home=yes", False, "12%"),
     ],
 )
 def test_a_sites_default_gives_way_to_what_contradicts_it(
@@ -318,8 +322,10 @@ def test_facts() -> None:
     assert launcher.task_count(facts) == 1
 
 
-def test_the_server_may_run_on_every_core_of_the_step() -> None:
+def test_the_server_may_run_on_every_core_of_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Slurm binds task 0, and so the launcher, to its cores; the server serves all tasks."""
+    # Numbers of CPUs go beyond their count where some are offline.
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
     everywhere = os.sched_getaffinity(0)
     reader, writer = os.pipe()
     child = os.fork()

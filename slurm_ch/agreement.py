@@ -27,6 +27,7 @@ FACT_ARGUMENT = "a"  # one of plugstack.conf's arguments
 FACT_REQUEST = "r"  # the options as given, lines NAME=VALUE
 FACT_VARIABLE = "e"  # NAME=VALUE of the job's environment
 FACT_TASKS = "t"  # how many tasks this node has
+FACT_COMMAND = "c"  # srun, sbatch or salloc, to the checker: its program may have another name
 FACT_SCRIPT = "b"  # the batch script's path, in a batch step
 
 # The plan: what ch-join does to a task. Records that end with NUL: a kind, then the text.

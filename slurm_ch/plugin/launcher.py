@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class Facts:
     """What the plugin knows of the step: strings as they were on the node."""
 
-    __slots__ = ("environment", "local_tasks", "request", "script", "site")
+    __slots__ = ("command", "environment", "local_tasks", "request", "script", "site")
 
     def __init__(self) -> None:
         self.site: list[str] = []
@@ -36,6 +36,7 @@ class Facts:
         self.environment: dict[str, str] = {}
         self.local_tasks: int | None = None
         self.script: str | None = None
+        self.command: str | None = None  # where the user submits
 
 
 def read_facts(fd: int) -> Facts:
@@ -61,6 +62,8 @@ def read_facts(fd: int) -> Facts:
             facts.local_tasks = int(text)
         elif kind == agreement.FACT_SCRIPT:
             facts.script = text
+        elif kind == agreement.FACT_COMMAND:
+            facts.command = text
         else:
             raise ChError("the plugin and the launcher are of different versions")
     return facts
@@ -103,20 +106,19 @@ def _leave_first_core() -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the launcher with the descriptors that `argv` names; return its exit status."""
+    """Run the launcher with the descriptors and on the node that `argv` names; return its exit status."""
     try:
-        facts_fd, socket_fd, errors_fd = (int(text) for text in argv)
+        facts_fd, socket_fd, errors_fd = (int(text) for text in argv[:3])
         # Before all else: who has the socket can hand out a ticket, and what the image brings is among what we start.
         for fd in (facts_fd, socket_fd, errors_fd):
             os.set_inheritable(fd, False)
-        log.configure(fd=errors_fd)
+        log.configure(fd=errors_fd, node=argv[3] if argv[3:] else "")
     except (ValueError, OSError):
         log.error("the launcher is started by Slurm's plugin, not by hand")
         return EXIT_USAGE
     office = tickets.Office(socket_fd)
     try:
         facts = read_facts(facts_fd)
-        log.configure(node=facts.environment.get("SLURMD_NODENAME", ""))
         launch(facts, office)
     except Exception as error:
         text = describe(error)

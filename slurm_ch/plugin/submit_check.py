@@ -99,7 +99,8 @@ def main(argv: Sequence[str]) -> int:
     """Check the facts in the descriptor that `argv` names; print the verdict if there is one."""
     facts = launcher.read_facts(int(argv[0]))
     try:
-        check(facts, _command_line(os.getppid()))
+        called, *words = _command_line(os.getppid())
+        check(facts, [facts.command or called, *words])
     except ChError as error:
         os.write(1, os.fsencode(f"{exit_code(error)} {log.line('error', describe(error))}"))
         return exit_code(error)

@@ -23,7 +23,7 @@
 #define ERRORS_FD 5
 #define NULL_FD 6
 
-static void __attribute__((noreturn)) refuse(int sock, const char *what, const char *path)
+static void __attribute__((noreturn)) refuse(const struct launch *l, int sock, const char *path)
 {
 	struct {
 		char magic[8];
@@ -32,14 +32,15 @@ static void __attribute__((noreturn)) refuse(int sock, const char *what, const c
 	int error = errno;
 
 	memcpy(head.magic, TICKET_MAGIC, sizeof(head.magic));
-	dprintf(STDERR_FILENO, "slurm-ch: error: %s: %s: %s\n", what, path, strerror(error));
+	dprintf(STDERR_FILENO, "slurm-ch: %s%serror: can't start launcher: %s: %s\n", l->node ? l->node : "",
+		l->node ? ": " : "", path, strerror(error));
 	send(sock, &head, sizeof(head), MSG_NOSIGNAL);
 	_exit(EXIT_SETUP);
 }
 
 static void __attribute__((noreturn)) become(const struct launch *l)
 {
-	char *argv[] = { (char *)l->python, "-I", "-S", (char *)l->launcher, "3", "4", "5", NULL };
+	char *argv[] = { (char *)l->python, "-I", "-S", (char *)l->launcher, "3", "4", "5", (char *)l->node, NULL };
 	char *envp[] = { NULL };
 	/* A task may have no standard error. */
 	int errors = fcntl(STDERR_FILENO, F_GETFD) < 0 ? DEV_NULL : STDERR_FILENO;
@@ -54,21 +55,21 @@ static void __attribute__((noreturn)) become(const struct launch *l)
 	sigprocmask(SIG_SETMASK, &none, NULL);
 	/* Neither the task's descriptors nor slurmstepd's are the launcher's. */
 	if (descriptors_become(list, sizeof(list) / sizeof(*list)))
-		refuse(l->socket, "can't start launcher", l->python);
+		refuse(l, l->socket, l->python);
 	/* Nobody waits for a container any more when all tasks are gone: SIGIO
 	 * ends the launcher then, even where it hangs in a dead server's file. */
 	if (fcntl(SOCKET_FD, F_SETOWN, getpid()) ||
 	    fcntl(SOCKET_FD, F_SETFL, fcntl(SOCKET_FD, F_GETFL) | O_ASYNC))
-		refuse(SOCKET_FD, "can't start launcher", l->python);
+		refuse(l, SOCKET_FD, l->python);
 	if (access(l->launcher, R_OK))
-		refuse(SOCKET_FD, "can't start launcher", l->launcher);
+		refuse(l, SOCKET_FD, l->launcher);
 	/* An interpreter that can't start says so in tens of lines; ch-join has
 	 * one for it. The launcher takes ERRORS_FD as its own when it runs. */
 	dup2(NULL_FD, STDERR_FILENO);
 	fcntl(NULL_FD, F_SETFD, FD_CLOEXEC);
 	execve(l->python, argv, envp);
 	dup2(ERRORS_FD, STDERR_FILENO);
-	refuse(SOCKET_FD, "can't start launcher", l->python);
+	refuse(l, SOCKET_FD, l->python);
 }
 
 /* Both are vforks: copying slurmstepd's page tables twice would take longer than

@@ -5,6 +5,7 @@
 
 struct launch {
 	const char *python, *launcher;
+	const char *node; /* for messages; NULL: not known */
 	int facts, socket;
 };
 int launch_start(const struct launch *l);

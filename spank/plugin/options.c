@@ -135,9 +135,9 @@ void submit_free(void)
 /* As Slurm's own options have it: each command has its own defaults. */
 static const char *prefix(void)
 {
-	if (!strcmp(program_invocation_short_name, "sbatch"))
+	if (!strcmp(submitter(), "sbatch"))
 		return SBATCH_PREFIX;
-	if (!strcmp(program_invocation_short_name, "salloc"))
+	if (!strcmp(submitter(), "salloc"))
 		return SALLOC_PREFIX;
 	return SRUN_PREFIX;
 }

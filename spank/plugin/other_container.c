@@ -38,7 +38,7 @@ static bool may_be_command(const char *word, bool script)
  * last `command_words` are the command's own, if they are known, else it is looked for. */
 static char *on_command_line(int command_words)
 {
-	bool script = !strcmp(program_invocation_short_name, "sbatch"), several = false;
+	bool script = !strcmp(submitter(), "sbatch"), several = false;
 	FILE *in = fopen("/proc/self/cmdline", "re");
 	char *word = NULL, *found = NULL;
 	size_t size = 0;
@@ -72,7 +72,7 @@ static const char *in_environment(void)
 					     "SLURM_CONTAINER_ID" };
 	static const char *const allocators[][2] = { { "SBATCH_CONTAINER", "SBATCH_CONTAINER_ID" },
 						     { "SALLOC_CONTAINER", "SALLOC_CONTAINER_ID" } };
-	const char *program = program_invocation_short_name;
+	const char *program = submitter();
 	const char *const *list = names;
 	size_t count = sizeof(names) / sizeof(names[0]);
 

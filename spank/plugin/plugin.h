@@ -17,6 +17,9 @@
 
 #include "../common/facts.h"
 
+/* submitter.c: "srun", "sbatch" or "salloc", whatever the program is called */
+const char *submitter(void);
+
 /* options.c: in srun, sbatch and salloc */
 int submit_register(spank_t sp);
 int submit_post_opt(int ac, char **av);

@@ -127,6 +127,8 @@ void check_request(const char *request, const char *image, bool plain, int ac, c
 	launcher = site_path("launcher", DEFAULT_LAUNCHER, ac, av);
 	if (python && launcher && !access(python, X_OK) && !access(launcher, R_OK)) {
 		out = step_facts(&facts, request, environ, ac, av);
+		if (out)
+			facts_record(out, FACT_COMMAND, submitter());
 		facts = out ? facts_close(facts, out) : -1;
 		if (facts >= 0) {
 			run_checker(python, launcher, facts);

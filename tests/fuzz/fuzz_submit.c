@@ -13,6 +13,7 @@ extern char **environ;
 
 #define exit fuzz_exit
 #include "../../spank/plugin/options.c"
+#include "../../spank/plugin/submitter.c"
 
 bool other_container(int command_words)
 {

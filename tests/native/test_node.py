@@ -253,9 +253,9 @@ def test_a_number_that_means_another_file_is_left_alone(fake: Fake, world_tmp: P
 @pytest.mark.parametrize("part", ["python", "launcher"])
 def test_a_launcher_that_cannot_start(fake: Fake, part: str) -> None:
     arguments = site("/bin/true", **{part: "/nonexistent"})
-    done = fake("remote", 3, 0, "/bin/true", FAKE_SITE=arguments, SLURM_CH_REQUEST="image=i\n")
+    done = fake("remote", 3, 0, "/bin/true", FAKE_SITE=arguments, SLURM_CH_REQUEST="image=i\n", SLURMD_NODENAME="n7")
     assert done.stdout == "task: 31\n" * 3
-    assert clean(done.stderr) == ["slurm-ch: error: can't start launcher: /nonexistent: No such file or directory"]
+    assert clean(done.stderr) == ["slurm-ch: n7: error: can't start launcher: /nonexistent: No such file or directory"]
 
 
 def test_no_ch_join(fake: Fake, world_tmp: Path) -> None:

@@ -67,6 +67,21 @@ def test_each_command_has_its_own_defaults(fake: Fake, name: str, prefix: str) -
     assert request(fake("submit", name=name, **env)) == [f"image={prefix}"]
 
 
+@pytest.mark.parametrize(
+    ("name", "prefix"), [("sbatch.real", "SBATCH"), ("submit", "SBATCH"), ("salloc-wrapped", "SALLOC")]
+)
+def test_a_command_under_another_name(fake: Fake, name: str, prefix: str) -> None:
+    env = {f"{each}_CH_IMAGE": each for each in ("SLURM", "SBATCH", "SALLOC")}
+    assert request(fake("submit", name=name, FAKE_CONTEXT="allocator", **env)) == [f"image={prefix}"]
+
+
+def test_the_checker_knows_a_command_under_another_name(fake: Fake, world_tmp: Path) -> None:
+    checker = write_script(world_tmp / "checker", "#!/bin/sh\necho 64 $(tr '\\0' '\\n' < /proc/self/fd/3 | grep ^cs)\n")
+    arguments = f"python={checker}\nlauncher=/etc/hostname"
+    done = fake("submit", "--ch-image=i", "--ch-cd=/", name="submit", FAKE_CONTEXT="allocator", FAKE_SITE=arguments)
+    assert (done.returncode, done.stderr) == (64, "csbatch\n")
+
+
 def test_no_image_means_no_request(fake: Fake) -> None:
     done = fake("submit", SLURM_CH_REQUEST="image=stale", SLURM_CH_PRIVATE_TMP="1")
     assert done.returncode == 0

@@ -111,7 +111,7 @@ def test_a_launcher_without_one_of_its_modules_says_so(tmp_path: Path, missing: 
     shutil.copytree(ROOT / "slurm_ch", tmp_path / "slurm_ch", ignore=shutil.ignore_patterns("__pycache__", missing))
     tasks, launcher = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     out = os.memfd_create("out")
-    words = ["/dev/null", str(launcher.fileno()), str(out)]
+    words = ["/dev/null", str(launcher.fileno()), str(out), "n7"]
     with tasks, launcher:
         done = subprocess.run(
             [agreement.DEFAULT_PYTHON, "-I", "-S", tmp_path / "slurm_ch/plugin/launch.py", *words],
@@ -122,4 +122,4 @@ def test_a_launcher_without_one_of_its_modules_says_so(tmp_path: Path, missing: 
     assert done.returncode == (agreement.EXIT_SETUP if ticket else 1)
     with open(out, closefd=True) as file:
         file.seek(0)
-        assert re.fullmatch(f"slurm-ch: error: can't load the launcher: .*{missing[:-3]}.*\n", file.read())
+        assert re.fullmatch(f"slurm-ch: n7: error: can't load the launcher: .*{missing[:-3]}.*\n", file.read())

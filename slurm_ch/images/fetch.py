@@ -87,10 +87,10 @@ class Skopeo:
     def _environment(self, reference: Reference) -> dict[str, str]:
         env = {name: self._env[name] for name in _KEPT if name in self._env}
         env.update(LC_ALL="C", TMPDIR=self._scratch)
-        # A database of which blobs are where: on NFS its lock has been seen to hang. The
-        # containers' storage is below the same directory, though.
+        # A database of which blobs are where: on NFS its lock has been seen to hang. Where no
+        # directory can be made, skopeo keeps it in memory. The containers' storage is there too, though.
         if reference.scheme != "containers-storage":
-            env["XDG_DATA_HOME"] = self._scratch
+            env["XDG_DATA_HOME"] = "/dev/null"
         elif "XDG_DATA_HOME" in self._env:
             env["XDG_DATA_HOME"] = self._env["XDG_DATA_HOME"]
         return env

@@ -15,13 +15,12 @@ import sys
 from typing import TYPE_CHECKING
 
 from .. import agreement, log
-from ..engine import accounts as passwd
+from ..engine import accounts, environment, namespaces, task_plan
 from ..engine import ch_join as handover
-from ..engine import environment, namespaces, task_plan
 from ..errors import ChError
-from ..slurm import commands as controller
+from ..slurm import commands
 from ..slurm import records as jobs
-from . import containers
+from . import running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +30,7 @@ INSIDE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "on_node.py")
 
 _MARK = "slurm_ch container "
 
-# How long one job's nodes may take to list their containers.
+# How long one job's nodes may take to list their running.
 LIST_SECONDS = 60
 SHELLS = ("/bin/bash", "/bin/sh")
 
@@ -45,7 +44,7 @@ _TASKS_OWN = ("PMI_", "PMIX_")
 
 def user_name() -> str:
     """Return the caller's name, as Slurm knows it."""
-    return passwd.user_name(os.geteuid())
+    return accounts.user_name(os.geteuid())
 
 
 def clean_environment(env: Mapping[str, str]) -> dict[str, str]:
@@ -78,15 +77,15 @@ def find(reference: str, node: str | None) -> tuple[jobs.Job, jobs.Step | None, 
     name, step_name = jobs.parse_reference(reference)
     user = user_name()
     try:
-        job = jobs.find_job(controller.running_jobs(user), name, user)
+        job = jobs.find_job(commands.running_jobs(user), name, user)
     except jobs.NoSuchJob:
-        raise ChError(controller.why_not(name, user)) from None
+        raise ChError(commands.why_not(name, user)) from None
     step = jobs.find_step(job, step_name) if step_name else None
-    nodes = controller.host_names(step.nodes if step else job.nodes)
+    nodes = commands.host_names(step.nodes if step else job.nodes)
     if node is None:
         # Most often one step runs beside the batch script, and is meant.
         numbered = [one for one in job.steps if one.id.isdigit()]
-        node = nodes[0] if step or not numbered else controller.host_names(numbered[0].nodes)[0]
+        node = nodes[0] if step or not numbered else commands.host_names(numbered[0].nodes)[0]
     elif node not in nodes:
         raise ChError(f"--node={node}: {reference} is on {step.nodes if step else job.nodes}")
     return job, step, node
@@ -112,7 +111,7 @@ def enter_here(job: int, label: str, step: str | None, argv: Sequence[str]) -> N
     """Become `argv`, or a shell, in the container of this node that is meant; ChError if there is none."""
     node = os.environ.get("SLURMD_NODENAME", "")
     what = f"{label}.{step}" if step else f"job {label}"
-    found = containers.find(job, step, node)
+    found = running.find(job, step, node)
     if not found:
         raise ChError(f"{what}: no container of yours runs here; see slurm-ch ps")
     if len({container.step for container in found}) > 1:
@@ -128,7 +127,7 @@ def enter_here(job: int, label: str, step: str | None, argv: Sequence[str]) -> N
     handover.become(ch_join, task_plan.encode(plan), argv or [_shell()], env, _change_to(directory))
 
 
-def _environment(container: containers.Container) -> tuple[dict[str, str], list[task_plan.Record]]:
+def _environment(container: running.Running) -> tuple[dict[str, str], list[task_plan.Record]]:
     """Return the task's environment, which has seen all rules; or our own, and the rules that there always are."""
     if "CH_RUNNING" in container.environment:
         env, plan = container.environment, []
@@ -165,7 +164,7 @@ def _change_to(directory: int | None) -> str:
 def list_here(job: int) -> Iterator[str]:
     """Yield a line for `list_job` for each of a job's containers on this node."""
     node = os.environ.get("SLURMD_NODENAME", "")
-    for one in containers.find(job, None, node):
+    for one in running.find(job, None, node):
         record = {"step": one.step, "node": node, "image": one.image, "tasks": one.tasks, "seconds": one.seconds}
         yield _MARK + json.dumps(record)
 
@@ -183,7 +182,7 @@ def list_job(job: jobs.Job) -> list[dict[str, object]]:
     except subprocess.TimeoutExpired:
         raise ChError(f"job {job.label}: no answer from {job.nodes} within {LIST_SECONDS} s") from None
     if done.returncode != 0:
-        raise ChError(f"job {job.label}: can't ask {job.nodes}: {controller.last_line(done)}")
+        raise ChError(f"job {job.label}: can't ask {job.nodes}: {commands.last_line(done)}")
     # What a TaskProlog prints arrives here too.
     records = [line.removeprefix(_MARK) for line in done.stdout.splitlines() if line.startswith(_MARK)]
     return [{"job": job.label, **json.loads(record)} for record in records]

@@ -14,8 +14,7 @@ from slurm_ch import log
 from slurm_ch.agreement import EXIT_SETUP
 from slurm_ch.attach import attach
 from slurm_ch.errors import ChError, describe
-from slurm_ch.slurm import commands as controller
-from slurm_ch.slurm import records as jobs
+from slurm_ch.slurm import commands, records
 
 COLUMNS = ("job", "step", "node", "image", "tasks", "age")
 
@@ -36,9 +35,9 @@ def ps(*, as_json: bool, verbose: int, names: Sequence[str]) -> None:
     """
     log.configure(level=verbose)
     user = attach.user_name()
-    running = controller.running_jobs(user)
+    running = commands.running_jobs(user)
     if names:
-        running = [jobs.find_job(running, name, user) for name in names]
+        running = [records.find_job(running, name, user) for name in names]
     running = [job for job in running if job.steps]
     rows: list[dict[str, object]] = []
     failed = False
@@ -55,7 +54,7 @@ def ps(*, as_json: bool, verbose: int, names: Sequence[str]) -> None:
         sys.exit(EXIT_SETUP)
 
 
-def _ask(job: jobs.Job) -> list[dict[str, object]] | ChError:
+def _ask(job: records.Job) -> list[dict[str, object]] | ChError:
     try:
         return attach.list_job(job)
     except ChError as error:
@@ -68,7 +67,7 @@ def _lines(rows: list[dict[str, object]], as_json: bool) -> list[str]:
     cells = [[name.upper() for name in COLUMNS]]
     # What runs in a container may have told any name for its image.
     cells += [
-        [*(log.printable(str(row[name])) for name in COLUMNS[:-1]), jobs.clock(int(str(row["seconds"])))]
+        [*(log.printable(str(row[name])) for name in COLUMNS[:-1]), records.clock(int(str(row["seconds"])))]
         for row in rows
     ]
     widths = [max(len(line[n]) for line in cells) for n in range(len(COLUMNS))]

@@ -8,7 +8,7 @@ import os
 import click
 
 from slurm_ch import __version__, log
-from slurm_ch.engine import ch_join as handover
+from slurm_ch.engine import ch_join
 from slurm_ch.errors import ChError, UsageError
 from slurm_ch.request import parsers, spec
 from slurm_ch.request.options import Setting
@@ -42,7 +42,7 @@ def _run(ctx: click.Context, /, words: tuple[str, ...], feature: str | None, tes
     wanted.like_ch_run = ctx.info_name == CH_RUN
     if not argv:
         raise click.UsageError("Missing argument 'CMD'.", ctx)
-    environment = handover.given_environment()
+    environment = ch_join.given_environment()
     if image is not None and ":" in image:
         from .pulling import locate
 

@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING
 
 from .. import agreement, errors
 from ..request import site
-from ..slurm import commands as controller
-from ..slurm import plugstack
-from . import as_user as trial
-from . import parts, trust
+from ..slurm import commands, plugstack
+from . import as_user, parts, trust
 from .findings import OK, PROBLEM, WARNING, Finding
 
 if TYPE_CHECKING:
@@ -186,7 +184,7 @@ def _check_plugin(entry: plugstack.Entry) -> Iterator[Finding]:
 def _slurm_release() -> tuple[int, ...] | None:
     for name in ("srun", "slurmd", "/usr/sbin/slurmd"):
         try:
-            found = controller.parse_version(controller.run([name, "-V"]).stdout)[:2]
+            found = commands.parse_version(commands.run([name, "-V"]).stdout)[:2]
         except errors.ChError:
             continue
         if found:
@@ -197,12 +195,12 @@ def _slurm_release() -> tuple[int, ...] | None:
 def check_cluster() -> Iterator[Finding]:
     """Ask the controller which nodes run another Slurm release than this one."""
     try:
-        done = controller.run(["sinfo", "--noheader", "--Node", "--format=%N %v"])
+        done = commands.run(["sinfo", "--noheader", "--Node", "--format=%N %v"])
     except errors.ChError as error:
         yield Finding(WARNING, "cluster", errors.describe(error), "put sinfo into PATH")
         return
     if done.returncode:
-        yield Finding(WARNING, "cluster", f"sinfo failed: {controller.last_line(done)}", "is slurmctld up?")
+        yield Finding(WARNING, "cluster", f"sinfo failed: {commands.last_line(done)}", "is slurmctld up?")
         return
     here = _slurm_release()
     if here is None:
@@ -210,7 +208,7 @@ def check_cluster() -> Iterator[Finding]:
         return
     nodes = dict(line.split(maxsplit=1) for line in done.stdout.splitlines() if " " in line)
     # A node that has never registered has no version.
-    versions = {name: controller.parse_version(text)[:2] for name, text in nodes.items()}
+    versions = {name: commands.parse_version(text)[:2] for name, text in nodes.items()}
     others = sorted(name for name, version in versions.items() if version and version != here)
     if others:
         shown = ", ".join(f"{name} ({nodes[name]})" for name in others[:5]) + (", ..." if len(others) > 5 else "")
@@ -224,7 +222,7 @@ def _check_python(python: str, launcher: str, user: pwd.struct_passwd) -> Iterat
     """Check the interpreter and the launcher, and that the launcher is compiled for that interpreter."""
     remedy = "install Python 3.9 or later there, or say python=PATH in plugstack.conf"
     try:
-        status, said = trial.in_child(lambda: trial.run([python, "-I", "-S", "-c", _NEEDED]), user)
+        status, said = as_user.in_child(lambda: as_user.run([python, "-I", "-S", "-c", _NEEDED]), user)
     except errors.ChError as error:
         yield Finding(PROBLEM, "python", errors.describe(error), remedy)
         return
@@ -245,7 +243,7 @@ def _check_launcher(python: str, launcher: str, tag: str, user: pwd.struct_passw
     remedy = "make install; every directory above it must be open to everybody"
     try:
         # Called by hand it only says so: all of its modules were found and loaded.
-        status, said = trial.in_child(lambda: trial.run([python, "-I", "-S", launcher]), user)
+        status, said = as_user.in_child(lambda: as_user.run([python, "-I", "-S", launcher]), user)
     except errors.ChError as error:
         yield Finding(PROBLEM, "launcher", errors.describe(error), remedy)
         return
@@ -292,7 +290,7 @@ def _check_program(name: str, path: str, remedy: str, user: pwd.struct_passwd) -
     """Check one of our programs that run with the container's root."""
     remedy += "; the file system must not be mounted noexec"
     try:
-        status, said = trial.in_child(lambda: trial.run([path]), user)
+        status, said = as_user.in_child(lambda: as_user.run([path]), user)
     except errors.ChError as error:
         yield Finding(PROBLEM, name, errors.describe(error), remedy)
         return

@@ -11,12 +11,12 @@ import sys
 
 sys.path.insert(0, __file__.rpartition("/slurm_ch/")[0])
 
-from slurm_ch.doctor import as_user as trial
+from slurm_ch.doctor import as_user
 from slurm_ch.errors import describe, exit_code
 
 if __name__ == "__main__":
     try:
-        trial.containerize(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None)
+        as_user.containerize(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None)
     except Exception as error:
         print(describe(error))
         sys.exit(exit_code(error))

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 
 from .. import agreement, errors, paths
 from ..engine import squashfs
-from . import as_user as trial
-from . import installation
+from . import as_user, installation
 from .findings import OK, PROBLEM, WARNING, Finding
 
 if TYPE_CHECKING:
@@ -123,7 +122,7 @@ def check_server(user: pwd.struct_passwd, path: str | None) -> Iterator[Finding]
     what = "ch-squashfuse_ll"
     server = path or squashfs.SERVER
     try:
-        _, said = trial.in_child(lambda: trial.run([server, "--help"]), user)
+        _, said = as_user.in_child(lambda: as_user.run([server, "--help"]), user)
     except errors.ChError as error:
         yield Finding(PROBLEM, what, errors.describe(error), "make install, or say squashfuse=PATH in plugstack.conf")
         return
@@ -145,7 +144,7 @@ def check_trials(user: pwd.struct_passwd, python: str, squashfuse: str | None) -
     for kind, what, remedy in _TRIALS:
         words = [python, "-I", "-S", _ATTEMPT, kind, *([squashfuse] if squashfuse else [])]
         try:
-            status, said = trial.in_child(lambda words=words: trial.run(words), user)  # type: ignore[misc]
+            status, said = as_user.in_child(lambda words=words: as_user.run(words), user)  # type: ignore[misc]
             failed = (said.strip().splitlines()[-1:] or [f"status {status}"])[0] if status else ""
         except errors.ChError as error:
             failed = errors.describe(error)

@@ -44,7 +44,7 @@ class Build:
         self.relay_fd = -1  # where Slurm's commands are called from inside
 
 
-class Extra:
+class MoreActions:
     """Actions that an option adds to a plan, by where in it they belong."""
 
     __slots__ = ("before_binds", "in_tree", "inside")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 MERGE_POINT = "/mnt"
 
 
-class Bind(Action):
+class BindMount(Action):
     """Bind a file or directory of the host, recursively, at a place in the new root."""
 
     __slots__ = (
@@ -166,7 +166,7 @@ class Bind(Action):
         try:
             os.close(places.look_up(build, point, True))
         except FileNotFoundError:
-            Bind(parent, point, dst_create=True, follow=True, label=self.label).apply(build)
+            BindMount(parent, point, dst_create=True, follow=True, label=self.label).apply(build)
         try:
             directory = places.create_parents(build, os.path.dirname(self.dst), self.follow)
         except OSError as error:

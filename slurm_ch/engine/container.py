@@ -13,13 +13,10 @@ import os
 from .. import log
 from ..errors import ChError, UsageError
 from ..request.spec import Bind as BindSpec
-from . import accounts as passwd
-from . import binds as mounts
-from . import image, task_plan
-from . import root as tree
-from .action import Action, Build, Extra, Hooks, RunHooks
+from . import accounts, binds, image, root, task_plan
+from .action import Action, Build, Hooks, MoreActions, RunHooks
 from .environment import Environment
-from .namespaces import Nest, OneNest
+from .namespaces import ForbidNesting, NewNamespaces
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -95,40 +92,40 @@ class Container:
         extra = self._device_actions()
         actions = self._tree(extra)
         return (
-            Nest((self.caller.uid, self.caller.gid), (0, 0)),
+            NewNamespaces((self.caller.uid, self.caller.gid), (0, 0)),
             # The host as image is no place of its own: what works outside works there.
-            *([] if self.spec.userns or self.image.kind == image.HOST else [OneNest()]),
+            *([] if self.spec.userns or self.image.kind == image.HOST else [ForbidNesting()]),
             self._image_action(),
-            tree.OpenSources([action for action in actions if isinstance(action, mounts.Bind)]),
-            tree.Stage(self.image.reference),
+            root.OpenSources([action for action in actions if isinstance(action, binds.BindMount)]),
+            root.Stage(self.image.reference),
             *actions,
             RunHooks(self, self.hooks_host),
-            *([] if self.spec.write or self.spec.write_fake else [tree.ReadOnlyCovers()]),
-            tree.Pivot(),
-            Nest((0, 0), (self.uid, self.gid), last=True),
+            *([] if self.spec.write or self.spec.write_fake else [root.ReadOnlyCovers()]),
+            root.Pivot(),
+            NewNamespaces((0, 0), (self.uid, self.gid), last=True),
             *extra.inside,
             RunHooks(self, self.hooks_guest),
         )
 
-    def _device_actions(self) -> Extra:
+    def _device_actions(self) -> MoreActions:
         if self.injection is None:
-            return Extra()
-        from . import device_edits as inject
+            return MoreActions()
+        from . import device_edits
 
-        return inject.actions(self.injection, os.getgroups())
+        return device_edits.actions(self.injection, os.getgroups())
 
-    def _tree(self, extra: Extra) -> list[Action]:
+    def _tree(self, extra: MoreActions) -> list[Action]:
         """Return what is done to the new root."""
         spec = self.spec
         actions: list[Action] = []
         if not spec.write:
-            actions.append(tree.ReadOnlyRoot())
+            actions.append(root.ReadOnlyRoot())
         if spec.write_fake is not None:
-            actions.append(tree.WriteFake(spec.write_fake, spec.write_fake_label()))
+            actions.append(root.WriteFake(spec.write_fake, spec.write_fake_label()))
         actions += extra.before_binds
         if self.image.kind == image.HOST:
             # All that is bound by default is there already.
-            actions += [tree.PrivateTmp()] if spec.private_tmp else []
+            actions += [root.PrivateTmp()] if spec.private_tmp else []
         else:
             actions += self._default_binds()
             actions += self._passwd() if spec.passwd else []
@@ -140,7 +137,7 @@ class Container:
         actions += extra.in_tree
         actions += [self._user_bind(bind) for bind in spec.binds]
         if self.caller.script:
-            actions.append(tree.ShowScript(self.caller.script))
+            actions.append(root.ShowScript(self.caller.script))
         actions.append(Environment(spec, self.caller, self.injection))
         # A writeable image's directories stay as they are, unless asked for.
         if spec.relay or (spec.relay is None and self.caller.script and not spec.write and spec.relay_commands):
@@ -151,9 +148,9 @@ class Container:
         from . import pmix
 
         env, munge = self.caller.environment, bool(self.spec.relay)
-        actions: list[Action] = [pmix.Show(path) for path in pmix.directories(env, munge)]
+        actions: list[Action] = [pmix.BindDirectory(path) for path in pmix.directories(env, munge)]
         if pmix.needs_munge(env) and not munge and not any(bind.dst == pmix.MUNGE for bind in self.spec.binds):
-            actions.append(pmix.SayMunge())
+            actions.append(pmix.ReportMunge())
         return actions
 
     def _relay(self) -> Action:
@@ -172,8 +169,8 @@ class Container:
     def _passwd(self) -> list[Action]:
         uid, gid = self.uid, self.gid
         return [
-            tree.Write("/etc/passwd", passwd.passwd_text(uid, gid)),
-            tree.Write("/etc/group", passwd.group_text(gid)),
+            root.Write("/etc/passwd", accounts.passwd_text(uid, gid)),
+            root.Write("/etc/group", accounts.group_text(gid)),
         ]
 
     def _image_action(self) -> Action:
@@ -183,41 +180,41 @@ class Container:
             return squashfs.ServeSquashFS(
                 self.image.path, self.image.path, self.squashfuse, self.spec.fuse_single, self.spec.image_timeout
             )
-        return tree.OpenDirectory(self.image.path)
+        return root.OpenDirectory(self.image.path)
 
     def _default_binds(self) -> list[Action]:
         # Who makes a user namespace writes its maps in /proc, and may need a fresh one, which the kernel
         # refuses to all who see only a read-only one.
         required = [
-            mounts.Bind(path, path, readonly=path != "/proc" or not self.spec.userns, dst_create=True, follow=True)
+            binds.BindMount(path, path, readonly=path != "/proc" or not self.spec.userns, dst_create=True, follow=True)
             for path in REQUIRED_BINDS
         ]
         names = [
-            mounts.Bind(path, path, src_optional=True, dst_create=True, readonly=True, follow=True)
+            binds.BindMount(path, path, src_optional=True, dst_create=True, readonly=True, follow=True)
             for path in NAME_SERVICE_BINDS
         ]
         optional = [
-            mounts.Bind(path, path, src_optional=True, dst_optional=True, readonly=True, follow=True)
+            binds.BindMount(path, path, src_optional=True, dst_optional=True, readonly=True, follow=True)
             for path in OPTIONAL_BINDS
         ]
         return [*required, *names, *optional]
 
     def _tmp(self) -> Action:
         if self.spec.private_tmp:
-            return tree.PrivateTmp()
-        return mounts.Bind(self.caller.environment.get("TMPDIR") or "/tmp", "/tmp", dst_create=True, follow=True)
+            return root.PrivateTmp()
+        return binds.BindMount(self.caller.environment.get("TMPDIR") or "/tmp", "/tmp", dst_create=True, follow=True)
 
     def _home(self) -> Action:
         home, label = self.caller.environment.get("HOME"), self.spec.label("home")
         if not home:
             raise UsageError(f"{label}: HOME is not set")
-        return mounts.Bind(home, self.caller.home_directory(), dst_create=True, label=label)
+        return binds.BindMount(home, self.caller.home_directory(), dst_create=True, label=label)
 
     def _user_bind(self, bind: BindSpec) -> Action:
         source, spec = self.caller.path(bind.src), self.spec
         # Nothing can be laid over the host's own directories.
         create = spec.write or self.image.kind != image.HOST
-        return mounts.Bind(source, bind.dst, dst_create=create, cover=not spec.write, label=bind.label)
+        return binds.BindMount(source, bind.dst, dst_create=create, cover=not spec.write, label=bind.label)
 
 
 def check_image(spec: Spec, found: image.Image, storage: str | None) -> None:
@@ -236,10 +233,10 @@ def find_devices(spec: Spec, caller: Caller) -> Injection | None:
     """Return what the devices asked for amount to; loads what it needs only if there are any."""
     if not spec.devices:
         return None
-    from ..devices import library as devices
+    from ..devices import library
 
-    places = devices.directories(spec.cdi_dirs, caller.environment)
-    return devices.find(spec.devices, places, caller.cwd, caller.environment)
+    places = library.directories(spec.cdi_dirs, caller.environment)
+    return library.find(spec.devices, places, caller.cwd, caller.environment)
 
 
 def containerize(container: Container) -> Build:

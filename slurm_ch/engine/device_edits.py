@@ -15,9 +15,8 @@ import stat
 
 from .. import linux, log
 from ..errors import ChError, describe
-from . import binds as mounts
-from . import ch_join, places, task_plan
-from .action import Action, Build, Extra
+from . import binds, ch_join, places, task_plan
+from .action import Action, Build, MoreActions
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,14 +48,14 @@ _CUDA_COMPAT = "/usr/local/cuda/compat"
 _PATIENCE_SECONDS = 60
 
 
-def actions(injection: Injection, groups: Iterable[int]) -> Extra:
+def actions(injection: Injection, groups: Iterable[int]) -> MoreActions:
     """Return what `injection` adds to a plan; `groups` are the user's own."""
-    extra = Extra()
-    extra.before_binds += [Say(text) for text in injection.remarks]
-    extra.before_binds += [Say(text, quiet=True) for text in injection.notes]
+    extra = MoreActions()
+    extra.before_binds += [Report(text) for text in injection.remarks]
+    extra.before_binds += [Report(text, quiet=True) for text in injection.notes]
     for gid in sorted(set(injection.gids) - set(groups)):
         extra.before_binds.append(
-            Say(f"{injection.gids[gid]}: you are not in group {gid}, and nobody can be added here")
+            Report(f"{injection.gids[gid]}: you are not in group {gid}, and nobody can be added here")
         )
     for path, node in injection.nodes.items():
         if os.path.normpath(node.source) != path:
@@ -73,10 +72,10 @@ def actions(injection: Injection, groups: Iterable[int]) -> Extra:
     return extra
 
 
-def _node_bind(node: Node, path: str) -> mounts.Bind:
+def _node_bind(node: Node, path: str) -> binds.BindMount:
     # Nothing can be made in /dev, which is the host's. What is missing is said when the node is checked.
     in_dev = path.startswith("/dev/")
-    return mounts.Bind(
+    return binds.BindMount(
         node.source, path, src_optional=True, dst_optional=in_dev, dst_create=not in_dev, follow=True, label=node.where
     )
 
@@ -90,12 +89,12 @@ def _binds(injection: Injection) -> list[Action]:
         for option in mount.options:
             attributes |= _ATTRIBUTES.get(option, 0)
         found.append(
-            mounts.Bind(mount.source, path, dst_create=True, attributes=attributes, follow=True, label=mount.where)
+            binds.BindMount(mount.source, path, dst_create=True, attributes=attributes, follow=True, label=mount.where)
         )
     return found
 
 
-class Say(Action):
+class Report(Action):
     """Tell the user what is not done for a device, once a container."""
 
     __slots__ = ("quiet", "text")

@@ -23,7 +23,7 @@ _HINT = (
 )
 
 
-class Nest(Action):
+class NewNamespaces(Action):
     """Enter a new user and a new mount namespace, with one id mapped each.
 
     The `last` ones are those of the commands, who may come in from then on. Root among them has a say over
@@ -62,7 +62,7 @@ class Nest(Action):
             build.proc_fd = -1
 
 
-class OneNest(Action):
+class ForbidNesting(Action):
     """Allow one more user namespace below this one: the commands'; none below that."""
 
     __slots__ = ()

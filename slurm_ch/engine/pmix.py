@@ -12,8 +12,7 @@ import os
 
 from .. import log
 from ..errors import ChError, describe
-from . import binds as mounts
-from . import places
+from . import binds, places
 from .action import Action, Build
 
 TYPE_CHECKING = False
@@ -63,7 +62,7 @@ def _session(env: Mapping[str, str]) -> str:
     return "{}/spmix_appdir_{}_{}.{}".format(base, *names) if None not in names else ""
 
 
-class SayMunge(Action):
+class ReportMunge(Action):
     """Tell the user why PMIx won't work, and what would let it."""
 
     __slots__ = ()
@@ -79,7 +78,7 @@ class SayMunge(Action):
         )
 
 
-class Show(mounts.Bind):
+class BindDirectory(binds.BindMount):
     """Bind a directory of PMIx's where it is on the host, unless it is there anyway."""
 
     __slots__ = ()

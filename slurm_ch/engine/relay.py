@@ -79,7 +79,7 @@ class Offer(Action):
         try:
             if not places:
                 raise ChError(f"the image has none of {', '.join(PLACES)}")
-            listener = self._furnish()
+            listener = self._provide()
             for path, directory in places:
                 self._settle(build, path, directory)
             build.relay_fd = listener.detach()
@@ -118,7 +118,7 @@ class Offer(Action):
                 os.close(directory)
         return found if chosen else []
 
-    def _furnish(self) -> _socket.socket:
+    def _provide(self) -> _socket.socket:
         """Make, in the staging tmpfs, what is to be mounted; return the listening socket."""
         os.mkdir("relay", 0o700)
         os.mkdir(_ROOM, 0o700)

@@ -47,7 +47,7 @@ class OpenSources(Action):
 
     __slots__ = ("binds",)
 
-    def __init__(self, binds: Sequence[mounts.Bind]) -> None:
+    def __init__(self, binds: Sequence[mounts.BindMount]) -> None:
         self.binds = binds
 
     def describe(self) -> str:
@@ -192,7 +192,7 @@ class Write(Action):
         os.write(fd, self.text.encode("utf-8", "surrogateescape"))
         os.close(fd)
         # Never unlinked: a mount of what has no name can't be moved again.
-        mounts.Bind(name, self.path, dst_create=True, follow=True).apply(build)
+        mounts.BindMount(name, self.path, dst_create=True, follow=True).apply(build)
 
 
 class PrivateTmp(Action):
@@ -238,7 +238,7 @@ class ShowScript(Action):
             os.close(fd)
             if (seen.st_dev, seen.st_ino) == (script.st_dev, script.st_ino):
                 return
-        mounts.Bind(self.path, self.path, dst_create=True, follow=True, label="batch script").apply(build)
+        mounts.BindMount(self.path, self.path, dst_create=True, follow=True, label="batch script").apply(build)
 
 
 class Pivot(Action):

@@ -72,7 +72,7 @@ def read_facts(fd: int) -> Facts:
 def asked_for(facts: Facts) -> tuple[site.Site, spec.Spec]:
     """Return what the site says, and what site and user together ask for; UsageError if it is wrong."""
     ours = site.parse(facts.site)
-    return ours, site.meet(ours, parsers.parse_request(facts.request))
+    return ours, site.combine(ours, parsers.parse_request(facts.request))
 
 
 def task_count(facts: Facts) -> int:
@@ -82,7 +82,7 @@ def task_count(facts: Facts) -> int:
     return 1 if facts.script is not None else step.local_task_count(facts.environment)
 
 
-def launch(facts: Facts, office: tickets.Office) -> None:
+def launch(facts: Facts, office: tickets.TaskSocket) -> None:
     """Make the step's container on this node and hand out the ticket."""
     env = facts.environment
     here, wanted = asked_for(facts)
@@ -116,7 +116,7 @@ def main(argv: Sequence[str]) -> int:
     except (ValueError, OSError):
         log.error("the launcher is started by Slurm's plugin, not by hand")
         return EXIT_USAGE
-    office = tickets.Office(socket_fd)
+    office = tickets.TaskSocket(socket_fd)
     try:
         facts = read_facts(facts_fd)
         launch(facts, office)
@@ -128,7 +128,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _refuse(office: tickets.Office, code: int) -> None:
+def _refuse(office: tickets.TaskSocket, code: int) -> None:
     try:
         office.refuse(code or EXIT_SETUP)
     except ChError as error:

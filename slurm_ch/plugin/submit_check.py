@@ -32,9 +32,9 @@ def check(facts: launcher.Facts, command: Sequence[str]) -> None:
     _, wanted = launcher.asked_for(facts)
     _refuse_two_images(command)
     if wanted.devices:
-        from ..devices import library as devices
+        from ..devices import library
 
-        devices.check_files(wanted.devices)
+        library.check_files(wanted.devices)
     if not wanted.image.startswith("/") and _starts_elsewhere(command, facts.environment):
         return
     caller = Caller(facts.environment)

@@ -18,7 +18,7 @@ from ..errors import ChError
 MAGIC = agreement.TICKET_MAGIC.encode()
 
 
-class Office:
+class TaskSocket:
     """The writing end of the tasks' socket."""
 
     __slots__ = ("_fd",)

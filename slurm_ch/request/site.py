@@ -149,7 +149,7 @@ def _without_contradictions(defaults: list[Setting], request: Sequence[Setting])
     return [setting for setting in defaults if setting.name not in gone]
 
 
-def meet(site: Site, request: Sequence[Setting]) -> spec.Spec:
+def combine(site: Site, request: Sequence[Setting]) -> spec.Spec:
     """Return the Spec that site and user make together.
 
     The user's word replaces the site's default of the same option; the site's

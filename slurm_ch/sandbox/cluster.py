@@ -24,8 +24,7 @@ from types import TracebackType
 from typing import Any
 
 from slurm_ch import agreement, paths
-from slurm_ch.sandbox import config
-from slurm_ch.sandbox import machine as host
+from slurm_ch.sandbox import config, machine
 from slurm_ch.sandbox.machine import ClusterError
 from slurm_ch.slurm.commands import parse_version
 
@@ -107,7 +106,7 @@ class Cluster:
         """Start all daemons and return when every node is idle; leaves nothing on failure."""
         if os.geteuid() != 0:
             raise ClusterError("must be root to start a cluster")
-        daemons = {name: host.program(name) for name in ("munged", "slurmctld", "slurmd", "sinfo")}
+        daemons = {name: machine.program(name) for name in ("munged", "slurmctld", "slurmd", "sinfo")}
         said = subprocess.run([daemons["slurmctld"], "-V"], check=False, capture_output=True, text=True)
         self.version = parse_version(said.stdout)
         for attempt in range(1, ATTEMPTS + 1):
@@ -151,7 +150,7 @@ class Cluster:
 
     def environ(self, user: str) -> dict[str, str]:
         """Return the environment of `user`, with SLURM_CONF set and little of the caller's (`host.environ_of`)."""
-        return {**host.environ_of(user), "SLURM_CONF": self.conf}
+        return {**machine.environ_of(user), "SLURM_CONF": self.conf}
 
     def popen(self, argv: Sequence[str], *, user: str, **kw: Any) -> subprocess.Popen[Any]:
         """Start `argv` as `user` with all their groups, in `/`; `kw` as for subprocess.Popen.
@@ -161,7 +160,7 @@ class Cluster:
 
         What still runs when the cluster stops and its jobs are gone, gets SIGTERM, then SIGKILL.
         """
-        entry = host.user_entry(user)
+        entry = machine.user_entry(user)
         settings: dict[str, Any] = {
             "user": entry.pw_uid,
             "group": entry.pw_gid,
@@ -215,8 +214,8 @@ class Cluster:
         """
         try:
             said = subprocess.run(
-                [host.program("sinfo"), "--noheader", "--Node", "--format=%N %T"],
-                env={"PATH": host.search_path(), "SLURM_CONF": self.conf},
+                [machine.program("sinfo"), "--noheader", "--Node", "--format=%N %T"],
+                env={"PATH": machine.search_path(), "SLURM_CONF": self.conf},
                 check=False,
                 capture_output=True,
                 text=True,
@@ -249,13 +248,13 @@ class Cluster:
             os.mkdir(self._path(name))
             os.chmod(self._path(name), 0o700 if name in secret else 0o755)
         self._write("key/munge.key", os.urandom(128), 0o400)
-        self._port = host.free_ports(nodes + 1)
+        self._port = machine.free_ports(nodes + 1)
         text = config.slurm_conf(
             directory=self.directory,
             port=self._port,
             nodes=nodes,
             cpus=self.cpus,
-            memory=host.memory_mib(),
+            memory=machine.memory_mib(),
             node_extra=self.node_conf,
             extra=self.slurm_conf_extra,
         )
@@ -278,7 +277,7 @@ class Cluster:
             stdout=subprocess.PIPE,
             bufsize=0,
             cwd="/",
-            env={"PATH": host.search_path(), "SLURM_CONF": self.conf},
+            env={"PATH": machine.search_path(), "SLURM_CONF": self.conf},
             start_new_session=True,
             umask=0o022,
         )
@@ -300,7 +299,7 @@ class Cluster:
         )
         self._wait("munged", lambda: os.path.exists(self._path("munge/socket")))
         self._daemon("slurmctld", [program["slurmctld"], "-D", "-f", self.conf])
-        self._wait("slurmctld", lambda: self._port in host.listening())
+        self._wait("slurmctld", lambda: self._port in machine.listening())
         for name in self.node_names:
             conf = self._path(f"slurm.{name}.conf") if name in self.plugstack_of else self.conf
             self._daemon(name, [program["slurmd"], "-D", "-f", conf, "-N", name])
@@ -310,7 +309,7 @@ class Cluster:
         if self.only_user is not None:
             # Without the socket nobody has credentials. Its directory stays root's: who
             # owns that could put a munged of their own there.
-            os.chown(self._path("munge/socket"), host.user_entry(self.only_user).pw_uid, -1)
+            os.chown(self._path("munge/socket"), machine.user_entry(self.only_user).pw_uid, -1)
             os.chmod(self._path("munge/socket"), 0o600)
         for name, text in self._confs.items():
             self._write(f"{name}.new", text.encode())

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from pytest_mock import MockerFixture
 
-from slurm_ch.attach import containers
+from slurm_ch.attach import running as containers
 from slurm_ch.errors import ChError
 from slurm_ch.sandbox.cluster import Cluster
 

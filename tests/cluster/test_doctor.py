@@ -156,7 +156,7 @@ def test_who_can_not_try(look: Doctor, words: str) -> None:
 def test_releases_in_the_cluster(mocker: MockerFixture, said: str, status: int, grade: str, text: str) -> None:
     answers = {"sinfo": subprocess.CompletedProcess([], status, said, "no controller\n" if status else "")}
     srun = subprocess.CompletedProcess([], 0, "slurm-wlm 22.05.8\n", "")
-    mocker.patch.object(installation.controller, "run", side_effect=lambda argv: answers.get(argv[0], srun))
+    mocker.patch.object(installation.commands, "run", side_effect=lambda argv: answers.get(argv[0], srun))
     (found,) = installation.check_cluster()
     assert (found.grade, found.text) == (grade, text)
 
@@ -167,7 +167,7 @@ def test_releases_in_the_cluster_where_this_nodes_is_unknown(mocker: MockerFixtu
             return subprocess.CompletedProcess(argv, 0, "n1 22.05.8\n", "")
         raise ChError(f"can't run {argv[0]}")
 
-    mocker.patch.object(installation.controller, "run", side_effect=run)
+    mocker.patch.object(installation.commands, "run", side_effect=run)
     (found,) = installation.check_cluster()
     assert (found.grade, found.text) == (WARNING, "can't find out what Slurm this node runs")
 

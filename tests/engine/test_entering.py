@@ -99,7 +99,7 @@ def by_pid(installation: Installation, holder: int, stderr: int) -> subprocess.P
 def by_ticket(installation: Installation, holder: int, stderr: int) -> subprocess.Popen[bytes]:
     fds = [os.open(f"/proc/{holder}/ns/{kind}", os.O_RDONLY) for kind in ("user", "mnt")]
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    office = tickets.Office(ours.detach())
+    office = tickets.TaskSocket(ours.detach())
     plan = task_plan.plan_file(task_plan.encode([]))
     office.issue(*fds, plan)
     office.close()

@@ -27,7 +27,7 @@ box.hooks_guest.add("say", say, "guest")
 box.hooks_all.add("say", say, "all")
 for word in words:
     src, dst = word.split(":")
-    bind = mounts.Bind(src, dst, dst_create=True, dst_merge=True)
+    bind = mounts.BindMount(src, dst, dst_create=True, dst_merge=True)
     box.hooks_host.add(word, lambda c, b: b.apply(c.build), bind)
 try:
     engine.containerize(box)

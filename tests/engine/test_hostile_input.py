@@ -209,7 +209,7 @@ def test_nobody_traces_a_process_on_its_way_in(image_sqfs: Path, user: str) -> N
     )  # type: ignore[call-overload]
     fds = [os.open(f"/proc/{holder.pid}/ns/{kind}", os.O_RDONLY) for kind in ("user", "mnt")]
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    office = tickets.Office(ours.detach())
+    office = tickets.TaskSocket(ours.detach())
     office.issue(*fds, task_plan.plan_file(task_plan.encode([])))
     variable = {"PATH": "/bin", "SLURM_CH_JOIN": str(theirs.fileno())}
     through = subprocess.run(

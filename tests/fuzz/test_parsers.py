@@ -66,7 +66,7 @@ def test_site_and_request(arguments: list[str], lines: list[str]) -> None:
     try:
         here = site.parse(arguments)
         asked = parsers.parse_request("\n".join(["image=/i", *lines]))
-        wanted = site.meet(here, asked)
+        wanted = site.combine(here, asked)
     except ChError as error:
         one_line(error)
         return

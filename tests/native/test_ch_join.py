@@ -259,13 +259,13 @@ def sockets_closed() -> Iterator[None]:
 
 
 def issue(launcher_end: socket.socket, namespaces: Sequence[int], plan: bytes = HEADER) -> None:
-    office = tickets.Office(launcher_end.detach())
+    office = tickets.TaskSocket(launcher_end.detach())
     office.issue(namespaces[0], namespaces[1], task_plan.plan_file(plan))
     office.close()
 
 
 def refuse(launcher_end: socket.socket, code: int) -> None:
-    office = tickets.Office(launcher_end.detach())
+    office = tickets.TaskSocket(launcher_end.detach())
     office.refuse(code)
     office.close()
 

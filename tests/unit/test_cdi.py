@@ -524,14 +524,16 @@ def test_device_option() -> None:
 
 def test_devices_as_the_sites_default() -> None:
     here = site.parse(["default=device=v.com/c", "default=cdi-dirs=/opt/cdi", "forbid=write"])
-    met = site.meet(here, parsers.parse_request("image=i\n"))
+    met = site.combine(here, parsers.parse_request("image=i\n"))
     assert (met.devices, met.cdi_dirs) == ([("v.com/c", "plugstack.conf: default=device")], "/opt/cdi")
-    assert [text for text, _ in site.meet(here, parsers.parse_request("image=i\ndevice=v.com/d\n")).devices] == [
+    assert [text for text, _ in site.combine(here, parsers.parse_request("image=i\ndevice=v.com/d\n")).devices] == [
         "v.com/d"
     ]
-    assert site.meet(site.parse(["default=device=all"]), parsers.parse_request("image=i\ndevice=none\nwrite=1\n")).write
+    assert site.combine(
+        site.parse(["default=device=all"]), parsers.parse_request("image=i\ndevice=none\nwrite=1\n")
+    ).write
     with pytest.raises(UsageError, match="not allowed at this site"):
-        site.meet(site.parse(["forbid=device"]), parsers.parse_request("image=i\ndevice=v.com/d\n"))
+        site.combine(site.parse(["forbid=device"]), parsers.parse_request("image=i\ndevice=v.com/d\n"))
 
 
 @pytest.mark.parametrize(

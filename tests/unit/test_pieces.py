@@ -199,7 +199,7 @@ def test_duplicate_hooks() -> None:
 @pytest.mark.row("B1")
 def test_b1_binds_that_make_no_sense(src: str, dst: str, flags: dict[str, bool], message: str) -> None:
     with pytest.raises(ChError, match=message):
-        mounts.Bind(src, dst, **flags)  # type: ignore[arg-type]
+        mounts.BindMount(src, dst, **flags)  # type: ignore[arg-type]
 
 
 def test_bare_set_env_never_reads_the_hosts(mocker: MockerFixture) -> None:
@@ -240,7 +240,7 @@ def test_no_user_namespaces_gets_a_hint(mocker: MockerFixture) -> None:
     with pytest.raises(
         ChError, match=r"can't create user and mount namespaces \(are unprivileged user namespaces allowed"
     ):
-        namespaces.Nest((1, 1), (0, 0)).apply(container.Build())
+        namespaces.NewNamespaces((1, 1), (0, 0)).apply(container.Build())
 
 
 def test_openat2_is_tried_again_when_somebody_renames(tmp_path: Path, mocker: MockerFixture) -> None:

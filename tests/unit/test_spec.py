@@ -192,7 +192,7 @@ def test_site_and_user_meet() -> None:
             "forbid=write,uid",
         ]
     )
-    met = site.meet(here, parsers.parse_request("image=i\nbind=/mine\n"))
+    met = site.combine(here, parsers.parse_request("image=i\nbind=/mine\n"))
     assert met.image == "i"
     assert [bind.src for bind in met.binds] == ["/s1", "/s2", "/s3", "/mine"]
     assert (met.private_tmp, met.env_rules, met.verbosity, met.storage) == (
@@ -203,10 +203,10 @@ def test_site_and_user_meet() -> None:
     )
     assert (here.squashfuse, met.image_timeout) == ("/opt/sq", 30)
     # The user's word replaces the site's default, and the site's place for images.
-    met = site.meet(here, parsers.parse_request("image=i\nprivate-tmp=no\nset-env=B=2\nstorage=/my"))
+    met = site.combine(here, parsers.parse_request("image=i\nprivate-tmp=no\nset-env=B=2\nstorage=/my"))
     assert (met.private_tmp, met.env_rules, met.storage) == (False, [("set", "B=2")], "/my")
     with pytest.raises(UsageError, match="--ch-uid=0: not allowed at this site"):
-        site.meet(here, parsers.parse_request("image=i\nuid=0"))
+        site.combine(here, parsers.parse_request("image=i\nuid=0"))
 
 
 @pytest.mark.parametrize(
@@ -226,20 +226,20 @@ def test_site_and_user_meet() -> None:
 def test_a_sites_default_gives_way_to_what_contradicts_it(
     default: str, request_: str, write: bool, fake: str | None
 ) -> None:
-    met = site.meet(site.parse([f"default={default}"]), parsers.parse_request(f"image=i\n{request_}\n"))
+    met = site.combine(site.parse([f"default={default}"]), parsers.parse_request(f"image=i\n{request_}\n"))
     assert (met.write, met.write_fake) == (write, fake)
 
 
 def test_a_sites_default_device_does_not_vanish() -> None:
     here = site.parse(["default=device=a.b/c=d"])
     with pytest.raises(UsageError, match="--ch-write=yes: contradicts plugstack.conf: default=device"):
-        site.meet(here, parsers.parse_request("image=i\nwrite=yes\n"))
+        site.combine(here, parsers.parse_request("image=i\nwrite=yes\n"))
 
 
 def test_a_sites_default_may_be_bare() -> None:
     bare = [option.name for option in options.OPTIONS if option.where & options.PLUGIN and option.bare is not None]
     assert {"set-env", "set-env0", "write-fake", "verbose", "home"} <= set(bare)
-    met = site.meet(
+    met = site.combine(
         site.parse([f"default={name}" for name in bare if name != "write"]), parsers.parse_request("image=i\n")
     )
     assert ("file", "/ch/environment") in met.env_rules
@@ -283,7 +283,7 @@ def test_nothing_a_user_can_write_makes_another_error(pairs: list[tuple[str, str
 @given(st.text(max_size=200))
 def test_request_of_any_text(text: str) -> None:
     try:
-        site.meet(site.Site(), parsers.parse_request(text))
+        site.combine(site.Site(), parsers.parse_request(text))
     except UsageError:
         pass
 

@@ -14,7 +14,7 @@ import re
 
 from ..engine import namespaces
 from ..errors import ChError
-from ..slurm import commands as controller
+from ..slurm import commands
 
 _OWN_STEP = ("SLURM_JOB_ID", "SLURM_STEP_ID")
 _FUSE_ROOT = re.compile(r" / / \S+ .*- fuse\.slurm_ch (\S+) ", re.ASCII)
@@ -31,7 +31,7 @@ class Listed:
         self.local_id = local_id
 
 
-class Container:
+class Running:
     """A container of a step: held by its first task, or else by its first process."""
 
     __slots__ = ("environment", "image", "pid", "proc_fd", "seconds", "step", "tasks")
@@ -70,16 +70,16 @@ def parse_listpids(text: str) -> list[Listed]:
 def list_processes(job: int, step: str | None, node: str) -> list[Listed]:
     """Return the processes of a job's steps, or of one step, on this node, without this very step's."""
     # The whole job: Slurm takes a step's number here, but not `batch`.
-    done = controller.run(["scontrol", "listpids", str(job), node])
+    done = commands.run(["scontrol", "listpids", str(job), node])
     listed = parse_listpids(done.stdout)
     # With nothing to list it fails too.
     if not listed and done.returncode != 0 and "no steps" not in done.stderr:
-        raise ChError(f"scontrol listpids {job} {node} failed: {controller.last_line(done)}")
+        raise ChError(f"scontrol listpids {job} {node} failed: {commands.last_line(done)}")
     own_job, own_step = (os.environ.get(name) for name in _OWN_STEP)
     return [one for one in listed if (str(job), one.step) != (own_job, own_step) and step in (None, one.step)]
 
 
-def find(job: int, step: str | None, node: str) -> list[Container]:
+def find(job: int, step: str | None, node: str) -> list[Running]:
     """Return the caller's containers in a job's steps, or in one step, on this node."""
     listed = list_processes(job, step, node)
     found = _group(listed)
@@ -95,10 +95,10 @@ def find(job: int, step: str | None, node: str) -> list[Container]:
     return alive
 
 
-def _group(listed: list[Listed]) -> list[Container]:
+def _group(listed: list[Listed]) -> list[Running]:
     """Hold one process of each container, and count the container's tasks."""
     host = os.stat("/proc/self/ns/user").st_ino
-    found: dict[tuple[str, int], Container] = {}
+    found: dict[tuple[str, int], Running] = {}
     for one in listed:
         try:
             proc_fd = os.open(f"/proc/{one.pid}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -114,7 +114,7 @@ def _group(listed: list[Listed]) -> list[Container]:
                 image = _image(proc_fd, environment)
                 if image is None:
                     continue
-                found[key] = Container(one, proc_fd, environment, image)
+                found[key] = Running(one, proc_fd, environment, image)
                 kept = True
             found[key].tasks += one.local_id is not None
         except OSError:

@@ -73,7 +73,7 @@ docs-test packages-test:
 
 # Everything measured, in one run, beside ch-run: bench/results/.
 bench: PACKAGES += $(BENCH_PACKAGES)
-bench: deps native $(BENCH_VENV)/.built
+bench: deps build $(BENCH_VENV)/.built
 	$(BENCH_VENV)/bin/python -m bench $(BENCH)
 
 $(BENCH_VENV)/.built:

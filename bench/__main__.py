@@ -19,12 +19,12 @@ from slurm_ch.engine import squashfs
 from slurm_ch.sandbox.cluster import Cluster
 
 from . import images as image_module
-from . import launcher, peer, plot, report, server, suites
+from . import launcher, peer, plot, pull, report, server, suites
 from .measure import Bench, measured
 from .stats import Sample, Samples
 
 ROOT = Path(__file__).resolve().parent.parent
-SUITES = ("steps", "memory", "nodes", "reading", "alone", "launcher", "server")
+SUITES = ("steps", "memory", "nodes", "reading", "alone", "launcher", "server", "pull")
 
 
 def main() -> None:
@@ -34,6 +34,11 @@ def main() -> None:
     if options.again:
         _write(options.results, json.loads((options.results / "bench.json").read_text()))
         return
+    options.results.mkdir(parents=True, exist_ok=True)
+    if "pull" in options.suites:
+        pull.write(options.results, pull.suite(options.user, max(1, options.rounds // 8)))
+        if options.suites == ["pull"]:
+            return
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="slurm-ch-bench-")))
         work.chmod(0o755)
@@ -52,7 +57,6 @@ def main() -> None:
     facts["trouble"] = bench.trouble
     facts["machine"]["duration"] = f"{time.monotonic() - begin:.0f} s"
     facts["samples"] = [sample.as_dict() for sample in bench.samples]
-    options.results.mkdir(parents=True, exist_ok=True)
     (options.results / "bench.json").write_text(json.dumps(facts, indent=0) + "\n")
     _write(options.results, facts)
     if any(line.startswith("stopped") for line in bench.trouble):

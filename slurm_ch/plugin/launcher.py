@@ -91,7 +91,14 @@ def launch(facts: Facts, office: tickets.TaskSocket) -> None:
     log.info(f"container {tag} for {task_count(facts)} tasks: {wanted.image}")
     caller = Caller(env, script=facts.script)
     _leave_first_core()
-    build = engine.containerize(engine.Container(wanted, caller, here.squashfuse))
+    container = engine.Container(wanted, caller, here.squashfuse)
+    if here.record or wanted.verbosity > 0:
+        from . import record
+
+        log.info(record.description(container.image.path))
+        if here.record:
+            record.note(here.record, container.image.path, env)
+    build = engine.containerize(container)
     user_fd, mount_fd = namespaces.open_own()
     office.issue(user_fd, mount_fd, task_plan.plan_file(engine.plan_bytes(build)), build.relay_fd)
 

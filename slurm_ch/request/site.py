@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 RELAYED = tuple(agreement.RELAYED_COMMANDS.split(","))
 # What a site may add.
 _RELAYABLE = frozenset((*RELAYED, "sacctmgr", "salloc", "scrontab", "sdiag", "sreport", "strigger"))
+# Where Slurm may note what ran.
+RECORDS = ("comment", "extra")
 # What decides whether, and how, the image can be written.
 _OF_WRITING = frozenset(("write", "write-fake", "home", "device"))
 
@@ -30,7 +32,17 @@ IMAGE_ARGUMENTS = (
 class Site:
     """What plugstack.conf's arguments say: the site's part of every container."""
 
-    __slots__ = ("binds", "defaults", "forbidden", "image_timeout", "pulling", "relayed", "squashfuse", "storage")
+    __slots__ = (
+        "binds",
+        "defaults",
+        "forbidden",
+        "image_timeout",
+        "pulling",
+        "record",
+        "relayed",
+        "squashfuse",
+        "storage",
+    )
 
     def __init__(self) -> None:
         self.binds: list[spec.Bind] = []
@@ -38,6 +50,7 @@ class Site:
         self.forbidden: set[str] = set()
         self.image_timeout = 0  # seconds; 0: none
         self.pulling: list[tuple[str, str]] = []
+        self.record: str | None = None
         self.relayed: Sequence[str] = RELAYED
         self.squashfuse: str | None = None
         self.storage: str | None = None
@@ -62,6 +75,10 @@ def _take(site: Site, setting: Setting) -> None:
         setattr(site, key, value)
     elif key == "image_timeout":
         site.image_timeout = _site_seconds(setting)
+    elif key == "record":
+        if value not in RECORDS:
+            raise setting.wrong(f"neither {' nor '.join(RECORDS)}")
+        site.record = value
     elif key == "bind":
         scratch = spec.Spec("/")
         parsers.bind(scratch, setting)

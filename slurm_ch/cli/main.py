@@ -18,6 +18,8 @@ COMMANDS = {
     "enter": "Run a shell or a command in the container of a running job.",
     "ps": "List the containers of your running jobs.",
     "pull": "Pull an image from a registry or an archive.",
+    "push": "Push a SquashFS image to a registry.",
+    "pack": "Make a SquashFS image from a directory.",
     "images": "List the images in your cache.",
     "rm": "Remove images from your cache.",
     "prune": "Remove images that are out of use from your cache.",

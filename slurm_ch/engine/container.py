@@ -13,6 +13,7 @@ import os
 from .. import log
 from ..errors import ChError, UsageError
 from ..request.spec import Bind as BindSpec
+from ..request.spec import check_combination
 from . import accounts, binds, image, root, task_plan
 from .action import Action, Build, Hooks, MoreActions, RunHooks
 from .environment import Environment
@@ -57,6 +58,7 @@ class Container:
     )  # fmt: skip
 
     def __init__(self, spec: Spec, caller: Caller, squashfuse: str | None = None, joining: bool = False) -> None:
+        check_combination(spec)
         self.spec = spec
         self.caller = caller
         self.squashfuse = squashfuse

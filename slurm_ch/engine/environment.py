@@ -83,6 +83,8 @@ def rule_records(
             records.append((agreement.PLAN_UNSET, value))
         elif kind == "set":
             records.append((assign, unquoted(value)))
+        elif kind == "literal":
+            records.append((agreement.PLAN_SET, value))
         elif kind == "set-anywhere":
             records.append((agreement.PLAN_SET_ANYWHERE, unquoted(value)))
         elif kind == "device":

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 DIRECTORY = "ch"
 METADATA = "ch/metadata.json"
-_METADATA_MAX = 16 << 20
+METADATA_MAX = 16 << 20
 
 # What a container shows of the host, where the image has nothing of that name.
 DIRECTORIES = ("dev", "proc", "sys", "tmp", "root", "home", "mnt", "etc")

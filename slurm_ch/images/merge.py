@@ -14,6 +14,7 @@ import struct
 import zlib
 from typing import TYPE_CHECKING
 
+from ..errors import ChError
 from . import layers
 from .layers import (
     BLOCK,
@@ -45,8 +46,9 @@ OPAQUE = b".wh..wh..opq"
 # As the kernel's, for symbolic links on the way.
 _LINKS_MAX = 40
 
-# A layer of our own, whose files are in memory.
+# Layers of our own: files in memory, and files of this host, whose `data` is the path.
 MEMORY = -1
+DISK = -2
 
 _TIME_MAX = 0xFFFFFFFF
 _HEADER = struct.Struct("100s8s8s8s12s12s8sc100s8s32s32s8s8s167s")
@@ -329,6 +331,8 @@ class Tree:
             return None
         if node.layer == MEMORY:
             return node.data if isinstance(node.data, bytes) else b""
+        if node.layer == DISK:
+            return None
         layer = self.layers[node.layer]
         with Stream(layer.path, layer.what, BYTES_MAX) as stream:
             stream.skip(node.offset)
@@ -407,11 +411,13 @@ class Flat:
                     links.append((path, node))
                     continue
                 first[id(node)] = path
-            if node.kind == FILE and node.layer != MEMORY and node.size:
+            if node.kind == FILE and node.layer >= 0 and node.size:
                 later[node.layer].append((node.offset, path, node))
                 continue
             out.add(self._header(path, node))
-            if node.kind == FILE and isinstance(node.data, bytes):
+            if node.layer == DISK and node.kind == FILE:
+                _copy_file(out, node)
+            elif node.kind == FILE and isinstance(node.data, bytes):
                 out.add(node.data)
                 out.add(bytes(-len(node.data) % BLOCK))
         for layer, files in zip(tree.layers, later):
@@ -499,6 +505,30 @@ class _Output:
             self.written += done
             data = data[done:]
         self._tick(self.written)
+
+
+def _copy_file(out: _Output, node: Node) -> None:
+    """Copy a file of this host, as long as it was when it was looked at."""
+    assert isinstance(node.data, str)
+    left = node.size
+    try:
+        # Nobody may put something else in its place meanwhile.
+        fd = os.open(node.data, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise ChError(f"can't read {node.data}") from error
+    try:
+        while left:
+            try:
+                data = os.read(fd, min(left, 1 << 20))
+            except OSError as error:
+                raise ChError(f"can't read {node.data}") from error
+            if not data:
+                raise ChError(f"{node.data}: it has become shorter while it was read")
+            out.add(data)
+            left -= len(data)
+    finally:
+        os.close(fd)
+    out.add(bytes(-node.size % BLOCK))
 
 
 def _write_sparse(out: _Output, stream: Stream, node: Node) -> None:

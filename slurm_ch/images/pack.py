@@ -191,6 +191,13 @@ def disk_full(directory: str) -> DiskFull:
     )
 
 
+def write_error(error: OSError, path: str) -> ChError:
+    """Return the error for a file that could not be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return disk_full(os.path.dirname(os.path.abspath(path)))
+    return ChError(f"can't write {path}")
+
+
 def check(path: str, inodes: int | None = None) -> int:
     """Return a SquashFS file's size; ChError if it isn't whole, or has not that many inodes."""
     try:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from .. import log
 from ..errors import ChError
-from . import children, fetch, inject, manifest, merge, pack
+from . import children, fetch, inject, manifest, merge, pack, pack_file
 from . import settings as site
 from .progress import Progress, size
 from .reference import DOCKER, OCI, Reference, allowed, parse
-from .store import Store, now_text
+from .store import Known, Store, now_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -91,6 +91,20 @@ class Puller:
         if reference.scheme == OCI:
             raw, blobs = fetch.local_layout(reference, self.platform)
             return self._chosen(reference, raw, blobs)
+        job = _job(self.env)
+        if job is None or reference.local or pinned:
+            return self._asked(reference)
+        asked: list[Resolved] = []
+
+        def ask() -> Known:
+            asked.append(self._asked(reference))
+            return Known(asked[0].digest, asked[0].manifest, now_text())
+
+        known = self.store.pinned(job, reference, self.platform, ask)
+        return asked[0] if asked else Resolved(reference, self.platform, known.digest, known.manifest)
+
+    def _asked(self, reference: Reference) -> Resolved:
+        """Ask the registry, and where it can't be reached say what is there."""
         try:
             return self._ask(reference)
         except fetch.Unreachable as error:
@@ -156,6 +170,9 @@ class Puller:
             raise ChError(f"{what} ({resolved.manifest[:19]}): not in {self.store.directory}: `slurm-ch pull {what}`")
         if path is None and self.settings.pull == site.NO:
             raise ChError(f"{what}: this site allows no pulls, only its own images ({':'.join(self.settings.images)})")
+        if path is not None and not self._any_platform:
+            # Of an image for one kind of machine only, the digest is the same for all who ask.
+            self._check_architecture(str(self.store.info(path).get("architecture", "")), what)
         if path is None or mode == ALWAYS:
             path = self._pull(resolved, mode == ALWAYS)
         self._remember(resolved)
@@ -202,24 +219,14 @@ class Puller:
         """Make a file of its own of an image, which doesn't go through the cache; `out` is replaced as a whole."""
         resolved = self.resolve(reference, mode)
         there = self.find(resolved)
-        directory = os.path.dirname(os.path.abspath(out))
-        private = os.path.join(directory, f".{os.path.basename(out)}.{os.getpid()}")
         self.store.prepare()
         self.store.sweep()
-        try:
+        with pack_file.replaced(out) as private:
             if there is not None and mode != ALWAYS:
                 _copy(there, private)
             else:
                 with self.store.scratch() as scratch:
                     self.make(resolved, private, scratch, self._tick)
-            with open(private, "rb") as file:
-                os.fsync(file.fileno())
-            os.rename(private, out)
-        except OSError as error:
-            raise _write_error(error, out) from error
-        finally:
-            if os.path.lexists(private):
-                os.unlink(private)
         self.progress.end()
         took = self.progress.seconds()
         self.progress.line(f"pulled in {took:.0f} s, {size(os.path.getsize(out))}: {out}")
@@ -231,13 +238,15 @@ class Puller:
         reference, what = resolved.reference, resolved.reference.text
         if self.settings.pull_timeout and self._end is None:
             self._end = time.monotonic() + self.settings.pull_timeout
-        packer = pack.find(self.settings.packer, self.env.get("PATH"))
         with ExitStack() as stack:
             if resolved.raw is None and reference.scheme == DOCKER:
                 resolved.raw = self._skopeo(scratch).manifest(reference, resolved.manifest, tick)
             wanted = manifest.parse(resolved.raw, what) if resolved.raw is not None else None
             if isinstance(wanted, manifest.Index):
                 raise ChError(f"{what}: an index within an index")
+            if wanted is None or not wanted.squashfs:
+                # Not after the download.
+                packer = pack.find(self.settings.packer, self.env.get("PATH"))
             self.progress.line(_announcement(resolved, wanted))
             if resolved.blobs is not None:
                 blobs, verified, found = resolved.blobs, False, wanted
@@ -265,35 +274,48 @@ class Puller:
             }
             if found.squashfs or (len(tree_layers) == 1 and _begins(tree_layers[0].path, pack.MAGIC)):
                 return {**info, "squashfs": True, "size": _as_it_is(tree_layers[0], out)}
-            raw_config = _read(fetch.blob_path(blobs, found.config.digest), what)
-            if not verified and manifest.digest_of(raw_config) != found.config.digest:
-                raise ChError(f"{what}: damaged: the configuration is not {found.config.digest}")
-            config = inject.parse(raw_config, what)
-            self._check_architecture(config, what)
-            bytes_max = self.settings.pull_max or merge.BYTES_MAX
-            tree = merge.Tree(bytes_max, tick)
-            for layer in tree_layers:
-                tree.add(layer)
-            origin = {name: str(info[name]) for name in ("reference", "digest", "manifest", "platform")}
-            inject.add(tree, config, origin)
-            if config.user:
-                log.info(f"{what}: its user {config.user} is ignored: you stay yourself")
-            flat = merge.Flat(tree)
-            self.progress.to_pack = flat.bytes
+            config = inject.parse(self._config(found, blobs, verified, what), what)
+            info["architecture"] = config.architecture
+            self._check_architecture(config.architecture, what)
+            return self._merge(tree_layers, config, info, packer=packer, out=out, tick=tick)
 
-            def packed(count: int) -> None:
-                self.progress.packed = count
-                tick()
+    def _config(self, found: manifest.Manifest, blobs: str, verified: bool, what: str) -> bytes:
+        raw = _read(fetch.blob_path(blobs, found.config.digest), what)
+        if not verified and manifest.digest_of(raw) != found.config.digest:
+            raise ChError(f"{what}: damaged: the configuration is not {found.config.digest}")
+        return raw
 
-            info["size"] = pack.pack(
-                flat, out, packer, threads=self.settings.pull_threads, niceness=self._niceness, tick=packed
-            )
-            info.update(inodes=flat.inodes, unpacked=flat.bytes, packer=f"{packer.name} {packer.version}")
-            return info
+    def _merge(
+        self,
+        tree_layers: list[merge.Layer],
+        config: inject.Config,
+        info: dict[str, Any],
+        *,
+        packer: pack.Packer,
+        out: str,
+        tick: Callable[[], None],
+    ) -> dict[str, Any]:
+        tree = merge.Tree(self.settings.pull_max or merge.BYTES_MAX, tick)
+        for layer in tree_layers:
+            tree.add(layer)
+        inject.add(tree, config, {name: str(info[name]) for name in ("reference", "digest", "manifest", "platform")})
+        if config.user:
+            log.info(f"{info['reference']}: its user {config.user} is ignored: you stay yourself")
+        flat = merge.Flat(tree)
+        self.progress.to_pack = flat.bytes
 
-    def _check_architecture(self, config: inject.Config, what: str) -> None:
-        there, wanted = f"linux/{config.architecture}", self.platform
-        if not config.architecture or (there + "/").startswith(wanted + "/") or (wanted + "/").startswith(there + "/"):
+        def packed(count: int) -> None:
+            self.progress.packed = count
+            tick()
+
+        threads, niceness = self.settings.pull_threads, self._niceness
+        info["size"] = pack.pack(flat, out, packer, threads=threads, niceness=niceness, tick=packed)
+        info.update(inodes=flat.inodes, unpacked=flat.bytes, packer=f"{packer.name} {packer.version}")
+        return info
+
+    def _check_architecture(self, architecture: str, what: str) -> None:
+        there, wanted = f"linux/{architecture}", self.platform
+        if not architecture or (there + "/").startswith(wanted + "/") or (wanted + "/").startswith(there + "/"):
             return
         if self._any_platform:
             log.warning(f"{what}: the image says that it is for {there}, not for {wanted}")
@@ -342,6 +364,15 @@ class Puller:
         if [one.digest for one in found.layers] != [one.digest for one in pinned.layers]:
             raise ChError(f"{reference.text}: what was fetched has other layers than {resolved.manifest} says")
         return blobs, found
+
+
+def _job(env: Mapping[str, str]) -> str | None:
+    """Return a name of the job that this runs in: within one, a name means one image."""
+    number = env.get("SLURM_ARRAY_JOB_ID") or env.get("SLURM_HET_JOB_ID") or env.get("SLURM_JOB_ID", "")
+    cluster = env.get("SLURM_CLUSTER_NAME", "")
+    if not number.isdigit() or not (cluster.replace("-", "").replace("_", "").isalnum() or not cluster):
+        return None
+    return f"{cluster}-{number}" if cluster else number
 
 
 def _announcement(resolved: Resolved, wanted: manifest.Manifest | None) -> str:
@@ -404,15 +435,7 @@ def _copy(source: str, to: str) -> None:
     try:
         shutil.copyfile(source, to)
     except OSError as error:
-        raise _write_error(error, to) from error
-
-
-def _write_error(error: OSError, path: str) -> ChError:
-    import errno
-
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return pack.disk_full(os.path.dirname(path))
-    return ChError(f"can't write {path}")
+        raise pack.write_error(error, to) from error
 
 
 # Sites that have an importer for pyxis: `PROG get URI` prints a path, `PROG release` gives it back.

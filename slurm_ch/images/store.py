@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 STALE_SECONDS = 60.0
 BEAT_SECONDS = 10.0
 _POLL_SECONDS = 0.5
+_QUICK_SECONDS = 0.02
+# What a job pinned is of no use to anybody long after its end.
+_JOB_SECONDS = 60 * 86400.0
 # What was being made, on another host, and hasn't been written to for so long.
 _ABANDONED_SECONDS = 86400.0
 # An image counts as used at this granularity: each note is a write to a shared file system.
@@ -120,17 +123,60 @@ class Store:
         """Return what a name meant last, for a platform; the site's word counts where we have none."""
         found = None
         for directory in (self.directory, *self._site):
-            record = _read_record(os.path.join(directory, "refs", _name(reference)))
-            manifests, digest, when = record.get("manifests"), record.get("digest"), record.get("when")
-            if not isinstance(manifests, dict) or not isinstance(digest, str) or not isinstance(when, str):
-                continue
-            wanted = manifests.get(platform)
-            if isinstance(wanted, str):
-                known = Known(check_digest(digest, reference.text), check_digest(wanted, reference.text), when)
-                if self.find(wanted) is not None:
-                    return known
-                found = found or known
+            known = _known(_read_record(os.path.join(directory, "refs", _name(reference))), reference, platform)
+            if known is not None and self.find(known.manifest) is not None:
+                return known
+            found = found or known
         return found
+
+    def pinned(self, job: str, reference: Reference, platform: str, ask: Callable[[], Known]) -> Known:
+        """Return what a name means in a job: what it meant when the job first asked, which others wait for.
+
+        A cache that can't be written to remembers nothing: each asks for itself.
+        """
+        place = os.path.join("refs", f"job-{job}")
+        name = _name(reference)
+        found = self._pin(place, name, reference, platform)
+        if found is not None:
+            return found
+        try:
+            self.prepare()
+            os.makedirs(os.path.join(self.directory, place), mode=0o700, exist_ok=True)
+        except (OSError, CacheError) as error:
+            log.debug(f"{self.directory}: {error}")
+            return ask()
+        with self._locked(f"job-{job}-{name}", lambda: self._pin(place, name, reference, platform)) as known:
+            found = known
+            if found is None:
+                found = ask()
+                record = _read_record(os.path.join(self.directory, place, name))
+                manifests = record.get("manifests") if record.get("digest") == found.digest else None
+                self._note(
+                    os.path.join(place, name), reference, found.digest, {**(manifests or {}), platform: found.manifest}
+                )
+            return found
+
+    def _pin(self, place: str, name: str, reference: Reference, platform: str) -> Known | None:
+        return _known(_read_record(os.path.join(self.directory, place, name)), reference, platform)
+
+    @contextmanager
+    def _locked(self, name: str, done: Callable[[], Known | None]) -> Iterator[Known | None]:
+        """Hold the lock `name`, or give what `done` says as soon as it says something."""
+        path = os.path.join(self.directory, "lock", name[:200])
+        while True:
+            lock = Lock.create(path)
+            found = done()
+            if lock is not None:
+                try:
+                    yield found
+                finally:
+                    lock.release()
+                return
+            if found is not None:
+                yield found
+                return
+            if self._holder(path) is not None:
+                time.sleep(_QUICK_SECONDS)
 
     def images(self) -> list[Cached]:
         """Return all finished images, the site's first, the others by their last use."""
@@ -196,14 +242,15 @@ class Store:
             manifests = {}
         if manifests.get(platform) == manifest and record.get("when", "")[:10] == now_text()[:10]:
             return
-        manifests[platform] = manifest
+        self._note(os.path.join("refs", _name(reference)), reference, digest, {**manifests, platform: manifest})
+
+    def _note(self, name: str, reference: Reference, digest: str, manifests: dict[str, str]) -> None:
+        record = {"reference": reference.text, "digest": digest, "manifests": manifests, "when": now_text()}
         try:
             self.prepare()
-            self._write_record(
-                path, {"reference": reference.text, "digest": digest, "manifests": manifests, "when": now_text()}
-            )
+            self._write_record(os.path.join(self.directory, name), record)
         except (OSError, CacheError) as error:
-            log.debug(f"{path}: {error}")
+            log.debug(f"{self.directory}: {error}")
 
     def _write_record(self, path: str, record: dict[str, Any]) -> None:
         self._serial += 1
@@ -289,6 +336,7 @@ class Store:
         file that another one removes.
         """
         now = time.time()
+        self._forget_jobs(now)
         kept = sorted(_list(self.directory, False), key=lambda one: one.used)
         total = sum(one.size for one in kept)
         youngest = now - (_NFS_KEPT_SECONDS if _file_system(self.directory).startswith("nfs") else 0)
@@ -301,6 +349,20 @@ class Store:
                 total -= one.size
                 gone.append(one)
         return gone
+
+    def _forget_jobs(self, now: float) -> None:
+        place = os.path.join(self.directory, "refs")
+        try:
+            entries = [entry for entry in os.listdir(place) if entry.startswith("job-")]
+        except OSError:
+            return
+        for entry in entries:
+            path = os.path.join(place, entry)
+            try:
+                if now - os.stat(path).st_mtime > _JOB_SECONDS:
+                    shutil.rmtree(path, ignore_errors=True)
+            except OSError:
+                continue
 
     # Who makes it.
 
@@ -438,6 +500,16 @@ def _name(reference: Reference) -> str:
     from .manifest import digest_of
 
     return key[:120] + "+" + digest_of(key.encode())[7:39]
+
+
+def _known(record: dict[str, Any], reference: Reference, platform: str) -> Known | None:
+    manifests, digest, when = record.get("manifests"), record.get("digest"), record.get("when")
+    if not isinstance(manifests, dict) or not isinstance(digest, str) or not isinstance(when, str):
+        return None
+    wanted = manifests.get(platform)
+    if not isinstance(wanted, str):
+        return None
+    return Known(check_digest(digest, reference.text), check_digest(wanted, reference.text), when)
 
 
 def _list(directory: str, site: bool) -> list[Cached]:

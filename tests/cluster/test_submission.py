@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import slurm_ch
 from slurm_ch import paths
 from slurm_ch.sandbox.cluster import Cluster
 
@@ -204,3 +205,21 @@ def test_words_of_the_command_are_its_own(sh: Run) -> None:
         "srun -l --ch-image=$IMG -p sandbox /bin/sh -c 'echo $0' --container=/b; srun --ch-image=$IMG echo --runtime"
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "0: --container=/b\n--runtime\n", "")
+
+
+def test_a_job_submitted_without_the_plugin(cluster: Cluster, user: str, image_sqfs: Path, world_tmp: Path) -> None:
+    """As pyslurm and slurmrestd do it: the job's environment is all that there is."""
+    conf = world_tmp / "without-plugin.conf"
+    with open(cluster.conf) as file:
+        conf.write_text(re.sub(r"(?m)^PlugStackConfig=.*$", "PlugStackConfig=/dev/null", file.read()))
+    out = world_tmp / "without-plugin.out"
+    out.touch()
+    out.chmod(0o666)
+    script = f"#!/bin/sh\ncat /marker; ls /mnt; SLURM_CONF={cluster.conf} srun --overcommit -n2 cat /marker\n"
+    variables = slurm_ch.job_environment(image=image_sqfs, bind=[f"{image_sqfs.parent}/image/etc:/mnt"])
+    env = {**cluster.environ(user), "PATH": "/usr/bin:/bin", "SLURM_CONF": str(conf), **variables}
+    done = cluster.run(["sbatch", "--wait", f"--output={out}"], user=user, env=env, input=script, timeout=60)
+    assert done.returncode == 0, (done.stderr, out.read_text())
+    lines = out.read_text().split()
+    assert lines[0] == "one" and lines[-2:] == ["one", "one"]
+    assert {"group", "hosts", "passwd"} <= set(lines)

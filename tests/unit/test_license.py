@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 TAG = "SPDX-License-Identifier: Apache-2.0"
 # Data, and the license itself.
 WITHOUT = (".json", ".png", ".md")
-APART = {"LICENSE", "NOTICE"}
+APART = {"LICENSE", "NOTICE", "py.typed"}
 
 
 def sources() -> list[Path]:

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A directory of this host, as a tree to be packed."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from .. import log
+from ..errors import ChError
+from . import inject
+from .merge import DISK, ENTRIES_MAX, Node, Tree
+
+_KINDS = {stat.S_IFDIR: b"5", stat.S_IFREG: b"0", stat.S_IFLNK: b"2", stat.S_IFIFO: b"6"}
+
+
+def read(root: str) -> Tree:
+    """Return what is in the directory `root`, on its own file system; ChError at the first thing that can't be read.
+
+    Sockets and devices are left out. What is mounted below becomes an empty directory.
+    """
+    tree = Tree()
+    try:
+        top = os.stat(root)
+        if not stat.S_ISDIR(top.st_mode):
+            raise ChError(f"{root}: not a directory")
+        tree.root = _node(root, top)
+        _walk(tree, root, top.st_dev)
+    except OSError as error:
+        raise ChError(f"can't pack {root}") from error
+    inject.mount_points(tree)
+    return tree
+
+
+def _walk(tree: Tree, root: str, device: int) -> None:
+    links: dict[int, Node] = {}
+    stack = [(root, tree.root)]
+    count = 0
+    while stack:
+        path, node = stack.pop()
+        with os.scandir(path) as entries:
+            for entry in entries:
+                status = entry.stat(follow_symlinks=False)
+                if stat.S_IFMT(status.st_mode) not in _KINDS:
+                    log.info(f"{entry.path}: a socket or a device: left out")
+                    continue
+                count += 1
+                if count > ENTRIES_MAX:
+                    raise ChError(f"{root}: more than {ENTRIES_MAX} entries")
+                child = links.get(status.st_ino)
+                if child is None:
+                    child = _node(entry.path, status)
+                    if status.st_nlink > 1 and child.children is None and status.st_dev == device:
+                        links[status.st_ino] = child
+                else:
+                    tree.linked[id(child)] = child
+                assert node.children is not None
+                node.children[os.fsencode(entry.name)] = child
+                if child.children is not None and status.st_dev == device:
+                    stack.append((entry.path, child))
+
+
+def _node(path: str, status: os.stat_result) -> Node:
+    node = Node(_KINDS[stat.S_IFMT(status.st_mode)], stat.S_IMODE(status.st_mode), int(status.st_mtime))
+    node.uid, node.gid = status.st_uid, status.st_gid
+    if stat.S_ISREG(status.st_mode):
+        node.layer, node.size, node.data = DISK, status.st_size, path
+    elif stat.S_ISLNK(status.st_mode):
+        node.data = os.fsencode(os.readlink(path))
+    names = [name for name in os.listxattr(path, follow_symlinks=False) if name.startswith("user.")]
+    if names:
+        node.xattrs = {os.fsencode(name): os.getxattr(path, name, follow_symlinks=False) for name in names}
+    return node

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A tree becomes a file of the user's own, in the place of what is there, as a whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from . import merge, pack
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .progress import Progress
+    from .settings import Settings
+
+
+@contextmanager
+def replaced(out: str) -> Iterator[str]:
+    """Give the name of a new file beside `out`, which takes its place at the end, if nothing was raised."""
+    directory, name = os.path.split(os.path.abspath(out))
+    private = os.path.join(directory, f".{name}.{os.getpid()}")
+    try:
+        yield private
+        with open(private, "rb") as file:
+            os.fsync(file.fileno())
+        os.rename(private, out)
+    except OSError as error:
+        raise pack.write_error(error, out) from error
+    finally:
+        if os.path.lexists(private):
+            os.unlink(private)
+
+
+def write(tree: merge.Tree, out: str, settings: Settings, progress: Progress) -> int:
+    """Pack `tree` into the file `out` and return its size."""
+    packer = pack.find(settings.packer)
+    flat = merge.Flat(tree)
+    progress.to_pack = flat.bytes
+
+    def packed(count: int) -> None:
+        progress.packed = count
+        progress.show()
+
+    with replaced(out) as private:
+        size = pack.pack(flat, private, packer, threads=settings.pull_threads, tick=packed)
+    progress.end()
+    return size

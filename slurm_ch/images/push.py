@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The way back: a SquashFS file becomes an image in a registry.
+
+As one ordinary layer, which every tool runs, or as it is, which nobody has to
+pack again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import zlib
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ChError, UsageError
+from . import children, fetch, inject, manifest, pack
+from .reference import DOCKER, Reference
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from .progress import Progress
+    from .store import Store
+
+_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+_CONFIG = "application/vnd.oci.image.config.v1+json"
+_LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
+# Any type with this word in it is taken for one when it is pulled.
+_SQUASHFS = "application/vnd.slurm-ch.image.layer.v1.squashfs"
+_CHUNK = 1 << 20
+
+
+class Layout:
+    """An OCI layout that is being written."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._blobs = os.path.join(path, "blobs", "sha256")
+        os.makedirs(self._blobs)
+        with open(os.path.join(path, "oci-layout"), "w") as file:
+            file.write('{"imageLayoutVersion": "1.0.0"}')
+
+    def place(self, digest: str) -> str:
+        """Return where a blob is to be."""
+        return fetch.blob_path(self._blobs, digest)
+
+    def json(self, value: Any) -> dict[str, Any]:
+        """Add a blob, and return its description without a type."""
+        data = json.dumps(value, sort_keys=True).encode()
+        digest = manifest.digest_of(data)
+        with open(self.place(digest), "wb") as file:
+            file.write(data)
+        return {"digest": digest, "size": len(data)}
+
+    def finish(self, config: dict[str, Any], layer: dict[str, Any], diff_id: str) -> None:
+        """Write configuration, manifest and index for the one layer."""
+        whole = {
+            "architecture": manifest.this_platform().split("/")[1],
+            "os": "linux",
+            "config": config,
+            "rootfs": {"type": "layers", "diff_ids": [diff_id]},
+        }
+        value = {
+            "schemaVersion": 2,
+            "mediaType": _MANIFEST,
+            "config": {"mediaType": _CONFIG, **self.json(whole)},
+            "layers": [layer],
+        }
+        described = {"mediaType": _MANIFEST, **self.json(value)}
+        described["annotations"] = {"org.opencontainers.image.ref.name": "image"}
+        with open(os.path.join(self.path, "index.json"), "w") as file:
+            json.dump({"schemaVersion": 2, "manifests": [described]}, file)
+
+
+def push(
+    path: str, to: Reference, store: Store, env: Mapping[str, str], progress: Progress, *, as_squashfs: bool = False
+) -> None:
+    """Push the SquashFS file at `path`; its environment, command and so on come from its /ch."""
+    if to.scheme != DOCKER or to.digest is not None:
+        raise UsageError(f"{to.text}: not where an image can be pushed to: docker://HOST/NAME[:TAG]")
+    size = pack.check(path)
+    store.prepare()
+    store.sweep()
+    with store.scratch() as scratch:
+        layout = Layout(os.path.join(scratch, "oci"))
+        config = inject.from_metadata(_metadata(path, env))
+        progress.to_pack = size
+        if as_squashfs:
+            digest = _digest(path)
+            os.symlink(os.path.abspath(path), layout.place(digest))
+            layer = {"mediaType": _SQUASHFS, "digest": digest, "size": size}
+            layout.finish(config, layer, digest)
+        else:
+            layout.finish(config, *_as_layer(path, layout, env, progress.show))
+        fetch.warn_of_open_auth_files(env)
+        fetch.Skopeo(env, scratch).push(layout.path, to, progress.show)
+    progress.end()
+
+
+def _digest(path: str) -> str:
+    found = hashlib.sha256()
+    with open(path, "rb") as file:
+        while data := file.read(_CHUNK):
+            found.update(data)
+    return "sha256:" + found.hexdigest()
+
+
+def _program(name: str, env: Mapping[str, str]) -> str:
+    found = shutil.which(name, path=env.get("PATH"))
+    if found is None:
+        raise ChError(f"no {name} here, which reads SquashFS files: install squashfs-tools-ng")
+    return found
+
+
+def _metadata(path: str, env: Mapping[str, str]) -> bytes | None:
+    """Return the image's /ch/metadata.json, or None if it has none."""
+    program = shutil.which("rdsquashfs", path=env.get("PATH"))
+    if program is None:
+        return None
+    with children.words_file() as out:
+        child = children.start([program, "-c", f"/{inject.METADATA}", path], {"LC_ALL": "C"}, stdout=out)
+        try:
+            status = child.wait()
+        finally:
+            children.stop(child)
+        out.seek(0)
+        return out.read(inject.METADATA_MAX) if status == 0 else None
+
+
+def _as_layer(
+    path: str, layout: Layout, env: Mapping[str, str], tick: Callable[[], None]
+) -> tuple[dict[str, Any], str]:
+    """Write the image's files as a compressed layer; return its description, and the digest of what is in it."""
+    private = os.path.join(layout.path, "layer")
+    inner, outer, size = hashlib.sha256(), hashlib.sha256(), 0
+    squeeze = zlib.compressobj(1, zlib.DEFLATED, 31)
+    with children.words_file() as said, open(private, "wb") as out:
+        reader, writer = os.pipe()
+        try:
+            child = children.start([_program("sqfs2tar", env), path], {"LC_ALL": "C"}, stdout=writer, stderr=said)
+        except BaseException:
+            os.close(reader)
+            raise
+        finally:
+            os.close(writer)
+        try:
+            with open(reader, "rb", buffering=0) as archive:
+                while data := archive.read(_CHUNK):
+                    inner.update(data)
+                    size += _write(out, outer, squeeze.compress(data))
+                    tick()
+            size += _write(out, outer, squeeze.flush())
+            if child.wait():
+                raise ChError(f"{path}: can't be read: {children.words(said).splitlines()[-1:] or 'no reason given'}")
+        finally:
+            children.stop(child)
+    digest = "sha256:" + outer.hexdigest()
+    os.rename(private, layout.place(digest))
+    return {"mediaType": _LAYER, "digest": digest, "size": size}, "sha256:" + inner.hexdigest()
+
+
+def _write(out: Any, digest: Any, data: bytes) -> int:
+    out.write(data)
+    digest.update(data)
+    return len(data)

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`import slurm_ch`: what docs/library.rst promises, by its own examples, and what it doesn't cost."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import slurm_ch
+
+from .conftest import settings
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs/library.rst").read_text()
+EXAMPLES = re.findall(r"\.\. code-block:: python\n(?:    :class: (\w+)\n)?\n((?:    .*\n|\n)+)", PAGE)
+
+
+def python(code: str, user: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run `code` as the user, or as root."""
+    how = settings(user) if user != "root" else {}
+    env = {**how.pop("env", dict(os.environ)), "PYTHONWARNINGS": "error"}  # type: ignore[dict-item]
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        **{**how, "cwd": cwd},
+        env=env,
+    )  # type: ignore[call-overload, no-any-return]
+
+
+@pytest.fixture(scope="module")
+def place(world_tmp: Path, image_sqfs: Path) -> Path:
+    place = world_tmp / "library"
+    (place / "data").mkdir(parents=True)
+    (place / "foo.sqfs").hardlink_to(image_sqfs)
+    (place / "data/file").write_text("from the host\n")
+    place.chmod(0o755)
+    return place
+
+
+def test_there_are_examples() -> None:
+    assert len(EXAMPLES) >= 7
+
+
+@pytest.mark.parametrize(("role", "code"), EXAMPLES, ids=range(len(EXAMPLES)))
+def test_the_pages_examples(place: Path, user: str, role: str, code: str) -> None:
+    code = re.sub(r"^    ", "", code, flags=re.MULTILINE)
+    expected: list[str] = []
+    for line in code.splitlines():
+        if found := re.search(r"  # prints: (.+)$", line):
+            expected += found[1].split(", ")
+        elif "print(" in line and (found := re.search(r"\)  # (.+)$", line)):
+            expected.append(found[1])
+    done = python(code, role or user, place)
+    assert (done.returncode, done.stderr, sorted(done.stdout.splitlines())) == (0, "", sorted(expected)), done.stdout
+
+
+def test_names() -> None:
+    tree = ast.parse(Path(slurm_ch.__file__).read_text())
+    typed = {alias.asname for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names} - {
+        None
+    }
+    assert typed == set(slurm_ch.__all__) - {"__version__"}
+    assert set(slurm_ch.__all__) <= set(dir(slurm_ch))
+    for name in slurm_ch.__all__:
+        assert getattr(slurm_ch, name) is not None
+    with pytest.raises(AttributeError, match="nonsense"):
+        slurm_ch.nonsense  # type: ignore[attr-defined]  # noqa: B018
+    assert (Path(slurm_ch.__file__).parent / "py.typed").exists()
+
+
+def test_importing_it_loads_nothing() -> None:
+    code = "import sys; before = set(sys.modules); import slurm_ch; print(sorted(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "['slurm_ch']\n"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "shows"),
+    [
+        ("home", True, "test -d /home/$USER"), ("mount_point", "/tmp", "true"), ("uid", 0, "test $(id -u) = 0"), ("gid", 0, "test $(id -g) = 0"),
+        ("write_fake", "1m", "touch /x"), ("private_tmp", True, "test -z \"$(ls /tmp)\""), ("passwd", False, "test ! -s /etc/passwd"),
+        ("seccomp", True, "mknod /tmp/slurm-ch-none b 1 1"), ("cd", "/etc", "test $PWD = /etc"), ("fuse_single", True, "true"),
+        ("env_rules", [("set", "A=1")], "test $A = 1"), ("storage", "/tmp", "true"), ("verbosity", -1, "echo hidden"), ("color", True, "true"),
+        ("join_count", 1, "true"),
+    ],
+)  # fmt: skip
+def test_a_spec_made_by_hand(place: Path, user: str, field: str, value: object, shows: str) -> None:
+    code = f"""
+import slurm_ch, sys
+spec = slurm_ch.Spec("foo.sqfs")
+spec.{field} = {value!r}
+sys.exit(slurm_ch.run(spec, ["sh", "-c", {shows!r}]))
+"""
+    done = python(code, user, place)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), done
+
+
+def test_contradictions_in_a_spec_made_by_hand(place: Path, user: str) -> None:
+    code = """
+import slurm_ch
+spec = slurm_ch.Spec("foo.sqfs")
+spec.write, spec.home = True, True
+try:
+    slurm_ch.explain(spec)
+except slurm_ch.UsageError as error:
+    print(error)
+"""
+    assert python(code, user, place).stdout == "write: contradicts home, which implies write-fake\n"
+
+
+# Each rule, applied to a process by ch-join and by containerize().
+RULES = {
+    "set_env": ["A=$B:$NOPE:x", "B=$A", "C='quoted'"], "unset_env": ["D*", "@(E|F)"], "env": {"G": "$A", "H": None},
+}  # fmt: skip
+
+
+def test_the_environment_is_as_ch_join_makes_it(place: Path, user: str) -> None:
+    code = f"""
+import os, slurm_ch, json
+os.environ.update(B="b", D1="d", E="e", F="f", H="h", K="k")
+rules = {RULES!r}
+slurm_ch.run("foo.sqfs", ["sh", "-c", "env; pwd"], **rules)
+if os.fork() == 0:
+    slurm_ch.containerize("foo.sqfs", **rules)
+    os.execv("/bin/sh", ["sh", "-c", "env; pwd"])
+os.wait()
+"""
+    done = python(code, user, place)
+    lines = [line for line in done.stdout.splitlines() if not line.startswith(("SHLVL=", "_="))]
+    half = len(lines) // 2
+    assert done.stderr == ""
+    assert sorted(lines[:half]) == sorted(lines[half:])
+    assert {"A=b:x", "B=b:x", "C=quoted", "G=$A", "K=k"} <= set(lines) and not {"D1=d", "E=e", "F=f", "H=h"} & set(
+        lines
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ("run('foo.sqfs', ['true'], nonsense=1)", "TypeError: there is no option 'nonsense'"),
+        ("run('foo.sqfs', ['true'], relay=True)", "TypeError: there is no option 'relay'"),
+        ("run('foo.sqfs', ['true'], cd=True)", "UsageError: cd=True: the option needs a value"),
+        ("run('foo.sqfs', ['true'], uid='x')", "UsageError: uid=x: not a whole number"),
+        ("run('foo.sqfs', ['/nowhere'])", ""),
+        ("containerize('foo.sqfs', seccomp=True)", "UsageError: seccomp: only for what slurm_ch.run() runs"),
+        ("run(slurm_ch.Spec('foo.sqfs'), ['true'], uid=1)", "TypeError: a Spec has everything in it"),
+        ("run('foo.sqfs', ['true'], hooks=[slurm_ch.Hooks('never')])", "UsageError: hooks run at host, guest or all, not at never"),
+        ("job_environment(image='/etc/passwd')", "ChError: unknown image type: /etc/passwd"),
+        ("job_environment(image='/', write=True, write_fake=True)", "UsageError: --ch-write=yes: contradicts --ch-write-fake"),
+        ("job_environment(image='a\\nb')", "UsageError: image=a"),
+    ],
+)  # fmt: skip
+def test_wrong_arguments(place: Path, user: str, call: str, message: str) -> None:
+    code = f"import slurm_ch\ntry: slurm_ch.{call}\nexcept Exception as error: print(f'{{type(error).__name__}}: {{error}}')"
+    assert python(code, user, place).stdout.startswith(message)
+
+
+def test_a_command_that_is_killed(place: Path, user: str) -> None:
+    code = "import slurm_ch; print(slurm_ch.run('foo.sqfs', ['sh', '-c', 'kill -9 $$']))"
+    assert python(code, user, place).stdout == "-9\n"

@@ -179,10 +179,8 @@ class Container:
         if self.image.kind == image.SQUASHFS:
             from . import squashfs
 
-            return squashfs.ServeSquashFS(
-                self.image.path, self.image.path, self.squashfuse, self.spec.fuse_single, self.spec.image_timeout
-            )
-        return root.OpenDirectory(self.image.path)
+            return squashfs.ServeSquashFS(self.image, self.squashfuse, self.spec.fuse_single, self.spec.image_timeout)
+        return root.OpenDirectory(self.image)
 
     def _default_binds(self) -> list[Action]:
         # Who makes a user namespace writes its maps in /proc, and may need a fresh one, which the kernel

@@ -25,14 +25,28 @@ _STORAGE_PARENT = "/var/tmp"
 
 
 class Image:
-    """An image that exists: as it was called, its kind, and its absolute path."""
+    """An image that exists: as it was called, its kind, its absolute path, and a descriptor of it.
 
-    __slots__ = ("kind", "path", "reference")
+    The path may lead elsewhere by the time that the container is made: the descriptor is what was looked at.
+    A file's can be read; a directory's is a place only. -1: there is none.
+    """
 
-    def __init__(self, reference: str, kind: str, path: str) -> None:
+    __slots__ = ("fd", "kind", "path", "reference")
+
+    def __init__(self, reference: str, kind: str, path: str, fd: int = -1) -> None:
         self.reference = reference
         self.kind = kind
         self.path = path
+        self.fd = fd
+
+    def close(self) -> None:
+        """Let go of the descriptor."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def __del__(self) -> None:
+        self.close()
 
 
 def storage_directory(option: str | None, environment: Mapping[str, str], user: str) -> str | None:
@@ -82,37 +96,49 @@ def resolve(reference: str, storage: str | None, cwd: str) -> Image:
     # "." and ".." are directories everywhere, in the storage too.
     if storage is not None and reference.strip("."):
         named = name_to_path(reference, storage)
-        if os.path.isdir(named):
-            return Image(reference, DIRECTORY, named)
+        try:
+            return Image(reference, DIRECTORY, named, _open_directory(named))
+        except (OSError, ValueError):
+            pass
     path = os.path.join(cwd, reference)
     try:
-        mode = os.stat(path).st_mode
+        found = Image(reference, SQUASHFS, path, os.open(path, os.O_PATH | os.O_CLOEXEC))
+        mode = os.fstat(found.fd).st_mode
+        if stat.S_ISDIR(mode):
+            return Image(reference, DIRECTORY, path, _open_directory(path))
     except (OSError, ValueError) as error:
         raise ChError(f"can't stat image: {reference}") from error
-    if stat.S_ISDIR(mode):
-        return Image(reference, DIRECTORY, path)
     if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
         raise ChError(f"unknown image type: {reference}")
-    _check_magic(reference, path)
-    return Image(reference, SQUASHFS, path)
+    _open_file(found)
+    return found
+
+
+def _open_directory(path: str) -> int:
+    # With the dot what is mounted there on demand is mounted.
+    return os.open(path + "/.", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def in_storage(image: Image, storage: str) -> bool:
     """Whether the image belongs to `ch-image`, by name or by path."""
-    return os.path.realpath(image.path).startswith(os.path.realpath(storage) + "/img/")
+    path = os.readlink(f"/proc/self/fd/{image.fd}") if image.fd >= 0 else os.path.realpath(image.path)
+    return path.startswith(os.path.realpath(storage) + "/img/")
 
 
-def _check_magic(reference: str, path: str) -> None:
+def _open_file(image: Image) -> None:
+    """Have the image's descriptor be one that can be read, and see that it is SquashFS; ChError if it isn't."""
+    reference = image.reference
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = os.open(f"/proc/self/fd/{image.fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
+        error.filename = image.path
         raise ChError(f"can't open image: {reference}") from error
+    image.close()
+    image.fd = fd
     try:
-        magic = os.read(fd, 4)
+        magic = os.pread(fd, 4, 0)
     except OSError as error:
         raise ChError(f"can't read image: {reference}") from error
-    finally:
-        os.close(fd)
     if len(magic) < 4:
         raise ChError(f"can't read image: {reference}: shorter than 4 bytes")
     if magic != agreement.SQUASHFS_MAGIC.encode():

@@ -16,6 +16,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from .image import Image
+
 # Room for passwd, group and the directories of overmounts.
 _STAGING = {"size": "4m", "mode": "0755"}
 
@@ -23,20 +25,24 @@ _STAGING = {"size": "4m", "mode": "0755"}
 class OpenDirectory(Action):
     """Take a directory of the host as the image."""
 
-    __slots__ = ("path",)
+    __slots__ = ("image",)
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self, image: Image) -> None:
+        self.image = image
 
     def describe(self) -> str:
-        return f"take directory {self.path} as image"
+        return f"take directory {self.image.path} as image"
 
     def apply(self, build: Build) -> None:
         flags = linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC | linux.AT_RECURSIVE
         try:
-            build.image_fd = linux.open_tree(linux.AT_FDCWD, self.path, flags)
+            # By name: a descriptor from before is of a mount that is not of this namespace.
+            build.image_fd = linux.open_tree(linux.AT_FDCWD, self.image.path, flags)
         except OSError as error:
-            raise ChError(f"can't open image: {self.path}") from error
+            raise ChError(f"can't open image: {self.image.path}") from error
+        if self.image.fd >= 0 and not os.path.samestat(os.fstat(build.image_fd), os.fstat(self.image.fd)):
+            raise ChError(f"can't open image: {self.image.path}: another directory has taken its place")
+        self.image.close()
 
 
 class OpenSources(Action):

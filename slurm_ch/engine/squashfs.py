@@ -17,6 +17,10 @@ from .. import linux, log
 from ..errors import ChError
 from .action import Action, Build
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .image import Image
+
 # Ours, and no other unless the site names one: the system's takes images apart unconfined.
 SERVER = __file__.rpartition("/engine/")[0] + "/native/ch-squashfuse_ll"
 
@@ -30,17 +34,16 @@ _STDERR_BYTES = 4096
 class ServeSquashFS(Action):
     """Mount a SquashFS file, detached, and start the process that serves it."""
 
-    __slots__ = ("path", "server", "single", "source", "timeout")
+    __slots__ = ("image", "server", "single", "timeout")
 
-    def __init__(self, path: str, source: str, server: str | None, single: bool = False, timeout: int = 0) -> None:
-        self.path = path
-        self.source = source
+    def __init__(self, image: Image, server: str | None, single: bool = False, timeout: int = 0) -> None:
+        self.image = image
         self.server = server
         self.single = single  # one thread, where the server would have more
         self.timeout = timeout  # seconds that a request may wait before the kernel ends the mount; 0: for ever
 
     def describe(self) -> str:
-        return f"mount SquashFS {self.path} with {self.server or SERVER}"
+        return f"mount SquashFS {self.image.path} with {self.server or SERVER}"
 
     def apply(self, build: Build) -> None:
         server = self.server or SERVER
@@ -50,15 +53,11 @@ class ServeSquashFS(Action):
             raise ChError(
                 f"plugstack.conf: image_timeout={self.timeout} needs ch-squashfuse_ll, and squashfuse= names {server}"
             )
-        try:
-            image = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError as error:
-            raise ChError(f"can't open image: {self.path}") from error
         fuse = _open_fuse()
-        build.image_fd = _mount_fuse(fuse, self.source)
+        build.image_fd = _mount_fuse(fuse, self.image.path)
         words = [*(["-s"] if self.single else []), *(["-t", str(self.timeout)] if self.timeout else [])]
-        build.server_stderr = _start(server, image, fuse, words)
-        os.close(image)
+        build.server_stderr = _start(server, self.image.fd, fuse, words)
+        self.image.close()
         os.close(fuse)
         try:
             # The mounts made from here on must not be in the server's namespace.

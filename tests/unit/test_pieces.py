@@ -18,7 +18,7 @@ from pytest_mock import MockerFixture
 
 from slurm_ch import errors, linux, log
 from slurm_ch.engine import accounts as passwd
-from slurm_ch.engine import action, container, environment, image, namespaces, squashfs, task_plan
+from slurm_ch.engine import action, container, environment, image, namespaces, root, squashfs, task_plan
 from slurm_ch.engine import binds as mounts
 from slurm_ch.engine.action import Build
 from slurm_ch.engine.caller import Caller
@@ -88,7 +88,7 @@ def test_resolve_kinds(tmp_path: Path) -> None:
 
 def test_read_error_of_an_image(tmp_path: Path, mocker: MockerFixture) -> None:
     (tmp_path / "sq").write_bytes(b"hsqs....")
-    mocker.patch("os.read", side_effect=OSError(errno.EIO, "Input/output error"))
+    mocker.patch("os.pread", side_effect=OSError(errno.EIO, "Input/output error"))
     with pytest.raises(ChError) as caught:
         image.resolve("sq", "/nonexistent", str(tmp_path))
     assert errors.describe(caught.value) == "can't read image: sq: Input/output error"
@@ -309,15 +309,54 @@ def test_a_container_cannot_write_to_the_terminal_of_who_lists_it() -> None:
 
 def test_the_sites_timeout_reaches_our_server_only(monkeypatch: pytest.MonkeyPatch) -> None:
     words: list[list[str]] = []
+    it = image.Image("i", image.SQUASHFS, "/i")
     monkeypatch.setattr(squashfs, "_open_fuse", lambda: os.open("/dev/null", os.O_RDWR))
     monkeypatch.setattr(squashfs, "_mount_fuse", lambda *_: -1)
     monkeypatch.setattr(squashfs, "_start", lambda *start: words.append(start[3]) or -1)
     monkeypatch.setattr(squashfs.linux, "unshare", lambda _: None)
     for single, timeout in ((False, 0), (True, 0), (False, 30), (True, 30)):
-        squashfs.ServeSquashFS("/dev/null", "i", "/x/ch-squashfuse_ll", single, timeout).apply(Build())
+        squashfs.ServeSquashFS(it, "/x/ch-squashfuse_ll", single, timeout).apply(Build())
     assert words == [[], ["-s"], ["-t", "30"], ["-s", "-t", "30"]]
-    squashfs.ServeSquashFS("/dev/null", "i", "/usr/bin/squashfuse_ll").apply(Build())
+    squashfs.ServeSquashFS(it, "/usr/bin/squashfuse_ll").apply(Build())
     with pytest.raises(
         ChError, match="image_timeout=30 needs ch-squashfuse_ll, and squashfuse= names /usr/bin/squashfuse"
     ):
-        squashfs.ServeSquashFS("/dev/null", "i", "/usr/bin/squashfuse_ll", False, 30).apply(Build())
+        squashfs.ServeSquashFS(it, "/usr/bin/squashfuse_ll", False, 30).apply(Build())
+
+
+def test_the_image_that_was_looked_at_is_the_one_that_is_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served: list[os.stat_result] = []
+    monkeypatch.setattr(squashfs, "_open_fuse", lambda: os.open("/dev/null", os.O_RDWR))
+    monkeypatch.setattr(squashfs, "_mount_fuse", lambda *_: -1)
+    monkeypatch.setattr(squashfs, "_start", lambda _, fd, *rest: served.append(os.fstat(fd)) or -1)
+    monkeypatch.setattr(squashfs.linux, "unshare", lambda _: None)
+    for name in ("file", "other"):
+        (tmp_path / name).write_bytes(b"hsqs")
+        (tmp_path / f"{name}.dir").mkdir()
+    first = (tmp_path / "file").stat()
+    found = image.resolve("file", None, str(tmp_path))
+    directory = image.resolve("file.dir", None, str(tmp_path))
+    (tmp_path / "other").rename(tmp_path / "file")
+    squashfs.ServeSquashFS(found, "/bin/true").apply(Build())
+    assert os.path.samestat(served[0], first)
+    # A directory is found by name again, in the new namespace.
+    open_tree = lambda _, path, flags: os.open(path, os.O_PATH)  # noqa: E731
+    monkeypatch.setattr(linux, "open_tree", open_tree)
+    root.OpenDirectory(image.resolve("file.dir", None, str(tmp_path))).apply(Build())
+    (tmp_path / "file.dir").rmdir()
+    (tmp_path / "other.dir").rename(tmp_path / "file.dir")
+    with pytest.raises(ChError, match="another directory has taken its place"):
+        root.OpenDirectory(directory).apply(Build())
+
+
+def test_nothing_stays_open_of_an_image_that_is_only_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"hsqs")
+    (tmp_path / "bad").write_bytes(b"text")
+    before = set(os.listdir("/proc/self/fd"))
+    for name in ("file", ".", str(tmp_path)):
+        assert image.resolve(name, None, str(tmp_path)).fd >= 0
+    with pytest.raises(ChError, match="unknown image type: bad"):
+        image.resolve("bad", None, str(tmp_path))
+    assert set(os.listdir("/proc/self/fd")) == before

@@ -69,12 +69,14 @@ def served(server: Path, image: Path) -> Iterator[Served]:
     try:
         yield here
     finally:
+        # The usage's maximum would have this process's, from before the server was executed.
+        lines = Path(f"/proc/{child.pid}/status").read_text().splitlines()
+        here.resident = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
         os.close(here.root)
         os.close(mount)
         _, status, usage = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
         here.cpu = usage.ru_utime + usage.ru_stime
-        here.resident = usage.ru_maxrss * 1024
 
 
 def make(work: Path) -> dict[str, Path]:

@@ -63,7 +63,8 @@ def fill(root: Path) -> None:
             file.seek(at)
             file.write(dice.randbytes(5000))
         file.truncate(9 << 20)
-    os.truncate(os.open(root / "hole", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600), 3 << 20)
+    (root / "hole").touch()
+    os.truncate(root / "hole", 3 << 20)
     many = root / "many"
     many.mkdir()
     for number in range(700):
@@ -77,7 +78,7 @@ def fill(root: Path) -> None:
         (root / f"link{number}").symlink_to(target)
     os.mkfifo(root / "fifo", 0o640)
     with socket.socket(socket.AF_UNIX) as made:
-        made.bind(f"/proc/self/fd/{os.open(root, os.O_PATH | os.O_CLOEXEC)}/socket")
+        made.bind(str(root / "socket"))
     for name, kind, major, minor in (("null", stat.S_IFCHR, 1, 3), ("disk", stat.S_IFBLK, 259, 70_000)):
         os.mknod(root / name, kind | 0o600, os.makedev(major, minor))
     (root / "modes").mkdir(mode=0o1777)

@@ -115,7 +115,8 @@ class Puller:
 
     def _ask(self, reference: Reference) -> Resolved:
         fetch.warn_of_open_auth_files(self.env)
-        with self._scratch() as scratch:
+        self.store.prepare()
+        with self.store.scratch(large=False) as scratch:
             raw = self._skopeo(scratch).manifest(reference, tick=self._tick)
         return self._chosen(reference, raw, None)
 
@@ -136,10 +137,6 @@ class Puller:
         resolved = Resolved(reference, self.platform, digest, chosen)
         resolved.raw, resolved.blobs = raw, blobs
         return resolved
-
-    def _scratch(self) -> Any:
-        self.store.prepare()
-        return self.store.scratch()
 
     def _skopeo(self, scratch: str) -> fetch.Skopeo:
         return fetch.Skopeo(self.env, scratch, self._niceness)

@@ -266,15 +266,19 @@ class Store:
             raise
 
     @contextmanager
-    def scratch(self, within: str | None = None) -> Iterator[str]:
-        """Make a private directory in the cache, or `within` another one, and remove it with all that is in it."""
+    def scratch(self, within: str | None = None, large: bool = True) -> Iterator[str]:
+        """Make a private directory in the cache, or `within` another one, and remove it with all that is in it.
+
+        What is not `large` may stay for a day if we are killed.
+        """
         self._serial += 1
         place = within or os.path.join(self.directory, "tmp")
         path = os.path.join(place, f"{'slurm_ch.' if within else ''}{_me()}.{self._serial}")
         try:
             os.mkdir(path, 0o700)
-            with open(os.path.join(path, "owner"), "w") as file:
-                json.dump(_identity(), file)
+            if large:
+                with open(os.path.join(path, "owner"), "w") as file:
+                    json.dump(_identity(), file)
         except OSError as error:
             raise self._unusable(error) from error
         try:

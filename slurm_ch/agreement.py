@@ -36,7 +36,11 @@ PLAN_SET_ITEMS = "X"  # NAME=VALUE: set, with each item between colons that is $
 PLAN_SET_ANYWHERE = "A"  # NAME=VALUE: set, with $NAME and ${NAME} expanded anywhere
 PLAN_UNSET = "U"  # unset what matches this shell pattern
 PLAN_PATH = "P"  # give PATH a /bin if it has none
+PLAN_TEMPORARY = "T"  # if TMPDIR or a similar variable names no directory, it is /tmp; text: without a warning
 PLAN_DIRECTORY = "C"  # change to this directory, or fail
+PLAN_USUAL_DIRECTORY = "D"  # without C: change to this directory, or to /
+PLAN_LOST_DIRECTORY = "L"  # words about a directory that isn't there, for a command that may have been in it
+PLAN_AS_SRUN = "W"  # a command that PATH doesn't lead to may be in the working directory
 PLAN_VERBOSITY = "V"  # a level, below 0 for quiet
 PLAN_COLOR = "K"  # color messages
 PLAN_ROOT = "S"  # emulate root by seccomp; the option that asks for it, as given

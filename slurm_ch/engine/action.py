@@ -25,8 +25,8 @@ class Build:
     """
 
     __slots__ = (
-        "ch_join_fd", "covers", "image_fd", "mounts", "overmounts", "proc_fd", "records", "relay_fd", "root", "root_fd",
-        "server_stderr", "uncovered_fd",
+        "ch_join_fd", "covers", "home", "image_fd", "in_memory", "mounts", "overmounts", "proc_fd", "records",
+        "relay_fd", "root", "root_fd", "server_stderr", "uncovered_fd",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -35,6 +35,8 @@ class Build:
         self.root = ""  # the new root, relative to the staging directory
         self.root_fd = -1
         self.mounts: set[int] = set()  # ids of mounts in which creation is harmless
+        self.in_memory = False  # what is written to the tree is lost
+        self.home = "/"  # the command's
         self.overmounts = 0
         self.covers: list[int] = []  # the overmounts that were made to create something
         self.uncovered_fd = -1  # the new root without overmounts

@@ -101,13 +101,15 @@ def execute(ch_join: int, plan: bytes, argv: Sequence[str], env: Mapping[str, st
     raise AssertionError
 
 
-def become(ch_join: int, plan: bytes, argv: Sequence[str], env: Mapping[str, str], cwd: str) -> NoReturn:
-    """Become ch-join, which carries out `plan` and executes `argv`, in `cwd` if it can."""
+def become(ch_join: int, plan: bytes, argv: Sequence[str], env: Mapping[str, str], cwd: str | None = None) -> NoReturn:
+    """Become ch-join, which carries out `plan` and executes `argv`, in `cwd` if one is named."""
     # Python ignores these two; the command shall find them as they were.
     _signal.signal(_signal.SIGPIPE, _signal.SIG_DFL)
     _signal.signal(_signal.SIGXFSZ, _signal.SIG_DFL)
     environment = {name: value for name, value in env.items() if name != agreement.JOIN_VARIABLE}
-    environment[agreement.CWD_VARIABLE] = cwd
+    environment.pop(agreement.CWD_VARIABLE, None)
+    if cwd is not None:
+        environment[agreement.CWD_VARIABLE] = cwd
     try:
         execute(ch_join, plan, argv, environment)
     except OSError as error:

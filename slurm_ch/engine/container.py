@@ -18,6 +18,7 @@ from . import accounts, binds, image, root, task_plan
 from .action import Action, Build, Hooks, MoreActions, RunHooks
 from .environment import Environment
 from .namespaces import ForbidNesting, NewNamespaces
+from .whereabouts import temporary_directories
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -130,17 +131,20 @@ class Container:
             actions += [root.PrivateTmp()] if spec.private_tmp else []
         else:
             actions += self._default_binds()
-            actions += self._passwd() if spec.passwd else []
-            actions.append(self._tmp())
+            actions += self._tmp()
         if spec.home:
-            actions.append(self._home())
+            actions += self._home()
         if "PMIX_NAMESPACE" in self.caller.environment:
             actions += self._pmix()
         actions += extra.in_tree
         actions += [self._user_bind(bind) for bind in spec.binds]
+        if self.image.kind != image.HOST and not spec.like_ch_run:
+            actions += self._temporary_directories()
         if self.caller.script:
             actions.append(root.ShowScript(self.caller.script))
         actions.append(Environment(spec, self.caller, self.injection))
+        if self.image.kind != image.HOST and spec.passwd:
+            actions += self._accounts()
         # A writeable image's directories stay as they are, unless asked for.
         if spec.relay or (spec.relay is None and self.caller.script and not spec.write and spec.relay_commands):
             actions.append(self._relay())
@@ -148,9 +152,10 @@ class Container:
 
     def _pmix(self) -> list[Action]:
         from . import pmix
+        from .shown import ShowDirectory
 
         env, munge = self.caller.environment, bool(self.spec.relay)
-        actions: list[Action] = [pmix.BindDirectory(path) for path in pmix.directories(env, munge)]
+        actions: list[Action] = [ShowDirectory(path, "PMIx") for path in pmix.directories(env, munge)]
         if pmix.needs_munge(env) and not munge and not any(bind.dst == pmix.MUNGE for bind in self.spec.binds):
             actions.append(pmix.ReportMunge())
         return actions
@@ -168,11 +173,22 @@ class Container:
             writeable=self.spec.write_fake is not None,
         )
 
-    def _passwd(self) -> list[Action]:
+    def _accounts(self) -> list[Action]:
         uid, gid = self.uid, self.gid
+        if self.spec.like_ch_run:
+            return [
+                root.Write("/etc/passwd", accounts.passwd_text(uid, gid, accounts.user_line(uid, gid, "/"))),
+                root.Write("/etc/group", accounts.group_text(gid, accounts.group_line(gid))),
+            ]
+        # Named before any namespace is entered; only the home is known later.
+        user, group = accounts.user_line(uid, gid, "\0"), accounts.group_line(gid)
         return [
-            root.Write("/etc/passwd", accounts.passwd_text(uid, gid)),
-            root.Write("/etc/group", accounts.group_text(gid)),
+            root.Account(
+                "/etc/passwd",
+                lambda build: user.replace("\0", accounts.field(build.home)),
+                lambda line: accounts.passwd_text(uid, gid, line),
+            ),
+            root.Account("/etc/group", lambda build: group, lambda line: accounts.group_text(gid, line)),
         ]
 
     def _image_action(self) -> Action:
@@ -199,16 +215,40 @@ class Container:
         ]
         return [*required, *names, *optional]
 
-    def _tmp(self) -> Action:
+    def _tmp(self) -> list[Action]:
+        if self.spec.like_ch_run:
+            if self.spec.private_tmp:
+                return [root.PrivateTmp()]
+            where = self.caller.environment.get("TMPDIR") or "/tmp"
+            return [binds.BindMount(where, "/tmp", dst_create=True, follow=True)]
         if self.spec.private_tmp:
-            return root.PrivateTmp()
-        return binds.BindMount(self.caller.environment.get("TMPDIR") or "/tmp", "/tmp", dst_create=True, follow=True)
+            return [root.PrivateTmp(), root.PrivateTmp("/var/tmp", optional=True)]
+        # In this order: an image's /var/tmp may be a link to /tmp.
+        return [
+            binds.BindMount("/var/tmp", "/var/tmp", src_optional=True, dst_optional=True, follow=True),
+            binds.BindMount("/tmp", "/tmp", dst_create=True, follow=True),
+        ]
 
-    def _home(self) -> Action:
+    def _temporary_directories(self) -> list[Action]:
+        found = temporary_directories(self.caller)
+        if not found:
+            return []
+        from .shown import ShowDirectory
+
+        # If one can't be shown, ch-join says what it is replaced by.
+        return [ShowDirectory(path, "TMPDIR", log.INFO) for path in found]
+
+    def _home(self) -> list[Action]:
         home, label = self.caller.environment.get("HOME"), self.spec.label("home")
         if not home:
             raise UsageError(f"{label}: HOME is not set")
-        return binds.BindMount(home, self.caller.home_directory(), dst_create=True, label=label)
+        there = self.caller.home_directory()
+        actions: list[Action] = [binds.BindMount(home, there, dst_create=True, label=label)]
+        if home.startswith("/") and home != there and not self.spec.like_ch_run:
+            from .shown import ShowDirectory
+
+            actions.append(ShowDirectory(home, label))
+        return actions
 
     def _user_bind(self, bind: BindSpec) -> Action:
         source, spec = self.caller.path(bind.src), self.spec

@@ -15,6 +15,7 @@ from ..errors import ChError, UsageError
 from ..request.options import IMAGE_ENVIRONMENT
 from . import image, places
 from .action import Action, Build
+from .whereabouts import Whereabouts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,9 +59,25 @@ def unquoted(assignment: str) -> str:
     return f"{name}={value}"
 
 
-def first_records(home: str) -> list[Record]:
+def first_records(home: str, private_tmp: bool = False) -> list[Record]:
     """Return what happens to every environment before the user's rules."""
-    return [(agreement.PLAN_SET, f"HOME={home}"), (agreement.PLAN_PATH, ""), (agreement.PLAN_UNSET, "TMPDIR")]
+    return [
+        (agreement.PLAN_SET, f"HOME={home}"),
+        (agreement.PLAN_PATH, ""),
+        (agreement.PLAN_TEMPORARY, "quiet" if private_tmp else ""),
+    ]
+
+
+def chosen_home(records: Sequence[Record], env: Mapping[str, str]) -> str:
+    """Return the last HOME that a rule sets, with $NAME and ${NAME} expanded as the caller has them."""
+    kind, value = next((one for one in reversed(records) if one[1].startswith("HOME=")), ("", "HOME=/"))
+    if kind == agreement.PLAN_SET:
+        return value[5:]
+    home, *rest = value[5:].split("$")
+    for part in rest:
+        name = part[1:].partition("}")[0] if part[:1] == "{" else part.partition("/")[0]
+        home += env.get(name, "") + part[len(name) + 2 * (part[:1] == "{") :]
+    return home
 
 
 def rule_records(
@@ -107,12 +124,13 @@ class Environment(Action):
     reach them any more when this is applied.
     """
 
-    __slots__ = ("caller", "device_env", "given", "host_files", "spec")
+    __slots__ = ("caller", "device_env", "given", "host_files", "spec", "whereabouts")
 
     def __init__(self, spec: Spec, caller: Caller, injection: Injection | None = None) -> None:
         self.spec = spec
         self.device_env = injection.env if injection else []
         self.caller = caller
+        self.whereabouts = Whereabouts(spec, caller)
         self.host_files: dict[str, str] = {}
         self.given: dict[str, str] = {}  # the option that names a file, by the file
         for kind, path in spec.env_rules:
@@ -136,27 +154,32 @@ class Environment(Action):
         if log.colored():
             records.append((agreement.PLAN_COLOR, ""))
         if not image.is_host(spec.image):
-            records += first_records(self._home(build))
+            records += first_records(self.whereabouts.home(build), spec.private_tmp)
+            if spec.like_ch_run:
+                records[-1] = (agreement.PLAN_UNSET, "TMPDIR")
         records += rule_records(
             spec.env_rules, spec.env_expand, lambda path: self._read(build, path), self.device_env, self.given
         )
         records.append((agreement.PLAN_SET, f"CH_RUNNING={spec.image}"))
+        build.home = chosen_home(records, self.caller.environment)
         if spec.cd is not None:
             records.append((agreement.PLAN_DIRECTORY, spec.cd))
+        else:
+            records += self._directory(build)
         if spec.seccomp:
             records.append((agreement.PLAN_ROOT, spec.label("seccomp")))
         if spec.keep_keyring:
             records.append((agreement.PLAN_KEYRING, ""))
         build.records = records
 
-    def _home(self, build: Build) -> str:
-        if self.spec.home:
-            return self.caller.home_directory()
-        try:
-            os.close(places.look_up(build, "/root", True))
-        except OSError:
-            return "/"
-        return "/root"
+    def _directory(self, build: Build) -> list[Record]:
+        start, lost = self.whereabouts.directory(build)
+        if lost and build.root and not self.spec.like_ch_run:
+            log.warning(f"{lost}; starting in {start}")
+        else:
+            # Who joins has been told by who made the container.
+            log.info(f"{lost}; starting in {start}") if lost else None
+        return [(agreement.PLAN_USUAL_DIRECTORY, start), *([(agreement.PLAN_LOST_DIRECTORY, lost)] if lost else [])]
 
     def _read(self, build: Build, path: str) -> str:
         if path in self.host_files:

@@ -100,9 +100,9 @@ def without_links(build: Build, path: str, follow: bool = False) -> str:
     return "/".join(done)
 
 
-def open_file(build: Build, path: str) -> int:
+def open_file(build: Build, path: str, how: int = os.O_RDONLY) -> int:
     """Return a file of the image, opened for reading; OSError if it can't be. Never waits, as a FIFO would."""
-    return linux.openat2(build.root_fd, path.lstrip("/"), os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY, _IN_ROOT)
+    return linux.openat2(build.root_fd, path.lstrip("/"), how | os.O_NONBLOCK | os.O_NOCTTY, _IN_ROOT)
 
 
 def create(build: Build, path: str, directory: bool, follow: bool = False, cover: bool = True) -> int:

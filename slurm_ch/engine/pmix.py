@@ -11,8 +11,6 @@ from __future__ import annotations
 import os
 
 from .. import log
-from ..errors import ChError, describe
-from . import binds, places
 from .action import Action, Build
 
 TYPE_CHECKING = False
@@ -76,34 +74,3 @@ class ReportMunge(Action):
             f"PMIx may not work: it wants munge, and {MUNGE} is not in the container, because an image that reaches"
             f" it can submit jobs as you; --ch-bind={MUNGE} shows it"
         )
-
-
-class BindDirectory(binds.BindMount):
-    """Bind a directory of PMIx's where it is on the host, unless it is there anyway."""
-
-    __slots__ = ()
-
-    def __init__(self, path: str) -> None:
-        super().__init__(path, path, src_optional=True, dst_create=True, label="PMIx")
-
-    def apply(self, build: Build) -> None:
-        source = self.open_source()
-        if source >= 0 and self._is_there(build, source):
-            self._source = None
-            os.close(source)
-            return
-        try:
-            super().apply(build)
-        except (ChError, OSError) as error:
-            # Much works without; what doesn't, the library will say.
-            log.warning(describe(error))
-
-    def _is_there(self, build: Build, source: int) -> bool:
-        try:
-            there = places.look_up(build, self.dst, False)
-        except OSError:
-            return False
-        try:
-            return os.path.samestat(os.fstat(there), os.fstat(source))
-        finally:
-            os.close(there)

@@ -6,20 +6,22 @@ from __future__ import annotations
 import errno
 import os
 
-from .. import linux
+from .. import linux, log
 from ..errors import ChError
+from . import accounts, places
 from . import binds as mounts
-from . import places
 from .action import Action, Build
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from .image import Image
 
 # Room for passwd, group and the directories of overmounts.
 _STAGING = {"size": "4m", "mode": "0755"}
+# A passwd of a whole site's users that somebody copied into an image is smaller.
+_ACCOUNTS_MAX = 1 << 20
 
 
 class OpenDirectory(Action):
@@ -161,6 +163,7 @@ class WriteFake(Action):
         linux.move_mount(merged, "", linux.AT_FDCWD, "fake/merged", linux.MOVE_MOUNT_F_EMPTY_PATH)
         os.close(merged)
         take_root(build, "fake/merged")
+        build.in_memory = True
 
 
 class ReadOnlyCovers(Action):
@@ -201,20 +204,76 @@ class Write(Action):
         mounts.BindMount(name, self.path, dst_create=True, follow=True).apply(build)
 
 
-class PrivateTmp(Action):
-    """Mount a fresh tmpfs on /tmp."""
+class Account(Action):
+    """Add the container's user, or group, to the image's file of them.
 
-    __slots__ = ()
+    What somebody bound there is left alone. A tree that is writeable in memory gets the file itself, so
+    that useradd can put another in its place; a mount can't be replaced.
+    """
+
+    __slots__ = ("line", "path", "text", "whole")
+
+    def __init__(self, path: str, line: Callable[[Build], str], whole: Callable[[str], str]) -> None:
+        self.path = path
+        self.line = line
+        self.whole = whole
+        self.text = ""
 
     def describe(self) -> str:
-        return "mount a fresh tmpfs on /tmp"
+        return f"add the user to {self.path}"
 
     def apply(self, build: Build) -> None:
-        fresh = places.tmpfs({"mode": "1777"})
+        line = self.line(build)
         try:
-            target = places.look_up(build, "/tmp", True)
-        except FileNotFoundError:
-            target = places.create(build, "/tmp", True, True)
+            fd = places.open_file(build, self.path)
+        except OSError:
+            old = ""
+        else:
+            with open(fd, "rb") as file:
+                if places.mount_id(fd) not in build.mounts:
+                    return
+                old = os.fsdecode(file.read(_ACCOUNTS_MAX + 1))
+            if len(old) > _ACCOUNTS_MAX:
+                log.info(f"{self.path} is left as it is: larger than {_ACCOUNTS_MAX >> 20} MiB")
+                return
+        new = accounts.merged(old, line, self.whole(line))
+        if new != old and not (build.in_memory and self._rewrite(build, new)):
+            Write(self.path, new).apply(build)
+
+    def _rewrite(self, build: Build, text: str) -> bool:
+        try:
+            fd = places.open_file(build, self.path, os.O_WRONLY | os.O_TRUNC)
+        except OSError:
+            return False
+        with open(fd, "wb") as file:
+            file.write(os.fsencode(text))
+        return True
+
+
+class PrivateTmp(Action):
+    """Mount a fresh tmpfs on a directory for temporary files."""
+
+    __slots__ = ("optional", "path")
+
+    def __init__(self, path: str = "/tmp", optional: bool = False) -> None:
+        self.path = path
+        self.optional = optional
+
+    def describe(self) -> str:
+        return f"mount a fresh tmpfs on {self.path}"
+
+    def apply(self, build: Build) -> None:
+        try:
+            target = places.look_up(build, self.path, True)
+        except OSError:
+            if self.optional:
+                log.info(f"no {self.path} in the image: none is shown")
+                return
+            target = places.create(build, self.path, True, True)
+        if self.optional and places.mount_id(target) not in build.mounts:
+            os.close(target)  # a link to /tmp
+            return
+        fresh = places.tmpfs({"mode": "1777"})
         flags = linux.MOVE_MOUNT_F_EMPTY_PATH | linux.MOVE_MOUNT_T_EMPTY_PATH
         linux.move_mount(fresh, "", target, "", flags)
         os.close(target)

@@ -22,7 +22,7 @@ from . import tickets
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 
 class Facts:
@@ -89,6 +89,7 @@ def launch(facts: Facts, office: tickets.TaskSocket) -> None:
     log.configure(level=wanted.verbosity)
     tag = step.tag(env)
     log.info(f"container {tag} for {task_count(facts)} tasks: {wanted.image}")
+    _make_temporary_directory(env)
     caller = Caller(env, script=facts.script)
     _leave_first_core()
     container = engine.Container(wanted, caller, here.squashfuse)
@@ -99,8 +100,19 @@ def launch(facts: Facts, office: tickets.TaskSocket) -> None:
         if here.record:
             record.note(here.record, container.image.path, env)
     build = engine.containerize(container)
+    build.records.append((agreement.PLAN_AS_SRUN, ""))
     user_fd, mount_fd = namespaces.open_own()
     office.issue(user_fd, mount_fd, task_plan.plan_file(engine.plan_bytes(build)), build.relay_fd)
+
+
+def _make_temporary_directory(env: Mapping[str, str]) -> None:
+    """Make TMPDIR as Slurm is about to do for the first task, so that it can be shown."""
+    path = env.get("TMPDIR", "")
+    if path.startswith("/"):
+        try:
+            os.mkdir(path, 0o700)
+        except (OSError, ValueError):
+            pass  # it is there; or Slurm says why not, and takes /tmp
 
 
 def _leave_first_core() -> None:

@@ -88,6 +88,10 @@ class Spec:
         given = [name for name in ("write-fake", "home", "device") if name in self.labels]
         return self.label(given[0] if given else "write-fake")
 
+    def option(self, name: str) -> str:
+        """Return what somebody who made this Spec by options would type for another of them."""
+        return f"--ch-{name}" if "image" in self.labels else f"--{name}"
+
 
 _NOTHING: Mapping[str, str] = {}
 

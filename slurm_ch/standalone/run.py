@@ -57,7 +57,7 @@ def run(
         build = _join(spec, caller, add_hooks)
     else:
         build = _make(spec, caller, add_hooks)
-    handover.become(ch_join, engine.plan_bytes(build), argv, env, caller.cwd)
+    handover.become(ch_join, engine.plan_bytes(build), argv, env)
 
 
 def _make(spec: Spec, caller: Caller, add_hooks: Callable[[engine.Container], None]) -> Build:

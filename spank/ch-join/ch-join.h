@@ -33,10 +33,12 @@ struct plan {
 	const char *first, *end;
 };
 struct settings {
-	const char *directory; /* NULL: the caller's */
+	const char *directory;	     /* asked for, or NULL */
+	const char *usual_directory; /* else this one, or NULL */
+	const char *lost_directory;  /* words about the caller's, which is not there, or NULL */
 	int verbosity;
 	const char *emulates_root; /* the option that asks for it; NULL: no */
-	bool keeps_keyring;
+	bool keeps_keyring, as_srun;
 };
 struct plan plan_read(int fd);
 struct settings plan_carry_out(struct plan plan);
@@ -45,7 +47,7 @@ struct settings plan_carry_out(struct plan plan);
 void command_run(const struct settings *s, const char *callers, char **argv) __attribute__((noreturn));
 
 /* execute.c: as execvp, but never returns: where it can't be done, say what is missing. */
-void execute(char **argv) __attribute__((noreturn));
+void execute(const struct settings *s, char **argv) __attribute__((noreturn));
 
 /* entrypoint.c: the command that the image was built with, for "-" and the
  * arguments behind it. */
@@ -63,10 +65,12 @@ size_t root_filter(struct sock_filter *to, size_t room);
 /* keyring.c: let go of the caller's session keyring, for the container's own. */
 void leave_keyring(void);
 
-/* variables.c: NAME=VALUE, expanded or not; unset by shell pattern; a /bin in PATH. */
+/* variables.c: NAME=VALUE, expanded or not; unset by shell pattern; a /bin in PATH;
+ * directories for temporary files. */
 enum expansion { LITERAL, EXPAND_ITEMS, EXPAND_ANYWHERE };
 void set_variable(const char *assignment, enum expansion how);
 void unset_variables(const char *pattern);
 void path_has_bin(void);
+void check_temporary(bool tells);
 
 #endif

@@ -15,23 +15,29 @@
 #define HIDES_OUTPUT -1
 #define HIDES_ERRORS -3
 
-/* The directory asked for, else the caller's, else the root. */
-static void change_directory(const char *asked, const char *callers)
+/* The directory asked for; else that of whoever called us from within a container;
+ * else the usual one. */
+static void change_directory(const struct settings *s, const char *callers)
 {
 	char here[PATH_MAX];
+	const char *name = here;
 
-	if (asked) {
-		if (chdir(asked))
-			die(EXIT_SETUP, "can't cd to %s: %s", asked, strerror(errno));
-	} else if (!callers || chdir(callers)) {
+	if (s->directory) {
+		if (chdir(s->directory))
+			die(EXIT_SETUP, "can't cd to %s: %s", s->directory, strerror(errno));
+	} else if (callers && !chdir(callers)) {
+		;
+	} else if (s->usual_directory && !chdir(s->usual_directory)) {
+		name = s->usual_directory; /* as the user knows it, links and all */
+	} else if (callers || s->usual_directory) {
 		info(1, "working directory %s is not in the container; using /",
-		     callers ? callers : "(unknown)");
+		     callers ? callers : s->usual_directory);
 		if (chdir("/"))
 			die(EXIT_SETUP, "can't cd to /: %s", strerror(errno));
 	}
 	if (!getcwd(here, sizeof(here)))
 		die(EXIT_SETUP, "can't find the working directory: %s", strerror(errno));
-	setenv("PWD", here, 1);
+	setenv("PWD", name, 1);
 }
 
 /* Send what the command writes nowhere, as -q and -qqq ask for. */
@@ -60,7 +66,7 @@ static void hide_streams(int verbosity)
 
 void command_run(const struct settings *s, const char *callers, char **argv)
 {
-	change_directory(s->directory, callers);
+	change_directory(s, callers);
 	if (!strcmp(argv[0], "-"))
 		argv = images_own(argv);
 	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
@@ -71,5 +77,5 @@ void command_run(const struct settings *s, const char *callers, char **argv)
 	if (s->emulates_root)
 		emulate_root(s->emulates_root);
 	info(1, "executing %s", argv[0]);
-	execute(argv);
+	execute(s, argv);
 }

@@ -317,15 +317,20 @@ static int search(char **argv)
 	return denied ? EACCES : why;
 }
 
-void execute(char **argv)
+void execute(const struct settings *s, char **argv)
 {
 	char reason[REASON_SIZE];
 	bool plain = !strchr(argv[0], '/');
 	int why = !*argv[0] ? ENOENT : plain ? search(argv) : try(argv[0], argv);
-	int code = why == ENOENT || why == ENOTDIR ? EXIT_NOT_FOUND : EXIT_CANNOT_EXECUTE;
+	int code;
+	const char *lost = *argv[0] != '/' && (!plain || s->as_srun) ? s->lost_directory : NULL;
 
+	/* slurmstepd executes what PATH doesn't lead to as it is: from the working directory. */
+	if (plain && *argv[0] && !found && s->as_srun)
+		why = try(argv[0], argv);
+	code = why == ENOENT || why == ENOTDIR ? EXIT_NOT_FOUND : EXIT_CANNOT_EXECUTE;
 	if (!found)
-		die(code, "can't execute %s: %s", argv[0], strerror(why));
+		die(code, "can't execute %s: %s%s%s", argv[0], strerror(why), lost ? "; " : "", lost ? lost : "");
 	why = found_why;
 	code = why == ENOENT || why == ENOTDIR ? EXIT_NOT_FOUND : EXIT_CANNOT_EXECUTE;
 	explain(found, why, reason, sizeof(reason), 0);

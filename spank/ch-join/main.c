@@ -57,7 +57,7 @@ static void __attribute__((noreturn)) through_ticket(const char *join, char **ar
 	struct plan plan;
 	struct settings settings;
 	const char *rest = join;
-	const char *callers = getcwd(NULL, 0);
+	const char *callers = NULL;
 	char *broker = "", *command = NULL;
 	int sock = number(&rest), copy, plan_fd;
 	bool behind;
@@ -109,14 +109,11 @@ int main(int argc, char **argv)
 		rest = argv[1] + strlen(PLAN_OPTION);
 		plan = number(&rest);
 		if (plan >= 0 && !*rest) {
-			char *callers = getcwd(NULL, 0);
+			char *callers = getenv(CWD_VARIABLE);
 
-			/* `slurm-ch run` passes where it was called in PWD's place. */
-			if (getenv(CWD_VARIABLE)) {
-				free(callers);
-				callers = need(strdup(getenv(CWD_VARIABLE)));
-				unsetenv(CWD_VARIABLE);
-			}
+			if (callers)
+				callers = need(strdup(callers));
+			unsetenv(CWD_VARIABLE);
 			settings = plan_carry_out(plan_read(plan));
 			command_run(&settings, callers, argv + 3);
 		}

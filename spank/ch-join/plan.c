@@ -57,8 +57,20 @@ static void carry_out(const char *record, struct settings *s)
 	case PLAN_PATH:
 		path_has_bin();
 		break;
+	case PLAN_TEMPORARY:
+		check_temporary(!*rest);
+		break;
 	case PLAN_DIRECTORY:
 		s->directory = rest;
+		break;
+	case PLAN_USUAL_DIRECTORY:
+		s->usual_directory = rest;
+		break;
+	case PLAN_LOST_DIRECTORY:
+		s->lost_directory = rest;
+		break;
+	case PLAN_AS_SRUN:
+		s->as_srun = true;
 		break;
 	case PLAN_VERBOSITY:
 		s->verbosity = atoi(rest);

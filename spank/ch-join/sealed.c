@@ -77,7 +77,10 @@ void become_copy(int copy, int plan_fd, const char *directory, char **argv)
 	words[1] = option;
 	words[2] = "--";
 	memcpy(words + 3, argv, n * sizeof(char *));
-	setenv(CWD_VARIABLE, directory ? directory : "(unknown)", 1);
+	if (directory)
+		setenv(CWD_VARIABLE, directory, 1);
+	else
+		unsetenv(CWD_VARIABLE);
 	fcntl(plan_fd, F_SETFD, 0);
 	/* By descriptor: the /proc of the container is not to be trusted. */
 	syscall(SYS_execveat, copy, "", words, environ, AT_EMPTY_PATH);

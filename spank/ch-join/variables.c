@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "../agreement.h"
@@ -147,4 +148,22 @@ void path_has_bin(void)
 		need(NULL);
 	setenv("PATH", with, 1);
 	free(with);
+}
+
+/* Each variable that a program may take its directory for temporary files from names
+ * one that is there. A TaskProlog may have set it after the container was made. */
+void check_temporary(bool tells)
+{
+	static const char *const names[] = { "TMPDIR", "TMP", "TEMP", "TEMPDIR" };
+	struct stat st;
+
+	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+		const char *path = getenv(names[i]);
+
+		if (!path || !*path || (!stat(path, &st) && S_ISDIR(st.st_mode)))
+			continue;
+		if (tells && is_first_task())
+			warn("%s=%s: no such directory in the container; using /tmp", names[i], path);
+		setenv(names[i], "/tmp", 1);
+	}
 }

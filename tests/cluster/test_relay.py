@@ -99,7 +99,7 @@ def test_a_step_from_inside(batch: Batch) -> None:
     )
     assert out[:-1] == [
         "one", "no Slurm", "0: one", "1: one", "through", "err", "status 7", "status 143",
-        "a  b /mnt:/usr/bin:/bin /mnt/lib 0027 555 /tmp /root none", "0",
+        "a  b /mnt:/usr/bin:/bin /mnt/lib 0027 555 /tmp /root /tmp", "0",
     ]  # fmt: skip
     assert out[-1].endswith("image.sqfs")
 
@@ -179,7 +179,8 @@ def test_steps_in_another_image(batch: Batch, other_sqfs: Path) -> None:
 
 @pytest.mark.parametrize("options", ["--export=NONE --ch-uid=0 --ch-gid=0 --ch-private-tmp", "--ch-home"])
 def test_with_other_options(batch: Batch, options: str) -> None:
-    assert batch("srun -n1 -N1 cat /marker; id -u", options)[0] == "one"
+    # With a private /tmp, the script's directory is lost.
+    assert "one" in batch("srun -n1 -N1 cat /marker; id -u", options)[:2]
 
 
 def test_wrapped_arrays_and_heterogeneous_jobs(sh: Run, world_tmp: Path) -> None:

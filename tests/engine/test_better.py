@@ -105,7 +105,8 @@ def test_nothing_on_the_hosts_tmp(image: Path, user: str, world_tmp: Path) -> No
     private.chmod(0o777)
     common = settings(user)
     env = {**common["env"], "TMPDIR": str(private)}  # type: ignore[dict-item]
-    command = [SLURM_CH, "run", str(image), "--", "ls", "-A", "/tmp"]
+    listing = subprocess.run(["ls", "-A", "/tmp"], check=True, capture_output=True, text=True).stdout
+    command = [SLURM_CH, "run", str(image), "--", "ls", "-A", "/tmp", str(private)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=20, **{**common, "env": env})  # type: ignore[call-overload]
-    assert done.stdout == ""
+    assert done.stdout == f"/tmp:\n{listing}\n{private}:\n"
     assert list(private.iterdir()) == []

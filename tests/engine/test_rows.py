@@ -292,10 +292,10 @@ def test_t5_passwd_and_group(good: Good, image: Path, user: str) -> None:
     uid, gid = entry["user"], entry["group"]
     names = [line.split(":")[0] for line in out.splitlines()]
     assert names == ["root", "nobody", user, "root", "nogroup", user]
-    assert f"{user}:x:{uid}:{gid}::/:/bin/sh" in out
+    assert f"{user}:x:{uid}:{gid}::/root:/bin/sh" in out
     assert good("--no-passwd", image, "--", "cat", "/etc/passwd") == ""
     dummy = good("-u", 12345, "-g", 54321, image, "--", "cat", "/etc/passwd", "/etc/group")
-    assert "charlie:x:12345:54321:Charlie:/:/bin/sh" in dummy
+    assert "charlie:x:12345:54321:Charlie:/root:/bin/sh" in dummy
     assert "charliegroup:x:54321:" in dummy
     for number in (0, 65534):
         out = good("-u", number, "-g", number, image, "--", "cat", "/etc/passwd")
@@ -309,7 +309,10 @@ def test_t6_tmp(good: Good, image: Path, world_tmp: Path, user: str) -> None:
         good("-t", image, "--", "sh", "-c", "ls -A /tmp; echo x > /tmp/x; cat /tmp/x; stat -c %a /tmp") == "x\n1777\n"
     )
     env = {**settings(user)["env"], "TMPDIR": str(world_tmp)}  # type: ignore[dict-item]
-    assert "image.sqfs" in good(image, "--", "sh", "-c", "ls /tmp; echo ${TMPDIR-unset}", env=env).split()
+    assert good(image, "--", "sh", "-c", "ls -d /tmp/*/image.sqfs; echo ${TMPDIR-unset}", env=env).split() == [
+        f"{world_tmp}/image.sqfs",
+        str(world_tmp),
+    ]
 
 
 @pytest.mark.row("--home", "T7")
@@ -507,7 +510,6 @@ def test_r1_working_directory(good: Good, image: Path, world_tmp: Path, fails: F
     show = ["sh", "-c", "pwd; echo $PWD"]
     assert good("-c", "/srv", image, "--", *show) == "/srv\n/srv\n"
     assert good(image, "--", *show, cwd=world_tmp) == f"{world_tmp}\n" * 2
-    assert good(image, "--", *show, cwd="/usr/share") == "/\n/\n"
     assert fails(31, "-c", "/nonexistent", image, "--", "true") == "can't cd to /nonexistent: No such file or directory"
 
 
@@ -550,7 +552,7 @@ def test_r2_command_by_the_containers_path(good: Good, fails: Fails, image: Path
 def test_r2a_before_the_rules(good: Good, image: Path, world_tmp: Path, image_dir: Path, user: str) -> None:
     show = ["sh", "-c", "echo $HOME; echo $PATH; echo ${TMPDIR-unset}"]
     env = {**settings(user)["env"], "PATH": "/usr/bin", "TMPDIR": "/tmp"}  # type: ignore[dict-item]
-    assert good(image, "--", *show, env=env) == "/root\n/usr/bin:/bin\nunset\n"
+    assert good(image, "--", *show, env=env) == "/root\n/usr/bin:/bin\n/tmp\n"
     copy = world_tmp / "no-root"
     if not copy.exists():
         subprocess.run(["cp", "-a", image_dir, copy], check=True)
@@ -634,7 +636,7 @@ def test_explain_shows_the_plan_and_does_nothing(image_sqfs: Path, user: str) ->
     )  # type: ignore[call-overload]
     lines = done.stdout.splitlines()
     order = ["new user and mount namespaces", "mount SquashFS", "claim new root", "make new root read-only", "bind /dev at /dev (read-only)",
-             "write /etc/passwd", "mount a fresh tmpfs on /tmp", "bind /usr at /mnt", "run host hooks", "pivot into new root",
+             "mount a fresh tmpfs on /tmp", "bind /usr at /mnt", "add the user to /etc/passwd", "run host hooks", "pivot into new root",
              "new user and mount namespaces: 0:0 becomes", "run guest hooks"]  # fmt: skip
     rest = iter(lines)
     for word in order:

@@ -171,10 +171,23 @@ def test_lines_for_people(text: str) -> None:
 @CASES
 @given(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1))
 def test_passwd(uid: int, gid: int) -> None:
-    for text, fields in ((passwd.passwd_text(uid, gid), 7), (passwd.group_text(gid), 4)):
+    user, group = passwd.user_line(uid, gid, "/x"), passwd.group_line(gid)
+    for text, fields in ((passwd.passwd_text(uid, gid, user), 7), (passwd.group_text(gid, group), 4)):
         rows = [line.split(":") for line in text.splitlines()]
         assert {len(row) for row in rows} == {fields}
         assert len({row[2] for row in rows}) == len(rows)
+
+
+@CASES
+@given(st.text(), st.integers(0, 2**32 - 1))
+def test_passwd_of_an_image(text: str, uid: int) -> None:
+    line = passwd.user_line(uid, 7, "/x")
+    new = passwd.merged(text, line, "whole\n")
+    if text.strip():
+        # Every name and number stays, and finds the same as before, but for the user's own.
+        old = [tuple(one.split(":")[:3:2]) for one in text.split("\n")]
+        assert [tuple(one.split(":")[:3:2]) for one in new.split("\n")][-len(old) :] == old
+        assert passwd.merged(new, line, "") == new
 
 
 @pytest.mark.parametrize(

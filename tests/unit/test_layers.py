@@ -28,7 +28,7 @@ LOADED = {
     "slurm_ch", "slurm_ch.agreement", "slurm_ch.errors", "slurm_ch.linux", "slurm_ch.log",
     "slurm_ch.engine", "slurm_ch.engine.accounts", "slurm_ch.engine.action", "slurm_ch.engine.binds", "slurm_ch.engine.caller",
     "slurm_ch.engine.container", "slurm_ch.engine.environment", "slurm_ch.engine.image", "slurm_ch.engine.namespaces",
-    "slurm_ch.engine.places", "slurm_ch.engine.root", "slurm_ch.engine.task_plan",
+    "slurm_ch.engine.places", "slurm_ch.engine.root", "slurm_ch.engine.task_plan", "slurm_ch.engine.whereabouts",
     "slurm_ch.plugin", "slurm_ch.plugin.launcher", "slurm_ch.plugin.tickets",
     "slurm_ch.request", "slurm_ch.request.options", "slurm_ch.request.parsers", "slurm_ch.request.site", "slurm_ch.request.spec", "slurm_ch.request.step",
 }  # fmt: skip

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pytest_mock import MockerFixture
 
-from slurm_ch import errors, linux, log
+from slurm_ch import agreement, errors, linux, log
 from slurm_ch.engine import accounts as passwd
 from slurm_ch.engine import action, container, environment, image, namespaces, root, squashfs, task_plan
 from slurm_ch.engine import binds as mounts
@@ -96,7 +96,8 @@ def test_read_error_of_an_image(tmp_path: Path, mocker: MockerFixture) -> None:
 
 @pytest.mark.parametrize("uid", [0, 1, 65534, 4000000])
 def test_passwd_has_each_id_once(uid: int) -> None:
-    for text in (passwd.passwd_text(uid, uid), passwd.group_text(uid)):
+    user, group = passwd.user_line(uid, uid, "/"), passwd.group_line(uid)
+    for text in (passwd.passwd_text(uid, uid, user), passwd.group_text(uid, group)):
         ids = [line.split(":")[2] for line in text.splitlines()]
         assert len(set(ids)) == len(ids)
         assert {"0", "65534", str(uid)} == set(ids)
@@ -105,15 +106,54 @@ def test_passwd_has_each_id_once(uid: int) -> None:
 def test_passwd_takes_the_hosts_names(mocker: MockerFixture) -> None:
     mocker.patch.object(pwd, "getpwuid", return_value=SimpleNamespace(pw_name="me", pw_gecos="A: B\nC"))
     mocker.patch.object(grp, "getgrgid", return_value=SimpleNamespace(gr_name="ours"))
-    assert passwd.passwd_text(7, 8).splitlines()[-1] == "me:x:7:8:A  B C:/:/bin/sh"
-    assert passwd.group_text(8).splitlines()[-1] == "ours:x:8:"
+    assert passwd.user_line(7, 8, "/x:y") == "me:x:7:8:A  B C:/x y:/bin/sh"
+    assert passwd.group_line(8) == "ours:x:8:"
+
+
+OURS = "carol:x:1000:500:C:/home/carol:/bin/sh"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "whole"),
+        ("\n", "whole"),
+        ("root:x:0:0:r:/root:/bin/ash\n", OURS + "\nroot:x:0:0:r:/root:/bin/ash\n"),
+        # Another with our number, or with our name: the first line counts, and none is lost.
+        ("ubuntu:x:1000:1000::/home/ubuntu:/bin/bash\n", OURS + "\nubuntu:x:1000:1000::/home/ubuntu:/bin/bash\n"),
+        ("a:x:1:1:::\ncarol:x:7:7::/c:/bin/bash\n", OURS + "\na:x:1:1:::\ncarol:x:7:7::/c:/bin/bash\n"),
+        # The user already; only the home, and the group, are the container's.
+        ("carol:x:1000:1000:I:/c:/bin/zsh\na:x:1:1:::\n", "carol:x:1000:500:I:/home/carol:/bin/zsh\na:x:1:1:::\n"),
+        ("carol:x:1000:500:C:/home/carol:/bin/sh", "carol:x:1000:500:C:/home/carol:/bin/sh"),
+        # What is no line of passwd stays as well.
+        ("# users\n\ncarol:x:1000\n", OURS + "\n# users\n\ncarol:x:1000\n"),
+        ("no newline", OURS + "\nno newline"),
+    ],
+)
+def test_an_images_own_users_stay(text: str, expected: str) -> None:
+    assert passwd.merged(text, OURS, "whole") == expected
+
+
+def test_an_images_own_groups_stay() -> None:
+    assert passwd.merged("root:x:0:\nstaff:x:50:a,b\n", "staff:x:50:", "") == "root:x:0:\nstaff:x:50:a,b\n"
+    assert passwd.merged("staff:x:50:\n", "us:x:500:", "") == "us:x:500:\nstaff:x:50:\n"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [("/x", "/x"), ("/home/$USER", "/home/me"), ("/h/${USER}x/$NONE/y", "/h/mex//y"), ("$HOME/in", "/users/me/in")],
+)
+def test_the_home_that_a_rule_sets(value: str, expected: str) -> None:
+    records = [(agreement.PLAN_SET, "HOME=/root"), (agreement.PLAN_SET_ANYWHERE, f"HOME={value}"), ("U", "X")]
+    assert environment.chosen_home(records, {"USER": "me", "HOME": "/users/me"}) == expected
+    assert environment.chosen_home(records[:1], {}) == "/root"
 
 
 def test_passwd_dummies(mocker: MockerFixture) -> None:
     mocker.patch.object(pwd, "getpwuid", side_effect=KeyError)
     mocker.patch.object(grp, "getgrgid", side_effect=KeyError)
-    assert passwd.passwd_text(7, 8).splitlines()[-1] == "charlie:x:7:8:Charlie:/:/bin/sh"
-    assert passwd.group_text(8).splitlines()[-1] == "charliegroup:x:8:"
+    assert passwd.user_line(7, 8, "/") == "charlie:x:7:8:Charlie:/:/bin/sh"
+    assert passwd.group_line(8) == "charliegroup:x:8:"
     assert passwd.user_name(7) == "7"
 
 

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Directories that are shown at their own paths although nobody asked: what a program needs of the host."""
+
+from __future__ import annotations
+
+import os
+
+from .. import log
+from ..errors import ChError, describe
+from . import binds, places
+from .action import Build
+
+
+class ShowDirectory(binds.BindMount):
+    """Bind a directory where it is on the host, unless it is there anyway.
+
+    Much works without it, so that it is no error where this fails.
+    """
+
+    __slots__ = ("level",)
+
+    def __init__(self, path: str, label: str, level: int = log.WARNING) -> None:
+        super().__init__(path, path, src_optional=True, dst_create=True, follow=True, label=label)
+        self.level = level
+
+    def apply(self, build: Build) -> None:
+        source = self.open_source()
+        if source >= 0 and self._is_there(build, source):
+            self._source = None
+            os.close(source)
+            return
+        try:
+            super().apply(build)
+        except (ChError, OSError) as error:
+            (log.warning if self.level == log.WARNING else log.info)(describe(error))
+
+    def _is_there(self, build: Build, source: int) -> bool:
+        try:
+            there = places.look_up(build, self.dst, True)
+        except OSError:
+            return False
+        try:
+            return os.path.samestat(os.fstat(there), os.fstat(source))
+        finally:
+            os.close(there)

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the command finds what is its user's own: home and working directory, in the new root.
+
+What counts is the directory itself, its device and inode: a name may lead elsewhere in the image.
+"""
+
+from __future__ import annotations
+
+import os
+
+from .. import agreement
+from . import places
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ..request.spec import Spec
+    from .action import Build
+    from .caller import Caller
+
+# A site or a program may mean any of them.
+TEMPORARY_VARIABLES = ("TMPDIR", "TMP", "TEMP", "TEMPDIR")
+TEMPORARY = ("/tmp", "/var/tmp")
+_CONTAINERS_ROOT = "/"
+
+
+class Whereabouts:
+    """The caller's home and working directory, looked at while the host's root is ours; to be found again inside."""
+
+    __slots__ = ("_caller", "_here", "_home", "_spec")
+
+    def __init__(self, spec: Spec, caller: Caller) -> None:
+        self._spec = spec
+        self._caller = caller
+        self._here = _status(caller.cwd) if spec.cd is None else None
+        home = caller.environment.get("HOME", "")
+        self._home = _status(home) if home.startswith("/") and not spec.like_ch_run else None
+
+    def home(self, build: Build) -> str:
+        """Return HOME: the user's own where it is shown, else the image's /root, else /."""
+        own = self._caller.environment.get("HOME", "")
+        if self._home is not None and _is(build, own, self._home):
+            return own
+        if self._spec.home:
+            return self._caller.home_directory()
+        return "/root" if _exists(build, "/root") else "/"
+
+    def directory(self, build: Build) -> tuple[str, str]:
+        """Return where the command starts, and what to tell the user if that isn't the caller's directory."""
+        cwd = self._caller.cwd
+        relayed = self._caller.environment.get(agreement.RELAYED_PREFIX + "PWD", "")
+        if relayed and _exists(build, relayed):
+            return relayed, ""  # the directory of a script in a container, from which the step was started
+        if self._here is not None:
+            for path in self._candidates():
+                if _is(build, path, self._here):
+                    return path, ""
+        start = cwd if _exists(build, cwd) else _CONTAINERS_ROOT
+        if cwd == _CONTAINERS_ROOT or (self._spec.private_tmp and cwd in TEMPORARY):
+            return start, ""
+        return start, f"the working directory {cwd} is not in the container; {self._remedy()} shows it"
+
+    def _candidates(self) -> Iterator[str]:
+        """Yield what the directory may be called inside: as its user knows it, as the kernel does, below each bind."""
+        caller, spec = self._caller, self._spec
+        logical = caller.environment.get("PWD", "")
+        if logical.startswith("/"):
+            yield logical
+        yield caller.cwd
+        parts = caller.cwd.split("/")
+        places_shown = [bind.dst for bind in spec.binds[::-1]]
+        if spec.home:
+            places_shown += [caller.home_directory(), caller.environment.get("HOME", "")]
+        for place in places_shown:
+            for first in range(len(parts), 0, -1):
+                yield "/".join([place.rstrip("/"), *parts[first:]])
+
+    def _remedy(self) -> str:
+        caller, spec = self._caller, self._spec
+        home = caller.environment.get("HOME", "")
+        at_home = len(home) > 1 and (os.path.realpath(caller.cwd) + "/").startswith(os.path.realpath(home) + "/")
+        return spec.option("home") if at_home and not spec.home else f"{spec.option('bind')}={caller.cwd}"
+
+
+def temporary_directories(caller: Caller) -> list[str]:
+    """Return what the caller's variables for temporary files name, less what is shown anyway."""
+    named = [caller.environment.get(name, "") for name in TEMPORARY_VARIABLES]
+    found = [os.path.normpath("/" + path.lstrip("/")) for path in named if path.startswith("/")]
+    return [
+        path
+        for path in dict.fromkeys(found)
+        if path != "/" and not any((path + "/").startswith(shown + "/") for shown in TEMPORARY)
+    ]
+
+
+def _status(path: str) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except (OSError, ValueError):
+        return None
+
+
+def _is(build: Build, path: str, wanted: os.stat_result) -> bool:
+    try:
+        fd = places.look_up(build, path, True)
+    except (OSError, ValueError):
+        return False
+    try:
+        return os.path.samestat(os.fstat(fd), wanted)
+    finally:
+        os.close(fd)
+
+
+def _exists(build: Build, path: str) -> bool:
+    try:
+        os.close(places.look_up(build, path.rstrip("/") + "/.", True))
+    except (OSError, ValueError):
+        return False
+    return True

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a step finds itself, as Slurm starts it: directory, TMPDIR, names that srun resolves itself."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from .conftest import Run
+
+Good = Callable[..., str]
+
+
+@pytest.fixture
+def outside(user: str) -> Iterator[Path]:
+    """A directory of the user's that no container shows: data/run, and scratch, a link to data."""
+    path = Path(tempfile.mkdtemp(prefix="slurm-ch-place-", dir="/opt"))
+    (path / "data/run").mkdir(parents=True)
+    (path / "data/run/here").write_text("mine\n")
+    (path / "scratch").symlink_to("data")
+    subprocess.run(["chown", "-hR", f"{user}:", path], check=True)
+    yield path
+    shutil.rmtree(path)
+
+
+LOOK = "sh -c 'pwd; cat here'"
+
+
+def test_a_step_starts_in_its_users_directory(good: Good, outside: Path) -> None:
+    run, options = f"{outside}/scratch/run", f"--ch-write-fake --ch-bind={outside}/scratch --ch-image=$IMG"
+    assert good(f"cd {run}; srun {options} {LOOK}") == f"{run}\nmine\n"
+    assert good(f"srun -D {run} {options} {LOOK}") == f"{run}\nmine\n"
+    script = f"{outside}/script"
+    Path(script).write_text(f"#!/bin/sh\n#SBATCH --ch-write-fake --ch-bind={outside}/scratch\npwd; cat here\n")
+    for words in (f"cd {run}; sbatch", f"sbatch -D {run}"):
+        assert good(f"{words} -W -o {outside}/data/out --ch-image=$IMG {script} >&2; cat {outside}/data/out") == (
+            f"{run}\nmine\n"
+        )
+    assert good(f"cd {outside}/data; HOME={outside}/scratch srun --ch-home --ch-image=$IMG sh -c 'cat run/here'") == (
+        "mine\n"
+    )
+
+
+def test_a_step_whose_directory_is_lost_says_so_once_a_node(sh: Run, outside: Path) -> None:
+    done = sh(f"cd {outside}/data; srun -N2 -n6 --overcommit --ch-image=$IMG pwd")
+    assert done.stdout == "/\n" * 6
+    assert sorted(line for line in done.stderr.splitlines() if "working directory" in line) == [
+        f"slurm-ch: {node}: warning: the working directory {outside}/data is not in the container;"
+        f" --ch-bind={outside}/data shows it; starting in /"
+        for node in ("n1", "n2")
+    ]
+    done = sh(f"cd {outside}/data; srun --ch-image=$IMG ./app")
+    assert done.returncode == 127
+    assert f"can't execute ./app: No such file or directory; the working directory {outside}/data is" in done.stderr
+
+
+def test_a_script_in_the_working_directory_is_found_as_without_a_container(
+    good: Good, sh: Run, world_tmp: Path
+) -> None:
+    script = world_tmp / "place-inst.sh"
+    script.write_text("#!/bin/sh\necho $0 in $PWD\n")
+    script.chmod(0o755)
+    for options in ("", "--ch-image=$IMG"):
+        assert good(f"cd {world_tmp}; srun {options} place-inst.sh x") == f"place-inst.sh in {world_tmp}\n"
+        assert good(f"cd {world_tmp}; srun {options} ./place-inst.sh").endswith(f"place-inst.sh in {world_tmp}\n")
+    # PATH first, and nothing that isn't executable.
+    (world_tmp / "cat").write_text("#!/bin/sh\necho wrong\n")
+    (world_tmp / "cat").chmod(0o755)
+    assert good(f"cd {world_tmp}; srun --ch-image=$IMG cat /marker") == "one\n"
+    script.chmod(0o644)
+    done = sh(f"cd {world_tmp}; srun --ch-image=$IMG place-inst.sh")
+    assert done.returncode == 126
+    assert "can't execute place-inst.sh: place-inst.sh: Permission denied" in done.stderr
+
+
+SHOW = "sh -c 'echo $TMPDIR; test -d $TMPDIR && test -w $TMPDIR && echo there; ls -d /tmp/slurm-ch-tests-* > /dev/null && echo all'"
+
+
+def test_a_tmpdir_that_the_node_lacks(sh: Run, good: Good, outside: Path) -> None:
+    """A login node's. Slurm makes the directory, or says that it can't and takes /tmp."""
+    done = sh(f"TMPDIR=/nonexistent/x srun --ch-image=$IMG {SHOW}")
+    assert (done.returncode, done.stdout) == (0, "/tmp\nthere\nall\n")
+    assert "TMPDIR [/nonexistent/x]" in done.stderr
+    assert "slurm-ch" not in done.stderr
+    made = f"{outside}/job"
+    assert good(f"TMPDIR={made} srun --ch-image=$IMG {SHOW}") == f"{made}\nthere\nall\n"
+
+
+def test_a_task_prologs_tmpdir_counts(sh: Run, good: Good, world_tmp: Path, outside: Path) -> None:
+    """The launcher is at work by then."""
+    prolog = world_tmp / "place-prolog"
+    prolog.write_text('#!/bin/sh\nmkdir -p "$WANTED"\necho "export TMPDIR=$WANTED"\n')
+    prolog.chmod(0o755)
+    out = good(f"export WANTED=/tmp/place-$$; srun --task-prolog={prolog} --ch-image=$IMG {SHOW}; rmdir $WANTED")
+    assert out.split()[1:] == ["there", "all"]
+    assert out.startswith("/tmp/place-")
+    there = f"{outside}/scratch/job"
+    line = f"export WANTED={there}; srun --task-prolog={prolog} --ch-image=$IMG"
+    assert good(f"{line} --ch-write-fake --ch-bind={outside}/scratch {SHOW}") == f"{there}\nthere\nall\n"
+    done = sh(f"{line} {SHOW}")
+    assert (done.returncode, done.stdout) == (0, "/tmp\nthere\nall\n")
+    assert f"warning: TMPDIR={there}: no such directory in the container; using /tmp\n" in done.stderr

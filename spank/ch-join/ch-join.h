@@ -62,6 +62,11 @@ void become_copy(int copy, int plan_fd, const char *directory, char **argv) __at
 void emulate_root(const char *label);
 size_t root_filter(struct sock_filter *to, size_t room);
 
+/* relay_start.c: the broker of Slurm's commands, and what a script that called one of them has
+ * changed. */
+int relay_start(const char *broker, int listen_fd);
+int relay_take_variables(const char **directory);
+
 /* keyring.c: let go of the caller's session keyring, for the container's own. */
 void leave_keyring(void);
 

@@ -23,7 +23,6 @@
 
 #include "../agreement.h"
 #include "ch-join.h"
-#include "../ch-relay/relay.h"
 
 /* Start what carries out Slurm's commands on the host, once per node. The ticket
  * only has the socket for it: whether there may be a broker, and for what, is the

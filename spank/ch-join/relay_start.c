@@ -11,8 +11,9 @@
 #include <unistd.h>
 
 #include "../agreement.h"
-#include "../ch-relay/relay.h"
 #include "../common/descriptors.h"
+#include "../common/relay.h"
+#include "ch-join.h"
 
 extern char **environ;
 

@@ -7,7 +7,7 @@
 #include <stddef.h>
 #include <sys/types.h>
 
-#include "relay.h"
+#include "../common/relay.h"
 
 /* What a relay asks for. */
 struct request {
@@ -19,6 +19,9 @@ struct request {
 	char **argv; /* ends with NULL, as the next */
 	char **variables;
 };
+
+/* broker.c */
+int relay_serve(const char *commands);
 
 /* request.c */
 ssize_t request_receive(int fd, void *data, size_t size, int *fds, size_t room, size_t *count);

@@ -27,7 +27,7 @@
 #include <unistd.h>
 
 #include "../agreement.h"
-#include "relay.h"
+#include "broker.h"
 
 extern char **environ;
 

@@ -32,11 +32,11 @@ static int load(struct image *image, struct block *b)
 		return damaged(image, "size of a data block", b->position);
 	if (b->header & STORED_PLAIN) {
 		b->size = b->stored;
-		return image_read(image, b->data, b->size, b->position);
+		return bytes_read(image, b->data, b->size, b->position);
 	}
 	if (!stored && !(stored = malloc(BLOCK_SIZE_MAX)))
 		return -EIO;
-	if (image_read(image, stored, b->stored, b->position))
+	if (bytes_read(image, stored, b->stored, b->position))
 		return -EIO;
 	inflated = decompress(image->compression, stored, b->stored, b->data, image->block_size);
 	if (inflated <= 0)

@@ -1,38 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The superblock, and where everything is by it. */
+#include "../agreement.h"
 #include "image.h"
 
-#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #define SUPERBLOCK_SIZE 96
-#define MAGIC 0x73717368 /* "hsqs" */
 #define FLAG_NO_XATTRS 0x200
 #define XATTR_HEADER 16
-
-int image_read(struct image *image, void *to, size_t size, uint64_t position)
-{
-	char *at = to;
-
-	if (position > image->size || size > image->size - position)
-		return damaged(image, "beyond the image's end", position);
-	while (size) {
-		ssize_t n = pread(image->fd, at, size, image->offset + position);
-
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n <= 0)
-			return damaged(image, n ? strerror(errno) : "the file has been cut off", position);
-		at += n;
-		position += n;
-		size -= n;
-	}
-	return 0;
-}
 
 /* Whether there is an array, the positions of its blocks fit in at `index` and below `end`, and the first is
  * not below `start`. */
@@ -44,7 +21,7 @@ static bool find_array(struct image *image, struct table *t, const char *name, u
 	uint8_t first[8];
 
 	*t = (struct table){ .name = name, .end = index, .index = index, .count = count, .entry = entry };
-	if (!count || index >= end || blocks > (end - index) / sizeof(first) || image_read(image, first, sizeof(first), index))
+	if (!count || index >= end || blocks > (end - index) / sizeof(first) || bytes_read(image, first, sizeof(first), index))
 		return false;
 	t->start = le64(first);
 	return t->start >= start && t->start < t->end;
@@ -57,7 +34,7 @@ static bool find_xattrs(struct image *image, uint64_t at, uint64_t *end)
 	uint64_t start;
 	uint32_t count;
 
-	if (at > image->size || image->size - at < sizeof(head) || image_read(image, head, sizeof(head), at))
+	if (at > image->size || image->size - at < sizeof(head) || bytes_read(image, head, sizeof(head), at))
 		return false;
 	start = le64(head);
 	count = le32(head + 8);
@@ -111,7 +88,7 @@ bool image_open(struct image *image, int fd, uint64_t offset, uint64_t size, int
 	image->fd = fd;
 	image->offset = offset;
 	image->size = size > offset ? size - offset : 0;
-	if (image->size < sizeof(super) || image_read(image, super, sizeof(super), 0) || le32(super) != MAGIC) {
+	if (image->size < sizeof(super) || bytes_read(image, super, sizeof(super), 0) || memcmp(super, SQUASHFS_MAGIC, strlen(SQUASHFS_MAGIC))) {
 		snprintf(why, why_size, "not a SquashFS image");
 		return false;
 	}

@@ -112,8 +112,8 @@ bool image_open(struct image *image, int fd, uint64_t offset, uint64_t size, int
 		size_t why_size);
 void image_close(struct image *image);
 
-/* All that is ever read of the file. 0, or -EIO. */
-int image_read(struct image *image, void *to, size_t size, uint64_t position);
+/* bytes.c: all that is ever read of the file. 0, or -EIO. */
+int bytes_read(struct image *image, void *to, size_t size, uint64_t position);
 
 /* Copy entry `number` of an array to `to`. 0, or -EIO. */
 int table_read(struct image *image, const struct table *table, uint32_t number, uint8_t *to);

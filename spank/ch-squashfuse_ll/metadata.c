@@ -24,11 +24,11 @@ static int load(struct image *image, struct block *b)
 
 	if (b->header == RAW) {
 		b->size = b->stored = size < METADATA_SIZE ? size : METADATA_SIZE;
-		return image_read(image, b->data, b->size, b->position);
+		return bytes_read(image, b->data, b->size, b->position);
 	}
 	if (size < 3)
 		return damaged(image, "metadata beyond the end", b->position);
-	if (image_read(image, stored, size, b->position))
+	if (bytes_read(image, stored, size, b->position))
 		return -EIO;
 	header = le16(stored);
 	b->stored = 2 + (header & ~STORED_PLAIN);

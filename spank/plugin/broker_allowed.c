@@ -11,7 +11,7 @@
 #include <strings.h>
 
 #include "../agreement.h"
-#include "../ch-relay/relay.h"
+#include "../common/relay.h"
 #include "plugin.h"
 
 /* The last of the lines that start with `key`, or NULL; its length in n. */

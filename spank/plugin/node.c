@@ -69,7 +69,7 @@ static enum wish wanted(spank_t sp, uint32_t *step, char ***env)
 		return UNKNOWN;
 	if (variable(*env, REQUEST_VARIABLE))
 		return CONTAINER;
-	return submit_remote_saw_option() ? UNKNOWN : HOST;
+	return options_remote_saw_option() ? UNKNOWN : HOST;
 }
 
 static int remember(struct end *end, int fd)
@@ -368,7 +368,7 @@ int node_task_init(spank_t sp, int ac, char **av)
 	char *path, *broker;
 
 	/* Slurm doesn't tell, and nobody asked for a container: as without us. */
-	if (wish == UNKNOWN && tasks_end.fd < 0 && !submit_remote_saw_option())
+	if (wish == UNKNOWN && tasks_end.fd < 0 && !options_remote_saw_option())
 		wish = HOST;
 	if (wish == HOST) {
 		if (step == SLURM_BATCH_SCRIPT && spank_get_item(sp, S_JOB_ARGV, &argc, &argv) == ESPANK_SUCCESS &&

@@ -101,7 +101,7 @@ static void drop_inherited(const struct option *o)
 	}
 }
 
-int submit_register(spank_t sp)
+int options_register(spank_t sp)
 {
 	for (int i = 0; i < OPTION_COUNT; i++) {
 		const struct option *o = &options[i];
@@ -118,12 +118,12 @@ int submit_register(spank_t sp)
 	return ESPANK_SUCCESS;
 }
 
-bool submit_remote_saw_option(void)
+bool options_remote_saw_option(void)
 {
 	return remote_saw_option;
 }
 
-void submit_free(void)
+void options_free(void)
 {
 	for (size_t i = 0; i < setting_count; i++)
 		free(settings[i].value);
@@ -310,7 +310,7 @@ static void __attribute__((noreturn)) refuse(void)
 	exit(EXIT_USAGE);
 }
 
-int submit_post_opt(int ac, char **av)
+int options_post_opt(int ac, char **av)
 {
 	size_t explicit_count = setting_count;
 	const char *image;
@@ -347,7 +347,7 @@ int submit_post_opt(int ac, char **av)
 		slurm_error("slurm_ch: can't publish the options: %s", strerror(errno));
 		refuse();
 	}
-	check_request(request, image, plain, ac, av);
+	precheck_request(request, image, plain, ac, av);
 	free(request);
 	return ESPANK_SUCCESS;
 }

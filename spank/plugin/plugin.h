@@ -21,21 +21,23 @@
 const char *submitter(void);
 
 /* options.c: in srun, sbatch and salloc */
-int submit_register(spank_t sp);
-int submit_post_opt(int ac, char **av);
-void submit_free(void);
-bool submit_remote_saw_option(void);
+int options_register(spank_t sp);
+int options_post_opt(int ac, char **av);
+void options_free(void);
+bool options_remote_saw_option(void);
 
 /* precheck.c: the request, before it waits in the queue */
-void check_request(const char *request, const char *image, bool plain, int ac, char **av);
+void precheck_request(const char *request, const char *image, bool plain, int ac, char **av);
 
 /* command_guard.c: a node without this plugin must not run the command on the host */
 int guard_local_user_init(spank_t sp);
 bool guard_is(const char *word);
 bool guard_is_multi_prog(int argc, char **argv);
 
-/* step_facts.c: what the launcher and the checker are told, and where they are */
+/* site_arguments.c: where a part is, by plugstack.conf or beside this plugin */
 char *site_path(const char *key, const char *beside, int ac, char **av);
+
+/* step_facts.c: what the launcher and the checker are told */
 FILE *step_facts(int *fd, const char *request, char **env, int ac, char **av);
 
 /* broker_allowed.c: whether Slurm's commands may be called inside */

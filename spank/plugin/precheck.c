@@ -115,7 +115,7 @@ static void run_checker(const char *python, const char *launcher, int facts)
 }
 
 /* Return if there is nothing to say against `request`; else say it and exit. */
-void check_request(const char *request, const char *image, bool plain, int ac, char **av)
+void precheck_request(const char *request, const char *image, bool plain, int ac, char **av)
 {
 	char *python, *launcher;
 	int facts;

@@ -44,7 +44,7 @@ int slurm_spank_init(spank_t sp, int ac, char **av)
 	if (loads++)
 		return ESPANK_SUCCESS;
 	if (submitting() || spank_context() == S_CTX_REMOTE)
-		return submit_register(sp);
+		return options_register(sp);
 	return ESPANK_SUCCESS;
 }
 
@@ -55,7 +55,7 @@ int slurm_spank_init_post_opt(spank_t sp, int ac, char **av)
 	if (again(&calls))
 		return ESPANK_SUCCESS;
 	if (submitting())
-		return submit_post_opt(ac, av);
+		return options_post_opt(ac, av);
 	return spank_context() == S_CTX_REMOTE ? node_init_post_opt(sp) : ESPANK_SUCCESS;
 }
 
@@ -114,7 +114,7 @@ int slurm_spank_exit(spank_t sp, int ac, char **av)
 
 	UNUSED;
 	if (!again(&calls)) {
-		submit_free();
+		options_free();
 		node_free();
 	}
 	if (loads && calls % loads == 0)

@@ -56,12 +56,13 @@ bool other_container(int command_words)
 	return false;
 }
 
+#include "../../spank/plugin/site_arguments.c"
 #include "../../spank/plugin/step_facts.c"
 #include "../../spank/common/facts.c"
 #include "../../spank/plugin/broker_allowed.c"
 #undef _exit
 
-bool submit_remote_saw_option(void)
+bool options_remote_saw_option(void)
 {
 	return wants_container;
 }

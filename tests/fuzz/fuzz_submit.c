@@ -45,7 +45,7 @@ static void show_error(const char *text)
 }
 
 /* Of every line the name is one of ours: a value can't add a line. */
-void check_request(const char *request, const char *image, bool plain, int ac, char **av)
+void precheck_request(const char *request, const char *image, bool plain, int ac, char **av)
 {
 	size_t lines = 0;
 
@@ -100,7 +100,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	program_invocation_short_name = program;
 	if (!setjmp(fuzz_top)) {
 		registered_count = 0;
-		submit_register(NULL);
+		options_register(NULL);
 		for (uint8_t left = fuzz_byte() % 32; left; left--) {
 			int i = fuzz_byte();
 
@@ -117,11 +117,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 					break;
 			}
 		}
-		submit_post_opt(0, NULL);
+		options_post_opt(0, NULL);
 		if (context == S_CTX_ALLOCATOR && getenv(REQUEST_VARIABLE))
 			check_defaults();
 	}
-	submit_free();
+	options_free();
 	unusable = remote_saw_option = false;
 	environ = none;
 	fuzz_free_strings();

@@ -4,9 +4,13 @@
 from __future__ import annotations
 
 import ast
+import concurrent.futures
 import graphlib
+import re
 import subprocess
 from pathlib import Path
+
+import pytest
 
 import slurm_ch
 
@@ -95,3 +99,36 @@ def test_what_the_named_join_adds() -> None:
     assert more - _BARE <= {"slurm_ch.engine.ch_join", "slurm_ch.paths", "slurm_ch.standalone", "slurm_ch.standalone.join", "slurm_ch.standalone.run", "mmap", "posix_ipc", "signal", "time", "enum", "_signal",
                     "functools", "_functools", "collections", "_collections", "operator", "_operator", "keyword", "reprlib", "itertools", "struct", "_struct",
                     "types", "heapq", "_heapq"}  # fmt: skip
+
+
+# ---- The same for C: spank/'s folders ----
+
+SPANK = PACKAGE.parent / "spank"
+# What all programs may include; between two programs nothing else is shared.
+SHARED = {"../agreement.h", *(f"../common/{path.name}" for path in SPANK.glob("common/*.h"))}
+
+
+def test_includes_point_down() -> None:
+    for path in SPANK.glob("*/*.[ch]"):
+        others = {name for name in re.findall(r'^#include "([^"]+)"', path.read_text(), re.MULTILINE) if "/" in name}
+        assert others <= SHARED, path
+
+
+def symbols(path: Path, to: Path) -> tuple[set[str], set[str]]:
+    """Return what a C file defines for others, and what it takes from them."""
+    subprocess.run(["cc", "-std=gnu11", "-O0", "-w", "-c", "-o", to, path], check=True)
+    lines = subprocess.run(["nm", "-g", to], check=True, capture_output=True, text=True).stdout.splitlines()
+    kinds = [line.split()[-2:] for line in lines]
+    return {name for kind, name in kinds if kind not in "Uw"}, {name for kind, name in kinds if kind in "Uw"}
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in SPANK.iterdir() if path.is_dir() and path.name[0] != "."))
+def test_no_circle_of_c_files(name: str, tmp_path: Path) -> None:
+    files = sorted((SPANK / name).glob("*.c"))
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        found = dict(zip(files, pool.map(lambda path: symbols(path, tmp_path / f"{path.stem}.o"), files), strict=True))
+    homes = {symbol: path.name for path, (defined, _) in found.items() for symbol in defined}
+    uses = {
+        path.name: {homes[one] for one in taken if one in homes} - {path.name} for path, (_, taken) in found.items()
+    }
+    list(graphlib.TopologicalSorter(uses).static_order())

@@ -50,11 +50,4 @@ struct relay_reply {
 	uint32_t value; /* exit status, signal, signal, errno, errno */
 };
 
-/* broker.c */
-int relay_serve(const char *commands);
-
-/* relay_start.c, in ch-join */
-int relay_start(const char *broker, int listen_fd);
-int relay_take_variables(const char **directory);
-
 #endif

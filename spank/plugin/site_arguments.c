@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* plugstack.conf's arguments: where the parts are. What the others mean is Python's to know. */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "plugin.h"
+
+/* A site argument's value, or what lies at `beside` this plugin's directory. */
+char *site_path(const char *key, const char *beside, int ac, char **av)
+{
+	size_t n = strlen(key);
+	Dl_info self;
+	char real[PATH_MAX], *path, *slash;
+
+	for (int i = 0; i < ac; i++)
+		if (!strncmp(av[i], key, n) && av[i][n] == '=' && av[i][n + 1])
+			return strdup(av[i] + n + 1);
+	if (*beside == '/')
+		return strdup(beside);
+	if (!dladdr(site_path, &self) || !realpath(self.dli_fname, real) ||
+	    !(slash = strrchr(real, '/')))
+		return NULL;
+	*slash = '\0';
+	return asprintf(&path, "%s/%s", real, beside) < 0 ? NULL : path;
+}

@@ -419,6 +419,8 @@ def test_headers_as_tarfile_reads_them(tmp_path: Path) -> None:
             for _ in range(dice.randint(1, 3)):
                 at = dice.randrange(len(data) // 512) * 512
                 where = dice.randrange(157)
+                if data[at + 156] in b"LK" and 124 <= where < 136:
+                    continue  # a long name without an end: tarfile reads on, Go's reader doesn't, nor do we
                 # tarfile reads negative sizes, and goes back for ever.
                 data[at + where] = dice.choice(b"\0 0157xLKgS/9a" if 100 <= where < 156 else b"\0 0157xLKgS/\x80\xff9a")
                 block = data[at : at + 512]

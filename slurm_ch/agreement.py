@@ -11,6 +11,8 @@ EXIT_SETUP = 31
 EXIT_JOIN = 32
 EXIT_LAUNCHER_DIED = 33
 EXIT_USAGE = 64
+# Under the name ch-run: what can't be executed, whatever the reason.
+EXIT_CH_RUN_COMMAND = 49
 EXIT_NO_FEATURE = 87
 EXIT_CANNOT_EXECUTE = 126
 EXIT_NOT_FOUND = 127
@@ -33,14 +35,18 @@ FACT_SCRIPT = "b"  # the batch script's path, in a batch step
 # The plan: what ch-join does to a task. Records that end with NUL: a kind, then the text.
 PLAN_SET = "E"  # NAME=VALUE: set
 PLAN_SET_ITEMS = "X"  # NAME=VALUE: set, with each item between colons that is $NAME expanded
-PLAN_SET_ANYWHERE = "A"  # NAME=VALUE: set, with $NAME and ${NAME} expanded anywhere
+PLAN_SET_ANYWHERE = "A"  # NAME=VALUE: set, with $NAME and ${NAME} expanded anywhere; a backslash keeps a $
+PLAN_SET_DEFAULT = "N"  # NAME=VALUE: set, unless there is one
+PLAN_IF_STILL = "Y"  # NAME=VALUE: the next record is only for tasks for which it is so still
 PLAN_UNSET = "U"  # unset what matches this shell pattern
-PLAN_PATH = "P"  # give PATH a /bin if it has none
+PLAN_PATH = "P"  # give PATH a /bin if it has none; with text: but make no PATH
 PLAN_TEMPORARY = "T"  # if TMPDIR or a similar variable names no directory, it is /tmp; text: without a warning
 PLAN_DIRECTORY = "C"  # change to this directory, or fail
 PLAN_USUAL_DIRECTORY = "D"  # without C: change to this directory, or to /
 PLAN_LOST_DIRECTORY = "L"  # words about a directory that isn't there, for a command that may have been in it
 PLAN_AS_SRUN = "W"  # a command that PATH doesn't lead to may be in the working directory
+PLAN_IMAGES_DIRECTORY = "I"  # without C: where the image's own command starts
+PLAN_LIKE_CH_RUN = "Q"  # exit with ch-run's codes
 PLAN_VERBOSITY = "V"  # a level, below 0 for quiet
 PLAN_COLOR = "K"  # color messages
 PLAN_ROOT = "S"  # emulate root by seccomp; the option that asks for it, as given

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable
 
 import click
 
 from slurm_ch import log
-from slurm_ch.agreement import EXIT_USAGE
+from slurm_ch.agreement import EXIT_SETUP, EXIT_USAGE
 from slurm_ch.errors import describe, exit_code
 
 COMMANDS = {
@@ -91,11 +92,12 @@ def ch_run() -> None:
     """Run the command line of `ch-run`: `slurm-ch run` under the name that scripts know."""
     from .run import CH_RUN, run
 
-    _call(run, CH_RUN)
+    # For ch-run's scripts, all that is wrong but the options' form is one exit code.
+    _call(run, CH_RUN, lambda error: EXIT_SETUP)
 
 
-def _call(command: click.Command, name: str) -> None:
-    """Run a command and exit; every failure is one line on standard error."""
+def _call(command: click.Command, name: str, code: Callable[[BaseException], int] = exit_code) -> None:
+    """Run a command and exit, with the error's `code`; every failure is one line on standard error."""
     try:
         sys.exit(command.main(prog_name=name, standalone_mode=False) or 0)
     except click.exceptions.Exit as done:
@@ -109,4 +111,4 @@ def _call(command: click.Command, name: str) -> None:
     except Exception as error:
         if not getattr(error, "silent", False):
             log.error(str(error) if getattr(error, "has_log", False) else describe(error))
-        sys.exit(exit_code(error))
+        sys.exit(code(error))

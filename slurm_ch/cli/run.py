@@ -41,7 +41,8 @@ def _run(ctx: click.Context, /, words: tuple[str, ...], feature: str | None, tes
     wanted = parsers.make(image, settings, "IMAGE")
     wanted.like_ch_run = ctx.info_name == CH_RUN
     if not argv:
-        raise click.UsageError("Missing argument 'CMD'.", ctx)
+        missing = "Missing argument 'CMD'."
+        raise UsageError(f"{missing} (see {CH_RUN} --help)") if wanted.like_ch_run else click.UsageError(missing, ctx)
     environment = ch_join.given_environment()
     if image is not None and ":" in image:
         from .pulling import locate
@@ -68,9 +69,27 @@ def _usage(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
         ctx.exit()
 
 
+def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        if ctx.info_name == CH_RUN:
+            # What scripts compare is a number, and ch-run writes it there.
+            click.echo(__version__, err=True)
+        else:
+            click.echo(f"slurm-ch, version {__version__}")
+        ctx.exit()
+
+
 _OWN_OPTIONS: list[click.Parameter] = [
     click.Option(["--feature"], metavar="FEAT", help=f"Succeed if there is FEAT: {', '.join(features.CHECKS)}."),
     click.Option(["--test"], metavar="TEST", help="Show what messages look like: log, log-fail."),
+    click.Option(
+        ["-V", "--version"],
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_version,
+        help="Show the version and exit.",
+    ),
     click.Option(["--usage"], is_flag=True, is_eager=True, expose_value=False, callback=_usage, help="Show the usage."),
 ]
 
@@ -85,4 +104,3 @@ run: click.Command = OrderedCommand(
     help=_run.__doc__,
     context_settings={"help_option_names": ["-?", "-h", "--help"]},
 )
-run = click.version_option(__version__, "-V", "--version", prog_name="slurm-ch")(run)

@@ -12,7 +12,7 @@ import stat
 
 from .. import agreement, log
 from ..errors import ChError, UsageError
-from ..request.options import IMAGE_ENVIRONMENT
+from ..request.options import APPTAINER_ENVIRONMENT, ENROOT_START, IMAGE_ENVIRONMENT, PULLED_ENVIRONMENT
 from . import image, places
 from .action import Action, Build
 from .whereabouts import Whereabouts
@@ -29,41 +29,78 @@ if TYPE_CHECKING:
 # So much of a wrong line is shown.
 _SHOWN = 80
 
-_NOTHING: Mapping[str, str] = {}
+_BYTE_ORDER_MARK = "\ufeff"
+# Bytes that are no UTF-8, as Python decodes them.
+_UTF16 = ("\udcff\udcfe", "\udcfe\udcff")
 
 
-def parse_file(text: str, given: str, separator: str = "\n") -> list[str]:
-    """Return the assignments of an environment file: one a line, blank lines skipped.
+def parse_file(text: str, given: str, separator: str = "\n", either_quotes: bool = True) -> list[str]:
+    """Return the assignments of an environment file: one a line, blank lines and comments skipped.
 
-    With NUL for a `separator` a line may have newlines in it. UsageError names
-    the line that is no assignment, and the option as it was `given`.
+    Blanks before a line, an `export` there, a carriage return behind it and a byte order mark are no part
+    of it, and one pair of quotes around a value goes. With NUL for a `separator`, a line is an assignment
+    as it stands, and may have newlines in it. UsageError names the line that is no assignment, and
+    the option as it was `given`.
     """
+    if separator == "\n":
+        if text.startswith(_UTF16):
+            raise UsageError(f"{given}: line 1 is UTF-16; save the file as UTF-8")
+        text = text.removeprefix(_BYTE_ORDER_MARK)
     assignments = []
-    for number, line in enumerate(text.split(separator), 1):
+    for number, whole in enumerate(text.split(separator), 1):
+        line = _written(whole) if separator == "\n" else whole
         if not line:
             continue
         name, equals, _ = line.partition("=")
         if not equals or not name:
-            raise UsageError(f"{given}: line {number} is not NAME=VALUE: {line[:_SHOWN]}")
+            raise UsageError(f"{given}: line {number} is not NAME=VALUE: {whole[:_SHOWN]}")
         if "\0" in line:
             raise UsageError(f"{given}: line {number} has a NUL in it")
-        assignments.append(unquoted(line))
+        if not is_name(name):
+            raise UsageError(f"{given}: line {number}: a variable's name with a blank in it: {whole[:_SHOWN]}")
+        assignments.append(unquoted(line, either_quotes and separator == "\n"))
     return assignments
 
 
-def unquoted(assignment: str) -> str:
-    """Return an assignment without the one pair of single quotes around its value."""
+def _written(line: str) -> str:
+    """Return what a line of a file is for a shell's eye: nothing for a comment."""
+    line = line.removesuffix("\r").lstrip(" \t\r\v\f")
+    if line.startswith(("export ", "export\t")):
+        return line[len("export ") :].lstrip()
+    return "" if line.startswith("#") else line
+
+
+def is_name(name: str) -> bool:
+    """Whether a variable can be called so: blanks and control characters are a slip of whoever wrote it."""
+    return bool(name) and not any(letter.isspace() or letter < " " for letter in name)
+
+
+def unquoted(assignment: str, either: bool = False) -> str:
+    """Return an assignment without the one pair of single quotes around its value; with `either`, or double."""
     name, _, value = assignment.partition("=")
-    if len(value) >= 2 and value[0] == value[-1] == "'":
+    if len(value) >= 2 and value[0] == value[-1] and value[0] in ("'\"" if either else "'"):
         value = value[1:-1]
     return f"{name}={value}"
 
 
-def first_records(home: str, private_tmp: bool = False) -> list[Record]:
+def stray_dollar(value: str) -> str:
+    """Return the first `$` of a value that is neither $NAME, ${NAME} nor behind a backslash, with what follows."""
+    before, dollar, after = value.partition("$")
+    while dollar:
+        braced = after[:1] == "{"
+        name = after[1:].partition("}")[0] if braced else after[:1]
+        closed = not braced or "}" in after
+        if before[-1:] != "\\" and not (closed and name.isascii() and name.isidentifier()):
+            return ("$" + after)[:_SHOWN]
+        before, dollar, after = after.partition("$")
+    return ""
+
+
+def first_records(home: str, private_tmp: bool = False, makes_path: bool = True) -> list[Record]:
     """Return what happens to every environment before the user's rules."""
     return [
         (agreement.PLAN_SET, f"HOME={home}"),
-        (agreement.PLAN_PATH, ""),
+        (agreement.PLAN_PATH, "" if makes_path else "as it is"),
         (agreement.PLAN_TEMPORARY, "quiet" if private_tmp else ""),
     ]
 
@@ -82,18 +119,18 @@ def chosen_home(records: Sequence[Record], env: Mapping[str, str]) -> str:
 
 def rule_records(
     rules: Sequence[tuple[str, str]],
-    expand: bool,
-    read_file: Callable[[str], str],
+    assign: str,
+    read_file: Callable[[str, str], list[str]],
     device_env: Sequence[Sequence[str]] = (),
-    given: Mapping[str, str] = _NOTHING,
+    images_own: Callable[[str], list[Record]] | None = None,
 ) -> list[Record]:
     """Return the records for the user's rules.
 
-    `read_file` gives a file's text by its path, `device_env` the assignments of
-    each device rule in turn, `given` the option as given that names a file.
+    `assign` is the kind of record that sets what the user wrote, `read_file` gives the assignments of a file
+    by the rule's kind and its path, `device_env` those of each device rule in turn, `images_own` the records for the
+    image's own environment.
     """
     devices = iter(device_env)
-    assign = agreement.PLAN_SET_ITEMS if expand else agreement.PLAN_SET
     records: list[Record] = []
     for kind, value in rules:
         if kind == "unset":
@@ -106,15 +143,34 @@ def rule_records(
             records.append((agreement.PLAN_SET_ANYWHERE, unquoted(value)))
         elif kind == "device":
             records += [(agreement.PLAN_SET, line) for line in next(devices)]
+        elif value == IMAGE_ENVIRONMENT and images_own is not None:
+            records += images_own(kind)
         else:
-            separator = "\0" if kind == "file0" else "\n"
-            records += [(assign, line) for line in parse_file(read_file(value), given.get(value, value), separator)]
+            records += [(assign, line) for line in read_file(kind, value)]
     return records
 
 
 # More than the kernel passes on to any command.
 _ENVIRONMENT_FILE_MAX = 4 << 20
 _OPENED = ("/dev/fd/", "/proc/self/fd/")
+
+# Whose file is meant, where it is written before the path.
+_IMAGES = "image:"
+_HOSTS = "host:"
+
+_METADATA = "/ch/metadata.json"
+
+# What of an image's own environment never counts, because a job's is Slurm's, and what only counts where a task
+# has none: who its user is, and how Slurm, MPI and the devices lay out the job.
+_SLURMS = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SALLOC_", "SPANK_")
+_TASKS = (
+    "PMI_", "PMIX_", "PALS_", "OMPI_", "I_MPI_", "MPICH_", "OMP_", "KMP_", "GPU_DEVICE_ORDINAL", "ZE_AFFINITY_MASK",
+)  # fmt: skip
+_TASKS_ENDINGS = ("_NUM_THREADS", "_VISIBLE_DEVICES")
+_USERS = ("USER", "LOGNAME", "TERM", "TMPDIR", "TMP", "TEMP", "TEMPDIR")
+
+# ch-run's own word for every image.
+_CH_RUN_RUNNING = "Weird Al Yankovic"
 
 
 class Environment(Action):
@@ -124,77 +180,251 @@ class Environment(Action):
     reach them any more when this is applied.
     """
 
-    __slots__ = ("caller", "device_env", "given", "host_files", "spec", "whereabouts")
+    __slots__ = ("caller", "device_env", "given", "host_files", "joining", "spec", "whereabouts")
 
-    def __init__(self, spec: Spec, caller: Caller, injection: Injection | None = None) -> None:
+    def __init__(self, spec: Spec, caller: Caller, injection: Injection | None = None, joining: bool = False) -> None:
         self.spec = spec
         self.device_env = injection.env if injection else []
         self.caller = caller
+        self.joining = joining  # what others say already isn't said again
         self.whereabouts = Whereabouts(spec, caller)
-        self.host_files: dict[str, str] = {}
+        self.host_files: dict[str, tuple[str, tuple[int, int]]] = {}  # text and identity, by the path as given
         self.given: dict[str, str] = {}  # the option that names a file, by the file
         for kind, path in spec.env_rules:
             if kind not in ("file", "file0"):
                 continue
             self.given[path] = f"{spec.label('set-env0' if kind == 'file0' else 'set-env')}={path}"
-            if path != IMAGE_ENVIRONMENT:
-                text = _host_text(caller.path(path), path, self.given[path])
-                if text is not None:
-                    self.host_files[path] = text
+            if path == IMAGE_ENVIRONMENT or path.startswith(_IMAGES):
+                continue
+            found = _host_file(caller.path(path.removeprefix(_HOSTS)), path, self.given[path])
+            if found is not None:
+                self.host_files[path] = found
+            elif path.startswith(_HOSTS):
+                raise ChError(f"{self.given[path]}: can't read environment file: no such file on the host")
 
     def describe(self) -> str:
         words = "".join(f", {kind} {value}" for kind, value in self.spec.env_rules)
         first = "" if image.is_host(self.spec.image) else "HOME, PATH, TMPDIR, "
         root = "; emulate root" if self.spec.seccomp else ""
-        return f"environment: {first}CH_RUNNING{words}{root}"
+        own = "" if self.spec.image_env is False or self.spec.like_ch_run else "the image's own if it brings one, "
+        return f"environment: {own if first else ''}{first}CH_RUNNING{words}{root}"
 
     def apply(self, build: Build) -> None:
         spec = self.spec
+        in_image = not image.is_host(spec.image)
         records = [(agreement.PLAN_VERBOSITY, str(spec.verbosity))]
         if log.colored():
             records.append((agreement.PLAN_COLOR, ""))
-        if not image.is_host(spec.image):
-            records += first_records(self.whereabouts.home(build), spec.private_tmp)
+        if spec.like_ch_run:
+            records.append((agreement.PLAN_LIKE_CH_RUN, ""))
+        if in_image:
+            records += self._brought_along(build)
+            records += first_records(self.whereabouts.home(build), spec.private_tmp, not spec.like_ch_run)
             if spec.like_ch_run:
                 records[-1] = (agreement.PLAN_UNSET, "TMPDIR")
-        records += rule_records(
-            spec.env_rules, spec.env_expand, lambda path: self._read(build, path), self.device_env, self.given
-        )
-        records.append((agreement.PLAN_SET, f"CH_RUNNING={spec.image}"))
+        records += self._rules(build)
+        records.append((agreement.PLAN_SET, f"CH_RUNNING={_CH_RUN_RUNNING if spec.like_ch_run else spec.image}"))
         build.home = chosen_home(records, self.caller.environment)
         if spec.cd is not None:
             records.append((agreement.PLAN_DIRECTORY, spec.cd))
         else:
-            records += self._directory(build)
+            records += self._directory(build, self._images_directory(build) if in_image else "")
         if spec.seccomp:
             records.append((agreement.PLAN_ROOT, spec.label("seccomp")))
         if spec.keep_keyring:
             records.append((agreement.PLAN_KEYRING, ""))
         build.records = records
 
-    def _directory(self, build: Build) -> list[Record]:
+    def _directory(self, build: Build, images: str) -> list[Record]:
         start, lost = self.whereabouts.directory(build)
+        if lost and images and start == "/":
+            start = images
         if lost and build.root and not self.spec.like_ch_run:
             log.warning(f"{lost}; starting in {start}")
         else:
             # Who joins has been told by who made the container.
             log.info(f"{lost}; starting in {start}") if lost else None
-        return [(agreement.PLAN_USUAL_DIRECTORY, start), *([(agreement.PLAN_LOST_DIRECTORY, lost)] if lost else [])]
+        records = [(agreement.PLAN_USUAL_DIRECTORY, start)]
+        if images:
+            records.append((agreement.PLAN_IMAGES_DIRECTORY, images))
+        if lost:
+            records.append((agreement.PLAN_LOST_DIRECTORY, lost))
+        return records
+
+    def _rules(self, build: Build) -> list[Record]:
+        spec = self.spec
+        if not spec.env_rules:
+            return []
+        assign = agreement.PLAN_SET_ITEMS if spec.like_ch_run else agreement.PLAN_SET_ANYWHERE
+        if not spec.env_expand:
+            assign = agreement.PLAN_SET
+        records = rule_records(
+            spec.env_rules,
+            assign,
+            lambda kind, path: self._assignments(build, kind, path),
+            self.device_env,
+            None if spec.like_ch_run else lambda kind: self._asked_for(build, kind, assign),
+        )
+        if not self.joining:
+            for kind, text in records:
+                stray = stray_dollar(text) if kind == agreement.PLAN_SET_ANYWHERE and "$" in text else ""
+                if stray:
+                    what = f"{spec.label('set-env')}: {text[:_SHOWN]}: the $ in {stray}"
+                    log.warning(f"{what} names no variable and stays as it is (\\$ for a dollar)")
+        return records
+
+    def _assignments(self, build: Build, kind: str, path: str) -> list[str]:
+        return parse_file(
+            self._read(build, path), self.given[path], "\0" if kind == "file0" else "\n", not self.spec.like_ch_run
+        )
 
     def _read(self, build: Build, path: str) -> str:
         if path in self.host_files:
-            return self.host_files[path]
+            text, identity = self.host_files[path]
+            if path.startswith("/") and not self.joining and not self.spec.like_ch_run:
+                self._report_both(build, path, identity)
+            return text
         try:
-            return _text(places.open_file(build, path), path, self.given[path])
+            return _text(places.open_file(build, path.removeprefix(_IMAGES)), path, self.given[path])
         except OSError as error:
             raise ChError(f"{self.given[path]}: can't read environment file") from error
 
+    def _report_both(self, build: Build, path: str, identity: tuple[int, int]) -> None:
+        """Say that the host's file is meant, where the image has another of that name."""
+        try:
+            fd = places.look_up(build, path, True)
+        except OSError:
+            return
+        status = os.fstat(fd)
+        os.close(fd)
+        if (status.st_dev, status.st_ino) != identity:
+            label = self.given[path].removesuffix(path)
+            log.warning(
+                f"{self.given[path]}: the host's file, and the image has one of that name too:"
+                f" {label}{_IMAGES}{path} for the image's, {label}{_HOSTS}{path} for the host's"
+            )
 
-def _host_text(full: str, path: str, given: str) -> str | None:
-    """Return the text of the host's file, or None when there is none of that name."""
+    # --- the image's own -----------------------------------------------------
+
+    def _asked_for(self, build: Build, kind: str, assign: str) -> list[Record]:
+        """Return the records for the image's environment, wherever it is; ChError if it has none."""
+        literal = read_image(build, PULLED_ENVIRONMENT, self.given[IMAGE_ENVIRONMENT])
+        if literal is not None:
+            lines = parse_file(literal, self.given[IMAGE_ENVIRONMENT], "\0")
+            return [(agreement.PLAN_SET, line) for line in lines if not line.startswith(_SLURMS)]
+        text = read_image(build, IMAGE_ENVIRONMENT, self.given[IMAGE_ENVIRONMENT])
+        if text is not None:
+            separator = "\0" if kind == "file0" else "\n"
+            return [(assign, line) for line in parse_file(text, self.given[IMAGE_ENVIRONMENT], separator)]
+        from . import image_environment
+
+        found = image_environment.records(build, read_image, parse_file, self.joining)
+        if found is None:
+            self._read(build, IMAGE_ENVIRONMENT)  # which says that it can't
+        return found or []
+
+    def _brought_along(self, build: Build) -> list[Record]:
+        """Return the records for the environment of an image that brings one."""
+        spec = self.spec
+        if spec.image_env is False or spec.like_ch_run:
+            return []
+        literal = read_image(build, PULLED_ENVIRONMENT, PULLED_ENVIRONMENT)
+        if literal is not None:
+            return self._unless_the_tasks(
+                [(agreement.PLAN_SET, line) for line in parse_file(literal, PULLED_ENVIRONMENT, "\0")]
+            )
+        if spec.image_env:
+            text = read_image(build, IMAGE_ENVIRONMENT, IMAGE_ENVIRONMENT)
+            if text is not None:
+                lines = parse_file(text, IMAGE_ENVIRONMENT)
+                return self._unless_the_tasks([(agreement.PLAN_SET_ANYWHERE, line) for line in lines])
+        if not (_is_there(build, APPTAINER_ENVIRONMENT) or _is_there(build, ENROOT_START) or spec.image_env):
+            return []
+        from . import image_environment
+
+        found = image_environment.records(build, read_image, parse_file, self.joining)
+        if found is None and spec.image_env:
+            raise ChError(f"{spec.label('image-env')}: {spec.image} has no environment of its own")
+        return self._unless_the_tasks(found or [])
+
+    def _unless_the_tasks(self, records: Sequence[Record]) -> list[Record]:
+        """Return the records of an image's environment, with what is a task's own left to the task.
+
+        That is what Slurm, MPI or the user with --export say, and what differs from the step's: a task's prolog
+        or a plugin has set it.
+        """
+        environment = self.caller.environment
+        exported = [word.partition("=")[0] for word in environment.get("SLURM_EXPORT_ENV", "").split(",")]
+        kept: list[Record] = []
+        # Of the same name, the last one counts.
+        last = {text.partition("=")[0]: (kind, text) for kind, text in records}
+        for name, (kind, text) in last.items():
+            if name.startswith(_SLURMS):
+                continue
+            is_tasks = name.startswith(_TASKS) or name.endswith(_TASKS_ENDINGS) or name in _USERS or name in exported
+            if kind == agreement.PLAN_SET and (is_tasks or name not in environment):
+                kept.append((agreement.PLAN_SET_DEFAULT, text))
+            elif not is_tasks or name not in environment:
+                if name in environment and kind in (agreement.PLAN_SET, agreement.PLAN_SET_ANYWHERE):
+                    kept.append((agreement.PLAN_IF_STILL, f"{name}={environment[name]}"))
+                kept.append((kind, text))
+        return kept
+
+    def _images_directory(self, build: Build) -> str:
+        """Return the directory that the image's own command starts in, or "" if the image names none that it has."""
+        if self.spec.like_ch_run:
+            return ""
+        text = read_image(build, _METADATA, _METADATA)
+        directory = ""
+        if text is not None:
+            directory = working_directory(text)
+        elif _is_there(build, ENROOT_START):
+            from . import image_environment
+
+            directory = image_environment.enroot_directory(build, read_image)
+        return directory if directory.strip("/") and _is_there(build, directory + "/.") else ""
+
+
+def working_directory(metadata: str) -> str:
+    """Return what ch-image's metadata say of the working directory, without a reader of JSON for all of it.
+
+    Written with each member on a line of its own, and a string has no newline.
+    """
+    line = metadata.partition('\n  "cwd": "')[2].partition("\n")[0].rstrip(",")
+    if "\\" in line:
+        import json
+
+        try:
+            line = str(json.loads(f'"{line}')) + '"'
+        except ValueError:
+            return ""
+    return line[:-1] if line.endswith('"') and line.startswith("/") and "\0" not in line else ""
+
+
+def _is_there(build: Build, path: str) -> bool:
+    try:
+        os.close(places.look_up(build, path, True))
+    except OSError:
+        return False
+    return True
+
+
+def read_image(build: Build, path: str, given: str) -> str | None:
+    """Return the text of the image's file, or None when there is none; ChError if it can't be read."""
+    try:
+        return _text(places.open_file(build, path), path, given)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise ChError(f"{given}: can't read the image's file") from error
+
+
+def _host_file(full: str, path: str, given: str) -> tuple[str, tuple[int, int]] | None:
+    """Return the text of the host's file and which file it is, or None when there is none of that name."""
     try:
         fd = os.open(full, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-        return _text(fd, path, given)
+        status = os.fstat(fd)
+        return _text(fd, path, given), (status.st_dev, status.st_ino)
     except FileNotFoundError:
         return None
     except OSError as error:

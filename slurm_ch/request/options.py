@@ -18,6 +18,10 @@ OPTIONAL = "optional"  # one value, bare means `bare`
 DEFAULT_WRITE_FAKE = "12%"
 # Where Charliecloud keeps what the image was built with.
 IMAGE_ENVIRONMENT = "/ch/environment"
+# Where other tools do; the first is `slurm-ch pull`'s, who writes each value as it is.
+PULLED_ENVIRONMENT = "/ch/environment0"
+APPTAINER_ENVIRONMENT = "/.singularity.d/env"
+ENROOT_START = "/etc/rc"
 
 PLUGIN = 1  # --ch-NAME of srun, sbatch, salloc
 COMMAND = 2  # --NAME of `slurm-ch run`
@@ -72,6 +76,7 @@ OPTIONS = (
            bare=IMAGE_ENVIRONMENT),
     Option("unset-env", LIST, "GLOB", "unset variables whose name matches the shell pattern"),
     Option("env-no-expand", FLAG, "", "don't expand $NAME in the values of set-env", sure=True),
+    Option("image-env", OPTIONAL, "yes|no", "the image's own environment first [if it was pulled]", bare="yes"),
     Option("private-tmp", FLAG, "", "a fresh /tmp instead of the host's", short="t", sure=True),
     Option("no-passwd", FLAG, "", "leave the image's /etc/passwd and /etc/group alone", sure=True),
     Option("write", FLAG, "", "mount the image read-write", short="w"),

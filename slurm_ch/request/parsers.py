@@ -89,6 +89,8 @@ def _add_rule(spec: Spec, setting: Setting, kind_of_file: str) -> None:
     name, equals, _ = setting.value.partition("=")
     if not setting.value or (equals and not name):
         raise setting.wrong("the variable's name is empty")
+    if equals and any(letter.isspace() for letter in name):
+        raise setting.wrong("the variable's name has a blank in it")
     # ch-run's rules for what a user writes; what the site writes is for all of its users alike.
     kind = "set" if setting.origin != SITE else "set-anywhere"
     spec.env_rules.append((kind if equals else kind_of_file, setting.value))
@@ -102,6 +104,10 @@ def _unset_env(spec: Spec, setting: Setting) -> None:
 
 def _env_no_expand(spec: Spec, setting: Setting) -> None:
     spec.env_expand = not boolean(setting)
+
+
+def _image_env(spec: Spec, setting: Setting) -> None:
+    spec.image_env = boolean(setting)
 
 
 def _private_tmp(spec: Spec, setting: Setting) -> None:
@@ -277,6 +283,7 @@ _PARSERS = {
     "set-env0": _set_env0,
     "unset-env": _unset_env,
     "env-no-expand": _env_no_expand,
+    "image-env": _image_env,
     "private-tmp": _private_tmp,
     "no-passwd": _no_passwd,
     "write": _write,

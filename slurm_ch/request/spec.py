@@ -36,9 +36,10 @@ class Spec:
 
     __slots__ = (
         "binds", "cd", "cdi_dirs", "color", "devices", "env_expand", "env_rules", "fuse_single", "gid", "home",
-        "image", "image_timeout", "join", "join_count", "join_pid", "join_tag", "join_timeout", "keep_keyring",
-        "labels", "like_ch_run", "located", "mount_point", "passwd", "platform", "private_tmp", "pull", "relay",
-        "relay_commands", "relay_defaults", "seccomp", "storage", "uid", "userns", "verbosity", "write", "write_fake",
+        "image", "image_env", "image_timeout", "join", "join_count", "join_pid", "join_tag", "join_timeout",
+        "keep_keyring", "labels", "like_ch_run", "located", "mount_point", "passwd", "platform", "private_tmp",
+        "pull", "relay", "relay_commands", "relay_defaults", "seccomp", "storage", "uid", "userns", "verbosity",
+        "write", "write_fake",
     )  # fmt: skip
 
     def __init__(self, image: str) -> None:
@@ -54,6 +55,7 @@ class Spec:
         self.cdi_dirs: str | None = None
         self.env_rules: list[tuple[str, str]] = []
         self.env_expand = True
+        self.image_env: bool | None = None  # the image's own environment; None: if it brings one by itself
         self.private_tmp = False
         self.passwd = True
         self.write = False

@@ -99,7 +99,7 @@ def _join(spec: Spec, caller: Caller, add_hooks: Callable[[engine.Container], No
     else:
         try:
             container = engine.Container(spec, caller, joining=True)
-            environment = Environment(spec, caller, container.injection)
+            environment = Environment(spec, caller, container.injection, joining=True)
         except ChError:
             # The winner will have said the same, once for all.
             peer.wait_for_winner()

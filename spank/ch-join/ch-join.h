@@ -12,6 +12,8 @@ struct sock_filter;
 void messages_level(int level);
 void messages_color(void);
 void messages_to(int fd);
+/* From here on, exit as ch-run does. */
+void exit_codes_of_ch_run(void);
 void die(int code, const char *format, ...) __attribute__((noreturn, format(printf, 2, 3)));
 void warn(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* Say something that is asked for from this level on. */
@@ -36,6 +38,7 @@ struct settings {
 	const char *directory;	     /* asked for, or NULL */
 	const char *usual_directory; /* else this one, or NULL */
 	const char *lost_directory;  /* words about the caller's, which is not there, or NULL */
+	const char *images_directory; /* where the image's own command starts, or NULL */
 	int verbosity;
 	const char *emulates_root; /* the option that asks for it; NULL: no */
 	bool keeps_keyring, as_srun;
@@ -70,12 +73,14 @@ int relay_take_variables(const char **directory);
 /* keyring.c: let go of the caller's session keyring, for the container's own. */
 void leave_keyring(void);
 
-/* variables.c: NAME=VALUE, expanded or not; unset by shell pattern; a /bin in PATH;
- * directories for temporary files. */
+/* variables.c: NAME=VALUE, expanded or not; only where there is none; whether it is so still;
+ * unset by shell pattern; a /bin in PATH; directories for temporary files. */
 enum expansion { LITERAL, EXPAND_ITEMS, EXPAND_ANYWHERE };
 void set_variable(const char *assignment, enum expansion how);
+void set_default(const char *assignment);
+bool is_still(const char *assignment);
 void unset_variables(const char *pattern);
-void path_has_bin(void);
+void path_has_bin(bool makes_one);
 void check_temporary(bool tells);
 
 #endif

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
@@ -15,9 +16,9 @@
 #define HIDES_OUTPUT -1
 #define HIDES_ERRORS -3
 
-/* The directory asked for; else that of whoever called us from within a container;
- * else the usual one. */
-static void change_directory(const struct settings *s, const char *callers)
+/* The directory asked for; else the image's, for what is its own; else that of whoever
+ * called us from within a container; else the usual one. */
+static void change_directory(const struct settings *s, const char *callers, bool is_own)
 {
 	char here[PATH_MAX];
 	const char *name = here;
@@ -25,6 +26,8 @@ static void change_directory(const struct settings *s, const char *callers)
 	if (s->directory) {
 		if (chdir(s->directory))
 			die(EXIT_SETUP, "can't cd to %s: %s", s->directory, strerror(errno));
+	} else if (is_own && s->images_directory && !chdir(s->images_directory)) {
+		;
 	} else if (callers && !chdir(callers)) {
 		;
 	} else if (s->usual_directory && !chdir(s->usual_directory)) {
@@ -66,8 +69,10 @@ static void hide_streams(int verbosity)
 
 void command_run(const struct settings *s, const char *callers, char **argv)
 {
-	change_directory(s, callers);
-	if (!strcmp(argv[0], "-"))
+	bool is_own = !strcmp(argv[0], "-");
+
+	change_directory(s, callers, is_own);
+	if (is_own)
 		argv = images_own(argv);
 	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 		die(EXIT_SETUP, "can't set no_new_privs: %s", strerror(errno));

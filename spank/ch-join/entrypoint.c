@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The image's own command: what ENTRYPOINT and CMD were when it was built.
  *
- * ch-image keeps each as a file: the four bytes "angi", then for every string
+ * Apptainer keeps them as a script that runs them, and so does enroot, for a shell.
+ * ch-image, and we, keep each as a file: the four bytes "angi", then for every string
  * its length (four bytes, the most significant first) and its bytes.
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,7 +22,11 @@
 #ifndef ENTRYPOINT
 #define ENTRYPOINT "/ch/entrypoint"
 #define CMD "/ch/cmd"
+#define APPTAINERS "/.singularity.d/runscript"
+#define ENROOTS "/etc/rc"
 #endif
+
+#define SHELL "/bin/sh"
 
 #define MAGIC "angi"
 #define MAGIC_SIZE 4
@@ -89,6 +95,35 @@ static char **list(const char *path, size_t *count)
 	return strings;
 }
 
+static bool is_file(const char *path)
+{
+	struct stat st;
+
+	return !stat(path, &st) && S_ISREG(st.st_mode);
+}
+
+/* Return the script of Apptainer's or enroot's with the words behind "-", or NULL if there is none. */
+static char **script(char **arguments)
+{
+	bool apptainers = is_file(APPTAINERS);
+	size_t n = 0;
+	char **own;
+
+	if (!apptainers && !is_file(ENROOTS))
+		return NULL;
+	while (arguments[n])
+		n++;
+	own = (char **)need(calloc(n + 3, sizeof(char *)));
+	if (apptainers) {
+		own[0] = APPTAINERS;
+	} else {
+		own[0] = SHELL;
+		own[1] = ENROOTS;
+	}
+	memcpy(own + (apptainers ? 1 : 2), arguments, n * sizeof(char *));
+	return own;
+}
+
 char **images_own(char **argv)
 {
 	size_t count = 0, n = 0;
@@ -96,13 +131,19 @@ char **images_own(char **argv)
 	char **arguments = argv + 1;
 	char **own;
 
+	if (!count && !is_file(CMD)) {
+		own = script(arguments);
+		if (own)
+			return own;
+	}
 	if (*arguments)
 		while (arguments[n])
 			n++;
 	else
 		arguments = list(CMD, &n);
 	if (!count && !n)
-		die(EXIT_USAGE, "-: the image has no command of its own (" ENTRYPOINT ", " CMD ")");
+		die(EXIT_USAGE, "-: the image has no command of its own (" ENTRYPOINT ", " CMD
+				", " APPTAINERS ", " ENROOTS ")");
 	own = (char **)need(calloc(count + n + 1, sizeof(char *)));
 	memcpy(own, entrypoint, count * sizeof(char *));
 	memcpy(own + count, arguments, n * sizeof(char *));

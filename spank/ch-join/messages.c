@@ -18,6 +18,21 @@ static bool colored;
 /* Where messages go: the command's standard error may be hidden. */
 static int messages = STDERR_FILENO;
 
+static bool like_ch_run;
+
+void exit_codes_of_ch_run(void)
+{
+	like_ch_run = true;
+}
+
+/* ch-run has one code for a command that can't be executed, and one for all else. */
+static int exit_code(int code)
+{
+	if (!like_ch_run)
+		return code;
+	return code == EXIT_CANNOT_EXECUTE || code == EXIT_NOT_FOUND ? EXIT_CH_RUN_COMMAND : EXIT_SETUP;
+}
+
 void messages_level(int level)
 {
 	verbosity = level;
@@ -79,7 +94,7 @@ void die(int code, const char *format, ...)
 	va_start(args, format);
 	say("error", format, args);
 	va_end(args);
-	exit(code);
+	exit(exit_code(code));
 }
 
 void info(int level, const char *format, ...)

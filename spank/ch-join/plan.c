@@ -37,7 +37,8 @@ struct plan plan_read(int fd)
 	return (struct plan){ plan + sizeof(PLAN_MAGIC), end };
 }
 
-static void carry_out(const char *record, struct settings *s)
+/* Carry out a record; return whether the next one is to be carried out, too. */
+static bool carry_out(const char *record, struct settings *s)
 {
 	const char *rest = record + 1;
 
@@ -51,11 +52,16 @@ static void carry_out(const char *record, struct settings *s)
 	case PLAN_SET_ANYWHERE:
 		set_variable(rest, EXPAND_ANYWHERE);
 		break;
+	case PLAN_SET_DEFAULT:
+		set_default(rest);
+		break;
+	case PLAN_IF_STILL:
+		return is_still(rest);
 	case PLAN_UNSET:
 		unset_variables(rest);
 		break;
 	case PLAN_PATH:
-		path_has_bin();
+		path_has_bin(!*rest);
 		break;
 	case PLAN_TEMPORARY:
 		check_temporary(!*rest);
@@ -71,6 +77,12 @@ static void carry_out(const char *record, struct settings *s)
 		break;
 	case PLAN_AS_SRUN:
 		s->as_srun = true;
+		break;
+	case PLAN_IMAGES_DIRECTORY:
+		s->images_directory = rest;
+		break;
+	case PLAN_LIKE_CH_RUN:
+		exit_codes_of_ch_run();
 		break;
 	case PLAN_VERBOSITY:
 		s->verbosity = atoi(rest);
@@ -88,6 +100,7 @@ static void carry_out(const char *record, struct settings *s)
 	default:
 		die(EXIT_SETUP, "launcher and ch-join are of different versions");
 	}
+	return true;
 }
 
 struct settings plan_carry_out(struct plan plan)
@@ -95,6 +108,7 @@ struct settings plan_carry_out(struct plan plan)
 	struct settings s = { .directory = NULL };
 
 	for (const char *r = plan.first; r < plan.end; r += strlen(r) + 1)
-		carry_out(r, &s);
+		if (!carry_out(r, &s) && r + strlen(r) + 1 < plan.end)
+			r += strlen(r) + 1;
 	return s;
 }

@@ -54,35 +54,68 @@ static char *expand_items(const char *value)
 	}
 }
 
-/* Expand each $NAME and ${NAME}; what is unset is empty. Any other "$" stays. */
-static char *expand_anywhere(const char *value)
+/* Append an item of n bytes with each $NAME and ${NAME} expanded, and "\$" as "$"; any other "$"
+ * stays. Return whether the item is nothing but names. */
+static bool expand_item(const char *item, size_t n, char **out, size_t *length)
 {
 	static const char letters[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_0123456789";
-	char *out = need(strdup(""));
-	size_t length = 0;
+	const char *end = item + n;
+	bool only_names = n > 0;
 
-	while (*value) {
-		size_t plain = strcspn(value, "$"), braces, n;
+	while (item < end) {
+		size_t braces, name_n, plain;
+		const char *text;
 		char *name;
 
-		append(&out, &length, value, plain);
-		value += plain;
-		if (!*value)
-			break;
-		braces = value[1] == '{';
-		n = strspn(value + 1 + braces, letters);
-		if (!n || (value[1 + braces] >= '0' && value[1 + braces] <= '9') ||
-		    (braces && value[2 + n] != '}')) {
-			append(&out, &length, value++, 1);
-			continue;
+		if (*item == '$') {
+			braces = item[1] == '{';
+			name_n = strspn(item + 1 + braces, letters);
+			if (name_n && (item[1 + braces] < '0' || item[1 + braces] > '9') &&
+			    (!braces || item[2 + name_n] == '}')) {
+				name = need(strndup(item + 1 + braces, name_n));
+				text = getenv(name);
+				if (text)
+					append(out, length, text, strlen(text));
+				free(name);
+				item += 1 + name_n + 2 * braces;
+				continue;
+			}
 		}
-		name = need(strndup(value + 1 + braces, n));
-		if (getenv(name))
-			append(&out, &length, getenv(name), strlen(getenv(name)));
-		free(name);
-		value += 1 + n + 2 * braces;
+		if (*item == '\\' && item + 1 < end && item[1] == '$')
+			item++;
+		plain = 1 + strcspn(item + 1, "$\\");
+		if (plain > (size_t)(end - item))
+			plain = end - item;
+		append(out, length, item, plain);
+		item += plain;
+		only_names = false;
 	}
-	return out;
+	return only_names;
+}
+
+/* Expand each $NAME and ${NAME}. An item between colons that is nothing but names which are
+ * unset or empty goes, with one colon: in a search path it would mean the working directory. */
+static char *expand_anywhere(const char *value)
+{
+	char *out = need(strdup(""));
+	size_t length = 0;
+	bool any = false;
+
+	for (const char *item = value;; item++) {
+		size_t n = strcspn(item, ":"), before = length, start;
+
+		if (any)
+			append(&out, &length, ":", 1);
+		start = length;
+		if (expand_item(item, n, &out, &length) && length == start) {
+			length = before;
+			out[length] = '\0';
+		} else
+			any = true;
+		item += n;
+		if (!*item)
+			return out;
+	}
 }
 
 void set_variable(const char *assignment, enum expansion how)
@@ -126,11 +159,33 @@ void unset_variables(const char *pattern)
 	}
 }
 
-void path_has_bin(void)
+void set_default(const char *assignment)
+{
+	char *name = need(strndup(assignment, strcspn(assignment, "=")));
+	bool unset = !getenv(name);
+
+	free(name);
+	if (unset)
+		set_variable(assignment, LITERAL);
+}
+
+bool is_still(const char *assignment)
+{
+	size_t n = strcspn(assignment, "=");
+	char *name = need(strndup(assignment, n));
+	const char *value = getenv(name);
+
+	free(name);
+	return value && assignment[n] && !strcmp(value, assignment + n + 1);
+}
+
+void path_has_bin(bool makes_one)
 {
 	const char *path = getenv("PATH");
 	char *with;
 
+	if (!path && !makes_one)
+		return;
 	if (!path || !*path) {
 		setenv("PATH", "/bin", 1);
 		return;

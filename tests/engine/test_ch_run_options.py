@@ -79,7 +79,7 @@ def test_entrypoint_or_command_alone(
     write_list(copy / "ch/entrypoint")
     assert good(copy, "--", "-") == "only\n"
     assert good(copy, "--", "-", "echo", "mine") == "mine\n"
-    nothing = "-: the image has no command of its own (/ch/entrypoint, /ch/cmd)"
+    nothing = "-: the image has no command of its own (/ch/entrypoint, /ch/cmd, /.singularity.d/runscript, /etc/rc)"
     assert fails(64, image, "--", "-") == nothing
 
 
@@ -135,7 +135,7 @@ def test_set_env_of_odd_files(good: Good, fails: Fails, image: Path, world_tmp: 
     file.write_bytes(b'A=\xff\xfe\n B= b \nC="q" # no comment')
     out = good(f"--set-env={file}", image, "--", "env", encoding="utf-8", errors="surrogateescape")
     assert "A=\udcff\udcfe\n" in out
-    assert ' B= b \nC="q" # no comment\n' in out
+    assert 'B= b \nC="q" # no comment\n' in out
     assert fails(31, "--set-env=/dev/zero", image, "--", "true").endswith("file: not a regular file")
     assert fails(31, f"--set-env={world_tmp}", image, "--", "true").endswith("Is a directory")
 

@@ -71,11 +71,46 @@ def test_expansion(value: str, expected: str) -> None:
     ("value", "expected"),
     [("/home/$A", "/home/aa"), ("${A}x$B", "aaxb:b"), ("$A$A", "aaaa"), ("$NOPE/x", "/x"), ("${NOPE}", ""), ("$", "$"), ("a$", "a$"),
      ("$$A", "$aa"), ("${A", "${A"), ("${}", "${}"), ("${1}", "${1}"), ("$1", "$1"), ("$A_", ""), ("$A-", "aa-"), ("${A-b}", "${A-b}"),
-     ("", ""), ("x", "x"), ("$A:$B:$", "aa:b:b:$")],
+     ("", ""), ("x", "x"), ("$A:$B:$", "aa:b:b:$"), ("\\$A", "$A"), ("\\\\$A", "\\$A"), ("a\\b\\$", "a\\b$"), ("\\", "\\"),
+     ("x:$NOPE", "x"), ("$NOPE:x", "x"), ("x:${NOPE}$EMPTY:y", "x:y"), ("x::y", "x::y"), ("$NOPE:$EMPTY", ""), ("$NOPE-:x", "-:x"),
+     (":$NOPE", ""), ("$A:", "aa:"), ("http://$A:$A/x", "http://aa:aa/x")],
 )  # fmt: skip
 def test_expansion_anywhere(value: str, expected: str) -> None:
-    """As a site's default=set-env has it."""
     assert environment_after([("A", f"V={value}")], A="aa", B="b:b", EMPTY="")["V"] == expected
+
+
+def test_what_only_counts_without_a_value_of_the_tasks_own() -> None:
+    records = [
+        ("N", "A=new"),
+        ("N", "B=new"),
+        ("Y", "A=1"),
+        ("E", "X=1"),
+        ("Y", "A=2"),
+        ("E", "Y=1"),
+        ("Y", "NOPE="),
+        ("E", "Z=1"),
+        ("E", "W=1"),
+    ]
+    found = environment_after(records, A="1")
+    assert {name: found.get(name) for name in "ABXYZW"} == {
+        "A": "1",
+        "B": "new",
+        "X": "1",
+        "Y": None,
+        "Z": None,
+        "W": "1",
+    }
+    # At a plan's end there is nothing to leave out.
+    assert environment_after([("Y", "A=2")], A="1")["A"] == "1"
+
+
+def test_the_images_directory_is_for_its_own_command() -> None:
+    assert carry_out(task_plan.encode([("I", "/usr")]), "pwd", cwd="/etc").stdout == "/etc\n"
+
+
+@pytest.mark.parametrize(("command", "code"), [("nonsense", 49), ("/etc", 49), ("true", 0)])
+def test_exit_codes_of_ch_run(command: str, code: int) -> None:
+    assert carry_out(task_plan.encode([("Q", "")]), command).returncode == code
 
 
 def expanded(value: str, variables: dict[str, str]) -> str:
@@ -135,6 +170,7 @@ def test_path_has_bin(path: str, expected: str) -> None:
 
 
 def test_path_where_there_is_none() -> None:
+    assert "PATH" not in environment_after([("U", "PATH"), ("P", "as it is")])
     assert environment_after([("U", "PATH"), ("P", "")])["PATH"] == "/bin"
 
 

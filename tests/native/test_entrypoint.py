@@ -43,7 +43,12 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Own:
     """Run the parser on the contents of an entrypoint and a command."""
     where = tmp_path_factory.mktemp("own")
     (where / "main.c").write_text(MAIN)
-    paths = [f'-DENTRYPOINT="{where}/entrypoint"', f'-DCMD="{where}/cmd"']
+    paths = [
+        f'-DENTRYPOINT="{where}/entrypoint"',
+        f'-DCMD="{where}/cmd"',
+        f'-DAPPTAINERS="{where}/a"',
+        f'-DENROOTS="{where}/e"',
+    ]
     command = [
         "cc",
         *SANITIZE,

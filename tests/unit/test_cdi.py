@@ -556,6 +556,6 @@ def test_wrong_options(words: list[str], message: str) -> None:
 
 def test_device_environment_among_the_rules() -> None:
     rules = made("set-env=A=1", "device=v.com/c=0", "unset-env=B", "device=/f").env_rules
-    records = environment.rule_records(rules, True, str, [["X=$A"], ["Y=2", "Z=3"]])
+    records = environment.rule_records(rules, "X", lambda _, f: [], [["X=$A"], ["Y=2", "Z=3"]])
     # What a spec says is taken as it is.
     assert records == [("X", "A=1"), ("E", "X=$A"), ("U", "B"), ("E", "Y=2"), ("E", "Z=3")]

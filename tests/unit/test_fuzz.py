@@ -114,9 +114,13 @@ def test_no_command_line_makes_a_traceback(
         assert "Error:" not in line, "a Python exception's own words"
 
 
-NAME = st.text(st.characters(exclude_characters="=\0\n", exclude_categories=["Cs"]), min_size=1, max_size=8)
+NAME = st.text(
+    st.characters(exclude_characters="=\0\n#\ufeff", exclude_categories=["Cs", "Cc", "Zs", "Zl", "Zp"]),
+    min_size=1,
+    max_size=8,
+)
 VALUE = st.text(st.characters(exclude_characters="\0\n", exclude_categories=["Cs"]), max_size=12).filter(
-    lambda v: v[:1] != "'" or v[-1:] != "'"
+    lambda v: (not v or v[0] != v[-1] or v[0] not in "'\"") and v[-1:] != "\r"
 )
 
 

@@ -165,10 +165,10 @@ def test_an_etc_environment_alone_is_given_where_asked(good: Good, make: Make) -
 @pytest.mark.row("CMD")
 def test_the_images_directory(good: Good, make: Make) -> None:
     image = make({**pulled(directory="/srv/work", command=("pwd",)), "srv/work/.there": ""})
-    assert good(image, "--", "-", cwd="/usr") == "/srv/work\n"
+    assert good(image, "--", "-", cwd="/dev") == "/srv/work\n"
     assert good("-c", "/usr", image, "--", "-") == "/usr\n"
-    assert good(image, "--", "pwd", cwd="/usr") == "/usr\n"
-    assert good("--image-env=no", image, "--", "-", cwd="/usr") == "/srv/work\n"
+    assert good(image, "--", "pwd", cwd="/dev") == "/dev\n"
+    assert good("--image-env=no", image, "--", "-", cwd="/dev") == "/srv/work\n"
 
 
 @pytest.mark.row("CMD")
@@ -188,7 +188,7 @@ def test_where_the_callers_directory_is_not_in_the_container(run: Run, make: Mak
 def test_whose_file(run: Run, good: Good, fails: Fails, make: Make) -> None:
     path = "/etc/os-release"
     both = make({path.lstrip("/"): "ID=image\n", "etc/own-env": "ID=own\n"})
-    host = dict(line.split("=", 1) for line in Path(path).read_text().split())["ID"] + "\n"
+    host = dict(line.split("=", 1) for line in Path(path).read_text().splitlines())["ID"] + "\n"
     show = ("--", "sh", "-c", "echo $ID")
     done = run(f"--set-env={path}", both, *show)
     assert done.stdout == host

@@ -12,9 +12,11 @@
 /* A reader's own needs are some 10 KiB; the libraries' are no more. */
 #define STACK_BYTES (256 << 10)
 
-struct server {
+struct worker {
 	struct image *image;
 	int fuse;
+	struct request request;
+	char reply[REPLY_BYTES];
 };
 
 /* Read one request; false when the mount is gone. */
@@ -47,31 +49,33 @@ static void send_reply(int fuse, const struct request *r, char *reply, ssize_t s
 
 static void *serve(void *argument)
 {
-	struct server *server = argument;
-	struct request *r = malloc(sizeof(*r));
-	char *reply = malloc(REPLY_BYTES);
+	struct worker *w = argument;
+	const struct request *r = &w->request;
 
-	/* The first thread's are there, or nothing is; others can be done without. */
-	while (r && reply && receive(server->fuse, r)) {
+	while (receive(w->fuse, &w->request)) {
 		if (r->head.opcode == FUSE_FORGET || r->head.opcode == FUSE_BATCH_FORGET)
 			continue;
-		send_reply(server->fuse, r, reply, answer(server->image, r, reply));
+		send_reply(w->fuse, r, w->reply, answer(w->image, r, w->reply));
 	}
 	_exit(0);
 }
 
 void fuse_serve(struct image *image, int fuse, int threads)
 {
-	static struct server server;
+	struct worker *first = NULL, *w;
 	pthread_attr_t small;
 	pthread_t thread;
 
-	server = (struct server){ image, fuse };
 	pthread_attr_init(&small);
 	pthread_attr_setstacksize(&small, STACK_BYTES);
-	for (int i = 1; i < threads; i++)
-		if (pthread_create(&thread, &small, serve, &server))
+	for (int i = 0; i < threads && (w = malloc(sizeof(*w))); i++) {
+		w->image = image;
+		w->fuse = fuse;
+		if (!first)
+			first = w;
+		else if (pthread_create(&thread, &small, serve, w))
 			break; /* those that there are will do */
-	serve(&server);
-	_exit(0);
+	}
+	if (first)
+		serve(first);
 }

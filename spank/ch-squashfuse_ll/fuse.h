@@ -5,7 +5,8 @@
 
 #include "image.h"
 
-/* Answer requests from the FUSE descriptor with `threads` threads, until the mount is gone. */
-void __attribute__((noreturn)) fuse_serve(struct image *image, int fuse, int threads);
+/* Answer requests from the FUSE descriptor with up to `threads` threads. It ends the process when the
+ * mount is gone, and returns only if there is no memory for one thread. */
+void fuse_serve(struct image *image, int fuse, int threads);
 
 #endif

@@ -143,12 +143,12 @@ void cursor_close(struct cursor *c);
 struct place cursor_place(const struct cursor *c);
 
 /* Return the next `size` bytes where they are, or copied to `scratch` if two blocks share them;
- * NULL if there aren't as many. Valid until the cursor moves on. */
+ * NULL if there aren't as many, or there were none before. Valid until the cursor moves on. */
 static inline const uint8_t *cursor_take(struct cursor *c, uint8_t *scratch, size_t size)
 {
 	const uint8_t *at;
 
-	if (size > c->block->size - c->offset)
+	if (!c->block || size > c->block->size - c->offset)
 		return cursor_read(c, scratch, size) ? NULL : scratch;
 	at = c->block->data + c->offset;
 	c->offset += size;

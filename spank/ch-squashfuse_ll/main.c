@@ -118,4 +118,5 @@ int main(int argc, char **argv)
 	if (!image_open(&image, fd, offset, st.st_size, threads, why, sizeof(why)))
 		die("%s", why);
 	fuse_serve(&image, fuse, threads);
+	die("out of memory");
 }

@@ -366,6 +366,7 @@ static void explore(struct kernel *k)
 		size_t which = dice(&k->state, k->node_count);
 		uint64_t node = k->nodes[which];
 		struct fuse_attr attr;
+		bool plus;
 
 		k->nodes[which] = k->nodes[--k->node_count];
 		if (ask(k, FUSE_GETATTR, node, "", 0) != sizeof(*out))
@@ -373,7 +374,8 @@ static void explore(struct kernel *k)
 		attr = out->attr;
 		switch (attr.mode & S_IFMT) {
 		case S_IFDIR:
-			list(k, node, dice(&k->state, 2), dice(&k->state, 2) ? 4096 : 32768);
+			plus = dice(&k->state, 2);
+			list(k, node, plus, dice(&k->state, 2) ? 4096 : 32768);
 			break;
 		case S_IFREG:
 			ask_contents(k, node, attr.size);
@@ -524,7 +526,8 @@ static size_t mutate(uint8_t *data, size_t size, const struct fields *f, uint64_
 		/* Of an image with compressed metadata, few fields are seen. */
 		switch (dice(state, f->count < 100 ? 5 : 24)) {
 		case 0:
-			data[dice(state, size)] = dice(state, 256);
+			to = dice(state, size);
+			data[to] = dice(state, 256);
 			break;
 		case 1:
 			from = dice(state, size), to = dice(state, size), n = dice(state, 300);

@@ -673,7 +673,7 @@ int main(int argc, char **argv)
 	int seed_count = argv + argc - rest - 1;
 	const char *threads = getenv("FUZZ_THREADS");
 	struct seed *seeds;
-	long runs, opened = 0;
+	long runs, opened = 0, seeds_opened = 0;
 	uint64_t seed;
 	size_t size;
 
@@ -698,12 +698,12 @@ int main(int argc, char **argv)
 	if (threads)
 		thread_count = atoi(threads) < 8 ? atoi(threads) : 8;
 	for (int i = 0; i < seed_count; i++)
-		run(seeds[i].data, seeds[i].size, i);
+		seeds_opened += run(seeds[i].data, seeds[i].size, i);
 	for (current = 0; current < runs; current++) {
 		size = make_case(seeds, seed_count, seed, current, data);
 		opened += run(data, size, current);
 	}
-	printf("%ld\n%ld\n", runs + seed_count, opened);
+	printf("%ld\n%ld\n%ld\n", runs + seed_count, opened, seeds_opened);
 	for (int i = 0; i < seed_count; i++)
 		free(seeds[i].data);
 	free(seeds);

@@ -58,9 +58,10 @@ def test_images_that_lie(fuzzers: Path, images: list[Path]) -> None:
     command = [fuzzers / "small-squashfs", str(IMAGES), str(SEED), *images]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=240, errors="replace")
     assert done.returncode == 0, done.stderr[-3000:]
-    cases, opened = map(int, done.stdout.split())
+    cases, opened, whole = map(int, done.stdout.split())
     assert cases == IMAGES + len(images)
     assert opened > IMAGES // 4
+    assert whole >= len(squashfs_seeds.SEEDS)
 
 
 def test_images_that_lie_through_a_whole_server(fuzzers: Path, images: list[Path], tmp_path: Path) -> None:

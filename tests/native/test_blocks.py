@@ -19,7 +19,7 @@ NAMES = ("whole", "holes", "empty", *(f"small{number}" for number in range(9)))
 def program(world_tmp: Path) -> Path:
     to = world_tmp / "blocks"
     server = SPANK / "ch-squashfuse_ll"
-    sources = ("decompress", "directory", "image", "inode", "lzo", "metadata", "xattr")
+    sources = ("bytes", "decompress", "directory", "image", "inode", "lzo", "metadata", "xattr")
     # Metadata's cache is so small that blocks of it come and go as well, and threads hold all that there are.
     small = ["-DMETADATA_SETS=2", "-DMETADATA_WAYS=2"]
     flags = [

@@ -7,24 +7,41 @@ import errno
 import os
 import stat
 
-from .. import linux
+from .. import linux, log
 from ..errors import ChError
 from . import places
 from .action import Action, Build
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import NoReturn
 
 MERGE_POINT = "/mnt"
+
+# The kernel's, by the words of mount(8).
+ATTRIBUTES = {
+    "ro": linux.MOUNT_ATTR_RDONLY,
+    "nosuid": linux.MOUNT_ATTR_NOSUID,
+    "nodev": linux.MOUNT_ATTR_NODEV,
+    "noexec": linux.MOUNT_ATTR_NOEXEC,
+}
+
+
+def attributes_of(words: Iterable[str]) -> int:
+    """Return the attributes that the words stand for; those that stand for none are left out."""
+    found = 0
+    for word in words:
+        found |= ATTRIBUTES.get(word, 0)
+    return found
 
 
 class BindMount(Action):
     """Bind a file or directory of the host, recursively, at a place in the new root."""
 
     __slots__ = (
-        "_source", "attributes", "cover", "dst", "dst_create", "dst_merge", "dst_optional", "follow", "label", "src",
-        "src_optional",
+        "_source", "attributes", "cover", "dst", "dst_create", "dst_merge", "dst_optional", "follow", "label",
+        "recursive", "src", "src_optional",
     )  # fmt: skip
 
     def __init__(
@@ -40,11 +57,13 @@ class BindMount(Action):
         attributes: int = 0,
         follow: bool = False,
         cover: bool = True,
+        recursive: bool = False,
         label: str = "",
     ) -> None:
         """Describe a bind; ChError on a combination that makes no sense.
 
-        `attributes` are the kernel's MOUNT_ATTR_*, added to what the source has.
+        `attributes` are the kernel's MOUNT_ATTR_*, added to what the source has; if `recursive`, to what is
+        mounted below, too.
         Absolute symbolic links of the image mean the image. A destination that
         climbs above the root is an escape, and an error; with `follow`, for
         places that we choose, it stays at the root.
@@ -66,6 +85,7 @@ class BindMount(Action):
         self.attributes = attributes | (linux.MOUNT_ATTR_RDONLY if readonly else 0)
         self.follow = follow
         self.cover = cover
+        self.recursive = recursive
         self.label = label
         self._source: int | None = None  # a descriptor, or -1 for none
 
@@ -74,12 +94,19 @@ class BindMount(Action):
             word
             for word, true in (
                 ("read-only", self.attributes & linux.MOUNT_ATTR_RDONLY),
+                *((word, self.attributes & ATTRIBUTES[word]) for word in ("nosuid", "nodev", "noexec")),
                 ("if there", self.src_optional or self.dst_optional),
                 ("merge", self.dst_merge),
             )
             if true
         ]
         return f"bind {self.src} at {self.dst}" + (f" ({', '.join(notes)})" if notes else "")
+
+    def left_out(self) -> str:
+        """Return why nothing will be bound, as far as that is known beforehand, or ""."""
+        if not self.src_optional or os.path.exists(self.src):
+            return ""
+        return f"left out: {self.src}: not on this node"
 
     def _why(self) -> str:
         return f"{self.label}: can't bind" if self.label else "can't bind"
@@ -88,6 +115,7 @@ class BindMount(Action):
         source = self.open_source()
         self._source = None
         if source < 0:
+            log.info(f"left out: {self.src}: not on this node")
             return
         try:
             if self.dst_merge:
@@ -95,6 +123,7 @@ class BindMount(Action):
                 return
             target = self._open_target(build, source)
             if target < 0:
+                log.info(f"left out: {self.src}: the image has no {self.dst}")
                 return
             try:
                 if places.same_place(target, build.root_fd):
@@ -151,8 +180,8 @@ class BindMount(Action):
         flags = linux.MOVE_MOUNT_F_EMPTY_PATH | linux.MOVE_MOUNT_T_EMPTY_PATH
         try:
             if self.attributes:
-                # Only the mount itself: /dev/shm below /dev stays writeable.
-                linux.mount_setattr(source, 0, self.attributes)
+                # Of ours, only the mount itself: /dev/shm below /dev stays writeable.
+                linux.mount_setattr(source, linux.AT_RECURSIVE if self.recursive else 0, self.attributes)
             linux.move_mount(source, "", target, "", flags)
         except OSError as error:
             if error.errno in (errno.ENOTDIR, errno.EINVAL) and _kinds_differ(source, target):

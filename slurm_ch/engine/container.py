@@ -254,7 +254,15 @@ class Container:
         source, spec = self.caller.path(bind.src), self.spec
         # Nothing can be laid over the host's own directories.
         create = spec.write or self.image.kind != image.HOST
-        return binds.BindMount(source, bind.dst, dst_create=create, cover=not spec.write, label=bind.label)
+        return binds.BindMount(
+            source,
+            bind.dst,
+            dst_create=create,
+            cover=not spec.write,
+            attributes=binds.attributes_of(bind.flags),
+            recursive=True,
+            label=bind.label,
+        )
 
 
 def check_image(spec: Spec, found: image.Image, storage: str | None) -> None:
@@ -290,7 +298,8 @@ def containerize(container: Container) -> Build:
     umask = os.umask(0o022)
     try:
         for action in container.plan():
-            log.debug(action.describe())
+            if log.level() >= log.DEBUG:
+                log.debug(action.describe())
             try:
                 action.apply(build)
             except OSError as error:
@@ -308,4 +317,6 @@ def plan_bytes(build: Build) -> bytes:
 
 def explain(container: Container) -> Sequence[str]:
     """Return the plan, one line an action."""
-    return [action.describe() for action in container.plan()]
+    return [
+        (isinstance(action, binds.BindMount) and action.left_out()) or action.describe() for action in container.plan()
+    ]

@@ -26,13 +26,6 @@ if TYPE_CHECKING:
     from ..devices.edits import Injection
     from ..devices.records import Node
 
-_ATTRIBUTES = {
-    "ro": linux.MOUNT_ATTR_RDONLY,
-    "nosuid": linux.MOUNT_ATTR_NOSUID,
-    "nodev": linux.MOUNT_ATTR_NODEV,
-    "noexec": linux.MOUNT_ATTR_NOEXEC,
-}
-
 # The first is what Debian's and Ubuntu's wrapper script runs.
 _LDCONFIGS = (
     "/sbin/ldconfig.real",
@@ -85,13 +78,26 @@ def _binds(injection: Injection) -> list[Action]:
     # What lies in a directory must be mounted after it.
     for path in sorted(injection.mounts, key=lambda path: (path.count("/"), path)):
         mount = injection.mounts[path]
-        attributes = 0
-        for option in mount.options:
-            attributes |= _ATTRIBUTES.get(option, 0)
-        found.append(
-            binds.BindMount(mount.source, path, dst_create=True, attributes=attributes, follow=True, label=mount.where)
-        )
+        found.append(Mount(mount.source, path, binds.attributes_of(mount.options), mount.where))
     return found
+
+
+class Mount(binds.BindMount):
+    """A mount of a spec's; one that the user can't reach is left out, and said: the rest may well work without."""
+
+    __slots__ = ()
+
+    def __init__(self, source: str, path: str, attributes: int, label: str) -> None:
+        super().__init__(source, path, dst_create=True, attributes=attributes, follow=True, label=label)
+
+    def _clone_source(self) -> int:
+        try:
+            return super()._clone_source()
+        except ChError as error:
+            if not isinstance(error.__cause__, PermissionError):
+                raise
+            log.warning(f"{self.label}: {self.src} is not mounted: you can't reach it: {error.__cause__.strerror}")
+            return -1
 
 
 class Report(Action):

@@ -105,9 +105,16 @@ def resolve(reference: str, storage: str | None, cwd: str) -> Image:
         found = Image(reference, SQUASHFS, path, os.open(path, os.O_PATH | os.O_CLOEXEC))
         mode = os.fstat(found.fd).st_mode
         if stat.S_ISDIR(mode):
-            return Image(reference, DIRECTORY, path, _open_directory(path))
+            found = Image(reference, DIRECTORY, path, _open_directory(path))
+            _check_directory(found)
+            return found
     except (OSError, ValueError) as error:
-        raise ChError(f"can't stat image: {reference}") from error
+        from . import no_image
+
+        pulled = no_image.pulled(reference)
+        if pulled:
+            raise ChError(pulled) from None
+        raise ChError(no_image.missing(reference, path, storage)) from error
     if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
         raise ChError(f"unknown image type: {reference}")
     _open_file(found)
@@ -117,6 +124,19 @@ def resolve(reference: str, storage: str | None, cwd: str) -> Image:
 def _open_directory(path: str) -> int:
     # With the dot what is mounted there on demand is mounted.
     return os.open(path + "/.", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _check_directory(image: Image) -> None:
+    """Raise ChError where a directory that has no programs is known to be no image."""
+    for name in ("bin", "usr"):
+        try:
+            os.stat(name, dir_fd=image.fd, follow_symlinks=False)
+            return
+        except OSError:
+            pass
+    from . import no_image
+
+    no_image.check_directory(image.reference, image.path)
 
 
 def in_storage(image: Image, storage: str) -> bool:
@@ -142,4 +162,6 @@ def _open_file(image: Image) -> None:
     if len(magic) < 4:
         raise ChError(f"can't read image: {reference}: shorter than 4 bytes")
     if magic != agreement.SQUASHFS_MAGIC.encode():
-        raise ChError(f"unknown image type: {reference}")
+        from . import no_image
+
+        raise ChError(f"unknown image type: {reference}{no_image.kind(reference, image.path)}")

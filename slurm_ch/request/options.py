@@ -68,7 +68,8 @@ class Option:
 # Slurm cuts a plugin option's help at 75 characters.
 OPTIONS = (
     Option("image", ONE, "IMAGE", "run in this image: SquashFS file, directory or image name", where=PLUGIN),
-    Option("bind", LIST, "SRC[:DST]", "bind SRC from the host at DST; repeat, or separate by commas", short="b"),
+    Option("bind", LIST, "SRC[:DST[:FLAGS]]", "show the host's SRC at DST; FLAGS: ro, rw; repeat, or use commas",
+           short="b"),
     Option("cd", ONE, "DIR", "initial working directory in the container", short="c"),
     Option("set-env", LIST, "NAME=VALUE|FILE", "set a variable, or all in FILE; bare: /ch/environment",
            bare=IMAGE_ENVIRONMENT),
@@ -80,7 +81,7 @@ OPTIONS = (
     Option("private-tmp", FLAG, "", "a fresh /tmp instead of the host's", short="t", sure=True),
     Option("no-passwd", FLAG, "", "leave the image's /etc/passwd and /etc/group alone", sure=True),
     Option("write", FLAG, "", "mount the image read-write", short="w"),
-    Option("write-fake", OPTIONAL, "SIZE", "writeable image, changes kept in memory and lost [12%]",
+    Option("write-fake", OPTIONAL, "SIZE", "writeable image, changes kept in memory and lost; bare: 12%",
            short="W", bare=DEFAULT_WRITE_FAKE),
     Option("home", FLAG, "", "bind your home directory at /home/$USER (implies write-fake)"),
     Option("device", LIST, "KIND|FILE", "add devices: CDI kind, KIND=NAME, all or spec file (implies write-fake)",

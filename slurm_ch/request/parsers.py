@@ -9,7 +9,7 @@ from __future__ import annotations
 from .. import agreement
 from ..errors import UsageError
 from .options import BY_NAME, DEFAULT_WRITE_FAKE, LIST, PLUGIN, SITE, Setting
-from .spec import Bind, Spec, check_combination
+from .spec import MOUNT_FLAGS, Bind, Spec, check_combination
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,31 +50,102 @@ def boolean(setting: Setting) -> bool:
 def _image(spec: Spec, setting: Setting) -> None:
     if not setting.value:
         raise setting.wrong("the image's name is empty")
-    spec.image = setting.value
+    spec.image = path(setting, setting.value)
+
+
+def path(setting: Setting, text: str) -> str:
+    """Return a path as it is meant; UsageError for what only a shell would expand, if it had seen it.
+
+    A backslash keeps a `$`, or a `~` at the beginning, for a path that has one.
+    """
+    if "$" not in text and text[:1] != "~" and text[:2] != "\\~":
+        return text
+    if text.startswith("~"):
+        raise setting.wrong(
+            f"{text.partition('/')[0]} is not expanded here, and no shell does it after a =, in quotes or in an #SBATCH"
+            " line: write the whole path"
+        )
+    before, dollar, after = text.partition("$")
+    while dollar:
+        if before[-1:] != "\\" and (after[:1].isalpha() or after[:1] in ("_", "{")):
+            name = _name(after)
+            raise setting.wrong(
+                f"${name} is not expanded here, and no shell does it in single quotes or in an #SBATCH line: write the"
+                " whole path"
+            )
+        before, dollar, after = after.partition("$")
+    text = text.replace("\\$", "$")
+    return text[1:] if text.startswith("\\~") else text
+
+
+def _name(text: str) -> str:
+    """Return the variable's name that `text` begins with, with its braces."""
+    if text.startswith("{"):
+        return text.partition("}")[0] + "}"
+    end = 0
+    while text[end : end + 1].isalnum() or text[end : end + 1] == "_":
+        end += 1
+    return text[:end]
+
+
+# What changes nothing here: mounts are recursive and private, and labels are the host's.
+_IDLE_FLAGS = frozenset((
+    "rw", "bind", "rbind", "private", "rprivate", "slave", "rslave", "shared", "rshared", "unbindable", "runbindable",
+    "z", "Z",
+))  # fmt: skip
 
 
 def bind(spec: Spec, setting: Setting) -> None:
     """Add the binds of a value; UsageError if one has no source or no absolute destination."""
     for part in setting.parts():
-        src, colon, dst = part.partition(":")
+        fields = _fields(part)
+        if len(fields) > 3:
+            raise setting.wrong(f"more than SRC:DST:FLAGS (a colon in a path is written \\:): {part}")
+        src, dst = fields[0], fields[1] if len(fields) > 1 else ""
         if not src:
             raise setting.wrong("the source of a bind is empty")
-        if colon and not dst:
+        if len(fields) > 1 and not dst:
             raise setting.wrong("the destination of a bind is empty")
-        dst = dst or src
+        src, dst = path(setting, src), path(setting, dst or src)
         if not src.startswith("/") and dst == src:
             raise setting.wrong("a relative source needs a destination")
         if not dst.startswith("/"):
-            raise setting.wrong(f"the destination is not absolute: {dst}")
+            hint = f" (flags are third: {src}:{src}:{dst})" if _are_flags(dst) else ""
+            raise setting.wrong(f"the destination is not absolute: {dst}{hint}")
         if all(name in ("", ".", "..") for name in dst.split("/")):
             raise setting.wrong("the destination can't be /")
-        spec.binds.append(Bind(src, dst, f"{setting.label}={part}"))
+        flags = _flags(setting, fields[2]) if len(fields) > 2 else ()
+        spec.binds.append(Bind(src, dst, f"{setting.label}={part}", flags))
+
+
+def _fields(text: str) -> list[str]:
+    """Return what is between colons; a backslash keeps one, or a comma."""
+    if "\\" not in text:
+        return text.split(":")
+    return [one.replace("\0", ":").replace("\\,", ",") for one in text.replace("\\:", "\0").split(":")]
+
+
+def _are_flags(text: str) -> bool:
+    return all(word in MOUNT_FLAGS or word in _IDLE_FLAGS for word in text.replace(",", "+").split("+"))
+
+
+def _flags(setting: Setting, text: str) -> tuple[str, ...]:
+    """Return what a bind's flags change."""
+    words = text.replace(",", "+").split("+")
+    for word in words:
+        if word not in MOUNT_FLAGS and word not in _IDLE_FLAGS:
+            raise setting.wrong(
+                f"not a flag of a bind, which are {', '.join(('rw', *MOUNT_FLAGS))}: {word or 'nothing'}"
+            )
+    if "ro" in words and "rw" in words:
+        raise setting.wrong("ro contradicts rw")
+    return tuple(word for word in MOUNT_FLAGS if word in words)
 
 
 def _cd(spec: Spec, setting: Setting) -> None:
     if not setting.value:
         raise setting.wrong("the directory's name is empty")
-    spec.cd = setting.value
+    spec.cd = path(setting, setting.value)
 
 
 def _set_env(spec: Spec, setting: Setting) -> None:
@@ -92,6 +163,8 @@ def _add_rule(spec: Spec, setting: Setting, kind_of_file: str) -> None:
     if equals and any(letter.isspace() for letter in name):
         raise setting.wrong("the variable's name has a blank in it")
     # ch-run's rules for what a user writes; what the site writes is for all of its users alike.
+    if not equals:
+        path(setting, setting.value)
     kind = "set" if setting.origin != SITE else "set-anywhere"
     spec.env_rules.append((kind if equals else kind_of_file, setting.value))
 
@@ -162,6 +235,7 @@ def _device(spec: Spec, setting: Setting) -> None:
     for part in setting.parts():
         if part == cdinames.NONE:
             continue
+        path(setting, part)
         if part != cdinames.EVERY and not cdinames.is_file(part):
             try:
                 cdinames.split(part)
@@ -174,7 +248,7 @@ def _device(spec: Spec, setting: Setting) -> None:
 def _cdi_dirs(spec: Spec, setting: Setting) -> None:
     if not setting.value.strip(":"):
         raise setting.wrong("names no directory")
-    spec.cdi_dirs = setting.value
+    spec.cdi_dirs = path(setting, setting.value)
 
 
 def _uid(spec: Spec, setting: Setting) -> None:
@@ -188,7 +262,7 @@ def _gid(spec: Spec, setting: Setting) -> None:
 def _storage(spec: Spec, setting: Setting) -> None:
     if not setting.value:
         raise setting.wrong("the directory's name is empty")
-    spec.storage = setting.value
+    spec.storage = path(setting, setting.value)
 
 
 def _pull(spec: Spec, setting: Setting) -> None:
@@ -232,7 +306,7 @@ def _color(spec: Spec, setting: Setting) -> None:
 def _mount(spec: Spec, setting: Setting) -> None:
     if not setting.value:
         raise setting.wrong("the mount point's name is empty")
-    spec.mount_point = setting.value
+    spec.mount_point = path(setting, setting.value)
 
 
 def _seccomp(spec: Spec, setting: Setting) -> None:

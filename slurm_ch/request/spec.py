@@ -11,24 +11,29 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
+# What a mount can have, by the words of mount(8).
+MOUNT_FLAGS = ("ro", "nosuid", "nodev", "noexec")
+
+
 class Bind:
-    """A bind mount that was asked for: source on the host, destination inside."""
+    """A bind mount that was asked for: source on the host, destination inside, and what of MOUNT_FLAGS it has."""
 
-    __slots__ = ("dst", "label", "src")
+    __slots__ = ("dst", "flags", "label", "src")
 
-    def __init__(self, src: str, dst: str, label: str = "") -> None:
+    def __init__(self, src: str, dst: str, label: str = "", flags: tuple[str, ...] = ()) -> None:
         self.src = src
         self.dst = dst
         self.label = label
+        self.flags = flags
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Bind) and (self.src, self.dst) == (other.src, other.dst)
+        return isinstance(other, Bind) and (self.src, self.dst, self.flags) == (other.src, other.dst, other.flags)
 
     def __hash__(self) -> int:
-        return hash((self.src, self.dst))
+        return hash((self.src, self.dst, self.flags))
 
     def __repr__(self) -> str:
-        return f"Bind({self.src!r}, {self.dst!r})"
+        return f"Bind({self.src!r}, {self.dst!r}{f', flags={self.flags!r}' if self.flags else ''})"
 
 
 class Spec:

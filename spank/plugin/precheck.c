@@ -26,20 +26,35 @@ extern char **environ;
 /* The longest word that is passed on. */
 #define VERDICT_SIZE 8192
 
+/* Whether a directory has what most images have. */
+static bool has_programs(const char *directory)
+{
+	int fd = open(directory, O_PATH | O_DIRECTORY | O_CLOEXEC);
+	bool has;
+
+	if (fd < 0)
+		return false;
+	has = !faccessat(fd, "bin", F_OK, AT_SYMLINK_NOFOLLOW) || !faccessat(fd, "usr", F_OK, 0);
+	close(fd);
+	return has;
+}
+
 /* Whether `image` may be one: all but what is here and isn't, or needs a closer look. */
 static bool may_be_image(const char *image)
 {
+	const char *colon = strchr(image, ':');
 	char magic[sizeof(SQUASHFS_MAGIC) - 1];
 	struct stat st;
 	bool good;
 	int fd;
 
-	if (!*image)
+	/* No path: what a shell should have expanded, what is to be pulled. */
+	if (!*image || *image == '~' || strchr(image, '$'))
 		return false;
 	if (stat(image, &st))
-		return true;
+		return !colon || (colon[1] != '/' && colon[1] != '.');
 	if (!S_ISREG(st.st_mode))
-		return S_ISDIR(st.st_mode);
+		return S_ISDIR(st.st_mode) && has_programs(image);
 	fd = open(image, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
 	if (fd < 0)
 		return true;

@@ -32,6 +32,9 @@ REFUSED = [
     ("--ch-image=$IMG --ch-bind=/a:b", 64),
     ("--ch-image=$IMG --ch-set-env==x", 64),
     ("--ch-image=$IMG --ch-verbose=loud", 64),
+    ("--ch-image=$IMG --ch-bind=/usr:/mnt:readonly", 64),
+    ("--ch-image=$EMPTY", 31),
+    ("--ch-image=library://x/y", 31),
 ]
 
 COMMANDS = {
@@ -45,6 +48,7 @@ COMMANDS = {
 def short(world_tmp: Path) -> Path:
     path = world_tmp / "short.sqfs"
     path.write_bytes(b"hsq")
+    (world_tmp / "empty").mkdir(exist_ok=True)
     path.chmod(0o644)
     return path
 
@@ -62,7 +66,7 @@ def blind(cluster: Cluster) -> str:
 
 @pytest.mark.parametrize(("options", "code"), REFUSED)
 def test_the_nodes_message_before_there_is_a_job(sh: Run, short: Path, blind: str, options: str, code: int) -> None:
-    options = options.replace("$SHORT", str(short))
+    options = options.replace("$SHORT", str(short)).replace("$EMPTY", str(short.parent / "empty"))
     on_node = sh(f"SLURM_CONF={blind} {COMMANDS['srun'].format(options)}")
     assert (on_node.returncode, on_node.stdout) == (code, "")
     message = re.search(r"^slurm-ch: n1: error: (.*)$", on_node.stderr, re.MULTILINE)
@@ -114,7 +118,10 @@ def test_an_image_that_only_the_nodes_have_is_no_error(sh: Run) -> None:
     assert submitted.startswith("Submitted batch job")
     assert code == "31"
     # The job ran, and its node says what is wrong there.
-    assert lines[-1] == "slurm-ch: n1: error: can't stat image: /not/here: No such file or directory"
+    assert (
+        lines[-1]
+        == "slurm-ch: n1: error: can't stat image: /not/here (there is no /not on this node): No such file or directory"
+    )
 
 
 def test_a_name_in_the_storage_comes_before_a_file_here(good: Good, world_tmp: Path, image_dir: Path) -> None:
@@ -223,3 +230,37 @@ def test_a_job_submitted_without_the_plugin(cluster: Cluster, user: str, image_s
     lines = out.read_text().split()
     assert lines[0] == "one" and lines[-2:] == ["one", "one"]
     assert {"group", "hosts", "passwd"} <= set(lines)
+
+
+@pytest.mark.parametrize(
+    ("line", "word"),
+    [("--ch-image=$HOME/foo.sqfs", "$HOME"), ("--ch-image=~/foo.sqfs", "~"), ("--ch-image={} --ch-bind=/data,$SCRATCH:/s", "$SCRATCH"),
+     ("--ch-image={} --ch-cd=${HOME}/x", "${HOME}"), ("--ch-image={} --ch-set-env=~/env", "~")],
+)  # fmt: skip
+def test_what_a_script_can_not_expand(sh: Run, world_tmp: Path, image_sqfs: Path, line: str, word: str) -> None:
+    script = world_tmp / "unexpanded.sh"
+    script.write_text(f"#!/bin/sh\n#SBATCH {line.replace('{}', str(image_sqfs))}\necho on the host\n")
+    done = sh(f"sbatch {script}")
+    assert (done.returncode, done.stdout) == (64, "")
+    assert re.fullmatch(
+        rf"slurm-ch: error: --ch-.*: {re.escape(word)} is not expanded here, and no shell .*\n", done.stderr
+    )
+    # The shell does it, and the file is not here.
+    assert sh("srun --test-only --ch-image=$HOME/foo.sqfs true").returncode == 0
+
+
+def test_colons_and_commas_of_binds(good: Good, world_tmp: Path, image_sqfs: Path) -> None:
+    odd = world_tmp / "in:a,bind"
+    odd.mkdir()
+    (odd / "file").write_text("odd\n")
+    at = f"{world_tmp}/in\\:a\\,bind:/new/place:ro,/usr/share:/mnt"
+    assert (
+        good(f"srun '--ch-bind={at}' --ch-image=$IMG sh -c 'cat /new/place/file; ls -d /mnt/doc'") == "odd\n/mnt/doc\n"
+    )
+    script = world_tmp / "odd.sh"
+    twice = at.replace("\\", "\\\\")
+    script.write_text(
+        f"#!/bin/sh\n#SBATCH --ch-image={image_sqfs}\n#SBATCH --ch-bind={twice}\ncat /new/place/file; srun cat /new/place/file\n"
+    )
+    out = good(f"cd; sbatch -W -o out.txt {script}; cat out.txt; rm out.txt")
+    assert out.splitlines()[1:] == ["odd", "odd"]

@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where ch-run fails and we don't: what outlives what, and whom signals reach."""
+"""Where ch-run fails and we don't: what outlives what, whom signals reach, and what is said."""
 
 from __future__ import annotations
 
 import os
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests import leftovers
 
-from .conftest import SLURM_CH, mountinfo, settings
+from .conftest import SLURM_CH, Run, mountinfo, settings
+
+Good = Callable[..., str]
 
 
 def start(image: Path, script: str, user: str) -> subprocess.Popen[str]:
@@ -110,3 +113,28 @@ def test_nothing_on_the_hosts_tmp(image: Path, user: str, world_tmp: Path) -> No
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=20, **{**common, "env": env})  # type: ignore[call-overload]
     assert done.stdout == f"/tmp:\n{listing}\n{private}:\n"
     assert list(private.iterdir()) == []
+
+
+def test_renaming_a_directory_of_the_image(good: Good, image: Path) -> None:
+    """The kernel's overlay can't without redirect_dir, which it refuses to users; so programs copy, as mv does."""
+    script = "mkdir /new; mv /new /newer; mv /usr /usr.old && ls -d /newer /usr.old/bin; ls -d /usr 2>&1"
+    out = good("-W", image, "--", "sh", "-c", f"{script}; true").splitlines()
+    assert out == ["/newer", "/usr.old/bin", "ls: /usr: No such file or directory"]
+
+
+def test_what_is_left_out_is_said(run: Run, image: Path, user: str) -> None:
+    bare = run("-v", image, "--", "true").stderr
+    assert "slurm-ch: info: left out: /opt/cray/xpmem: not on this node\n" in bare
+    assert "left out" not in run(image, "--", "true").stderr
+    done = subprocess.run(
+        [SLURM_CH, "explain", str(image)], check=True, capture_output=True, text=True, **settings(user)
+    )  # type: ignore[call-overload]
+    assert "left out: /opt/cray/xpmem: not on this node\n" in done.stdout
+    assert "\nbind /etc/resolv.conf at /etc/resolv.conf (read-only, if there)\n" in done.stdout
+
+
+def test_a_place_that_the_image_lacks_is_said(run: Run, world_tmp: Path, image_dir: Path) -> None:
+    root = world_tmp / "no-machine-id"
+    subprocess.run(["cp", "-a", image_dir, root], check=True)
+    (root / "etc/machine-id").unlink()
+    assert "info: left out: /etc/machine-id: the image has no /etc/machine-id\n" in run("-v", root, "--", "true").stderr

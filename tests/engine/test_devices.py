@@ -479,7 +479,7 @@ def test_explain_shows_all_of_it(user: str, write: Write, image_sqfs: Path, driv
         f"say: {path}: containerEdits.hooks[2]: createContainer hook /usr/bin/nvidia-cdi-hook frobnicate: not known, not run",
         f"make writeable, where they are: /etc {FOLDER}",
         "check device node /dev/null",
-        f"bind {driver}/{LIBRARY} at {FOLDER}/{LIBRARY} (read-only)",
+        f"bind {driver}/{LIBRARY} at {FOLDER}/{LIBRARY} (read-only, nosuid, nodev)",
         "link /lib/b to a",
         "pivot into new root",
         f"update the dynamic linker's cache: ldconfig {FOLDER}",
@@ -644,3 +644,22 @@ def test_peers_that_see_another_spec_than_the_winner(
         for place in (here, there)
     ]
     assert [peer.communicate(timeout=30)[0] for peer in started] == ["here\n", "there\n"]
+
+
+def test_a_mount_out_of_reach_is_said(run: Run, write: Write, image: Path, driver: Path, world_tmp: Path) -> None:
+    """A socket in root's directory, which a vendor's tool has found as root: the rest is of use without."""
+    closed = world_tmp / "closed"
+    closed.mkdir(mode=0o700, exist_ok=True)
+    (closed / "socket").touch()
+    mounts = [
+        {"hostPath": str(closed / "socket"), "containerPath": "/run/vendor/socket"},
+        {"hostPath": str(closed / "deep/er"), "containerPath": "/run/vendor/deep"},
+        {"hostPath": str(driver / LIBRARY), "containerPath": "/opt/data", "options": ["ro"]},
+    ]
+    path = write(spec({"mounts": mounts, "env": ["VENDOR=1"]}))
+    done = run("--device", path, image, "--", "sh", "-c", "ls /opt/data /run/vendor/socket 2>/dev/null; echo $VENDOR")
+    assert done.stdout == "/opt/data\n1\n"
+    assert sorted(done.stderr.splitlines()) == [
+        f"slurm-ch: warning: {path}: containerEdits.mounts[{index}]: {closed}/{name} is not mounted: you can't reach it: Permission denied"
+        for index, name in enumerate(("socket", "deep/er"))
+    ]

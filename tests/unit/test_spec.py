@@ -55,7 +55,13 @@ def test_defaults() -> None:
         (["bind=/a:/b"], [("/a", "/b")]),
         (["bind=/a:/b,/c"], [("/a", "/b"), ("/c", "/c")]),
         (["bind=/a", "bind=/b:/c"], [("/a", "/a"), ("/b", "/c")]),
-        (["bind=/a:/b:c"], [("/a", "/b:c")]),
+        (["bind=/a:/b\\:c"], [("/a", "/b:c")]),
+        (["bind=/a\\:b"], [("/a:b", "/a:b")]),
+        (["bind=/a\\:b\\,c\\:d:/e\\,f,/g"], [("/a:b,c:d", "/e,f"), ("/g", "/g")]),
+        (["bind=/a\\b:/c\\"], [("/a\\b", "/c\\")]),
+        (["bind=/a/~:/b~/$"], [("/a/~", "/b~/$")]),
+        (["bind=/a\\$b:/\\$HOME/$5"], [("/a$b", "/$HOME/$5")]),
+        (["bind=\\~x:/b"], [("~x", "/b")]),
         (["bind=rel:/b"], [("rel", "/b")]),
         (["bind=/a\\,b:/c"], [("/a,b", "/c")]),
     ],
@@ -63,6 +69,33 @@ def test_defaults() -> None:
 @pytest.mark.row("--bind")
 def test_binds(words: list[str], binds: list[tuple[str, str]]) -> None:
     assert made(*words).binds == [Bind(src, dst) for src, dst in binds]
+
+
+@pytest.mark.parametrize(
+    ("word", "flags"),
+    [("ro", ("ro",)), ("rw", ()), ("ro+rprivate", ("ro",)), ("rslave", ()), ("rw+rslave+rbind", ()), ("noexec+ro", ("ro", "noexec")),
+     ("nosuid+nodev+noexec+ro", ("ro", "nosuid", "nodev", "noexec")), ("z", ()), ("shared", ()), ("ro+ro", ("ro",))],
+)  # fmt: skip
+@pytest.mark.row("--bind")
+def test_flags_of_binds(word: str, flags: tuple[str, ...]) -> None:
+    assert made(f"bind=/a:/b:{word},/c").binds == [Bind("/a", "/b", flags=flags), Bind("/c", "/c")]
+    # Alone on a command line, commas may be between flags, and needn't be kept in paths.
+    alone = Setting("bind", f"/a,x\\,y:/b:{word.replace('+', ',')}", "-b")
+    assert parsers.make("img", [alone]).binds == [Bind("/a,x,y", "/b", flags=flags)]
+
+
+@pytest.mark.parametrize("option", ["image", "bind", "cd", "storage", "cdi-dirs", "device", "set-env", "set-env0"])
+@pytest.mark.parametrize(
+    ("value", "word"),
+    [("~", "~"), ("~/x", "~"), ("~user/x.json", "~user"), ("$HOME/x", "$HOME"), ("/a/${USER}/b", "${USER}"), ("/a$_x-y", "$_x"),
+     ("/\\$a/$b", "$b")],
+)  # fmt: skip
+def test_what_only_a_shell_expands(option: str, value: str, word: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(f"--ch-{option}={value}: {word} is not expanded here")):
+        made(f"{option}={value}")
+    if option == "bind":
+        with pytest.raises(UsageError, match="is not expanded here"):
+            made(f"bind=/x:/{value}" if value[0] != "~" else "bind=/x:~")
 
 
 @pytest.mark.parametrize(
@@ -107,6 +140,15 @@ def test_no(word: str) -> None:
         (["bind="], "the source of a bind is empty"),
         (["bind=/a,"], "the source of a bind is empty"),
         (["bind=/a:b"], "the destination is not absolute: b"),
+        (["bind=/a:ro"], "the destination is not absolute: ro (flags are third: /a:/a:ro)"),
+        (["bind=/a:/b:ro:x"], "more than SRC:DST:FLAGS (a colon in a path is written \\:): /a:/b:ro:x"),
+        (["bind=/a:/b:"], "not a flag of a bind, which are rw, ro, nosuid, nodev, noexec: nothing"),
+        (
+            ["bind=/a:/b:ro+rox"],
+            "--ch-bind=/a:/b:ro+rox: not a flag of a bind, which are rw, ro, nosuid, nodev, noexec: rox",
+        ),
+        (["bind=/a:/b:ro+"], "noexec: nothing"),
+        (["bind=/a:/b:ro+rw"], "ro contradicts rw"),
         (["bind=/a:"], "--ch-bind=/a:: the destination of a bind is empty"),
         (["bind=/a:/"], "--ch-bind=/a:/: the destination can't be /"),
         (["bind=/a:/.././"], "the destination can't be /"),

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is there in an image's place, and what makes an image of it. Loaded only where there is none."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from ..errors import ChError
+
+# Transports of the tools that pull: what they name is no file.
+_PULLED = (
+    "docker://", "oci:", "oci-archive:", "docker-archive:", "dir:", "docker-daemon:", "containers-storage:",
+)  # fmt: skip
+_APPTAINERS = ("library://", "shub://", "oras://")
+_URLS = ("http://", "https://", "ftp://", "file://", "s3://")
+
+# Where the magic of a kind is in a file, and what a user calls the kind.
+_COMPRESSED = ((b"\x1f\x8b", "gzip"), (b"\xfd7zXZ\0", "xz"), (b"\x28\xb5\x2f\xfd", "zstd"), (b"BZh", "bzip2"))
+_OTHERS = (
+    (0, b"sqsh", "SquashFS of the other byte order"),
+    (0, b"hsqt", "SquashFS of an unknown kind"),
+    (0, b"\x7fELF", "a program"),
+    (0, b"QFI\xfb", "a virtual machine's disk"),
+    (1024, b"\xe2\xe1\xf5\xe0", "an EROFS file system"),
+    (1080, b"\x53\xef", "an ext2, ext3 or ext4 file system"),
+    (0, b"FROM ", "a recipe for an image, not built yet"),
+    (0, b"Bootstrap:", "a recipe for an image, not built yet"),
+)
+_HEAD = 2048
+_TAR_MAGIC, _TAR_BLOCK, _TAR_MEMBERS = (257, b"ustar"), 512, 50
+
+# https://github.com/apptainer/sif : a header, then descriptors of what is in the file, little-endian.
+_SIF_MAGIC = (32, b"SIF_MAGIC\0")
+_SIF_DESCRIPTORS = 88  # in the header: how many there are, and where
+_SIF_DESCRIPTOR, _SIF_OFFSET, _SIF_MAX = 585, 17, 1000
+_SIF_PARTITION = 0x4004
+_SQUASHFS_MAGIC = b"hsqs"
+
+
+def pulled(reference: str) -> str:
+    """Return what to say of a `reference` that a tool fetches an image by; "" if it is none."""
+    if reference.startswith(_PULLED):
+        return f"{reference} has to be pulled first: `slurm-ch pull {reference} FILE.sqfs`, then name the file"
+    if reference.startswith(_APPTAINERS):
+        return f"{reference} is Apptainer's: `apptainer build --sandbox DIR {reference}`, then name the directory"
+    if reference.startswith(_URLS):
+        return f"{reference}: an image is a file or a directory here: download it, then name the file"
+    return ""
+
+
+def missing(reference: str, path: str, storage: str | None) -> str:
+    """Return what to say of a `reference` that names neither a file nor an image in the storage."""
+    text = f"can't stat image: {reference}"
+    if reference.startswith("/"):
+        gap = _gap(path)
+        return f"{text} (there is no {gap} on this node)" if gap != path else text
+    text += f" (looked for {os.path.normpath(path)}" + (f", and in {storage}" if storage else "") + ")"
+    name = reference.replace("#", "/")
+    if not reference.startswith(".") and not reference.endswith((".sqfs", ".sqsh", ".squashfs", ".sif", ".img")):
+        text += f" (from a registry: `slurm-ch pull docker://{name} FILE.sqfs`)"
+    return text
+
+
+def _gap(path: str) -> str:
+    """Return the first part of `path` that is not there."""
+    here = "/"
+    for part in path.split("/"):
+        here = os.path.join(here, part)
+        if not os.path.lexists(here):
+            break
+    return here
+
+
+def check_directory(reference: str, path: str) -> None:
+    """Raise ChError where a directory without programs is known to be no image."""
+    try:
+        names = set(os.listdir(path))
+    except OSError:
+        return  # who opens it will say
+    what = ""
+    if not names:
+        what = "an empty directory"
+    elif "oci-layout" in names:
+        what = f"an OCI layout: `slurm-ch pull oci:{reference} FILE.sqfs`, then name the file"
+    elif {"rootfs", "config.json"} <= names:
+        what = f"an OCI bundle: the image is {reference.rstrip('/')}/rootfs"
+    elif {"manifest.json", "version"} <= names:
+        what = f"an image's layers: `slurm-ch pull dir:{reference} FILE.sqfs`, then name the file"
+    elif {"img", "version"} <= names:
+        what = f"ch-image's storage: name an image in it, with --ch-storage={reference}"
+    if what:
+        raise ChError(f"no image: {reference}: {what}")
+
+
+def kind(reference: str, path: str) -> str:
+    """Return ": " and what a file that is no SquashFS is, and what to do with it; "" if that isn't known."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return ""
+        head = os.pread(fd, _HEAD, 0)
+        what = _sif(fd, head, reference) or _archive(fd, head, reference) or _other(head)
+    except OSError:
+        what = ""
+    finally:
+        os.close(fd)
+    return f": {what}" if what else ""
+
+
+def _at(data: bytes, place: tuple[int, bytes]) -> bool:
+    return data[place[0] : place[0] + len(place[1])] == place[1]
+
+
+def _number(data: bytes, at: int, size: int) -> int:
+    return int.from_bytes(data[at : at + size], "little")
+
+
+def _sif(fd: int, head: bytes, reference: str) -> str:
+    if not _at(head, _SIF_MAGIC):
+        # What Singularity 2 wrote: SquashFS behind a line.
+        line = head.find(b"\n") + 1
+        if head.startswith(b"#!") and head[line : line + 4] == _SQUASHFS_MAGIC:
+            return f"an image of Singularity 2: `tail -c +{line + 1} {reference} > FILE.sqfs`, then name that"
+        return ""
+    offset = _sif_squashfs(fd, head)
+    if offset is None:
+        return (
+            "an image of Apptainer's (SIF) without a SquashFS in it:"
+            f" `apptainer build --sandbox DIR {reference}`, then name the directory"
+        )
+    return f"an image of Apptainer's (SIF): `tail -c +{offset + 1} {reference} > FILE.sqfs`, then name that"
+
+
+def _sif_squashfs(fd: int, head: bytes) -> int | None:
+    """Return where the SquashFS in a SIF file begins."""
+    count, begin = _number(head, _SIF_DESCRIPTORS, 8), _number(head, _SIF_DESCRIPTORS + 8, 8)
+    for index in range(min(count, _SIF_MAX)):
+        at = begin + index * _SIF_DESCRIPTOR
+        if at >= 1 << 62:
+            break
+        descriptor = os.pread(fd, _SIF_DESCRIPTOR, at)
+        offset = _number(descriptor, _SIF_OFFSET, 8)
+        is_partition = _number(descriptor, 0, 4) == _SIF_PARTITION and offset < 1 << 62
+        if is_partition and os.pread(fd, 4, offset) == _SQUASHFS_MAGIC:
+            return offset
+    return None
+
+
+def _archive(fd: int, head: bytes, reference: str) -> str:
+    unpack = f"`mkdir DIR; tar -xf {reference} -C DIR`, then name the directory"
+    for magic, name in _COMPRESSED:
+        if head.startswith(magic):
+            return (
+                f"compressed by {name}. An archive of a root directory: {unpack}. Of `docker save`:"
+                f" `slurm-ch pull docker-archive:{reference} FILE.sqfs`, then name the file"
+            )
+    if head.startswith(b"PK\3\4"):
+        return "a zip archive: unpack it into a directory, then name that"
+    if not _at(head, _TAR_MAGIC):
+        return ""
+    names = _tar_names(fd)
+    for name, scheme in (("oci-layout", "oci-archive"), ("manifest.json", "docker-archive")):
+        if name in names:
+            return (
+                f"an archive of an image's layers: `slurm-ch pull {scheme}:{reference} FILE.sqfs`, then name the file"
+            )
+    return f"an archive: {unpack}"
+
+
+def _tar_names(fd: int) -> set[str]:
+    """Return the first names in a tar archive, those that are short."""
+    names = set()
+    at = 0
+    for _ in range(_TAR_MEMBERS):
+        block = os.pread(fd, _TAR_BLOCK, at)
+        if not _at(block, _TAR_MAGIC):
+            break
+        names.add(block[:100].split(b"\0")[0].decode("utf-8", "replace").removeprefix("./"))
+        digits = block[124:136].strip(b"\0 ")
+        size = int(digits, 8) if digits.isdigit() and not digits.strip(b"01234567") else 0
+        at += _TAR_BLOCK + (size + _TAR_BLOCK - 1) // _TAR_BLOCK * _TAR_BLOCK
+    return names
+
+
+def _other(head: bytes) -> str:
+    return next((what for at, magic, what in _OTHERS if _at(head, (at, magic))), "")

@@ -25,8 +25,8 @@ class Build:
     """
 
     __slots__ = (
-        "ch_join_fd", "covers", "home", "image_fd", "in_memory", "mounts", "overmounts", "proc_fd", "records",
-        "relay_fd", "root", "root_fd", "server_stderr", "uncovered_fd",
+        "ch_join_fd", "covers", "home", "image_fd", "in_memory", "mounts", "overmounts", "proc_fd", "read_only",
+        "records", "relay_fd", "root", "root_fd", "server_stderr", "uncovered_fd",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -37,6 +37,7 @@ class Build:
         self.mounts: set[int] = set()  # ids of mounts in which creation is harmless
         self.in_memory = False  # what is written to the tree is lost
         self.home = "/"  # the command's
+        self.read_only = False  # the new root
         self.overmounts = 0
         self.covers: list[int] = []  # the overmounts that were made to create something
         self.uncovered_fd = -1  # the new root without overmounts

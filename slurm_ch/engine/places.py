@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 
 from .. import linux, log
 from ..errors import ChError
@@ -26,7 +27,13 @@ _PLAIN = linux.RESOLVE_BENEATH | linux.RESOLVE_NO_SYMLINKS
 _MAX_LINKS = 40
 _IN_ROOT = linux.RESOLVE_IN_ROOT | linux.RESOLVE_NO_MAGICLINKS
 
+_ONTO = linux.MOVE_MOUNT_F_EMPTY_PATH | linux.MOVE_MOUNT_T_EMPTY_PATH
+# Each costs a mount, and an overlay about as much as a dozen.
+_MAX_ENTRIES = 40
 _LOCKED = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV
+
+# Read at once, where a buffered file would take it by pieces.
+_MOUNTINFO_BYTES = 1 << 16
 
 # In the staging directory: the layers of overmounts, and the image without them.
 SCRATCH = "scratch"
@@ -172,43 +179,94 @@ def writeable(build: Build, directory: int, path: str, cover: bool = True) -> in
 
 
 def _overmount(build: Build, directory: int, path: str) -> int:
-    """Cover a directory by an overlay of itself whose top layer is ours to write."""
+    """Cover a directory by what shows all that is in it and is ours to write."""
+    log.debug(f"overmounting {os.readlink(f'/proc/self/fd/{directory}')}")
+    entries = _few_entries(build, directory)
+    if entries is None:
+        cover = _overlay_of(build, directory, path)
+        lay_over(build, directory, cover)
+    else:
+        cover = tmpfs({"size": "1m", "mode": f"{os.fstat(directory).st_mode & 0o7777:o}"})
+        lay_over(build, directory, cover, entries)
+    build.covers.append(os.dup(cover))
+    return cover
+
+
+def _few_entries(build: Build, directory: int) -> Sequence[str] | None:
+    """Return what is in a directory, if all of it can be bound into another; None if an overlay is better.
+
+    Through an overlay, programs find and read the image's files more slowly; so a read-only
+    image's root, below which all of them are, has none.
+    """
+    if not build.read_only:
+        return None
+    try:
+        entries = os.listdir(f"/proc/self/fd/{directory}")
+    except OSError:  # not to be read
+        return None
+    return entries if len(entries) <= _MAX_ENTRIES else None
+
+
+def _overlay_of(build: Build, directory: int, path: str) -> int:
     layers = f"{SCRATCH}/{build.overmounts}"
     build.overmounts += 1
-    log.debug(f"overmounting {os.readlink(f'/proc/self/fd/{directory}')}")
     os.makedirs(f"{layers}/upper", 0o755)
     os.mkdir(f"{layers}/work", 0o700)
     lower = _uncovered(build, directory)
     try:
-        cover = overlay(f"/proc/self/fd/{lower}", f"{layers}/upper", f"{layers}/work", _LOCKED)
+        return overlay(f"/proc/self/fd/{lower}", f"{layers}/upper", f"{layers}/work", _LOCKED)
     except OSError as error:
         where = os.readlink(f"/proc/self/fd/{directory}").removeprefix(f"/{build.root}") or "/"
         raise ChError(
             f"{where} of the image can't be overlaid, to create {path} there: create it in the image"
         ) from error
-    os.close(lower)
-    lay_over(build, directory, cover)
-    build.covers.append(os.dup(cover))
-    return cover
+    finally:
+        os.close(lower)
 
 
-def lay_over(build: Build, directory: int, cover: int) -> None:
-    """Attach an overlay mount at the directory that it covers; what is mounted below stays."""
+def lay_over(build: Build, directory: int, cover: int, entries: Sequence[str] = ()) -> None:
+    """Attach a mount at the directory that it covers; what is mounted below stays.
+
+    `entries` of the directory are to be shown in the cover; an overlay has them.
+    """
     below = [(name, linux.open_tree(directory, name, linux.OPEN_TREE_CLOEXEC)) for name in mounted_below(directory)]
     is_root = same_place(directory, build.root_fd)
-    flags = linux.MOVE_MOUNT_F_EMPTY_PATH | linux.MOVE_MOUNT_T_EMPTY_PATH
-    linux.move_mount(cover, "", directory, "", flags)
+    linux.move_mount(cover, "", directory, "", _ONTO)
+    mounted = {name for name, _ in below}
+    for name in entries:
+        _show(build, directory, cover, name, name in mounted)
     for name, fd in below:
-        # The overlay has the places, but not what is mounted on them.
-        place = linux.openat2(cover, name, os.O_PATH, _BENEATH | linux.RESOLVE_NO_SYMLINKS)
-        linux.move_mount(fd, "", place, "", flags)
-        os.close(place)
+        # The cover has the places, but not what is mounted on them.
+        _attach(fd, cover, name)
         os.close(fd)
     build.mounts.add(mount_id(cover))
     if is_root:
         # Look-ups begin in the cover from now on; nothing crosses to it from below.
         os.close(build.root_fd)
         build.root_fd = os.dup(cover)
+
+
+def _attach(mount: int, directory: int, name: str) -> None:
+    place = linux.openat2(directory, name, os.O_PATH, _BENEATH | linux.RESOLVE_NO_SYMLINKS)
+    linux.move_mount(mount, "", place, "", _ONTO)
+    os.close(place)
+
+
+def _show(build: Build, directory: int, cover: int, name: str, mounted: bool) -> None:
+    """Make an entry of `directory` in its cover: a link as it is, a place for what is `mounted` there, else a bind."""
+    kind = os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
+    if stat.S_ISLNK(kind):
+        os.symlink(os.readlink(name, dir_fd=directory), name, dir_fd=cover)
+        return
+    if stat.S_ISDIR(kind):
+        os.mkdir(name, 0o755, dir_fd=cover)
+    else:
+        os.mknod(name, 0o600, dir_fd=cover)
+    if not mounted:
+        clone = linux.open_tree(directory, name, linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC)
+        _attach(clone, cover, name)
+        build.mounts.add(mount_id(clone))
+        os.close(clone)
 
 
 def same_place(one: int, other: int) -> bool:
@@ -236,14 +294,26 @@ def _uncovered(build: Build, directory: int) -> int:
 def mounted_below(directory: int) -> list[str]:
     """Return the places below `directory` on which there is a mount, as relative paths."""
     base, parent = os.fsencode(os.readlink(f"/proc/self/fd/{directory}")) + b"/", b"%d" % mount_id(directory)
-    with open("/proc/self/mountinfo", "rb") as file:
-        lines = [line.split(b" ", 5) for line in file]
     found = []
-    for _, above, _, _, point, _ in lines:
-        path = _unescape(point)
-        if above == parent and path.startswith(base):
-            found.append(os.fsdecode(path[len(base) :]))
+    for line in _mountinfo().splitlines():
+        _, above, _, _, point, _ = line.split(b" ", 5)
+        if above == parent:
+            path = _unescape(point)
+            if path.startswith(base):
+                found.append(os.fsdecode(path[len(base) :]))
     return found
+
+
+def _mountinfo() -> bytes:
+    file = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        text = part = os.read(file, _MOUNTINFO_BYTES)
+        while part:
+            part = os.read(file, _MOUNTINFO_BYTES)
+            text += part
+    finally:
+        os.close(file)
+    return text
 
 
 def _unescape(field: bytes) -> bytes:

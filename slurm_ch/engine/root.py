@@ -133,6 +133,7 @@ class ReadOnlyRoot(Action):
 
     def apply(self, build: Build) -> None:
         linux.mount_setattr(build.root_fd, 0, linux.MOUNT_ATTR_RDONLY)
+        build.read_only = True
 
 
 class WriteFake(Action):
@@ -164,6 +165,7 @@ class WriteFake(Action):
         os.close(merged)
         take_root(build, "fake/merged")
         build.in_memory = True
+        build.read_only = False
 
 
 class ReadOnlyCovers(Action):

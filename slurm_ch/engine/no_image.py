@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import stat
 
+from .. import agreement
 from ..errors import ChError
 
 # Transports of the tools that pull: what they name is no file.
@@ -35,7 +36,7 @@ _SIF_MAGIC = (32, b"SIF_MAGIC\0")
 _SIF_DESCRIPTORS = 88  # in the header: how many there are, and where
 _SIF_DESCRIPTOR, _SIF_OFFSET, _SIF_MAX = 585, 17, 1000
 _SIF_PARTITION = 0x4004
-_SQUASHFS_MAGIC = b"hsqs"
+_SQUASHFS_MAGIC = agreement.SQUASHFS_MAGIC.encode()
 
 
 def pulled(reference: str) -> str:

@@ -19,7 +19,7 @@ Fails = Callable[..., str]
 @pytest.fixture(scope="module")
 def source(world_tmp: Path, user: str) -> Iterator[Path]:
     """A directory of the user's, with a program, and another file system below."""
-    root = world_tmp / "flags"
+    root = world_tmp / "bind-flags"
     (root / "below").mkdir(parents=True)
     shutil.copy("/bin/busybox", root / "true")
     shutil.chown(root, user)

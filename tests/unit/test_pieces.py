@@ -81,7 +81,7 @@ def test_lines_for_people_cannot_steer_a_terminal(capfd: pytest.CaptureFixture[s
 @pytest.mark.row("I1")
 def test_resolve_kinds(tmp_path: Path) -> None:
     (tmp_path / "s/img/a%b+c").mkdir(parents=True)
-    (tmp_path / "dir").mkdir()
+    (tmp_path / "dir/bin").mkdir(parents=True)
     (tmp_path / "sq").write_bytes(b"hsqs....")
     storage, cwd = str(tmp_path / "s"), str(tmp_path)
     assert image.resolve("a/b:c", storage, cwd).path == f"{storage}/img/a%b+c"
@@ -477,7 +477,7 @@ def test_the_image_that_was_looked_at_is_the_one_that_is_served(
     monkeypatch.setattr(squashfs.linux, "unshare", lambda _: None)
     for name in ("file", "other"):
         (tmp_path / name).write_bytes(b"hsqs")
-        (tmp_path / f"{name}.dir").mkdir()
+        (tmp_path / f"{name}.dir/usr").mkdir(parents=True)
     first = (tmp_path / "file").stat()
     found = image.resolve("file", None, str(tmp_path))
     directory = image.resolve("file.dir", None, str(tmp_path))
@@ -488,7 +488,7 @@ def test_the_image_that_was_looked_at_is_the_one_that_is_served(
     open_tree = lambda _, path, flags: os.open(path, os.O_PATH)  # noqa: E731
     monkeypatch.setattr(linux, "open_tree", open_tree)
     root.OpenDirectory(image.resolve("file.dir", None, str(tmp_path))).apply(Build())
-    (tmp_path / "file.dir").rmdir()
+    (tmp_path / "file.dir").rename(tmp_path / "gone.dir")
     (tmp_path / "other.dir").rename(tmp_path / "file.dir")
     with pytest.raises(ChError, match="another directory has taken its place"):
         root.OpenDirectory(directory).apply(Build())

@@ -36,7 +36,8 @@ class Launcher:
         if variant == BARE:
             return [DEFAULT_PYTHON, *_FLAGS, "-c", ""]
         if variant == IMPORTS:
-            code = f"import sys; sys.path.insert(0, {str(self.library)!r}); import slurm_ch.plugin.launcher"
+            path = f"gc.disable(); sys.path.insert(0, {str(self.library)!r})"
+            code = f"import gc, sys; {path}; import slurm_ch.plugin.launcher"
             return [DEFAULT_PYTHON, *_FLAGS, "-c", code]
         return [
             DEFAULT_PYTHON,

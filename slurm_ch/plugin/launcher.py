@@ -17,7 +17,7 @@ from ..engine import container as engine
 from ..engine import namespaces, task_plan
 from ..engine.caller import Caller
 from ..errors import ChError, describe, exit_code
-from ..request import parsers, site, spec, step
+from ..request import parsers, site, spec
 from . import tickets
 
 TYPE_CHECKING = False
@@ -79,6 +79,8 @@ def task_count(facts: Facts) -> int:
     """Return this node's task count: Slurm's own word, else worked out from the environment."""
     if facts.local_tasks is not None:
         return facts.local_tasks
+    from ..request import step
+
     return 1 if facts.script is not None else step.local_task_count(facts.environment)
 
 
@@ -87,8 +89,11 @@ def launch(facts: Facts, office: tickets.TaskSocket) -> None:
     env = facts.environment
     here, wanted = asked_for(facts)
     log.configure(level=wanted.verbosity)
-    tag = step.tag(env)
-    log.info(f"container {tag} for {task_count(facts)} tasks: {wanted.image}")
+    if wanted.verbosity > 0:
+        # Only to be shown: under the plugin, peers meet at the socket.
+        from ..request import step
+
+        log.info(f"container {step.tag(env)} for {task_count(facts)} tasks: {wanted.image}")
     _make_temporary_directory(env)
     caller = Caller(env, script=facts.script)
     _leave_first_core()

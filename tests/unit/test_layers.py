@@ -34,7 +34,7 @@ LOADED = {
     "slurm_ch.engine.container", "slurm_ch.engine.environment", "slurm_ch.engine.image", "slurm_ch.engine.namespaces",
     "slurm_ch.engine.places", "slurm_ch.engine.root", "slurm_ch.engine.task_plan", "slurm_ch.engine.whereabouts",
     "slurm_ch.plugin", "slurm_ch.plugin.launcher", "slurm_ch.plugin.tickets",
-    "slurm_ch.request", "slurm_ch.request.options", "slurm_ch.request.parsers", "slurm_ch.request.site", "slurm_ch.request.spec", "slurm_ch.request.step",
+    "slurm_ch.request", "slurm_ch.request.options", "slurm_ch.request.parsers", "slurm_ch.request.site", "slurm_ch.request.spec",
 }  # fmt: skip
 
 # What a bare interpreter loads anyway, or not, with its version.
@@ -96,7 +96,7 @@ def test_what_the_named_join_adds() -> None:
     more = loaded(f"sys.path.append({str(site)!r}); import slurm_ch.standalone.run") - loaded(
         "import slurm_ch.plugin.launcher"
     )
-    assert more - _BARE <= {"slurm_ch.engine.ch_join", "slurm_ch.paths", "slurm_ch.standalone", "slurm_ch.standalone.join", "slurm_ch.standalone.run", "mmap", "posix_ipc", "signal", "time", "enum", "_signal",
+    assert more - _BARE <= {"slurm_ch.engine.ch_join", "slurm_ch.paths", "slurm_ch.request.step", "slurm_ch.standalone", "slurm_ch.standalone.join", "slurm_ch.standalone.run", "mmap", "posix_ipc", "signal", "time", "enum", "_signal",
                     "functools", "_functools", "collections", "_collections", "operator", "_operator", "keyword", "reprlib", "itertools", "struct", "_struct",
                     "types", "heapq", "_heapq"}  # fmt: skip
 

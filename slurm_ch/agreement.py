@@ -72,6 +72,16 @@ SRUN_PREFIX = "SLURM_CH_"
 SBATCH_PREFIX = "SBATCH_CH_"
 SALLOC_PREFIX = "SALLOC_CH_"
 
+# What the checker answers where the image's name is a reference: this word, the reference with its
+# digest; on a second line HOST:PATH where the image is a file already; and an end of line.
+PIN_WORD = "PIN "
+# In a request, besides the options: where HOST has put the file of the image, and under which path.
+LOCATED_LINE = "located="
+# How the references begin that are no paths: images in registries, archives and stores.
+REFERENCE_BEGINNINGS = (
+    "docker://", "oci:", "oci-archive:", "docker-archive:", "docker-daemon:", "containers-storage:", "dir:",
+)  # fmt: skip
+
 # Arguments of our programs.
 CHECK_OPTION = "--check"  # the launcher's: check a request where it is submitted
 PLAN_OPTION = "--plan="  # ch-join's: the plan's descriptor

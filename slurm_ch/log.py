@@ -44,6 +44,11 @@ def level() -> int:
     return _level
 
 
+def target() -> tuple[int, str]:
+    """Return where lines go, and what they begin with."""
+    return _fd, _prefix
+
+
 def colored() -> bool:
     """Whether lines are in color."""
     return _colored

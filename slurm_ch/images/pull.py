@@ -175,6 +175,11 @@ class Puller:
         self._remember(resolved)
         return path
 
+    def pin(self, resolved: Resolved) -> None:
+        """Note which image the pinned name is of, so that nobody has to ask again."""
+        if resolved.digest != resolved.manifest:
+            self.store.remember(parse(resolved.pinned), resolved.digest, resolved.platform, resolved.manifest)
+
     def _remember(self, resolved: Resolved) -> None:
         """Note what the name means; and its digest, where that is an index's and so no file's name."""
         for one in {resolved.reference.text, resolved.pinned}:

@@ -396,6 +396,10 @@ class Store:
         finally:
             lock.release()
 
+    def is_being_made(self, digest: str) -> bool:
+        """Whether somebody has the lock of an image, or has had it until now."""
+        return os.path.exists(os.path.join(self.directory, "lock", _file_name(digest)[: -len(".sqfs")]))
+
     def _holder(self, path: str) -> str | None:
         """Return who has the lock at `path`; None where nobody has, any more."""
         age = self._age(path)

@@ -96,6 +96,8 @@ def launch(facts: Facts, office: tickets.TaskSocket) -> None:
         log.info(f"container {step.tag(env)} for {task_count(facts)} tasks: {wanted.image}")
     _make_temporary_directory(env)
     caller = Caller(env, script=facts.script)
+    if wanted.image.startswith(agreement.REFERENCE_BEGINNINGS) or agreement.LOCATED_LINE in facts.request:
+        wanted.located = _locate(facts, wanted, here, caller)
     _leave_first_core()
     container = engine.Container(wanted, caller, here.squashfuse)
     if here.record or wanted.verbosity > 0:
@@ -108,6 +110,28 @@ def launch(facts: Facts, office: tickets.TaskSocket) -> None:
     build.records.append((agreement.PLAN_AS_SRUN, ""))
     user_fd, mount_fd = namespaces.open_own()
     office.issue(user_fd, mount_fd, task_plan.plan_file(engine.plan_bytes(build)), build.relay_fd)
+
+
+def _locate(facts: Facts, wanted: spec.Spec, here: site.Site, caller: Caller) -> str | None:
+    """Return the file of an image that was pulled where the step was submitted, or is to be pulled here."""
+    found = parsers.located(facts.request)
+    if found is not None:
+        host, path = found
+        try:
+            os.stat(path)
+            return path
+        except OSError:
+            # A job may have waited in the queue for longer than the cache has kept the image.
+            if facts.script is None or path == wanted.image:
+                from . import references
+
+                references.see(host, path, wanted, facts.environment)
+                return path
+    from . import references
+
+    path = references.on_node(wanted, here, caller)
+    log.info(f"{wanted.image}: {path}")
+    return path
 
 
 def _make_temporary_directory(env: Mapping[str, str]) -> None:

@@ -2,7 +2,8 @@
 """A request, before it waits in the queue: refused here if the node would refuse it.
 
 Run by the plugin in srun, sbatch and salloc, as the submitting user. Only what
-is the same on every node counts; an image that isn't here may be there.
+is the same on every node counts; an image that isn't here may be there. What a
+reference means is found out here, and what srun wants is pulled here.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 
-from .. import log
+from .. import agreement, log
 from ..engine import container, image
 from ..engine.caller import Caller
 from ..errors import ChError, UsageError, describe, exit_code
@@ -24,28 +25,34 @@ if TYPE_CHECKING:
 _SCRIPT_BYTES = 1 << 16
 
 
-def check(facts: launcher.Facts, command: Sequence[str]) -> None:
+def check(facts: launcher.Facts, command: Sequence[str]) -> str | None:
     """Raise ChError if no node can do what is asked for; `command` is what was called.
 
-    The error is the one that a node would raise.
+    The error is the one that a node would raise. Where the image is a reference,
+    what it means is returned, as the plugin is told.
     """
-    _, wanted = launcher.asked_for(facts)
+    here, wanted = launcher.asked_for(facts)
     _refuse_two_images(command)
     if wanted.devices:
         from ..devices import library
 
         library.check_files(wanted.devices)
+    if wanted.image.startswith(agreement.REFERENCE_BEGINNINGS):
+        from . import references
+
+        return references.at_submission(os.path.basename(command[0]), wanted, here, Caller(facts.environment))
     if not wanted.image.startswith("/") and _starts_elsewhere(command, facts.environment):
-        return
+        return None
     caller = Caller(facts.environment)
     storage = image.storage_directory(wanted.storage, facts.environment, caller.user)
     try:
         found = image.resolve(wanted.image, storage, caller.cwd)
     except ChError as error:
         if isinstance(error.__cause__, OSError):
-            return  # not here, or not to be read here
+            return None  # not here, or not to be read here
         raise
     container.check_image(wanted, found, storage)
+    return None
 
 
 def _refuse_two_images(command: Sequence[str]) -> None:
@@ -100,7 +107,9 @@ def main(argv: Sequence[str]) -> int:
     facts = launcher.read_facts(int(argv[0]))
     try:
         called, *words = _command_line(os.getppid())
-        check(facts, [facts.command or called, *words])
+        found = check(facts, [facts.command or called, *words])
+        if found is not None:
+            os.write(1, os.fsencode(found))
     except ChError as error:
         os.write(1, os.fsencode(f"{exit_code(error)} {log.line('error', describe(error))}"))
         return exit_code(error)

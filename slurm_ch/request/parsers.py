@@ -392,6 +392,15 @@ def check_complete() -> None:
     assert set(_PARSERS) == set(BY_NAME)
 
 
+def located(text: str) -> tuple[str, str] | None:
+    """Return the host that has made the image's file, and its path, if a step's request says so."""
+    for line in text.split("\n"):
+        if line.startswith(agreement.LOCATED_LINE):
+            host, _, path = line[len(agreement.LOCATED_LINE) :].partition(":")
+            return host, path
+    return None
+
+
 def parse_request(text: str) -> list[Setting]:
     """Return the settings of a step's request: lines `NAME=VALUE` from the plugin.
 
@@ -400,7 +409,7 @@ def parse_request(text: str) -> list[Setting]:
     """
     settings = []
     for line in text.split("\n"):
-        if not line:
+        if not line or line.startswith(agreement.LOCATED_LINE):
             continue
         name, _, value = line.partition("=")
         option = BY_NAME.get(name)

@@ -123,15 +123,6 @@ bool options_remote_saw_option(void)
 	return remote_saw_option;
 }
 
-void options_free(void)
-{
-	for (size_t i = 0; i < setting_count; i++)
-		free(settings[i].value);
-	free(settings);
-	settings = NULL;
-	setting_count = 0;
-}
-
 /* As Slurm's own options have it: each command has its own defaults. */
 static const char *prefix(void)
 {
@@ -201,9 +192,10 @@ static void write_line(FILE *out, const struct setting *s)
 	fprintf(out, "%s=%s\n", options[s->option].name + strlen("ch-"), s->value);
 }
 
-/* Defaults first, in the table's order, then what was given, in the order given.
- * Freed by the caller; NULL if there is no memory. */
-static char *write_request(size_t explicit_count)
+/* Defaults first, in the table's order, then what was given, in the order given;
+ * last, where the image is, if that is known. Freed by the caller; NULL if there is
+ * no memory. */
+static char *write_request(size_t explicit_count, const char *located)
 {
 	char *text = NULL;
 	size_t size;
@@ -215,11 +207,85 @@ static char *write_request(size_t explicit_count)
 		write_line(out, &settings[i]);
 	for (size_t i = 0; i < explicit_count; i++)
 		write_line(out, &settings[i]);
+	if (located)
+		fprintf(out, "%s%s\n", LOCATED_LINE, located);
 	if (fclose(out)) {
 		free(text);
 		return NULL;
 	}
 	return text;
+}
+
+/* What the image's reference came to, kept: Slurm reads the options of a job of several
+ * components again for each. */
+static struct pin pin;
+static char *pinned;
+
+static int replace(struct setting *setting, const char *value)
+{
+	char *copy = strdup(value);
+
+	if (!copy)
+		return -1;
+	free(setting->value);
+	setting->value = copy;
+	return 0;
+}
+
+/* From here on the image is the one that its name means now, for all steps of a job;
+ * and what was to be pulled again has been. */
+static int use_pin(void)
+{
+	if (!pin.image)
+		return 0;
+	for (size_t i = 0; i < setting_count; i++) {
+		if (settings[i].option == OPTION_IMAGE && !strcmp(settings[i].value, pinned) &&
+		    replace(&settings[i], pin.image))
+			return -1;
+		if (settings[i].option == OPTION_PULL && !strcmp(settings[i].value, "always") &&
+		    replace(&settings[i], "auto"))
+			return -1;
+	}
+	return 0;
+}
+
+static void forget_pin(void)
+{
+	free(pinned);
+	free(pin.image);
+	free(pin.located);
+	pinned = NULL;
+	pin = (struct pin){ NULL, NULL };
+}
+
+void options_free(void)
+{
+	for (size_t i = 0; i < setting_count; i++)
+		free(settings[i].value);
+	free(settings);
+	forget_pin();
+	settings = NULL;
+	setting_count = 0;
+}
+
+/* Return the request, checked, and with the image that its reference means; NULL if
+ * there is no memory. */
+static char *checked_request(size_t explicit_count, const char *image, bool plain, int ac, char **av)
+{
+	char *request = write_request(explicit_count, pin.located);
+	struct pin found;
+
+	if (!request)
+		return NULL;
+	precheck_request(request, image, plain, ac, av, &found);
+	if (found.image) {
+		forget_pin();
+		pin = found;
+		pinned = strdup(image);
+		free(request);
+		request = pinned && !use_pin() ? write_request(explicit_count, pin.located) : NULL;
+	}
+	return request;
 }
 
 static bool is_sure(const struct setting *s)
@@ -326,6 +392,10 @@ int options_post_opt(int ac, char **av)
 		slurm_error("slurm_ch: can't collect the options");
 		refuse();
 	}
+	if (use_pin()) {
+		slurm_error("slurm_ch: can't pin the image");
+		refuse();
+	}
 	image = image_of(&plain);
 	if (!image) {
 		if (!explicit_count)
@@ -340,14 +410,13 @@ int options_post_opt(int ac, char **av)
 	}
 	if (other_container(0))
 		refuse();
-	request = write_request(explicit_count);
+	request = checked_request(explicit_count, image, plain, ac, av);
 	if (!request || setenv(REQUEST_VARIABLE, request, 1) ||
 	    (may_be_multi_prog() && setenv(MULTI_PROG_VARIABLE, "1", 1)) ||
 	    (spank_context() == S_CTX_ALLOCATOR && publish_defaults())) {
 		slurm_error("slurm_ch: can't publish the options: %s", strerror(errno));
 		refuse();
 	}
-	precheck_request(request, image, plain, ac, av);
 	free(request);
 	return ESPANK_SUCCESS;
 }

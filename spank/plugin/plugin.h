@@ -27,7 +27,11 @@ void options_free(void);
 bool options_remote_saw_option(void);
 
 /* precheck.c: the request, before it waits in the queue */
-void precheck_request(const char *request, const char *image, bool plain, int ac, char **av);
+struct pin {
+	char *image;   /* the reference with its digest; NULL: nothing is known of it */
+	char *located; /* HOST:PATH of the image's file, or NULL */
+};
+void precheck_request(const char *request, const char *image, bool plain, int ac, char **av, struct pin *pin);
 
 /* command_guard.c: a node without this plugin must not run the command on the host */
 int guard_local_user_init(spank_t sp);

@@ -4,7 +4,9 @@
  *
  * A step with nothing but a good image must cost nothing, so that is looked at
  * here. For everything else the checker is run: Python, started as the launcher
- * is. Where it isn't installed, or too much is unknown, the node will say.
+ * is. Where it isn't installed, or too much is unknown, the node will say. It also
+ * finds out which image a reference means, and pulls it: once, before there is an
+ * allocation, so that no node waits for it.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -13,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -71,11 +74,34 @@ static bool site_decides(int ac, char **av)
 	return false;
 }
 
-static void __attribute__((noreturn)) become(const char *python, const char *launcher, int facts, int out)
+static bool is_reference(const char *image)
+{
+	static const char *const beginnings[] = { REFERENCE_BEGINNINGS };
+
+	for (size_t i = 0; i < sizeof(beginnings) / sizeof(*beginnings); i++)
+		if (!strncmp(image, beginnings[i], strlen(beginnings[i])))
+			return true;
+	return false;
+}
+
+/* What is pulled shows how far it is, and ends with whoever waits for it. */
+static void stay_in_foreground(pid_t parent)
+{
+	sigset_t none;
+
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
+	prctl(PR_SET_PDEATHSIG, SIGTERM);
+	if (getppid() != parent)
+		_exit(EXIT_SETUP);
+}
+
+static void __attribute__((noreturn)) become(const char *python, const char *launcher, int facts, int out,
+					     int err)
 {
 	char *argv[] = { (char *)python, "-I", "-S", (char *)launcher, CHECK_OPTION, "3", NULL };
 	char *envp[] = { NULL };
-	const int list[] = { DEV_NULL, out, DEV_NULL, facts };
+	const int list[] = { DEV_NULL, out, err, facts };
 
 	if (descriptors_become(list, sizeof(list) / sizeof(*list)))
 		_exit(EXIT_SETUP);
@@ -83,7 +109,7 @@ static void __attribute__((noreturn)) become(const char *python, const char *lau
 	_exit(EXIT_SETUP);
 }
 
-/* Read all that the checker has to say: nothing, or "CODE LINE". */
+/* Read all that the checker has to say: nothing, "CODE LINE", or what the image is. */
 static void read_verdict(int fd, char *verdict)
 {
 	size_t length = 0;
@@ -100,43 +126,111 @@ static void read_verdict(int fd, char *verdict)
 	verdict[length] = '\0';
 }
 
-static void run_checker(const char *python, const char *launcher, int facts)
+/* Ctrl-C is the checker's, which cleans up and says so; all else ends us as ever,
+ * even where Slurm has blocked it by now: then the checker ends with us. */
+struct signals {
+	struct sigaction interrupt, quit;
+	sigset_t mask;
+};
+
+static void leave_signals_to_checker(struct signals *before)
 {
-	char verdict[VERDICT_SIZE], *line;
+	struct sigaction ignored = { .sa_handler = SIG_IGN };
+	sigset_t ending;
+
+	sigaction(SIGINT, &ignored, &before->interrupt);
+	sigaction(SIGQUIT, &ignored, &before->quit);
+	sigemptyset(&ending);
+	sigaddset(&ending, SIGTERM);
+	sigaddset(&ending, SIGHUP);
+	sigprocmask(SIG_UNBLOCK, &ending, &before->mask);
+}
+
+static void take_signals_back(const struct signals *before)
+{
+	sigprocmask(SIG_SETMASK, &before->mask, NULL);
+	sigaction(SIGINT, &before->interrupt, NULL);
+	sigaction(SIGQUIT, &before->quit, NULL);
+}
+
+/* Return the checker's words in `verdict`; whether it could be started at all. */
+static bool ask_checker(const char *python, const char *launcher, int facts, bool pulls, char *verdict)
+{
+	pid_t child, parent = getpid();
+	struct signals before;
 	int out[2];
-	long code;
-	pid_t child;
 
 	if (pipe2(out, O_CLOEXEC))
-		return;
+		return false;
 	child = fork();
-	if (child == 0)
-		become(python, launcher, facts, out[1]);
+	if (child == 0) {
+		if (pulls)
+			stay_in_foreground(parent);
+		become(python, launcher, facts, out[1], pulls ? STDERR_FILENO : DEV_NULL);
+	}
 	close(out[1]);
 	if (child > 0) {
+		if (pulls)
+			leave_signals_to_checker(&before);
 		read_verdict(out[0], verdict);
 		close(out[0]); /* it may have more to say than we listen to */
 		/* Its word counts, not its status: SIGCHLD may be ignored here. */
 		while (waitpid(child, NULL, 0) < 0 && errno == EINTR)
 			;
-		code = strtol(verdict, &line, 10);
-		if (code > 0 && code < 256 && *line == ' ') {
-			fputs(line + 1, stderr);
-			exit(code);
-		}
+		if (pulls)
+			take_signals_back(&before);
 	} else {
 		close(out[0]);
 	}
+	return child > 0;
 }
 
-/* Return if there is nothing to say against `request`; else say it and exit. */
-void precheck_request(const char *request, const char *image, bool plain, int ac, char **av)
+/* Take what the checker says a reference means; whether it says so. */
+static bool read_pin(char *verdict, struct pin *pin)
 {
+	char *rest = verdict + strlen(PIN_WORD), *image, *located;
+
+	if (strncmp(verdict, PIN_WORD, strlen(PIN_WORD)))
+		return false;
+	image = strsep(&rest, "\n");
+	if (!rest || !*image)
+		return false;
+	located = strsep(&rest, "\n");
+	pin->image = strdup(image);
+	pin->located = *located ? strdup(located) : NULL;
+	return pin->image;
+}
+
+static void run_checker(const char *python, const char *launcher, int facts, bool pulls, struct pin *pin)
+{
+	char verdict[VERDICT_SIZE] = "", *line;
+	long code;
+
+	if (!ask_checker(python, launcher, facts, pulls, verdict) || (pulls && read_pin(verdict, pin)))
+		return;
+	code = strtol(verdict, &line, 10);
+	if (code > 0 && code < 256 && *line == ' ') {
+		fputs(line + 1, stderr);
+		exit(code);
+	}
+	if (pulls) {
+		slurm_error("slurm_ch: what finds and pulls the image ended without a word "
+			    "(killed, for want of memory?)");
+		exit(EXIT_SETUP);
+	}
+}
+
+/* Return if there is nothing to say against `request`; else say it and exit. Where
+ * the image is a reference, `pin` is what it means, if that could be found out here. */
+void precheck_request(const char *request, const char *image, bool plain, int ac, char **av, struct pin *pin)
+{
+	bool pulls = is_reference(image);
 	char *python, *launcher;
 	int facts;
 	FILE *out;
 
-	if (plain && !site_decides(ac, av) && may_be_image(image))
+	*pin = (struct pin){ NULL, NULL };
+	if (!pulls && plain && !site_decides(ac, av) && may_be_image(image))
 		return;
 	python = site_path("python", DEFAULT_PYTHON, ac, av);
 	launcher = site_path("launcher", DEFAULT_LAUNCHER, ac, av);
@@ -146,7 +240,7 @@ void precheck_request(const char *request, const char *image, bool plain, int ac
 			facts_record(out, FACT_COMMAND, submitter());
 		facts = out ? facts_close(facts, out) : -1;
 		if (facts >= 0) {
-			run_checker(python, launcher, facts);
+			run_checker(python, launcher, facts, pulls, pin);
 			close(facts);
 		}
 	}

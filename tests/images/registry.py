@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import socket
 import subprocess
+import threading
 import time
 import urllib.request
 from base64 import b64encode
@@ -121,6 +123,68 @@ class Registry:
         with urllib.request.urlopen(request, timeout=10) as answer:
             data: bytes = answer.read()
             return data
+
+
+class Slow:
+    """A registry with one image, which never comes to an end with a layer."""
+
+    def __init__(self, layout: object) -> None:
+        directory = Path(str(layout).partition(":")[2])
+        index = json.loads((directory / "index.json").read_text())
+        digest: str = index["manifests"][0]["digest"]
+        blobs = directory / "blobs/sha256"
+        manifest = (blobs / digest[7:]).read_bytes()
+        busy, over = threading.Event(), threading.Event()
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+            def do_HEAD(self) -> None:
+                self._manifest(b"")
+
+            def do_GET(self) -> None:
+                if "/blobs/" not in self.path:
+                    self._manifest(manifest if "/manifests/" in self.path else b"{}")
+                    return
+                data = (blobs / self.path.rpartition(":")[2]).read_bytes()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data[:1])
+                self.wfile.flush()
+                busy.set()
+                over.wait()
+                self.close_connection = True
+
+            def _manifest(self, data: bytes) -> None:
+                self.send_response(200)
+                self.send_header("Content-Type", json.loads(manifest)["mediaType"])
+                self.send_header("Docker-Content-Digest", digest)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+        self._busy, self._over = busy, over
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.host = f"127.0.0.1:{self._server.server_address[1]}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+        self._thread.start()
+
+    def reference(self, name: str) -> str:
+        return f"docker://{self.host}/{name}"
+
+    def wait_until_busy(self) -> None:
+        assert self._busy.wait(30)
+
+    def stop(self) -> None:
+        self._over.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
 
 
 def registries_conf(path: Path, *hosts: str) -> Path:

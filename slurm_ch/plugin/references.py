@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a reference to a file, in Slurm: before there is an allocation where that can be, else by the step's first node.
+
+    srun            resolves and pulls before the step is made; nodes get a path
+    sbatch, salloc  resolve, and pin the digest; the srun in the job pulls, or the batch step's launcher
+    pull=node       a step's first node pulls, and the others wait for the file
+
+Loaded only where a reference has to be looked up: a node that gets a path imports nothing of it.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from .. import agreement, log
+from ..engine import container, image
+from ..errors import ChError
+from ..images import fetch, pull, reference
+from ..images import settings as site_settings
+from ..images.progress import Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from ..engine.caller import Caller
+    from ..images.settings import Settings
+    from ..request.site import Site
+    from ..request.spec import Spec
+
+# What a shell has for a command that Ctrl-C ended.
+EXIT_INTERRUPTED = 130
+
+# SIGIO tells a launcher that all of its tasks are gone.
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGIO)
+
+# How long a file server may take to show one client what another has written.
+_SEEN_SECONDS = 5.0
+_POLL_SECONDS = 0.25
+# When nobody is at it for so long, who waits for the first node looks after it.
+_IDLE_SECONDS = 30.0
+
+# What tells which job a command runs in.
+_JOB = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_HET_JOB_ID")
+
+
+class Interrupted(ChError):
+    """The user, or Slurm, doesn't want it any more."""
+
+    code = EXIT_INTERRUPTED
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Have what would end us at once raise Interrupted instead, so that nothing is left behind."""
+
+    def end(number: int, _frame: object) -> None:
+        for one in _ENDING:
+            signal.signal(one, signal.SIG_IGN)
+        raise Interrupted("interrupted" if number == signal.SIGINT else "ended while pulling")
+
+    before = {number: signal.getsignal(number) for number in _ENDING}
+    for number, was in before.items():
+        if was != signal.SIG_IGN:
+            signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, was in before.items():
+            signal.signal(number, was)
+
+
+def _prepare() -> None:
+    """Have what speeds up a pull, where the launcher's way of starting has left it out."""
+    import site
+
+    gc.enable()
+    site.addsitepackages(set())
+
+
+def _puller(settings: Settings, wanted: Spec, env: Mapping[str, str]) -> pull.Puller:
+    fd, prefix = log.target()
+    return pull.Puller(settings, env, Progress(fd, prefix), wanted.platform)
+
+
+def answer(text: str, path: str | None) -> str:
+    """Return what the plugin takes for the image from here on: a reference or a path, and where the file is."""
+    located = f"{os.uname().nodename}:{path}" if path is not None else ""
+    if not (text + located).isprintable():
+        raise ChError(f"{text}: the cache's path can't be passed on: {path!r}")
+    return f"{agreement.PIN_WORD}{text}\n{located}\n"
+
+
+def at_submission(command: str, wanted: Spec, here: Site, caller: Caller) -> str:
+    """Look up the reference, and pull the image where it is time to; return the answer to the plugin."""
+    container.check_image(wanted, image.Image(wanted.image, image.SQUASHFS, ""), None)
+    log.configure(level=wanted.verbosity)
+    env = caller.environment
+    settings = site_settings.parse(here.pulling, env, caller.user)
+    name = reference.parse(wanted.image, caller.cwd)
+    if command != "srun":
+        # What it submits is a job of its own.
+        env = {key: value for key, value in env.items() if key not in _JOB}
+    mode = wanted.pull or pull.AUTO
+    with interruptible():
+        _prepare()
+        one = _puller(settings, wanted, env)
+        if settings.importer is not None and not name.local:
+            return _from_importer(settings.importer, command, one, name)
+        try:
+            resolved = one.resolve(name, mode)
+        except fetch.FetchError as error:
+            if settings.pull != site_settings.NODE or isinstance(error, fetch.NotThere) or name.local:
+                raise
+            log.info(f"{error}; the step's first node will ask")
+            return answer(name.text, None)
+        path = one.find(resolved)
+        if name.local:
+            # Only this host has it, and what it is called may be another image later.
+            path = one.fetch(resolved, mode)
+            return answer(path, path)
+        early = command == "srun" and settings.pull != site_settings.NODE
+        if early or mode != pull.AUTO or settings.pull in (site_settings.SUBMIT, site_settings.NO):
+            path = one.fetch(resolved, mode)
+        if path is None:
+            one.pin(resolved)
+    log.info(f"{resolved.pinned}: {path or 'to be pulled in the job'}")
+    return answer(resolved.pinned, path)
+
+
+def _from_importer(importer: str, command: str, one: pull.Puller, name: reference.Reference) -> str:
+    """Have the site's importer get a step's image; a job's is the importer's to get when it runs."""
+    if command != "srun":
+        return answer(name.text, None)
+    return answer(name.text, pull.import_get(importer, name, one.env, lambda: None))
+
+
+def see(host: str, path: str, wanted: Spec, env: Mapping[str, str]) -> None:
+    """Wait a moment for a file that another host has made; ChError if it doesn't show up."""
+    end = time.monotonic() + _SEEN_SECONDS
+    while not os.path.exists(path):
+        if time.monotonic() > end:
+            node = env.get("SLURMD_NODENAME") or os.uname().nodename
+            raise ChError(
+                f"{wanted.image}: pulled to {path} on {host}, which {node} doesn't see: "
+                "the cache must be on a shared file system (SLURM_CH_CACHE, or the site's cache=)"
+            )
+        time.sleep(_POLL_SECONDS)
+
+
+def on_node(wanted: Spec, here: Site, caller: Caller) -> str:
+    """Return the path of a reference's image: pulled by the step's first node, waited for by the others."""
+    env = caller.environment
+    settings = site_settings.parse(here.pulling, env, caller.user)
+    name = reference.parse(wanted.image, caller.cwd)
+    mode = wanted.pull or pull.AUTO
+    with interruptible():
+        _prepare()
+        one = _puller(settings, wanted, env)
+        if settings.importer is not None and not name.local:
+            return pull.import_get(settings.importer, name, env, lambda: None)
+        resolved = one.resolve(name, mode)
+        if env.get("SLURM_NODEID", "0") != "0":
+            path = _wait(one, resolved)
+            if path is not None:
+                return path
+            mode = pull.AUTO if mode == pull.ALWAYS else mode
+        return one.fetch(resolved, mode)
+
+
+def _wait(one: pull.Puller, resolved: pull.Resolved) -> str | None:
+    """Return the image's path as soon as it is there; None if nobody seems to work at it."""
+    idle = time.monotonic() + _IDLE_SECONDS
+    while True:
+        path = one.find(resolved)
+        if path is not None:
+            return path
+        now = time.monotonic()
+        if one.store.is_being_made(resolved.manifest):
+            idle = now + _IDLE_SECONDS
+        elif now > idle:
+            return None
+        time.sleep(_POLL_SECONDS)

@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: Apache-2.0
+"""References in srun, sbatch and salloc: resolved and pulled once, and what was pinned is what runs."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slurm_ch import paths
+from slurm_ch.sandbox.cluster import Cluster
+
+from .craft import Layout, busybox, item, layer
+from .registry import Registry, Slow, registries_conf
+
+TIMEOUT = 60
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with Cluster(nodes=2, cpus=8) as running:
+        yield running
+
+
+class User:
+    """An ordinary user with a cache of their own, who trusts the plain registry."""
+
+    def __init__(self, cluster: Cluster, name: str, home: Path, plain: Registry) -> None:
+        self.cluster = cluster
+        self.name = name
+        self.home = home
+        self.cache = home / "cache"
+        conf = registries_conf(home / "registries.conf", plain.host)
+        self.env = {
+            **cluster.environ(name),
+            "HOME": str(home),
+            "PATH": "/usr/bin:/bin",
+            "SLURM_CH_CACHE": str(self.cache),
+            "CONTAINERS_REGISTRIES_CONF": str(conf),
+        }
+
+    def sh(self, line: str, **env: str) -> subprocess.CompletedProcess[str]:
+        argv = ["bash", "-c", line]
+        return self.cluster.run(argv, user=self.name, timeout=TIMEOUT, env={**self.env, **env}, cwd=self.home)
+
+    def good(self, line: str, **env: str) -> str:
+        done = self.sh(line, **env)
+        assert done.returncode == 0, (done.stdout, done.stderr)
+        return done.stdout
+
+    def popen(self, line: str, **kw: Any) -> subprocess.Popen[str]:
+        settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": self.env}
+        return self.cluster.popen(["bash", "-c", line], user=self.name, cwd=self.home, **{**settings, **kw})
+
+    def images(self) -> list[str]:
+        return sorted(path.name for path in (self.cache / "images").glob("*.sqfs"))
+
+    def in_progress(self) -> list[Path]:
+        return sorted((self.cache / "tmp").iterdir()) if (self.cache / "tmp").is_dir() else []
+
+
+@pytest.fixture
+def home(world_tmp: Path, user: str, request: pytest.FixtureRequest) -> Path:
+    path = world_tmp / f"home-{abs(hash(request.node.name))}"
+    path.mkdir()
+    os.chown(path, pwd.getpwnam(user).pw_uid, pwd.getpwnam(user).pw_gid)
+    return path
+
+
+@pytest.fixture
+def me(cluster: Cluster, user: str, home: Path, plain: Registry) -> User:
+    return User(cluster, user, home, plain)
+
+
+@pytest.fixture
+def slow(me: User, layout: Layout, plain: Registry) -> Iterator[Slow]:
+    registry = Slow(layout)
+    registries_conf(Path(me.env["CONTAINERS_REGISTRIES_CONF"]), plain.host, registry.host)
+    yield registry
+    registry.stop()
+
+
+def image(tmp_path: Path, marker: str) -> Layout:
+    made = Layout(tmp_path / marker)
+    made.image([busybox(), layer([item("marker", f"{marker}\n")])], {"Cmd": ["cat", "/marker"]})
+    return made
+
+
+def pulls(registry: Registry, name: str, since: int = 0) -> list[str]:
+    """Return what was fetched of an image: blobs, not manifests."""
+    return [one for one in registry.requests()[since:] if one.startswith(f"GET /v2/{name}/blobs/")]
+
+
+def test_srun_pulls_before_there_is_a_step(me: User, plain: Registry, layout: Layout) -> None:
+    ref = plain.push(layout, "slurm/first")
+    done = me.sh(f"srun -N2 --ch-image={ref} cat /marker")
+    assert (done.returncode, done.stdout) == (0, "from the registry\n" * 2), done.stderr
+    first, second = done.stderr.splitlines()
+    assert first.startswith(f"slurm-ch: {ref}:latest is sha256:")
+    assert second.startswith("slurm-ch: pulled in ") and second.endswith(f"{me.cache}/images/{me.images()[0]}")
+    asked = len(plain.requests())
+    again = me.sh(f"srun --ch-image={ref} --ch-no-passwd cat /marker")
+    assert (again.stdout, again.stderr) == ("from the registry\n", "")
+    assert [one.split()[1] for one in plain.requests()[asked:]] == ["/v2/", "/v2/slurm/first/manifests/latest"]
+    asked = len(plain.requests())
+    assert me.good(f"srun --ch-image={ref} --ch-pull=cached cat /marker") == "from the registry\n"
+    assert plain.requests()[asked:] == []
+
+
+def test_nodes_get_a_path_and_look_nothing_up(me: User, plain: Registry, layout: Layout) -> None:
+    ref = plain.push(layout, "slurm/path")
+    me.good(f"srun --ch-image={ref} true")
+    # A launcher that imported what pulls would find none of it.
+    hidden = me.home / "lib/slurm_ch"
+    me.good(
+        f"mkdir lib; cp -r {Path(paths.__file__).parent} {hidden}; rm -r {hidden}/images {hidden}/plugin/references.py"
+    )
+    lines = [f"required {paths.PLUGIN} launcher={hidden}/plugin/launch.py"]
+    with Cluster(nodes=1, plugstack_of={"n1": lines}) as own:
+        mine = User(own, me.name, me.home, plain)
+        assert mine.good(f"srun --ch-image={ref} cat /marker") == "from the registry\n"
+
+
+def test_what_was_pinned_runs_though_the_tag_has_moved(me: User, plain: Registry, tmp_path: Path) -> None:
+    ref = plain.push(image(tmp_path, "old"), "slurm/moving:1")
+    script = me.home / "job.sh"
+    script.write_text(
+        f"#!/bin/sh\n#SBATCH --ch-image={ref}\n#SBATCH --array=0-1\n#SBATCH -o %a.txt\n"
+        "read line < /marker; echo batch $line; srun cat /marker; srun cat /marker\n"
+    )
+    me.good("sbatch --hold --parsable job.sh > job")
+    (me.home / "het.sh").write_text("#!/bin/sh\nsrun --het-group=0,1 cat /marker\n")
+    het = me.good(f"sbatch --hold --parsable -o het.txt -n1 --ch-image={ref} : -n1 het.sh").strip()
+    assert me.images() == []  # sbatch only asks
+    plain.push(image(tmp_path, "new"), "slurm/moving:1")
+    asked = len(plain.requests())
+    me.good(f"scontrol release $(cat job); scontrol release {het}")
+    finished(me)
+    for task in (0, 1):
+        assert (me.home / f"{task}.txt").read_text().splitlines()[-3:] == ["batch old", "old", "old"]
+    assert (me.home / "het.txt").read_text().splitlines()[-2:] == ["old", "old"]
+    assert len(pulls(plain, "slurm/moving", asked)) == 3  # two layers and a configuration, once
+    assert me.good(f"srun --ch-image={ref} cat /marker") == "new\n"
+
+
+def finished(me: User) -> None:
+    deadline = time.monotonic() + TIMEOUT
+    while me.good("squeue -h --me"):
+        assert time.monotonic() < deadline, me.good("squeue --me")
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_pull_that_is_interrupted_leaves_nothing(me: User, slow: Slow, number: int) -> None:
+    process = me.popen(f"exec srun --ch-image={slow.reference('slurm/slow')} true", start_new_session=True)
+    slow.wait_until_busy()
+    assert me.in_progress()
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does
+    else:
+        process.send_signal(number)
+    _, said = process.communicate(timeout=TIMEOUT)
+    if number == signal.SIGINT:
+        assert process.returncode == 130
+        assert said.splitlines()[-1] == "slurm-ch: error: interrupted"
+    else:
+        assert process.returncode == -signal.SIGTERM
+    deadline = time.monotonic() + 10
+    while me.in_progress():
+        assert time.monotonic() < deadline, me.in_progress()
+        time.sleep(0.02)
+    assert list((me.cache / "lock").iterdir()) == [] and me.images() == []
+    assert me.good("squeue -h --me") == ""
+
+
+def test_scancel_while_a_batch_step_pulls(me: User, slow: Slow) -> None:
+    job = me.good(f"sbatch --parsable -o out --ch-image={slow.reference('slurm/slow')} --wrap=true").strip()
+    slow.wait_until_busy()
+    me.good(f"scancel {job}")
+    finished(me)
+    deadline = time.monotonic() + 10
+    while me.in_progress():
+        assert time.monotonic() < deadline, me.in_progress()
+        time.sleep(0.02)
+    assert list((me.cache / "lock").iterdir()) == [] and me.images() == []
+
+
+def test_an_image_that_is_gone_is_pulled_again(me: User, plain: Registry, layout: Layout) -> None:
+    ref = plain.push(layout, "slurm/gone")
+    me.good(f"srun --ch-image={ref} true")
+    me.good(f"sbatch --hold --parsable -o out --ch-image={ref} --wrap='cat /marker; srun cat /marker' > job")
+    me.good("rm -f $SLURM_CH_CACHE/images/*; scontrol release $(cat job)")
+    finished(me)
+    assert (me.home / "out").read_text().splitlines()[-2:] == ["from the registry"] * 2
+
+
+def test_a_node_that_does_not_see_the_cache_says_so(me: User, plain: Registry, layout: Layout) -> None:
+    ref = plain.push(layout, "slurm/unseen")
+    # What the launcher is told is what another host would have told it.
+    prolog = me.home / "prolog"
+    prolog.write_text(f"#!/bin/sh\nmv {me.cache} {me.home}/elsewhere\n")
+    prolog.chmod(0o755)
+    done = me.sh(f"srun --prolog={prolog} --ch-image={ref} true")
+    assert done.returncode == 31
+    assert "which n1 doesn't see: the cache must be on a shared file system" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        ("--ch-image={host}/nothing/here", 31, "not there, or you may not read it"),
+        ("--ch-image={ref} --ch-pull=never", 31, "not in "),
+        ("--ch-image={ref} --ch-pull=cached", 31, "never pulled here"),
+        ("--ch-image={ref} --ch-pull=soon", 64, "none of auto, always, cached, never"),
+        ("--ch-image={ref} --ch-write", 64, "SquashFS can't be written to"),
+        ("--ch-image=docker://me:pw@host/x", 64, "no user and no password"),
+        ("--ch-image=oci:/not/here", 31, "can't read /not/here/index.json"),
+    ],
+)
+@pytest.mark.parametrize("command", ["srun {} true", "sbatch {} --wrap=true", "salloc -Q {} true"])
+def test_refused_before_there_is_a_job(
+    me: User, plain: Registry, layout: Layout, command: str, options: str, code: int, words: str
+) -> None:
+    ref = plain.push(layout, "slurm/refused")
+    done = me.sh(command.format(options.format(host=f"docker://{plain.host}", ref=ref)))
+    assert (done.returncode, done.stdout) == (code, "")
+    error = done.stderr.splitlines()[-1]
+    assert error.startswith("slurm-ch: error: ") and words in error
+    assert "pw" not in done.stderr
+    assert me.good("squeue -h --me") == ""
+
+
+def test_another_kind_of_machine(me: User, plain: Registry, layout: Layout) -> None:
+    done = me.sh(f"srun --ch-image={plain.push(layout, 'slurm/kind')} --ch-platform=linux/s390x true")
+    assert done.returncode == 31 and "no image for linux/s390x" in done.stderr
+
+
+def test_an_archive_is_pulled_where_it_is(me: User, layout: Layout) -> None:
+    command = ["skopeo", "--insecure-policy", "copy", "-q", f"{layout}:image", f"oci-archive:{me.home}/app.tar:x"]
+    subprocess.run(command, check=True)
+    shutil.copytree(layout.path, me.home / "layout")
+    (me.home / "app.tar").chmod(0o644)
+    out = me.good("sbatch -W -o out --ch-image=oci-archive:app.tar --wrap='cat /marker; srun cat /marker'; cat out")
+    assert out.splitlines()[1:] == ["from the registry"] * 2
+    assert me.good("srun --ch-image=oci:layout:image -N2 cat /marker") == "from the registry\n" * 2
+    assert len(me.images()) == 1
+
+
+def test_one_pull_for_sixteen_jobs_at_once(me: User, plain: Registry, tmp_path: Path) -> None:
+    ref = plain.push(image(tmp_path, "many"), "slurm/many")
+    asked = len(plain.requests())
+    with Cluster(nodes=16, cpus=4) as own:
+        mine = User(own, me.name, me.home, plain)
+        done = mine.good(f"for i in 1 2 3 4; do srun -N16 --ch-image={ref} cat /marker & done; wait")
+    assert done == "many\n" * 64
+    assert len(pulls(plain, "slurm/many", asked)) == 3
+
+
+def test_a_first_node_that_pulls(me: User, plain: Registry, layout: Layout) -> None:
+    ref = plain.push(layout, "slurm/node")
+    with Cluster(nodes=4, plugstack_lines=[f"required {paths.PLUGIN} pull=node cache={me.cache}"]) as own:
+        mine = User(own, me.name, me.home, plain)
+        asked = len(plain.requests())
+        done = mine.sh(f"srun -N4 --ch-image={ref} cat /marker", SLURM_CH_CACHE="/nonexistent")
+        assert (done.returncode, done.stdout) == (0, "from the registry\n" * 4), done.stderr
+        assert "slurm-ch: n1: pulled in" in done.stderr
+        assert len(pulls(plain, "slurm/node", asked)) == 3
+
+
+def test_what_the_site_says(me: User, plain: Registry, layout: Layout) -> None:
+    ref = plain.push(layout, "slurm/site")
+    importer = me.home / "importer"
+    importer.write_text(f"#!/bin/sh\necho $1 $2 >> {me.home}/asked\necho {me.home}/imported.sqfs\n")
+    importer.chmod(0o755)
+    me.good(f"{Path(sys.executable).with_name('slurm-ch')} pull -q {ref} imported.sqfs")
+    lines = {
+        "pull=no": (31, "this site allows no pulls"),
+        "registries=ghcr.io,docker.io": (31, "not one of this site's registries"),
+        "pull=submit": (0, ""),
+        f"importer={importer}": (0, ""),
+    }
+    for line, (code, words) in lines.items():
+        with Cluster(nodes=1, plugstack_lines=[f"required {paths.PLUGIN} {line}"]) as own:
+            mine = User(own, me.name, me.home, plain)
+            done = mine.sh(f"sbatch -W -o out --ch-image={ref} --wrap='cat /marker'")
+            assert done.returncode == code and words in done.stderr, done
+            if line == "pull=submit":
+                assert "pulled in" in done.stderr
+            if not code:
+                assert (me.home / "out").read_text() == "from the registry\n"
+    assert (me.home / "asked").read_text() == f"get {ref}:latest\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from typing import TYPE_CHECKING
 
 from .. import agreement, errors
@@ -23,6 +24,7 @@ _CACHED = "/conf-cache/plugstack.conf"
 # What our task-prolog looks at; or a prolog that calls it.
 _GUARD = re.compile(agreement.REQUEST_VARIABLE + "|slurm_ch/task-prolog")
 _BUILT_FOR = re.compile(rb"slurm_ch for Slurm \0(\d+)\.(\d+)\0")
+_TOO_OLD = re.compile(r"version [`']GLIBC_\S+ not found")
 _NEEDED = (
     "import sys, _ctypes, fcntl, _socket, pwd, grp;"
     " print('python %d.%d %s' % (*sys.version_info[:2], sys.implementation.cache_tag))"
@@ -92,6 +94,20 @@ def check_guard(env: Mapping[str, str]) -> Iterator[Finding]:
         )
 
 
+def check_slurm(env: Mapping[str, str]) -> Iterator[Finding]:
+    """Check the settings of Slurm's own that change what becomes of a step in a container."""
+    conf = plugstack.slurm_conf(env)
+    try:
+        found = plugstack.settings(conf) if conf else {}
+    except errors.ChError:
+        return  # said already
+    if "test_exec" in found.get("launchparameters", "").lower().split(","):
+        text = f"test_exec in {conf}: srun refuses a command that the submission host lacks, though the image has it"
+        yield Finding(WARNING, "LaunchParameters", text, "take test_exec out of LaunchParameters")
+    if "contain_spank" in found.get("slurmdparameters", "").lower().split(","):
+        yield Finding(OK, "SlurmdParameters", "contain_spank: steps in containers work with it")
+
+
 def argument(entry: plugstack.Entry, name: str) -> str | None:
     """Return the first value of one of the plugin's arguments, as the plugin takes it."""
     for one in entry.arguments:
@@ -106,6 +122,7 @@ def check(entry: plugstack.Entry, user: pwd.struct_passwd) -> Iterator[Finding]:
     plugin = os.path.realpath(entry.path)
     native = os.path.dirname(plugin)
     yield from _check_plugin(entry)
+    yield from check_libraries(entry.path, user)
     if not os.path.exists(plugin):
         return  # the rest is where it would be
     yield from parts.check(native, plugin)
@@ -179,6 +196,27 @@ def _check_plugin(entry: plugstack.Entry) -> Iterator[Finding]:
         yield Finding(PROBLEM, "plugin", text, "build and install it anew on this release: make install")
     else:
         yield Finding(OK, "plugin", f"{entry.path}: {words}")
+
+
+def check_libraries(plugin: str, user: pwd.struct_passwd) -> Iterator[Finding]:
+    """Check that this node's C library is new enough for the plugin: loaded in a process of its own, as `user`."""
+    if not os.path.exists(plugin):
+        return  # said already
+    words = [sys.executable, "-I", "-S", "-c", "import _ctypes, sys; _ctypes.dlopen(sys.argv[1], 1)", plugin]
+    try:
+        status, said = as_user.in_child(lambda: as_user.run(words), user)
+    except errors.ChError as error:
+        yield Finding(PROBLEM, "plugin", errors.describe(error))
+        return
+    last = (said.strip().splitlines() or [""])[-1]
+    # Slurm's own functions are in Slurm's programs only: whoever misses those has found the C library's.
+    if status and "undefined symbol: s" not in last:
+        text = f"can't be loaded on this node: {last.removeprefix('OSError: ')}"
+        if _TOO_OLD.search(last):
+            text += ": it was built on a newer system"
+        yield Finding(
+            PROBLEM, "plugin", text, "build it on the oldest system that runs it, and install that everywhere"
+        )
 
 
 def _slurm_release() -> tuple[int, ...] | None:

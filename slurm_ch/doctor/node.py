@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from .. import agreement, errors, paths
 from ..engine import squashfs
-from . import as_user, installation
+from . import as_user, installation, software, sysctl
 from .findings import OK, PROBLEM, WARNING, Finding
 
 if TYPE_CHECKING:
@@ -36,15 +36,16 @@ _TRIALS = (
     ("squashfs", "a container from a SquashFS file", "see the findings on /dev/fuse and ch-squashfuse_ll"),
 )
 _SWITCHES = (
-    # name, value that stops us, remedy
-    ("kernel/unprivileged_userns_clone", "0", "sysctl -w kernel.unprivileged_userns_clone=1"),
+    # name, value that stops us, the better one, a better remedy
+    ("kernel/unprivileged_userns_clone", "0", "1", ""),
     (
         "kernel/apparmor_restrict_unprivileged_userns",
         "1",
-        "install an AppArmor profile that lets the launcher's interpreter make user namespaces (docs/admins.rst),"
-        " or sysctl -w kernel.apparmor_restrict_unprivileged_userns=0",
+        "0",
+        "install an AppArmor profile that lets the launcher's interpreter make user namespaces (docs/admins.rst), or ",
     ),
 )
+_LIMITS = ("user/max_user_namespaces", "user/max_mnt_namespaces")
 
 
 def read_sysctl(name: str) -> str | None:
@@ -67,20 +68,32 @@ def check_kernel() -> Iterator[Finding]:
 
 
 def check_user_namespaces() -> Iterator[Finding]:
-    """Check the switches that distributions and admins have for user namespaces."""
-    for name in ("user/max_user_namespaces", "user/max_mnt_namespaces"):
+    """Check the switches that distributions and admins have for user namespaces, now and after the next boot."""
+    for name in _LIMITS:
         value = read_sysctl(name)
         dotted = name.replace("/", ".")
-        remedy = f"sysctl -w {dotted}=65536"
         if value == "0":
-            yield Finding(PROBLEM, "user namespaces", f"{dotted} is 0: switched off", remedy)
+            yield Finding(PROBLEM, "user namespaces", f"{dotted} is 0: switched off", sysctl.remedy(name, "65536"))
         elif value and value.isdigit() and int(value) < FEW_NAMESPACES:
             text = f"{dotted} is {value}: enough for few steps at a time"
-            yield Finding(WARNING, "user namespaces", text, remedy)
-    for name, bad, remedy in _SWITCHES:
-        if read_sysctl(name) == bad:
+            yield Finding(WARNING, "user namespaces", text, sysctl.remedy(name, "65536"))
+        elif value:
+            yield from _check_next_boot(name, "0", value)
+    for name, bad, good, better in _SWITCHES:
+        value = read_sysctl(name)
+        if value == bad:
             text = f"{name.replace('/', '.')} is {bad}: switched off"
-            yield Finding(PROBLEM, "user namespaces", text, remedy)
+            yield Finding(PROBLEM, "user namespaces", text, better + sysctl.remedy(name, good))
+        elif value:
+            yield from _check_next_boot(name, bad, good)
+
+
+def _check_next_boot(name: str, bad: str, good: str) -> Iterator[Finding]:
+    """Check that a value that is right now was not only set by hand."""
+    at_boot = sysctl.at_boot(name)
+    if at_boot and at_boot[0] == bad:
+        text = f"{name.replace('/', '.')} is right now, but {at_boot[1]} sets it to {bad} at the next boot"
+        yield Finding(WARNING, "user namespaces", text, sysctl.remedy(name, good))
 
 
 def check_proc() -> Iterator[Finding]:
@@ -163,6 +176,7 @@ def examine(user: pwd.struct_passwd, env: Mapping[str, str], conf: str | None = 
     yield from found
     if conf is None:
         yield from installation.check_guard(env)
+        yield from installation.check_slurm(env)
     server, python = None, agreement.DEFAULT_PYTHON
     if entry:
         yield from installation.check(entry, user)
@@ -171,3 +185,4 @@ def examine(user: pwd.struct_passwd, env: Mapping[str, str], conf: str | None = 
         python = installation.argument(entry, "python") or python
     yield from check_server(user, server)
     yield from check_trials(user, python, server)
+    yield from software.check(env)

@@ -19,7 +19,7 @@ from pytest_mock import MockerFixture
 
 from slurm_ch import __version__, paths
 from slurm_ch.doctor import as_user as trial
-from slurm_ch.doctor import installation, trust
+from slurm_ch.doctor import installation, software, sysctl, trust
 from slurm_ch.doctor import node as doctor
 from slurm_ch.doctor import parts as installed_parts
 from slurm_ch.doctor.findings import OK, PROBLEM, WARNING, Finding
@@ -126,8 +126,45 @@ def test_switches_that_this_kernel_may_lack(mocker: MockerFixture, name: str) ->
     mocker.patch.object(doctor, "read_sysctl", side_effect={switch: bad}.get)
     (found,) = doctor.check_user_namespaces()
     assert (found.grade, found.text) == (PROBLEM, f"{switch.replace('/', '.')} is {bad}: switched off")
+    assert f"{switch.replace('/', '.')}={'1' if bad == '0' else '0'} >> /etc/sysctl.d/99-slurm_ch.conf" in found.remedy
     mocker.patch.object(doctor, "read_sysctl", side_effect={switch: "1" if bad == "0" else "0"}.get)
+    mocker.patch.object(sysctl, "at_boot", return_value=None)
     assert list(doctor.check_user_namespaces()) == []
+    mocker.patch.object(sysctl, "at_boot", return_value=(bad, "/etc/sysctl.d/hard.conf:3"))
+    (found,) = doctor.check_user_namespaces()
+    assert (found.grade, found.text) == (
+        WARNING,
+        f"{switch.replace('/', '.')} is right now, but /etc/sysctl.d/hard.conf:3 sets it to {bad} at the next boot",
+    )
+
+
+def test_what_a_sysctl_is_after_the_next_boot(tmp_path: Path, mocker: MockerFixture) -> None:
+    first, second = tmp_path / "etc", tmp_path / "lib"
+    first.mkdir()
+    second.mkdir()
+    cmdline, last = tmp_path / "cmdline", tmp_path / "sysctl.conf"
+    mocker.patch.object(sysctl, "DIRECTORIES", (str(first), str(tmp_path / "none"), str(second)))
+    mocker.patch.object(sysctl, "LAST", str(last))
+    mocker.patch.object(sysctl, "COMMAND_LINE", str(cmdline))
+    name = "user/max_user_namespaces"
+    assert sysctl.at_boot(name) is None
+    cmdline.write_text("quiet sysctl.user.max_user_namespaces=0 ro\n")
+    assert sysctl.at_boot(name) == ("0", str(cmdline))
+    (second / "10-a.conf").write_text("# user.max_user_namespaces = 1\n-user/max_user_namespaces = 7 \n")
+    assert sysctl.at_boot(name) == ("7", f"{second}/10-a.conf:2")
+    (second / "20-b.conf").write_text("user.max_* = 0\n")
+    assert sysctl.at_boot(name) == ("0", f"{second}/20-b.conf:1")
+    (first / "20-b.conf").write_text("user.other=0\n")  # of one name, the first counts
+    assert sysctl.at_boot(name) == ("7", f"{second}/10-a.conf:2")
+    last.write_text("user.max_user_namespaces=0\n")
+    assert sysctl.at_boot(name) == ("0", f"{last}:1")
+
+
+def test_a_value_that_does_not_survive_the_next_boot(look: Doctor) -> None:
+    done = look("mount -t tmpfs tmpfs /etc/sysctl.d; echo user.max_user_namespaces=0 > /etc/sysctl.d/50-hard.conf")
+    assert (done.returncode, done.stderr) == (0, "")
+    text = "user.max_user_namespaces is right now, but /etc/sysctl.d/50-hard.conf:1 sets it to 0 at the next boot"
+    assert f"warning: user namespaces: {text}\n    echo user.max_user_namespaces=" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -445,3 +482,61 @@ def test_what_a_configless_node_lacks(tmp_path: Path) -> None:
     (cache / "plugstack.conf").write_text("include plugstack.conf.d/*\n")
     _, (found,) = installation.find({"SLURM_CONF": str(cache / "slurm.conf")}, None)
     assert (found.grade, "controller's plugstack.conf itself" in found.remedy) == (PROBLEM, True)
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("", []),
+        ("LaunchParameters=use_interactive_step", []),
+        ("LaunchParameters=use_interactive_step,test_exec", [(WARNING, "LaunchParameters", "test_exec in ")]),
+        ("SlurmdParameters=config_overrides,contain_spank", [(OK, "SlurmdParameters", "contain_spank: steps")]),
+    ],
+)
+def test_settings_of_slurms_own(tmp_path: Path, setting: str, expected: list[tuple[str, str, str]]) -> None:
+    conf = tmp_path / "slurm.conf"
+    conf.write_text(setting + "\n")
+    found = list(installation.check_slurm({"SLURM_CONF": str(conf)}))
+    assert [(one.grade, one.about, one.text[: len(text)]) for one, (_, _, text) in zip(found, expected)] == expected
+    assert len(found) == len(expected)
+
+
+def test_a_plugin_from_a_newer_system(parts: Path) -> None:
+    """Linked with a C library that has a version which this node's lacks."""
+    (parts / "stub.c").write_text("int newer(void) { return 0; }\n")
+    (parts / "map").write_text("GLIBC_9.99 { global: newer; };\n")
+    stub = ["cc", "-shared", "-nostdlib", "-fPIC", "-Wl,-soname,libc.so.6", f"-Wl,--version-script={parts}/map"]
+    subprocess.run([*stub, "-o", parts / "stub.so", parts / "stub.c"], check=True)
+    (parts / "newer.c").write_text("int newer(void); int plugin(void) { return newer(); }\n")
+    link = ["cc", "-shared", "-nostdlib", "-fPIC", "-o", parts / "newer.so", parts / "newer.c", parts / "stub.so"]
+    subprocess.run(link, check=True)
+    (found,) = installation.check_libraries(str(parts / "newer.so"), NOBODY)
+    assert (found.grade, "GLIBC_9.99' not found" in found.text) == (PROBLEM, True)
+    assert found.text.endswith(": it was built on a newer system")
+    (found,) = installation.check_libraries(str(parts / "source.c"), NOBODY)
+    assert (found.grade, "invalid ELF header" in found.text) == (PROBLEM, True)
+    assert list(installation.check_libraries(paths.PLUGIN, NOBODY)) == []
+
+
+def test_software_of_others(tmp_path: Path, mocker: MockerFixture) -> None:
+    cdi, package = tmp_path / "cdi", tmp_path / "lib/slurm_ch"
+    cdi.mkdir()
+    package.mkdir(parents=True)
+    mocker.patch.object(software.library, "directories", return_value=(str(cdi),))
+    mocker.patch.object(paths, "PACKAGE", str(package))
+    mocker.patch.dict(sys.modules, {"yaml": None, "posix_ipc": None})
+
+    def warned(path: str = "/usr/bin:/bin") -> list[str]:
+        found = list(software.check({"PATH": path}))
+        assert all(one.remedy for one in found if one.grade != OK)
+        assert len(found) == 5
+        return [one.text.split(",")[0].rpartition(" ")[2] for one in found if one.grade == WARNING]
+
+    assert warned() == []
+    (cdi / "gpu.yaml").touch()
+    assert warned() == ["yaml"]
+    (package.parent / "vendor").mkdir()
+    (package.parent / "vendor/posix_ipc.cpython-39-x86_64-linux-gnu.so").touch()
+    assert warned() == ["yaml", "posix_ipc"]
+    texts = [one.text for one in software.check({"PATH": str(tmp_path)})]
+    assert "no tar2sqfs and no mksquashfs in PATH, which is for slurm-ch pull and pack" in texts

@@ -119,3 +119,18 @@ def test_a_join_without_posix_ipc_says_what_is_missing(tmp_path: Path) -> None:
     assert done.stderr == (
         "slurm-ch: error: --join needs the Python module posix_ipc: python3 -m pip install posix_ipc\n"
     )
+
+
+def test_a_command_whose_click_has_gone_says_so(tmp_path: Path) -> None:
+    """As after an upgrade of Python: the distribution's click is for the new one."""
+    script = tmp_path / "slurm-ch"
+    text = (ROOT / "etc/slurm-ch.in").read_text()
+    script.write_text(text.replace("@LIBDIR@", str(ROOT)).replace("@MAIN@", "main"))
+    done = subprocess.run(
+        ["/usr/bin/python3", "-B", "-I", "-S", script], check=False, capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 1
+    assert done.stderr == (
+        "slurm-ch: error: /usr/bin/python3 has no click any more:"
+        " install python3-click, or make install again (docs/admins.rst)\n"
+    )

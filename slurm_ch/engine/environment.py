@@ -11,7 +11,7 @@ import os
 import stat
 
 from .. import agreement, log
-from ..errors import ChError, UsageError
+from ..errors import ChError, UsageError, describe
 from ..request.options import APPTAINER_ENVIRONMENT, ENROOT_START, IMAGE_ENVIRONMENT, PULLED_ENVIRONMENT
 from . import image, places
 from .action import Action, Build
@@ -158,7 +158,10 @@ _OPENED = ("/dev/fd/", "/proc/self/fd/")
 _IMAGES = "image:"
 _HOSTS = "host:"
 
+_CH = "/ch"
 _METADATA = "/ch/metadata.json"
+# Where something of an image's own may be.
+_PLACES = (_CH, APPTAINER_ENVIRONMENT, ENROOT_START)
 
 # What of an image's own environment never counts, because a job's is Slurm's, and what only counts where a task
 # has none: who its user is, and how Slurm, MPI and the devices lay out the job.
@@ -217,8 +220,11 @@ class Environment(Action):
             records.append((agreement.PLAN_COLOR, ""))
         if spec.like_ch_run:
             records.append((agreement.PLAN_LIKE_CH_RUN, ""))
+        places_there: list[str] = []
+        if in_image and not spec.like_ch_run:
+            places_there = [path for path in _PLACES if _is_there(build, path)]
+            records += self._brought_along(build, places_there)
         if in_image:
-            records += self._brought_along(build)
             records += first_records(self.whereabouts.home(build), spec.private_tmp, not spec.like_ch_run)
             if spec.like_ch_run:
                 records[-1] = (agreement.PLAN_UNSET, "TMPDIR")
@@ -228,7 +234,7 @@ class Environment(Action):
         if spec.cd is not None:
             records.append((agreement.PLAN_DIRECTORY, spec.cd))
         else:
-            records += self._directory(build, self._images_directory(build) if in_image else "")
+            records += self._directory(build, _images_directory(build, places_there))
         if spec.seccomp:
             records.append((agreement.PLAN_ROOT, spec.label("seccomp")))
         if spec.keep_keyring:
@@ -308,41 +314,42 @@ class Environment(Action):
 
     def _asked_for(self, build: Build, kind: str, assign: str) -> list[Record]:
         """Return the records for the image's environment, wherever it is; ChError if it has none."""
-        literal = read_image(build, PULLED_ENVIRONMENT, self.given[IMAGE_ENVIRONMENT])
+        given = self.given[IMAGE_ENVIRONMENT]
+        literal = read_image(build, PULLED_ENVIRONMENT, given)
         if literal is not None:
-            lines = parse_file(literal, self.given[IMAGE_ENVIRONMENT], "\0")
-            return [(agreement.PLAN_SET, line) for line in lines if not line.startswith(_SLURMS)]
-        text = read_image(build, IMAGE_ENVIRONMENT, self.given[IMAGE_ENVIRONMENT])
+            return [one for one in _as_it_is(literal) if not one[1].startswith(_SLURMS)]
+        text = read_image(build, IMAGE_ENVIRONMENT, given)
         if text is not None:
-            separator = "\0" if kind == "file0" else "\n"
-            return [(assign, line) for line in parse_file(text, self.given[IMAGE_ENVIRONMENT], separator)]
+            return [(assign, line) for line in parse_file(text, given, "\0" if kind == "file0" else "\n")]
         from . import image_environment
 
         found = image_environment.records(build, read_image, parse_file, self.joining)
         if found is None:
-            self._read(build, IMAGE_ENVIRONMENT)  # which says that it can't
-        return found or []
+            raise ChError(f"{given}: can't read environment file: the image has neither this nor another")
+        return found
 
-    def _brought_along(self, build: Build) -> list[Record]:
-        """Return the records for the environment of an image that brings one."""
+    def _brought_along(self, build: Build, places_there: Sequence[str]) -> list[Record]:
+        """Return the records for the environment of an image that brings one, by which of _PLACES are there.
+
+        What an image has there by chance is no reason to fail, unless the user asks for it.
+        """
         spec = self.spec
-        if spec.image_env is False or spec.like_ch_run:
+        if spec.image_env is False:
             return []
-        literal = read_image(build, PULLED_ENVIRONMENT, PULLED_ENVIRONMENT)
-        if literal is not None:
-            return self._unless_the_tasks(
-                [(agreement.PLAN_SET, line) for line in parse_file(literal, PULLED_ENVIRONMENT, "\0")]
-            )
-        if spec.image_env:
-            text = read_image(build, IMAGE_ENVIRONMENT, IMAGE_ENVIRONMENT)
+        read = read_image if spec.image_env else _try_image
+        if _CH in places_there:
+            literal = read(build, PULLED_ENVIRONMENT, PULLED_ENVIRONMENT)
+            if literal is not None:
+                return self._unless_the_tasks(_as_it_is(literal))
+            text = read(build, IMAGE_ENVIRONMENT, IMAGE_ENVIRONMENT) if spec.image_env else None
             if text is not None:
                 lines = parse_file(text, IMAGE_ENVIRONMENT)
                 return self._unless_the_tasks([(agreement.PLAN_SET_ANYWHERE, line) for line in lines])
-        if not (_is_there(build, APPTAINER_ENVIRONMENT) or _is_there(build, ENROOT_START) or spec.image_env):
+        if not spec.image_env and not (APPTAINER_ENVIRONMENT in places_there or ENROOT_START in places_there):
             return []
         from . import image_environment
 
-        found = image_environment.records(build, read_image, parse_file, self.joining)
+        found = image_environment.records(build, read, parse_file if spec.image_env else None, self.joining)
         if found is None and spec.image_env:
             raise ChError(f"{spec.label('image-env')}: {spec.image} has no environment of its own")
         return self._unless_the_tasks(found or [])
@@ -370,19 +377,24 @@ class Environment(Action):
                 kept.append((kind, text))
         return kept
 
-    def _images_directory(self, build: Build) -> str:
-        """Return the directory that the image's own command starts in, or "" if the image names none that it has."""
-        if self.spec.like_ch_run:
-            return ""
-        text = read_image(build, _METADATA, _METADATA)
-        directory = ""
-        if text is not None:
-            directory = working_directory(text)
-        elif _is_there(build, ENROOT_START):
-            from . import image_environment
 
-            directory = image_environment.enroot_directory(build, read_image)
-        return directory if directory.strip("/") and _is_there(build, directory + "/.") else ""
+def _images_directory(build: Build, places_there: Sequence[str]) -> str:
+    """Return the directory that the image's own command starts in, or "" if the image names none that it has."""
+    text = _try_image(build, _METADATA, _METADATA) if _CH in places_there else None
+    directory = ""
+    if text is not None:
+        directory = working_directory(text)
+    elif ENROOT_START in places_there:
+        from . import image_environment
+
+        directory = image_environment.enroot_directory(build, _try_image)
+    return directory if directory.strip("/") and _is_there(build, directory + "/.") else ""
+
+
+def _as_it_is(text: str) -> list[Record]:
+    """Return the records for what `slurm-ch pull` writes: each value as the image's builder has it."""
+    assignments = [unquoted(line) for line in text.split("\0")]
+    return [(agreement.PLAN_SET, line) for line in assignments if is_name(line.partition("=")[0])]
 
 
 def working_directory(metadata: str) -> str:
@@ -401,6 +413,15 @@ def working_directory(metadata: str) -> str:
     return line[:-1] if line.endswith('"') and line.startswith("/") and "\0" not in line else ""
 
 
+def _try_image(build: Build, path: str, given: str) -> str | None:
+    """Return the text of the image's file, or None where there is none that can be read."""
+    try:
+        return read_image(build, path, given)
+    except ChError as error:
+        log.info(f"{path} of the image is left out: {describe(error)}")
+        return None
+
+
 def _is_there(build: Build, path: str) -> bool:
     try:
         os.close(places.look_up(build, path, True))
@@ -416,7 +437,7 @@ def read_image(build: Build, path: str, given: str) -> str | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise ChError(f"{given}: can't read the image's file") from error
+        raise ChError(f"{given}: can't read environment file") from error
 
 
 def _host_file(full: str, path: str, given: str) -> tuple[str, tuple[int, int]] | None:

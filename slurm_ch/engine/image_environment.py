@@ -239,10 +239,11 @@ def _literal(text: str) -> str:
     return text.replace("$", "\\$")
 
 
-def records(build: Build, read: Read, parse: Parse, quiet: bool) -> list[Record] | None:
+def records(build: Build, read: Read, parse: Parse | None, quiet: bool) -> list[Record] | None:
     """Return what sets the environment that an image of Apptainer's or enroot's has, or None if it has none.
 
-    What is not understood is warned of, unless `quiet`.
+    `parse` makes assignments of what any image may have for its logins; without it, that doesn't count. What is not
+    understood is warned of, unless `quiet`.
     """
     found = _apptainer(build, read, quiet)
     return _enroot(build, read, parse, quiet) if found is None else found
@@ -270,15 +271,15 @@ def _apptainer(build: Build, read: Read, quiet: bool) -> list[Record] | None:
     return _of(script)
 
 
-def _enroot(build: Build, read: Read, parse: Parse, quiet: bool) -> list[Record] | None:
+def _enroot(build: Build, read: Read, parse: Parse | None, quiet: bool) -> list[Record] | None:
     started = read(build, ENROOT_START, ENROOT_START)
     is_enroots = started is not None and _is_enroots(started)
     text = read(build, _ENVIRONMENT_FILE, _ENVIRONMENT_FILE)
-    if text is None and not is_enroots:
-        return None
     if not is_enroots:
+        if text is None or parse is None:
+            return None
         # As PAM reads it.
-        lines = parse(text or "", _ENVIRONMENT_FILE)
+        lines = parse(text, _ENVIRONMENT_FILE)
         return [(agreement.PLAN_SET, line) for line in lines] or None
     found: list[Record] = []
     for number, line in enumerate((text or "").split("\n"), 1):

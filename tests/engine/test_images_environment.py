@@ -159,6 +159,34 @@ def test_an_etc_environment_alone_is_given_where_asked(good: Good, make: Make) -
     assert variables(good("--set-env", image, "--", "env", "-0"))["LANG"] == "x y"
 
 
+def test_what_an_image_has_there_by_chance(good: Good, run: Run, fails: Fails, make: Make) -> None:
+    # A directory, what nobody may read, an init's script, names that no variable has.
+    odd = make(
+        {
+            "etc/rc/x": "",
+            "ch/metadata.json/x": "",
+            ".singularity.d/env": "a file",
+            "ch/environment0": "A B=1\0C=3\0=\0nothing\0\0",
+        }
+    )
+    found = variables(good(odd, "--", "env", "-0"))
+    assert (found["C"], [name for name in found if " " in name]) == ("3", [])
+    closed = make(
+        {"etc/rc": "", "ch/environment0": "A=1\0", "ch/metadata.json": "{}", "etc/environment": 'LANG="x y"\n'}
+    )
+    for name in ("etc/rc", "ch/environment0", "ch/metadata.json"):
+        (closed / name).chmod(0)
+    assert "A" not in variables(good(closed, "--", "env", "-0"))
+    assert (
+        "left out: /ch/environment0: can't read environment file: Permission denied"
+        in run("-v", closed, "--", "true").stderr
+    )
+    assert "Permission denied" in fails(31, "--image-env", closed, "--", "true")
+    init = make({"etc/rc": "#!/bin/sh\nexport A=1\n/sbin/start\n", "etc/environment": 'LANG="x y"\n'})
+    found = variables(good(init, "--", "env", "-0"))
+    assert ("A" in found, found["LANG"]) == (False, "C.UTF-8")
+
+
 # ---- The directory ----
 
 

@@ -195,3 +195,18 @@ def test_exit_status(images: dict[str, Path], user: str) -> None:
             assert "Traceback" not in done.stderr
         assert status[1] == row[3], row
         assert column is None or status[0] == row[column], row
+
+
+def test_an_unset_path_and_the_versions_form(images: dict[str, Path], user: str) -> None:
+    env = {name: text for name, text in settings(user)["env"].items() if name != "PATH"}  # type: ignore[attr-defined]
+    show = ["--", "/bin/sh", "-c", "tr '\\0' '\\n' < /proc/$$/environ | grep -c ^PATH="]
+    for command in (THEIRS, OURS):
+        done = subprocess.run(
+            [*command, str(images["directory"]), *show], check=False, capture_output=True, text=True, timeout=30,
+            **{**settings(user), "env": env},  # type: ignore[arg-type, call-overload]
+        )  # fmt: skip
+        assert (done.returncode, done.stdout) == (1, "0\n"), done
+        done = subprocess.run(
+            [*command, "--version"], check=True, capture_output=True, text=True, timeout=30, **settings(user)
+        )  # type: ignore[call-overload]
+        assert re.fullmatch(r"\d+(\.\w+)+[\w.+~-]*\n", done.stdout + done.stderr), done

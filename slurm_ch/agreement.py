@@ -60,6 +60,8 @@ REQUEST_VARIABLE = "SLURM_CH_REQUEST"
 COMMAND_VARIABLE = "SLURM_CH_COMMAND"
 # Set by srun's side if --multi-prog may have been given.
 MULTI_PROG_VARIABLE = "SLURM_CH_MULTI_PROG"
+# What srun's or sbatch's --export says, where it names variables.
+EXPORTED_VARIABLE = "SLURM_CH_EXPORTED"
 # ch-join's task: FD[:BROKER][ ARGV0|+ARGV0] (spank/ch-join/main.c).
 JOIN_VARIABLE = "SLURM_CH_JOIN"
 # The directory where the user called us, for ch-join to change to.

@@ -361,7 +361,7 @@ class Environment(Action):
         or a plugin has set it.
         """
         environment = self.caller.environment
-        exported = [word.partition("=")[0] for word in environment.get("SLURM_EXPORT_ENV", "").split(",")]
+        exported = [word.partition("=")[0] for word in environment.get(agreement.EXPORTED_VARIABLE, "").split(",")]
         kept: list[Record] = []
         # Of the same name, the last one counts.
         last = {text.partition("=")[0]: (kind, text) for kind, text in records}

@@ -324,6 +324,7 @@ out:
 		slurm_error("slurm_ch: can't put ch-join in front of the command");
 	free(join);
 	spank_unsetenv(sp, MULTI_PROG_VARIABLE);
+	spank_unsetenv(sp, EXPORTED_VARIABLE);
 	spank_unsetenv(sp, COMMAND_VARIABLE);
 	return failed;
 }

@@ -187,6 +187,37 @@ static bool command_line_has(const char *word, size_t least)
 	return found;
 }
 
+/* Tell the node which variables srun's --export names: no plugin is told, and the environment doesn't show
+ * which of its variables somebody has chosen. */
+static int publish_exported(void)
+{
+	static const char option[] = "--export";
+	const char *in_force = getenv("SLURM_EXPORT_ENV");
+	FILE *in = fopen("/proc/self/cmdline", "re");
+	char *text = strdup(in_force ? in_force : ""), *one = NULL;
+	size_t size = 0, n = strlen(option);
+	bool next = false;
+	int failed = !text;
+
+	while (in && !failed && getdelim(&one, &size, '\0', in) > 0) {
+		bool attached = !strncmp(one, option, n) && one[n] == '=';
+
+		if (attached || next) {
+			free(text);
+			text = strdup(attached ? one + n + 1 : one);
+			failed = !text;
+		}
+		next = !next && !strcmp(one, option);
+	}
+	if (!failed && *text && strcasecmp(text, "all") && strcasecmp(text, "none"))
+		failed = setenv(EXPORTED_VARIABLE, text, 1);
+	free(text);
+	free(one);
+	if (in)
+		fclose(in);
+	return failed;
+}
+
 static void write_line(FILE *out, const struct setting *s)
 {
 	fprintf(out, "%s=%s\n", options[s->option].name + strlen("ch-"), s->value);
@@ -385,6 +416,7 @@ int options_post_opt(int ac, char **av)
 
 	unsetenv(REQUEST_VARIABLE);
 	unsetenv(MULTI_PROG_VARIABLE);
+	unsetenv(EXPORTED_VARIABLE);
 	unsetenv(COMMAND_VARIABLE);
 	if (unusable)
 		refuse();
@@ -412,7 +444,7 @@ int options_post_opt(int ac, char **av)
 		refuse();
 	request = checked_request(explicit_count, image, plain, ac, av);
 	if (!request || setenv(REQUEST_VARIABLE, request, 1) ||
-	    (may_be_multi_prog() && setenv(MULTI_PROG_VARIABLE, "1", 1)) ||
+	    (may_be_multi_prog() && setenv(MULTI_PROG_VARIABLE, "1", 1)) || publish_exported() ||
 	    (spank_context() == S_CTX_ALLOCATOR && publish_defaults())) {
 		slurm_error("slurm_ch: can't publish the options: %s", strerror(errno));
 		refuse();

@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.small_images import squash
+
+from .conftest import Run
 
 Good = Callable[..., str]
 
@@ -36,15 +39,24 @@ def test_what_counts_in_a_task(good: Good, own: Path, world_tmp: Path) -> None:
     step = f"srun -N2 -n4 --overcommit --ch-image={own}"
     show = "sh -c 'echo $A,$PER_TASK,$C,$CUDA_VISIBLE_DEVICES' | sort"
     assert good(f"{before} {step} {show}") == "image $x,image,image,3\n" * 4
-    assert good(f"{before} {step} --task-prolog={prolog} --export=ALL,C=given {show}") == "".join(
+    assert good(f"{before} unset C; {step} --task-prolog={prolog} --export=ALL,C=given {show}") == "".join(
         f"image $x,{rank},given,3\n" for rank in range(4)
     )
     assert good(f"{before} {step} --ch-set-env='A=${{A}}y' --ch-unset-env=C {show}") == "image $xy,image,,3\n" * 4
     for no in (f"{before} {step} --ch-image-env=no {show}", f"{before} SLURM_CH_IMAGE_ENV=no {step} {show}"):
         assert good(no) == ",step,mine,3\n" * 4
     assert good(f"{step} sh -c 'echo $SLURM_PROCID' | sort") == "0\n1\n2\n3\n"
+    # By --export alone, and as a script's default for the steps inside.
+    assert good(f"{step} --export PATH,C=given sh -c 'echo $C; env | grep CH_EXP'; true") == "given\n" * 4
+    assert good(f"{before} SLURM_EXPORT_ENV=ALL,C {step} {show}") == "image $x,image,mine,3\n" * 4
 
 
-def test_where_a_task_starts_whose_directory_is_lost(good: Good, own: Path) -> None:
-    assert good(f"cd /; srun --ch-image={own} pwd") == "/\n"
-    assert good(f"cd /opt; srun --ch-private-tmp --ch-image={own} pwd 2> /dev/null") == "/srv\n"
+def test_where_a_task_starts_whose_directory_is_lost(sh: Run, own: Path, user: str) -> None:
+    lost = Path(tempfile.mkdtemp(prefix="slurm-ch-lost-", dir="/opt"))
+    try:
+        lost.chmod(0o755)
+        done = sh(f"cd {lost}; srun --ch-image={own} pwd")
+    finally:
+        lost.rmdir()
+    assert (done.returncode, done.stdout) == (0, "/srv\n")
+    assert f"--ch-bind={lost} shows it; starting in /srv" in done.stderr

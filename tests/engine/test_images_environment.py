@@ -97,7 +97,7 @@ def test_a_pulled_image_brings_its_environment(good: Good, make: Make, user: str
 
 def test_what_counts_more_than_the_images(good: Good, make: Make, user: str) -> None:
     image = make(pulled("A=image", "B=image", "C=image", "SLURM_CH_BIND=/etc", "SLURM_PROCID=7"))
-    env = {**settings(user)["env"], "SLURM_PROCID": "3", "C": "given", "D": "given", "SLURM_EXPORT_ENV": "ALL,C=given"}  # type: ignore[dict-item]
+    env = {**settings(user)["env"], "SLURM_PROCID": "3", "C": "given", "D": "given", "SLURM_CH_EXPORTED": "ALL,C=given"}  # type: ignore[dict-item]
     found = variables(good("--set-env=A=$A:user", "--unset-env=B", image, "--", "env", "-0", env=env))
     assert (found["A"], "B" in found, found["C"], found["D"]) == ("image:user", False, "given", "given")
     assert ("SLURM_CH_BIND" in found, found["SLURM_PROCID"]) == (False, "3")

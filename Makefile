@@ -159,6 +159,8 @@ SCRIPT = sed -e 's|@LIBDIR@|$(libdir)|g; s|@PREFIX@|$(prefix)|g; s|@PYTHON@|$(PY
 # Everything is put beside what is there and takes its place at the end: no file of an older version stays, and
 # no program or library is written to while it runs.
 NEW = $(DESTDIR)$(libdir).new
+# The static program, which is the command under the names of these links.
+COMMAND = $(DESTDIR)$(libdir)/slurm_ch/native/ch-join
 SHARE = $(DESTDIR)$(prefix)/share
 
 # Whatever the umask of whoever installs: the users of the cluster run this.
@@ -171,15 +173,15 @@ install-files: install-needed
 	for folder in $(FOLDERS); do install -d $(NEW)/$$folder && install -m 644 $$folder/*.py $(NEW)/$$folder || exit 1; done
 	test ! -e slurm_ch/py.typed || install -m 644 slurm_ch/py.typed $(NEW)/slurm_ch
 	install -m 755 slurm_ch/native/* $(NEW)/slurm_ch/native
-	chmod 644 $(NEW)/slurm_ch/native/parts.json
+	echo $(PYTHON) > $(NEW)/slurm_ch/native/interpreter
+	chmod 644 $(NEW)/slurm_ch/native/parts.json $(NEW)/slurm_ch/native/interpreter
 	test ! -d build/vendor || cp -r build/vendor $(NEW)/vendor
 	$(PYTHON) -m compileall -q -s $(NEW) -p $(libdir) $(NEW)
 	chmod -R u=rwX,go=rX $(NEW)
 	if [ -e $(DESTDIR)$(libdir) ]; then mv -T $(DESTDIR)$(libdir) $(NEW).old; fi
 	mv -T $(NEW) $(DESTDIR)$(libdir)
 	rm -rf $(NEW).old
-	$(SCRIPT) s/@MAIN@/main/g etc/slurm-ch.in > $(DESTDIR)$(prefix)/bin/slurm-ch
-	chmod 755 $(DESTDIR)$(prefix)/bin/slurm-ch
+	ln -srf $(COMMAND) $(DESTDIR)$(prefix)/bin/slurm-ch
 	ln -sf $(libdir)/slurm_ch/native/slurm_ch.so $(DESTDIR)$(prefix)/lib/slurm/slurm_ch.so
 	for file in plugstack.conf profile.sh modulefile; do $(SCRIPT) '' etc/$$file.in > $(SHARE)/slurm_ch/$$file && \
 	    chmod 644 $(SHARE)/slurm_ch/$$file || exit 1; done
@@ -213,14 +215,13 @@ INSTALLED_CLICK = env PYTHONPATH=$(CURDIR)/build/vendor $(PYTHON)
 # With `make install CH_RUN=1`: the same under the name that Charliecloud's scripts call.
 install-ch-run:
 	install -d $(DESTDIR)$(prefix)/bin
-	$(SCRIPT) s/@MAIN@/ch_run/g etc/slurm-ch.in > $(DESTDIR)$(prefix)/bin/ch-run
-	chmod 755 $(DESTDIR)$(prefix)/bin/ch-run
+	ln -srf $(COMMAND) $(DESTDIR)$(prefix)/bin/ch-run
 
 # First the line in plugstack.conf, then the plugin: a required plugin that is missing stops every srun of the
 # cluster. A ch-run that isn't ours stays.
 uninstall:
 	@$(if $(DESTDIR),:,$(PYTHON) -B etc/still-configured.py $(libdir) $(prefix)/lib/slurm/slurm_ch.so)
-	! grep -qs '$(libdir)' $(DESTDIR)$(prefix)/bin/ch-run || rm -f $(DESTDIR)$(prefix)/bin/ch-run
+	test ! $(DESTDIR)$(prefix)/bin/ch-run -ef $(COMMAND) || rm -f $(DESTDIR)$(prefix)/bin/ch-run
 	rm -rf $(DESTDIR)$(libdir) $(SHARE)/slurm_ch
 	rm -f $(DESTDIR)$(prefix)/bin/slurm-ch $(DESTDIR)$(prefix)/lib/slurm/slurm_ch.so
 	rm -f $(SHARE)/bash-completion/completions/slurm-ch $(SHARE)/zsh/site-functions/_slurm-ch \

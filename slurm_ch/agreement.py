@@ -23,14 +23,17 @@ FACTS_MAGIC = "slurm_ch facts 1"
 PLAN_MAGIC = "slurm_ch plan 1"
 TICKET_MAGIC = "slurmch1"
 
-# Facts: what the plugin tells the launcher and the checker. Records that end with NUL: a kind,
-# then the text.
+# Facts: what the launcher and the checker are told. Records that end with NUL: a kind,
+# then the text. From the plugin come arguments and a request, from `slurm-ch run` words.
 FACT_ARGUMENT = "a"  # one of plugstack.conf's arguments
 FACT_REQUEST = "r"  # the options as given, lines NAME=VALUE
 FACT_VARIABLE = "e"  # NAME=VALUE of the job's environment
 FACT_TASKS = "t"  # how many tasks this node has
 FACT_COMMAND = "c"  # srun, sbatch or salloc, to the checker: its program may have another name
 FACT_SCRIPT = "b"  # the batch script's path, in a batch step
+FACT_WORD = "w"  # one of the words of `slurm-ch run` before the command: options, image
+FACT_NAME = "n"  # what that was called: CH_RUN has defaults of its own
+FACT_LOCATED = "l"  # the file that the image's reference means, found by Python before
 
 # The plan: what ch-join does to a task. Records that end with NUL: a kind, then the text.
 PLAN_SET = "E"  # NAME=VALUE: set
@@ -48,7 +51,7 @@ PLAN_AS_SRUN = "W"  # a command that PATH doesn't lead to may be in the working 
 PLAN_IMAGES_DIRECTORY = "I"  # without C: where the image's own command starts
 PLAN_LIKE_CH_RUN = "Q"  # exit with ch-run's codes
 PLAN_VERBOSITY = "V"  # a level, below 0 for quiet
-PLAN_COLOR = "K"  # color messages
+PLAN_COLOR = "K"  # color messages: always, or with IF_TERMINAL only on a terminal
 PLAN_ROOT = "S"  # emulate root by seccomp; the option that asks for it, as given
 PLAN_KEYRING = "R"  # keep the caller's session keyring, instead of the container's own
 
@@ -84,9 +87,43 @@ REFERENCE_BEGINNINGS = (
     "docker://", "oci:", "oci-archive:", "docker-archive:", "docker-daemon:", "containers-storage:", "dir:",
 )  # fmt: skip
 
+# What follows PLAN_COLOR where the task's own standard error decides.
+IF_TERMINAL = "tty"
+
+# Names of the command. The third is Python's, which has checked the words that come with it:
+# a name, an interpreter, the file that the image's reference means (empty: it is none), and the words
+# of `run` with options in full.
+SLURM_CH = "slurm-ch"
+CH_RUN = "ch-run"
+CHECKED = "slurm-ch (checked)"
+# Python's part of the command: in pip's directory of programs, and from where ch-join is. There
+# its arguments are one of the names, how peers are to meet, and the words.
+PYTHON_COMMAND = "slurm-ch-python"
+PYTHON_PROGRAM = "../cli/program.py"
+MEET_BY_SOCKET = "socket"
+MEET_BY_NAME = "name"  # by posix_ipc's objects, where the kernel's policy refuses sockets
+
+# A join: how many peers it may have, and which letters, how many, its tag. The timeout in seconds.
+JOIN_MAX = 16384
+TAG_MAX = 200
+TAG_LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-"
+JOIN_SECONDS = 30
+JOIN_SECONDS_MAX = 86400
+
+# What MPICH's starter, Hydra, tells its ranks: how many of them are here; and its process that starts
+# them, as far as the kernel keeps a name.
+HYDRA_COUNT = "MPI_LOCALNRANKS"
+HYDRA_PROXY = "hydra_pmi_proxy"
+
+# In an option's value or an image's name: what only the process that was called can open.
+OWN_FILES = ("/dev/fd", "/dev/std", "/proc/")
+
 # Arguments of our programs.
 CHECK_OPTION = "--check"  # the launcher's: check a request where it is submitted
 PLAN_OPTION = "--plan="  # ch-join's: the plan's descriptor
+
+# Beside ch-join, where it was installed for another Python than the default: that one's path.
+INTERPRETER_FILE = "interpreter"
 
 # Where things are unless plugstack.conf says otherwise: the launcher from the plugin's directory.
 DEFAULT_PYTHON = "/usr/bin/python3"

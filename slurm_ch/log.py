@@ -54,6 +54,11 @@ def colored() -> bool:
     return _colored
 
 
+def on_terminal() -> bool:
+    """Whether lines go to a terminal."""
+    return os.isatty(_fd)
+
+
 def printable(text: str) -> str:
     """Return `text` with what could steer a terminal, or isn't text at all, as an escape."""
     if text.isprintable():

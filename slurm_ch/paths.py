@@ -11,6 +11,7 @@ from . import agreement
 PACKAGE = os.path.dirname(os.path.abspath(__file__))
 NATIVE = os.path.join(PACKAGE, "native")
 LAUNCHER = os.path.normpath(os.path.join(NATIVE, agreement.DEFAULT_LAUNCHER))
+COMMAND = os.path.normpath(os.path.join(NATIVE, agreement.PYTHON_PROGRAM))
 CH_JOIN = os.path.join(NATIVE, "ch-join")
 CH_RELAY = os.path.join(NATIVE, "ch-relay")
 PLUGIN_NAME = "slurm_ch.so"

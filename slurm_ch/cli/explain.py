@@ -11,17 +11,15 @@ from slurm_ch import log
 from slurm_ch.engine import container as engine
 from slurm_ch.engine.caller import Caller
 from slurm_ch.request import parsers
-from slurm_ch.request.options import Setting
 
 from .options import OrderedCommand, click_options, image_and_command
 
 
 @click.pass_context
-def _explain(ctx: click.Context, /, words: tuple[str, ...], **_: object) -> None:
+def _explain(ctx: click.Context, /, **_: object) -> None:
     """Show what running in a container made from IMAGE would do, one action a line."""
-    settings: list[Setting] = ctx.obj
-    image, _command = image_and_command(ctx, words)
-    wanted = parsers.make(image, settings, "IMAGE")
+    image, _command = image_and_command(ctx)
+    wanted = parsers.make(image, ctx.obj.settings, "IMAGE")
     if image is not None and ":" in image:
         from .pulling import locate
 

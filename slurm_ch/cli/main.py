@@ -10,7 +10,7 @@ from collections.abc import Callable
 import click
 
 from slurm_ch import log
-from slurm_ch.agreement import EXIT_SETUP, EXIT_USAGE
+from slurm_ch.agreement import CH_RUN, EXIT_SETUP, EXIT_USAGE
 from slurm_ch.errors import describe, exit_code
 
 COMMANDS = {
@@ -90,7 +90,7 @@ def main() -> None:
 
 def ch_run() -> None:
     """Run the command line of `ch-run`: `slurm-ch run` under the name that scripts know."""
-    from .run import CH_RUN, run
+    from .run import run
 
     # For ch-run's scripts, all that is wrong but the options' form is one exit code.
     _call(run, CH_RUN, lambda error: EXIT_SETUP)

@@ -8,21 +8,19 @@ import os
 import click
 
 from slurm_ch import __version__, log
+from slurm_ch.agreement import CH_RUN, SLURM_CH
 from slurm_ch.engine import ch_join
 from slurm_ch.errors import ChError, UsageError
 from slurm_ch.request import parsers, spec
-from slurm_ch.request.options import Setting
+from slurm_ch.request.words import Words
 from slurm_ch.standalone import features
 from slurm_ch.standalone import run as runner
 
 from .options import OrderedCommand, click_options, image_and_command
 
-# The name under which defaults are ch-run's.
-CH_RUN = "ch-run"
-
 
 @click.pass_context
-def _run(ctx: click.Context, /, words: tuple[str, ...], feature: str | None, test: str | None, **_: object) -> None:
+def _run(ctx: click.Context, /, feature: str | None, test: str | None, **_: object) -> None:
     """Run CMD in a container made from IMAGE: a SquashFS file, a directory, or an image's name.
 
     IMAGE may be /, the host itself, or a reference like docker://ubuntu:24.04, whose
@@ -31,15 +29,16 @@ def _run(ctx: click.Context, /, words: tuple[str, ...], feature: str | None, tes
 
     Under srun, with --join, all tasks of a node share one container.
     """
-    settings: list[Setting] = ctx.obj
+    words: Words = ctx.obj
     if feature is not None:
         ctx.exit(features.status(feature))
     if test is not None:
-        _log_test(parsers.make("/", settings), test)
+        _log_test(parsers.make("/", words.settings), test)
         return
-    image, argv = image_and_command(ctx, words)
-    wanted = parsers.make(image, settings, "IMAGE")
-    wanted.like_ch_run = ctx.info_name == CH_RUN
+    image, argv = image_and_command(ctx)
+    wanted = parsers.make(image, words.settings, "IMAGE")
+    name = CH_RUN if ctx.info_name == CH_RUN else SLURM_CH
+    wanted.like_ch_run = name == CH_RUN
     if not argv:
         missing = "Missing argument 'CMD'."
         raise UsageError(f"{missing} (see {CH_RUN} --help)") if wanted.like_ch_run else click.UsageError(missing, ctx)
@@ -48,6 +47,8 @@ def _run(ctx: click.Context, /, words: tuple[str, ...], feature: str | None, tes
         from .pulling import locate
 
         locate(wanted, environment)
+    if wanted.join:
+        runner.become_static(name, wanted, words)
     runner.run(wanted, argv, environment)
 
 

@@ -101,11 +101,26 @@ def execute(ch_join: int, plan: bytes, argv: Sequence[str], env: Mapping[str, st
     raise AssertionError
 
 
-def become(ch_join: int, plan: bytes, argv: Sequence[str], env: Mapping[str, str], cwd: str | None = None) -> NoReturn:
-    """Become ch-join, which carries out `plan` and executes `argv`, in `cwd` if one is named."""
-    # Python ignores these two; the command shall find them as they were.
+def restore_signals() -> None:
+    """Undo what Python does to signals; the command shall find them as they were."""
     _signal.signal(_signal.SIGPIPE, _signal.SIG_DFL)
     _signal.signal(_signal.SIGXFSZ, _signal.SIG_DFL)
+
+
+def become_front(argv: list[str]) -> NoReturn:
+    """Become the static command, for words that are known to be right; ChError if that can't be."""
+    # As Python was given them: it ignores two signals, and may add a variable.
+    restore_signals()
+    try:
+        os.execve(paths.CH_JOIN, argv, given_environment())
+    except OSError as error:
+        raise ChError(f"can't execute {paths.CH_JOIN}") from error
+    raise AssertionError
+
+
+def become(ch_join: int, plan: bytes, argv: Sequence[str], env: Mapping[str, str], cwd: str | None = None) -> NoReturn:
+    """Become ch-join, which carries out `plan` and executes `argv`, in `cwd` if one is named."""
+    restore_signals()
     environment = {name: value for name, value in env.items() if name != agreement.JOIN_VARIABLE}
     environment.pop(agreement.CWD_VARIABLE, None)
     if cwd is not None:

@@ -216,8 +216,8 @@ class Environment(Action):
         spec = self.spec
         in_image = not image.is_host(spec.image)
         records = [(agreement.PLAN_VERBOSITY, str(spec.verbosity))]
-        if log.colored():
-            records.append((agreement.PLAN_COLOR, ""))
+        if spec.color is not False:
+            records.append((agreement.PLAN_COLOR, "" if spec.color else agreement.IF_TERMINAL))
         if spec.like_ch_run:
             records.append((agreement.PLAN_LIKE_CH_RUN, ""))
         places_there: list[str] = []
@@ -395,6 +395,14 @@ def _as_it_is(text: str) -> list[Record]:
     """Return the records for what `slurm-ch pull` writes: each value as the image's builder has it."""
     assignments = [unquoted(line) for line in text.split("\0")]
     return [(agreement.PLAN_SET, line) for line in assignments if is_name(line.partition("=")[0])]
+
+
+def worked_out(environment: Environment) -> Build:
+    """Return what a process that entered a container needs: the environment, worked out inside."""
+    build = Build()
+    build.root_fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    environment.apply(build)
+    return build
 
 
 def working_directory(metadata: str) -> str:

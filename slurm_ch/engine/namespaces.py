@@ -150,12 +150,8 @@ def enter(user_fd: int, mount_fd: int, whose: str) -> None:
                 raise ChError(f"can't join {kind} namespace of {whose}") from error
 
 
-def enter_pid(pid: int) -> None:
-    """Enter the user and mount namespaces of process `pid`."""
-    user_fd = _open(pid, "user")
-    mount_fd = _open(pid, "mnt")
-    try:
-        enter(user_fd, mount_fd, f"pid {pid}")
-    finally:
-        os.close(user_fd)
-        os.close(mount_fd)
+def enter_pid(pid: int) -> tuple[int, int]:
+    """Enter the user and mount namespaces of process `pid`, and return descriptors of them."""
+    user_fd, mount_fd = _open(pid, "user"), _open(pid, "mnt")
+    enter(user_fd, mount_fd, f"pid {pid}")
+    return user_fd, mount_fd

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The launcher as a program: `python3 -I -S launch.py FACTS_FD SOCKET_FD ERRORS_FD [NODE]`.
+"""The launcher as a program: `python3 -I -S launch.py FACTS_FD SOCKET_FD ERRORS_FD [NODE [USER_FD MOUNT_FD]]`.
 
 As small as can be, because the file that is run is compiled at every start.
 Standard error leads nowhere: what the interpreter and its libraries say in
@@ -26,7 +26,7 @@ except Exception as error:
     # Neither log.py nor tickets.py may have been found. Where even the agreement is missing, no
     # ticket comes, and ch-join has words for that. A check's descriptors are its own to spoil.
     words = " ".join(str(error).split()) or type(error).__name__
-    node = "".join(f"{name}: " for name in sys.argv[4:])
+    node = "".join(f"{name}: " for name in sys.argv[4:5] if name)
     posix.write(int(sys.argv[:4][-1]), f"slurm-ch: {node}error: can't load the launcher: {words}\n".encode())
     from slurm_ch.agreement import EXIT_SETUP, TICKET_MAGIC
 

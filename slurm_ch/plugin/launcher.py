@@ -26,9 +26,11 @@ if TYPE_CHECKING:
 
 
 class Facts:
-    """What the plugin knows of the step: strings as they were on the node."""
+    """What the plugin knows of the step, or `slurm-ch run` of its call: strings as they were on the node."""
 
-    __slots__ = ("command", "environment", "local_tasks", "request", "script", "site")
+    __slots__ = (
+        "command", "environment", "local_tasks", "located", "name", "request", "script", "site", "words",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.site: list[str] = []
@@ -37,6 +39,18 @@ class Facts:
         self.local_tasks: int | None = None
         self.script: str | None = None
         self.command: str | None = None  # where the user submits
+        self.name = ""
+        self.located: str | None = None
+        self.words: list[str] = []  # of `slurm-ch run`, in place of site and request
+
+
+_TEXTS = {
+    agreement.FACT_REQUEST: "request",
+    agreement.FACT_SCRIPT: "script",
+    agreement.FACT_NAME: "name",
+    agreement.FACT_LOCATED: "located",
+    agreement.FACT_COMMAND: "command",
+}
 
 
 def read_facts(fd: int) -> Facts:
@@ -56,14 +70,12 @@ def read_facts(fd: int) -> Facts:
             facts.environment[name] = value
         elif kind == agreement.FACT_ARGUMENT:
             facts.site.append(text)
-        elif kind == agreement.FACT_REQUEST:
-            facts.request = text
         elif kind == agreement.FACT_TASKS and text.isascii() and text.isdigit() and len(text) <= 10:
             facts.local_tasks = int(text)
-        elif kind == agreement.FACT_SCRIPT:
-            facts.script = text
-        elif kind == agreement.FACT_COMMAND:
-            facts.command = text
+        elif kind == agreement.FACT_WORD:
+            facts.words.append(text)
+        elif kind in _TEXTS:
+            setattr(facts, _TEXTS[kind], text)
         else:
             raise ChError("the plugin and the launcher are of different versions")
     return facts
@@ -72,7 +84,9 @@ def read_facts(fd: int) -> Facts:
 def asked_for(facts: Facts) -> tuple[site.Site, spec.Spec]:
     """Return what the site says, and what site and user together ask for; UsageError if it is wrong."""
     ours = site.parse(facts.site)
-    return ours, site.combine(ours, parsers.parse_request(facts.request))
+    wanted = site.combine(ours, parsers.parse_request(facts.request))
+    wanted.color = False  # what a step says, Slurm collects
+    return ours, wanted
 
 
 def task_count(facts: Facts) -> int:
@@ -156,9 +170,9 @@ def _leave_first_core() -> None:
 def main(argv: Sequence[str]) -> int:
     """Run the launcher with the descriptors and on the node that `argv` names; return its exit status."""
     try:
-        facts_fd, socket_fd, errors_fd = (int(text) for text in argv[:3])
+        facts_fd, socket_fd, errors_fd, *ready = (int(text) for text in (*argv[:3], *argv[4:]))
         # Before all else: who has the socket can hand out a ticket, and what the image brings is among what we start.
-        for fd in (facts_fd, socket_fd, errors_fd):
+        for fd in (facts_fd, socket_fd, errors_fd, *ready):
             os.set_inheritable(fd, False)
         log.configure(fd=errors_fd, node=argv[3] if argv[3:] else "")
     except (ValueError, OSError):
@@ -167,7 +181,14 @@ def main(argv: Sequence[str]) -> int:
     office = tickets.TaskSocket(socket_fd)
     try:
         facts = read_facts(facts_fd)
-        launch(facts, office)
+        if facts.name:
+            from . import by_words
+
+            _leave_first_core()
+            wanted = by_words.wanted(facts.words, facts.name, facts.located)
+            by_words.launch(wanted, Caller(facts.environment), office, ready)
+        else:
+            launch(facts, office)
     except Exception as error:
         text = describe(error)
         log.error(text if isinstance(error, ChError) else f"can't make the container: {text}")

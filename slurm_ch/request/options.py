@@ -111,6 +111,12 @@ OPTIONS = (
 
 BY_NAME = {option.name: option for option in OPTIONS}
 
+# What each of the tasks that share a container may have in its own way; the rest is the container's.
+OF_EACH_TASK = frozenset((
+    "cd", "set-env", "set-env0", "unset-env", "env-no-expand", "image-env", "home", "device", "seccomp", "keep-keyring",
+    "verbose", "quiet", "color",
+))  # fmt: skip
+
 
 class Setting:
     """One option as given: name, value, the words by which its giver knows it, and where it was given."""

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import os
+
+from .. import agreement
 from ..errors import UsageError
 
 TYPE_CHECKING = False
@@ -12,10 +15,12 @@ if TYPE_CHECKING:
 # Slurm's reserved step ids (slurm.h).
 _STEP_WORDS = {"4294967291": "batch", "4294967290": "interactive", "4294967292": "extern"}
 
+HYDRA_COUNT = agreement.HYDRA_COUNT
+
 # More tasks on one node than Slurm can be configured for.
 MAX_TASKS = 1 << 20
 
-_SAFE = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-"
+_SAFE = agreement.TAG_LETTERS.encode()
 
 
 def _digits(text: str) -> bool:
@@ -36,16 +41,20 @@ def tag(env: Mapping[str, str], ppid: int | None = None) -> str:
 
     Made from job, step, het component, node and restart: a bare step id is
     the same for every job's first step. The first global task id here tells
-    het components apart that share a node. Outside Slurm, mpirun's children
-    have PMIx's name of their job in common, and all peers their parent's pid `ppid`.
+    het components apart that share a node. The ranks of Open MPI's mpirun have PMIx's
+    name of their job in common, those of MPICH's their proxy, `ppid`: a batch script may
+    run several. Outside Slurm and MPI all peers have their parent's pid in common.
     UsageError names the variable that is missing or nonsense.
     """
+    started_by = ""
+    if "OMPI_COMM_WORLD_LOCAL_SIZE" in env and env.get("PMIX_NAMESPACE"):
+        started_by = "mpirun-" + _safe(env["PMIX_NAMESPACE"])
+    elif HYDRA_COUNT in env and ppid is not None:
+        started_by = f"hydra-{ppid}"
     if "SLURM_JOB_ID" not in env:
         if ppid is None:
             raise UsageError("--join-tag: required outside Slurm")
-        if "OMPI_COMM_WORLD_LOCAL_SIZE" in env and env.get("PMIX_NAMESPACE"):
-            return "mpirun-" + _safe(env["PMIX_NAMESPACE"])
-        return f"parent-{ppid}"
+        return started_by or f"parent-{ppid}"
     job = _number(env, "SLURM_JOB_ID")
     step = _step_id(env.get("SLURM_STEP_ID", "4294967291"))
     component = env.get("SLURM_HET_JOB_OFFSET") or env.get("SLURM_GTIDS", "0").partition(",")[0]
@@ -55,6 +64,8 @@ def tag(env: Mapping[str, str], ppid: int | None = None) -> str:
     restarts = env.get("SLURM_RESTART_COUNT", "0")
     if restarts != "0":
         parts.append(_safe(restarts))
+    if started_by:
+        parts.append(started_by)
     return ".".join(parts)
 
 
@@ -66,7 +77,8 @@ def _step_id(text: str) -> str:
 
 
 def _safe(text: str) -> str:
-    return "".join(letter if letter in _SAFE else "_" for letter in text)[:64]
+    data = os.fsencode(text)
+    return "".join(chr(byte) if byte in _SAFE else "_" for byte in data)[:64]
 
 
 def parse_tasks_per_node(text: str) -> Iterator[tuple[int, int]]:
@@ -104,6 +116,8 @@ def local_task_count(env: Mapping[str, str]) -> int:
     """Return how many tasks this node has; UsageError names the variable that is wrong."""
     if "OMPI_COMM_WORLD_LOCAL_SIZE" in env:
         name, count = "OMPI_COMM_WORLD_LOCAL_SIZE", _number(env, "OMPI_COMM_WORLD_LOCAL_SIZE")
+    elif HYDRA_COUNT in env:
+        name, count = HYDRA_COUNT, _number(env, HYDRA_COUNT)
     elif "SLURM_STEP_TASKS_PER_NODE" in env:
         name, count = "SLURM_STEP_TASKS_PER_NODE", _slurm_count(env)
     elif "SLURM_CPUS_ON_NODE" in env:
@@ -117,5 +131,13 @@ def local_task_count(env: Mapping[str, str]) -> int:
 
 def task_name(env: Mapping[str, str]) -> str:
     """Return what messages call this task."""
-    rank = env.get("SLURM_PROCID") or env.get("OMPI_COMM_WORLD_RANK")
+    rank = env.get("SLURM_PROCID") or env.get("OMPI_COMM_WORLD_RANK") or env.get("PMI_RANK")
     return f"task {rank}" if rank else "peer"
+
+
+def check_join(tag: str, count: int) -> None:
+    """Raise UsageError for a tag or a count that no join can have."""
+    if not 0 < len(tag) <= agreement.TAG_MAX or not set(agreement.TAG_LETTERS).issuperset(tag):
+        raise UsageError(f"--join-tag={tag}: not 1 to {agreement.TAG_MAX} of letters, digits, '_', '.' and '-'")
+    if not 0 < count <= agreement.JOIN_MAX:
+        raise UsageError(f"--join-ct={count}: not a whole number from 1 to {agreement.JOIN_MAX}")

@@ -32,6 +32,7 @@ import posix_ipc
 from .. import linux, log
 from ..agreement import EXIT_JOIN
 from ..errors import JoinError, UsageError
+from ..request import step
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 SHM = "/dev/shm"
 MUTEX = 0
 FIRST_SLOT = 2
-MAX_COUNT = 1 << 14
 
 # Waiters look around at least this often: a death wakes nobody.
 _LOOK_SECONDS = 0.05
@@ -58,8 +58,6 @@ _FLOCK = struct.Struct("@hhqqi0q")
 
 _EMPTY, _PUBLISHED, _FAILED, _ABORTED, _CLOSED = range(5)
 _ARRIVED, _JOINED, _OPENED = 1, 2, 3
-
-_TAG_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 
 
 class JoinFailed(JoinError):
@@ -80,10 +78,7 @@ class Peer:
     """
 
     def __init__(self, tag: str, count: int, timeout: float = 30.0, name: str = "peer") -> None:
-        if not 0 < len(tag) <= 200 or not _TAG_LETTERS.issuperset(tag):
-            raise UsageError(f"--join-tag={tag}: not 1 to 200 of letters, digits, '_', '.' and '-'")
-        if not 0 < count <= MAX_COUNT:
-            raise UsageError(f"--join-ct={count}: not a whole number from 1 to {MAX_COUNT}")
+        step.check_join(tag, count)
         self.tag = tag
         self.count = count
         self.timeout = timeout

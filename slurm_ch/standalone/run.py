@@ -7,14 +7,15 @@ Ends by becoming `ch-join`, which carries out the plan and runs the command.
 from __future__ import annotations
 
 import os
+import sys
 
-from .. import log
+from .. import agreement, log
 from ..engine import ch_join as handover
 from ..engine import container as engine
 from ..engine import namespaces
 from ..engine.action import Build
 from ..engine.caller import Caller
-from ..engine.environment import Environment
+from ..engine.environment import Environment, worked_out
 from ..errors import ChError
 from ..request import step
 
@@ -24,12 +25,60 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from ..request.spec import Spec
+    from ..request.words import Words
 
 
 def configure_log(spec: Spec, env: Mapping[str, str]) -> None:
     """Show what the options ask for, in the way they ask for it."""
     color = os.isatty(2) if spec.color is None else spec.color
     log.configure(level=spec.verbosity, node=env.get("SLURMD_NODENAME", ""), color=color)
+
+
+# Whether the kernel's policy refuses the sockets by which the static programs of a join meet.
+_sockets_refused = False
+
+
+def sockets_refused() -> None:
+    """Have peers meet by POSIX names from now on."""
+    global _sockets_refused
+    _sockets_refused = True
+
+
+def become_static(name: str, spec: Spec, words: Words) -> None:
+    """Become the static program, which meets the join's other peers; return if that is not for this one.
+
+    It isn't where sockets are refused, nor for what only this process can open: a pipe of the shell's.
+    """
+    image, command = words.image_and_command()
+    _tag_and_count(spec, os.environ)
+    values = [image or "", *(setting.value for setting in words.settings)]
+    if _sockets_refused or any(part in value for value in values for part in agreement.OWN_FILES):
+        return
+    given = [name, sys.executable, spec.located or ""]
+    checked = [agreement.CHECKED, *given, *words.in_full(), "--", image or "", *command]
+    handover.become_front(checked)
+
+
+def _tag_and_count(spec: Spec, env: Mapping[str, str]) -> tuple[str, int]:
+    tag = spec.join_tag or step.tag(env, ppid=_starter(env))
+    count = spec.join_count or step.local_task_count(env)
+    step.check_join(tag, count)
+    return tag, count
+
+
+def _starter(env: Mapping[str, str]) -> int:
+    """Return the pid of what started this process, or all ranks of MPICH's on this node."""
+    pid = os.getppid()
+    while step.HYDRA_COUNT in env and pid > 1:
+        try:
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                name, _, fields = file.read().rpartition(b")")
+        except OSError:
+            break
+        if name.partition(b"(")[2] == agreement.HYDRA_PROXY.encode():
+            return pid
+        pid = int(fields.split()[1])
+    return os.getppid()
 
 
 def no_hooks(container: engine.Container) -> None:
@@ -69,15 +118,7 @@ def _make(spec: Spec, caller: Caller, add_hooks: Callable[[engine.Container], No
 def _enter(spec: Spec, caller: Caller, pid: int) -> Build:
     environment = Environment(spec, caller)
     namespaces.enter_pid(pid)
-    return _inside(environment)
-
-
-def _inside(environment: Environment) -> Build:
-    """Return what a process that joined needs: the environment, worked out inside."""
-    build = Build()
-    build.root_fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    environment.apply(build)
-    return build
+    return worked_out(environment)
 
 
 def _join(spec: Spec, caller: Caller, add_hooks: Callable[[engine.Container], None]) -> Build:
@@ -86,8 +127,7 @@ def _join(spec: Spec, caller: Caller, add_hooks: Callable[[engine.Container], No
     except ModuleNotFoundError as error:
         raise ChError(f"--join needs the Python module {error.name}: python3 -m pip install {error.name}") from None
     env = caller.environment
-    tag = spec.join_tag or step.tag(env, ppid=os.getppid())
-    count = spec.join_count or step.local_task_count(env)
+    tag, count = _tag_and_count(spec, env)
     peer = join.Peer(tag, count, timeout=spec.join_timeout, name=step.task_name(env))
     if peer.arrive():
         try:
@@ -107,7 +147,7 @@ def _join(spec: Spec, caller: Caller, add_hooks: Callable[[engine.Container], No
         add_hooks(container)
         user_fd, mount_fd = peer.wait_for_winner()
         namespaces.enter(user_fd, mount_fd, "the join's winner")
-        build = _inside(environment)
+        build = worked_out(environment)
         container.hooks_all.run(container)
     peer.done()
     return build

@@ -14,6 +14,7 @@ void messages_color(void);
 void messages_to(int fd);
 /* From here on, exit as ch-run does. */
 void exit_codes_of_ch_run(void);
+int exit_code(int code);
 void die(int code, const char *format, ...) __attribute__((noreturn, format(printf, 2, 3)));
 void warn(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* Say something that is asked for from this level on. */
@@ -27,7 +28,17 @@ struct ticket {
 	int relay_fd; /* -1: no relay */
 };
 bool is_first_task(void);
-void ticket_read(int sock, struct ticket *t);
+/* Who says what all are told, and how long to wait for whom. */
+struct waiting {
+	bool speaks;
+	unsigned seconds;  /* 0: for ever */
+	const char *tag;   /* the join's, where there is a limit */
+	const char *maker; /* who makes the container, and its pid */
+	int pid;
+};
+void ticket_read(int sock, struct ticket *t, const struct waiting *w);
+/* Refuse a container that another user has made. */
+void ticket_check_owner(const struct ticket *t);
 void ticket_enter(const struct ticket *t);
 
 /* plan.c: records in a sealed memory file; carried out inside. */
@@ -45,6 +56,13 @@ struct settings {
 };
 struct plan plan_read(int fd);
 struct settings plan_carry_out(struct plan plan);
+
+/* task.c: enter the container of a ticket, and become the command there. `directory` is
+ * the caller's. */
+void task_run(const struct ticket *t, const char *directory, char **argv) __attribute__((noreturn));
+
+/* front.c: the command `slurm-ch`, or `ch-run`. */
+void front(const char *name, char **argv) __attribute__((noreturn));
 
 /* command.c */
 void command_run(const struct settings *s, const char *callers, char **argv) __attribute__((noreturn));

@@ -10,11 +10,11 @@
  *       BROKER says which broker of Slurm's commands may be started (relay_start.c).
  *       ARGV0, where given, is the command, in the place of the first word (this
  *       program's own path), or, behind a "+", of the one after it.
- *   ch-join --plan=FD -- CMD...  from `slurm-ch run`: already in the container.
+ *   ch-join --plan=FD -- CMD...  from Python: already in the container.
+ * And the command itself: under the names slurm-ch and ch-run, see front.c.
  */
 #define _GNU_SOURCE
 #include <errno.h>
-#include <fcntl.h>
 #include <limits.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -52,13 +52,12 @@ static int number(const char **text)
 
 static void __attribute__((noreturn)) through_ticket(const char *join, char **argv)
 {
+	struct waiting w = { .speaks = is_first_task() };
 	struct ticket t;
-	struct plan plan;
-	struct settings settings;
 	const char *rest = join;
 	const char *callers = NULL;
 	char *broker = "", *command = NULL;
-	int sock = number(&rest), copy, plan_fd;
+	int sock = number(&rest);
 	bool behind;
 
 	if (sock >= 0 && *rest == ':') {
@@ -73,14 +72,10 @@ static void __attribute__((noreturn)) through_ticket(const char *join, char **ar
 	if (*rest)
 		command = need(strdup(rest + 1));
 	unsetenv(JOIN_VARIABLE);
-	ticket_read(sock, &t);
+	ticket_read(sock, &t, &w);
 	close(sock);
-	copy = sealed_copy();
-	plan_fd = copy < 0 ? -1 : fcntl(t.plan_fd, F_DUPFD_CLOEXEC, 0);
-	plan = plan_read(t.plan_fd);
 	if (t.relay_fd >= 0)
 		start_broker(broker, t.relay_fd);
-	ticket_enter(&t);
 	argv += behind;
 	if (!argv[0])
 		die(EXIT_USAGE, "no command given");
@@ -88,18 +83,26 @@ static void __attribute__((noreturn)) through_ticket(const char *join, char **ar
 		argv[0] = command;
 	if (relay_take_variables(&callers))
 		need(NULL);
-	if (copy >= 0)
-		become_copy(copy, plan_fd, callers, argv);
-	settings = plan_carry_out(plan);
-	command_run(&settings, callers, argv);
+	task_run(&t, callers, argv);
+}
+
+static const char *base(const char *path)
+{
+	const char *slash = strrchr(path, '/');
+
+	return slash ? slash + 1 : path;
 }
 
 int main(int argc, char **argv)
 {
 	const char *join = getenv(JOIN_VARIABLE);
+	const char *name = base(argc ? argv[0] : "ch-join");
 	const char *rest;
 	struct settings settings;
 	int plan;
+
+	if (!strcmp(name, SLURM_CH) || !strcmp(name, CH_RUN) || !strcmp(name, CHECKED))
+		front(name, argv + 1);
 
 	/* First: the words may all be the user's. */
 	if (join)

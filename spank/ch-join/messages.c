@@ -26,7 +26,7 @@ void exit_codes_of_ch_run(void)
 }
 
 /* ch-run has one code for a command that can't be executed, and one for all else. */
-static int exit_code(int code)
+int exit_code(int code)
 {
 	if (!like_ch_run)
 		return code;

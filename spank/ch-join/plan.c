@@ -89,7 +89,8 @@ static bool carry_out(const char *record, struct settings *s)
 		messages_level(s->verbosity);
 		break;
 	case PLAN_COLOR:
-		messages_color();
+		if (strcmp(rest, IF_TERMINAL) || isatty(STDERR_FILENO))
+			messages_color();
 		break;
 	case PLAN_ROOT:
 		s->emulates_root = rest;

@@ -2,13 +2,17 @@
 /* The ticket: what the launcher tells a node's tasks, and the way into its namespaces. */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <linux/nsfs.h>
 #include <poll.h>
 #include <sched.h>
 #include <stdbool.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "../agreement.h"
@@ -27,8 +31,25 @@ bool is_first_task(void)
 	return !id || !strcmp(id, "0");
 }
 
+static void wait_for_peer(int sock, const struct waiting *w)
+{
+	struct pollfd wait = { .fd = sock, .events = POLLIN };
+	struct timespec start, now;
+	int64_t left = w->seconds * 1000ll;
+
+	clock_gettime(CLOCK_MONOTONIC, &start);
+	while (poll(&wait, 1, left > 0 ? (int)left : 0) <= 0) {
+		clock_gettime(CLOCK_MONOTONIC, &now);
+		left = w->seconds * 1000ll - (now.tv_sec - start.tv_sec) * 1000 -
+		       (now.tv_nsec - start.tv_nsec) / 1000000;
+		if (left <= 0)
+			die(EXIT_JOIN, "join: %s: waited %u s for the container that %s (pid %d) makes", w->tag,
+			    w->seconds, w->maker, w->pid);
+	}
+}
+
 /* Look at the ticket without taking it: the other tasks need it too. */
-void ticket_read(int sock, struct ticket *t)
+void ticket_read(int sock, struct ticket *t, const struct waiting *w)
 {
 	struct {
 		char magic[8];
@@ -48,8 +69,10 @@ void ticket_read(int sock, struct ticket *t)
 	ssize_t n;
 	unsigned code;
 
-	/* A limit is Slurm's to set: an image on a slow server may take its time. */
-	if (is_first_task() && !poll(&wait, 1, SLOW_SECONDS * 1000))
+	/* With Slurm a limit is Slurm's to set: an image on a slow server may take its time. */
+	if (w->seconds)
+		wait_for_peer(sock, w);
+	else if (w->speaks && !poll(&wait, 1, SLOW_SECONDS * 1000))
 		warn("no container after %d seconds; still waiting (a file server that hangs?)",
 		     SLOW_SECONDS);
 	for (;;) {
@@ -67,16 +90,16 @@ void ticket_read(int sock, struct ticket *t)
 			die(EXIT_SETUP, "can't receive the ticket: %s", strerror(errno));
 	}
 	if (n == 0) {
-		if (is_first_task())
+		if (w->speaks)
 			die(EXIT_LAUNCHER_DIED, "the launcher died before the container was ready "
 						"(killed, or no Python could start)");
-		exit(EXIT_LAUNCHER_DIED);
+		exit(exit_code(EXIT_LAUNCHER_DIED));
 	}
 	if (n != sizeof(head) || msg.msg_flags & MSG_TRUNC || memcmp(head.magic, TICKET_MAGIC, sizeof(head.magic)))
 		die(EXIT_SETUP, "launcher and ch-join are of different versions");
 	code = head.code[0] | head.code[1] << 8 | head.code[2] << 16 | (unsigned)head.code[3] << 24;
 	if (code) /* the launcher said why */
-		exit(code & 0xff ? code & 0xff : EXIT_SETUP);
+		exit(exit_code(code & 0xff ? code & 0xff : EXIT_SETUP));
 	c = CMSG_FIRSTHDR(&msg);
 	if (msg.msg_flags & MSG_CTRUNC || !c || c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS ||
 	    (c->cmsg_len != CMSG_LEN(sizeof(int) * 3) && c->cmsg_len != CMSG_LEN(sizeof(int) * 4)))
@@ -93,6 +116,16 @@ static void enter(int fd, int type, const char *kind)
 			die(EXIT_SETUP, "can't join %s namespace of the container: %s", kind,
 			    strerror(errno));
 	close(fd);
+}
+
+void ticket_check_owner(const struct ticket *t)
+{
+	uid_t owner;
+
+	if (ioctl(t->user_fd, NS_GET_OWNER_UID, &owner))
+		die(EXIT_SETUP, "can't find out whose the container is: %s", strerror(errno));
+	if (owner != geteuid())
+		die(EXIT_SETUP, "can't join: the container belongs to uid %u", owner);
 }
 
 void ticket_enter(const struct ticket *t)

@@ -15,7 +15,7 @@
 #define SYS_close_range 436
 #endif
 
-#define COUNT_MAX 8
+#define COUNT_MAX 9
 
 /* A copy of it above the list, in which any number may be in use, or closed. */
 static int raised(int fd, int count)

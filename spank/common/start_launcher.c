@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -22,6 +23,7 @@
 #define SOCKET_FD 4
 #define ERRORS_FD 5
 #define NULL_FD 6
+#define USER_FD 7
 
 static void __attribute__((noreturn)) refuse(const struct launch *l, int sock, const char *path)
 {
@@ -40,11 +42,15 @@ static void __attribute__((noreturn)) refuse(const struct launch *l, int sock, c
 
 static void __attribute__((noreturn)) become(const struct launch *l)
 {
-	char *argv[] = { (char *)l->python, "-I", "-S", (char *)l->launcher, "3", "4", "5", (char *)l->node, NULL };
+	bool ready = l->user_fd >= 0;
+	char *node = (char *)(l->node || !ready ? l->node : "");
+	char *argv[] = { (char *)l->python, "-I", "-S", (char *)l->launcher, "3", "4", "5", node,
+			 ready ? "7" : NULL, "8", NULL };
 	char *envp[] = { NULL };
 	/* A task may have no standard error. */
 	int errors = fcntl(STDERR_FILENO, F_GETFD) < 0 ? DEV_NULL : STDERR_FILENO;
-	const int list[] = { DEV_NULL, DEV_NULL, errors, l->facts, l->socket, errors, DEV_NULL };
+	const int list[] = { DEV_NULL, DEV_NULL, errors, l->facts, l->socket, errors, DEV_NULL,
+			     l->user_fd, l->mount_fd };
 	sigset_t none;
 
 	/* The terminal's signals are for the task. */
@@ -54,7 +60,7 @@ static void __attribute__((noreturn)) become(const struct launch *l)
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
 	/* Neither the task's descriptors nor slurmstepd's are the launcher's. */
-	if (descriptors_become(list, sizeof(list) / sizeof(*list)))
+	if (descriptors_become(list, ready ? USER_FD + 2 : USER_FD))
 		refuse(l, l->socket, l->python);
 	/* Nobody waits for a container any more when all tasks are gone: SIGIO
 	 * ends the launcher then, even where it hangs in a dead server's file. */
@@ -84,12 +90,14 @@ static int __attribute__((noinline)) grandchild(const struct launch *l)
 	return pid < 0 ? errno : 0;
 }
 
-static pid_t __attribute__((noinline)) child(const struct launch *l)
+static pid_t __attribute__((noinline)) child(const struct launch *l, volatile int *error)
 {
 	pid_t pid = vfork();
 
-	if (pid == 0)
-		_exit(grandchild(l));
+	if (pid == 0) {
+		*error = grandchild(l);
+		_exit(0);
+	}
 	return pid;
 }
 
@@ -97,23 +105,23 @@ static pid_t __attribute__((noinline)) child(const struct launch *l)
 int launch_start(const struct launch *l)
 {
 	sigset_t all, before;
-	pid_t pid, done;
-	int status, error;
+	volatile int failure = 0;
+	pid_t pid;
+	int error;
 
 	/* No handler of the task's may run in the children, on its memory. */
 	sigfillset(&all);
 	sigprocmask(SIG_BLOCK, &all, &before);
-	pid = child(l);
+	pid = child(l, &failure);
 	error = errno;
 	sigprocmask(SIG_SETMASK, &before, NULL);
 	if (pid < 0) {
 		errno = error;
 		return -1;
 	}
-	while ((done = waitpid(pid, &status, 0)) < 0 && errno == EINTR)
+	/* Who ignores SIGCHLD has no child to wait for. */
+	while (waitpid(pid, NULL, 0) < 0 && errno == EINTR)
 		;
-	if (done < 0)
-		return -1;
-	errno = WIFEXITED(status) ? WEXITSTATUS(status) : ECHILD;
-	return errno ? -1 : 0;
+	errno = failure;
+	return failure ? -1 : 0;
 }

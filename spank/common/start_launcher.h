@@ -7,6 +7,7 @@ struct launch {
 	const char *python, *launcher;
 	const char *node; /* for messages; NULL: not known */
 	int facts, socket;
+	int user_fd, mount_fd; /* of a container that there is; -1: none */
 };
 int launch_start(const struct launch *l);
 

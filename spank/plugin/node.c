@@ -247,7 +247,7 @@ static int start_launcher(spank_t sp, uint32_t step, int sock, char **env, int a
 {
 	char *python = site_path("python", DEFAULT_PYTHON, ac, av);
 	char *launcher = site_path("launcher", DEFAULT_LAUNCHER, ac, av);
-	struct launch l = { python, launcher, variable(env, "SLURMD_NODENAME"), -1, sock };
+	struct launch l = { python, launcher, variable(env, "SLURMD_NODENAME"), -1, sock, -1, -1 };
 	int failed = -1;
 
 	if (python && launcher) {

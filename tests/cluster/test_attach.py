@@ -9,7 +9,6 @@ import pty
 import re
 import select
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,10 +18,10 @@ from pytest_mock import MockerFixture
 from slurm_ch.attach import running as containers
 from slurm_ch.errors import ChError
 from slurm_ch.sandbox.cluster import Cluster
+from tests.command import SLURM_CH
 
 from .conftest import TIMEOUT
 
-SLURM_CH = Path(sys.executable).parent / "slurm-ch"
 SHARED = "srun --overlap --overcommit --mem=0"
 
 Enter = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -4,17 +4,17 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.command import SLURM_CH
+
 from .conftest import Run
 
 Good = Callable[..., str]
 
-SLURM_CH = Path(sys.executable).parent / "slurm-ch"
 
 # YAML: the launcher, without a virtual environment, must find PyYAML.
 SPEC = """\

@@ -27,10 +27,10 @@ from slurm_ch.engine import squashfs
 from slurm_ch.errors import ChError
 from slurm_ch.sandbox.cluster import Cluster
 from slurm_ch.slurm import plugstack
+from tests.command import SLURM_CH
 
 from .conftest import TIMEOUT
 
-SLURM_CH = Path(sys.executable).parent / "slurm-ch"
 NOBODY = pwd.getpwnam("nobody")
 
 Doctor = Callable[..., "subprocess.CompletedProcess[str]"]

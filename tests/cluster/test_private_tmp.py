@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import select
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,10 +13,9 @@ import pytest
 
 from slurm_ch import linux
 from slurm_ch.sandbox.cluster import Cluster
+from tests.command import SLURM_CH
 
 from .conftest import TIMEOUT
-
-SLURM_CH = Path(sys.executable).parent / "slurm-ch"
 
 # Its name until 25.11, and since.
 TYPE = {False: "JobContainerType=job_container/tmpfs", True: "NamespaceType=namespace/tmpfs"}

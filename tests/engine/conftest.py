@@ -6,15 +6,14 @@ from __future__ import annotations
 import os
 import pwd
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests import leftovers
+from tests.command import SLURM_CH
 
-SLURM_CH = str(Path(sys.executable).parent / "slurm-ch")
 TIMEOUT = 30
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 import slurm_ch
+from slurm_ch import agreement, paths
 from slurm_ch.engine import namespaces, task_plan
 from slurm_ch.plugin import tickets
 from slurm_ch.standalone import join
@@ -208,7 +209,9 @@ def test_an_ldconfig_that_leads_to_whoever_starts_it(run: Run, image_dir: Path, 
 def test_nothing_of_the_hosts_is_reached_through_a_winner(run: Run, user: str, image_dir: Path) -> None:
     """A winner waits for the others in the container, with the host's /dev/shm open; root inside looks at it."""
     words = ["-u0", "-g0", "--join-tag=reach", "--join-ct=2"]
-    winner = subprocess.Popen([SLURM_CH, "run", *words, str(image_dir), "true"], **settings(user))  # type: ignore[call-overload]
+    # As where sockets are refused.
+    command = [sys.executable, "-I", paths.COMMAND, agreement.SLURM_CH, agreement.MEET_BY_NAME, "run", *words]
+    winner = subprocess.Popen([*command, str(image_dir), "true"], **settings(user))  # type: ignore[call-overload]
     segment = Path(f"/dev/shm/slurm_ch-{pwd.getpwnam(user).pw_uid}-reach")
 
     def published() -> bool:

@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -611,9 +612,13 @@ def test_without_a_server_it_says_so(fails: Fails, image_sqfs: Path, user: str) 
         "import sys; from slurm_ch.engine import squashfs; squashfs.SERVER = '/nonexistent/ch-squashfuse_ll';"
         "from slurm_ch.cli.main import main; sys.argv = ['slurm-ch', 'run', sys.argv[1], '--', 'true']; main()"
     )
-    python = str(Path(SLURM_CH).parent / "python")
     done = subprocess.run(
-        [python, "-c", script, image_sqfs], check=False, capture_output=True, text=True, timeout=20, **settings(user)
+        [sys.executable, "-c", script, image_sqfs],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        **settings(user),
     )  # type: ignore[call-overload]
     assert done.returncode == 31
     assert done.stderr == (

@@ -190,6 +190,13 @@ void become_copy(int copy, int plan_fd, const char *directory, char **argv)
 	abort();
 }
 
+/* It has targets of its own. */
+void front(const char *name, char **argv)
+{
+	(void)name, (void)argv;
+	abort();
+}
+
 #include "../../spank/ch-join/messages.c"
 
 /* What it looks at when that fails are files of the machine. */
@@ -205,6 +212,7 @@ void execute(const struct settings *s, char **argv)
 #include "../../spank/ch-join/ticket.c"
 #include "../../spank/ch-join/plan.c"
 #include "../../spank/ch-join/command.c"
+#include "../../spank/ch-join/task.c"
 #include "../../spank/ch-join/main.c"
 #include "../../spank/ch-join/relay_start.c"
 #include "../../spank/common/descriptors.c"

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import subprocess
 from pathlib import Path
@@ -70,7 +71,14 @@ def test_another_python_is_named_in_the_fragment(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     fragment = (tmp_path / "opt/slurm_ch/share/slurm_ch/plugstack.conf").read_text()
     assert fragment.splitlines()[-1] == f"required /{LIBRARY}/slurm_ch/native/slurm_ch.so python={other}"
-    assert (tmp_path / "opt/slurm_ch/bin/slurm-ch").read_text().startswith(f"#!{other} -I\n")
+    # The command starts it, for all that isn't about a container.
+    other.unlink()
+    other.write_text('#!/bin/sh\necho "$@"\n')
+    other.chmod(0o755)
+    command = tmp_path / "opt/slurm_ch/bin/slurm-ch"
+    said = subprocess.run([command, "ps", "x"], check=True, capture_output=True, text=True).stdout.split()
+    assert (said[0], *said[2:]) == ("-I", "slurm-ch", "socket", "ps", "x")
+    assert Path(said[1]).resolve() == tmp_path / LIBRARY / "slurm_ch/cli/program.py"
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
@@ -110,6 +118,7 @@ def test_uninstall_waits_for_plugstack_conf(tmp_path: Path) -> None:
 def test_a_join_without_posix_ipc_says_what_is_missing(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['posix_ipc'] = None; from slurm_ch.cli.main import main;"
+        "from slurm_ch.standalone import run; run.sockets_refused();"
         "sys.argv = ['slurm-ch', 'run', '--join-ct=1', '--join-tag=x', '/', '--', 'true']; main()"
     )
     done = subprocess.run(
@@ -123,11 +132,10 @@ def test_a_join_without_posix_ipc_says_what_is_missing(tmp_path: Path) -> None:
 
 def test_a_command_whose_click_has_gone_says_so(tmp_path: Path) -> None:
     """As after an upgrade of Python: the distribution's click is for the new one."""
-    script = tmp_path / "slurm-ch"
-    text = (ROOT / "etc/slurm-ch.in").read_text()
-    script.write_text(text.replace("@LIBDIR@", str(ROOT)).replace("@MAIN@", "main"))
+    shutil.copytree(ROOT / "slurm_ch", tmp_path / "slurm_ch", ignore=shutil.ignore_patterns("__pycache__", "native"))
+    words = [tmp_path / "slurm_ch/cli/program.py", "slurm-ch", "socket", "ps"]
     done = subprocess.run(
-        ["/usr/bin/python3", "-B", "-I", "-S", script], check=False, capture_output=True, text=True, cwd=tmp_path
+        ["/usr/bin/python3", "-B", "-I", "-S", *words], check=False, capture_output=True, text=True, cwd=tmp_path
     )
     assert done.returncode == 1
     assert done.stderr == (

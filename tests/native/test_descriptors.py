@@ -15,7 +15,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -23,11 +22,11 @@ import pytest
 
 from slurm_ch import agreement, paths
 from tests import leftovers
+from tests.command import SLURM_CH
 from tests.small_images import make_image, squash
 
 from .conftest import write_script
 
-SLURM_CH = str(Path(sys.executable).parent / "slurm-ch")
 SECRET = "what-the-image-must-not-read"
 STREAMS = {"0", "1", "2"}
 

@@ -26,7 +26,11 @@ MAKE = [ROOT / "Makefile", *ROOT.glob("spank/Makefile"), ROOT / "tests/fuzz/Make
 CONSTANTS = {name: value for name, value in vars(agreement).items() if name.isupper()}
 KINDS = {value: name for name, value in CONSTANTS.items() if name.startswith(("FACT_", "PLAN_")) and len(value) == 1}
 # Each can be told from any other text; the command prefixes are parts of the variables' names.
-TEXTS = {value for value in CONSTANTS.values() if isinstance(value, str) and len(value) > 1}
+# Words of every day can't.
+EVERYDAY = {"SLURM_CH", "INTERPRETER_FILE", "CH_RUN", "IF_TERMINAL", "MEET_BY_SOCKET", "MEET_BY_NAME"}
+TEXTS = {
+    value for name, value in CONSTANTS.items() if isinstance(value, str) and len(value) > 1 and name not in EVERYDAY
+}
 TEXTS |= {value.rpartition("/")[2] for value in TEXTS if value.startswith("../")}
 CODES = {value for name, value in CONSTANTS.items() if name.startswith("EXIT_")}
 

@@ -16,14 +16,14 @@ def image_and_command(*words: str) -> tuple[str | None, list[str]]:
     """Return what of the words is the image, and what the command."""
     command = options.OrderedCommand("x", params=[*options.click_options(), click.Argument(["words"], nargs=-1)])
     ctx = command.make_context("x", list(words))
-    return options.image_and_command(ctx, ctx.params["words"])
+    return options.image_and_command(ctx)
 
 
 def parse(*words: str) -> tuple[list[tuple[str, str]], list[str]]:
     """Return the settings in order, and the words that are no options."""
     command = options.OrderedCommand("x", params=[*options.click_options(), click.Argument(["words"], nargs=-1)])
     ctx = command.make_context("x", list(words))
-    return [(setting.name, setting.value) for setting in ctx.obj], list(ctx.params["words"])
+    return [(setting.name, setting.value) for setting in ctx.obj.settings], list(ctx.params["words"])
 
 
 @pytest.mark.parametrize(

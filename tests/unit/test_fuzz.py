@@ -72,6 +72,12 @@ def no_kernel() -> Iterator[list[str]]:
             assert argv
             raise SystemExit(0)
 
+        def become_front(argv: list[str]) -> None:
+            name, interpreter, *_, command = argv[1:]
+            assert (name, interpreter) == (agreement.SLURM_CH, sys.executable)
+            assert command
+            raise SystemExit(0)
+
         def on_purpose(error: BaseException) -> str:
             assert isinstance(error, ChError), repr(error)
             return errors.describe(error)
@@ -79,6 +85,7 @@ def no_kernel() -> Iterator[list[str]]:
         patch.setattr(engine, "containerize", plan_only)
         patch.setattr(runner, "_join", no_peers)
         patch.setattr(runner.handover, "become", become)
+        patch.setattr(runner.handover, "become_front", become_front)
         patch.setattr(main, "describe", on_purpose)
         patch.setattr(namespaces, "enter_pid", no_process)
         patch.setattr(log, "_write", lambda kind, text: said.append(log.line(kind, text)))

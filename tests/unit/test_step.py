@@ -35,7 +35,7 @@ def test_tag_of_a_batch_step() -> None:
 
 
 def test_tag_has_only_letters_that_a_name_may_have() -> None:
-    assert step.tag({**BASE, "SLURMD_NODENAME": "a/b ü"}) == "12.0.0.a_b__"
+    assert step.tag({**BASE, "SLURMD_NODENAME": "a/b ü"}) == "12.0.0.a_b___"
 
 
 @pytest.mark.parametrize("name", ["SLURM_JOB_ID", "SLURM_STEP_ID"])

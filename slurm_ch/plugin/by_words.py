@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The launcher for `slurm-ch run`: the same container, asked for by the words of a command line.
+
+Loaded for these only. The caller is the static program, alone or as one of several peers.
+"""
+
+from __future__ import annotations
+
+from .. import log
+from ..agreement import CH_RUN
+from ..engine import container as engine
+from ..engine import namespaces, task_plan
+from ..engine.action import Build
+from ..engine.caller import Caller
+from ..engine.environment import Environment, worked_out
+from ..request import parsers
+from ..request.words import Words
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..request.spec import Spec
+    from . import tickets
+
+
+def wanted(given: Sequence[str], name: str, located: str | None) -> Spec:
+    """Return what the words of the command `name` ask for, `given` up to the command that is to be run.
+
+    `located` is the file that the image's reference means, if it is one.
+    """
+    words = Words(given)
+    spec = parsers.make(words.words[0] if words.words else None, words.settings, "IMAGE")
+    spec.like_ch_run = name == CH_RUN
+    spec.located = located
+    log.configure(level=spec.verbosity, color=log.on_terminal() if spec.color is None else spec.color)
+    return spec
+
+
+def launch(spec: Spec, caller: Caller, office: tickets.TaskSocket, ready: Sequence[int]) -> None:
+    """Make the container, or enter the one that there is, and hand out the ticket.
+
+    `ready` may be descriptors of the user and mount namespaces of a container that another
+    peer has made: then only this peer's rules are worked out. So they are with --join-pid.
+    """
+    if ready:
+        user_fd, mount_fd = ready
+        build = _enter(spec, caller, user_fd, mount_fd)
+    elif spec.join_pid is not None:
+        environment = Environment(spec, caller)
+        user_fd, mount_fd = namespaces.enter_pid(spec.join_pid)
+        build = worked_out(environment)
+    else:
+        build = engine.containerize(engine.Container(spec, caller))
+        user_fd, mount_fd = namespaces.open_own()
+    office.issue(user_fd, mount_fd, task_plan.plan_file(engine.plan_bytes(build)))
+
+
+def _enter(spec: Spec, caller: Caller, user_fd: int, mount_fd: int) -> Build:
+    container = engine.Container(spec, caller, joining=True)
+    environment = Environment(spec, caller, container.injection, joining=True)
+    namespaces.enter(user_fd, mount_fd, "the other peers")
+    return worked_out(environment)

@@ -1,0 +1,80 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What a peer and the holder both do with the socket between them. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "meeting.h"
+
+int message_send(int sock, const void *message, size_t size, int fd)
+{
+	union {
+		char space[CMSG_SPACE(sizeof(int))];
+		struct cmsghdr head;
+	} control = { .head = { .cmsg_level = SOL_SOCKET,
+				.cmsg_type = SCM_RIGHTS,
+				.cmsg_len = CMSG_LEN(sizeof(int)) } };
+	struct iovec data = { (void *)message, size };
+	struct msghdr m = { .msg_iov = &data, .msg_iovlen = 1 };
+
+	if (fd >= 0) {
+		memcpy(CMSG_DATA(&control.head), &fd, sizeof(fd));
+		m.msg_control = &control;
+		m.msg_controllen = sizeof(control);
+	}
+	return sendmsg(sock, &m, MSG_NOSIGNAL) == (ssize_t)size ? 0 : -1;
+}
+
+/* A message that is too long has another size too. */
+ssize_t message_receive(int sock, void *message, size_t size, int *fd, int flags)
+{
+	union {
+		char space[CMSG_SPACE(sizeof(int))];
+		struct cmsghdr head;
+	} control;
+	struct iovec data = { message, size };
+	struct msghdr m = { .msg_iov = &data,
+			    .msg_iovlen = 1,
+			    .msg_control = &control,
+			    .msg_controllen = sizeof(control) };
+	struct cmsghdr *c;
+	ssize_t n;
+
+	*fd = -1;
+	while ((n = recvmsg(sock, &m, flags | MSG_CMSG_CLOEXEC | MSG_TRUNC)) < 0 && errno == EINTR)
+		;
+	c = n < 0 ? NULL : CMSG_FIRSTHDR(&m);
+	if (c && c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS && c->cmsg_len == CMSG_LEN(sizeof(int)))
+		memcpy(fd, CMSG_DATA(c), sizeof(int));
+	return n;
+}
+
+static bool user_namespace(const char *pid, char name[64])
+{
+	char path[40];
+	ssize_t n;
+
+	snprintf(path, sizeof(path), "/proc/%s/ns/user", pid);
+	n = readlink(path, name, 63);
+	name[n < 0 ? 0 : n] = '\0';
+	return n > 0;
+}
+
+/* What runs in a container of this user's must not speak for a peer. */
+enum whose meeting_whose(int sock, struct ucred *who)
+{
+	socklen_t size = sizeof(*who);
+	char pid[16], own[64], its[64];
+
+	*who = (struct ucred){ 0, -1, -1 };
+	if (getsockopt(sock, SOL_SOCKET, SO_PEERCRED, who, &size) || who->uid != geteuid())
+		return ANOTHER_USERS;
+	snprintf(pid, sizeof(pid), "%d", who->pid);
+	if (!who->pid || !user_namespace("self", own))
+		return ANOTHER_NAMESPACES;
+	if (!user_namespace(pid, its))
+		return errno == ENOENT || errno == ESRCH ? NOBODYS : ANOTHER_NAMESPACES;
+	return strcmp(own, its) ? ANOTHER_NAMESPACES : OURS;
+}

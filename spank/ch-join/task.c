@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A task's way from its ticket to its command, whoever gave it the ticket. */
+#define _GNU_SOURCE
+#include <fcntl.h>
+
+#include "../agreement.h"
+#include "ch-join.h"
+
+void task_run(const struct ticket *t, const char *directory, char **argv)
+{
+	int copy = sealed_copy();
+	int plan_fd = copy < 0 ? -1 : fcntl(t->plan_fd, F_DUPFD_CLOEXEC, 0);
+	struct plan plan = plan_read(t->plan_fd);
+	struct settings settings;
+
+	ticket_enter(t);
+	if (copy >= 0)
+		become_copy(copy, plan_fd, directory, argv);
+	settings = plan_carry_out(plan);
+	command_run(&settings, directory, argv);
+}

@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What a command line of `slurm-ch run` is, as far as the way there must know it. */
+#ifndef WORDS_H
+#define WORDS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct words {
+	char **all;	  /* options and image ... */
+	size_t count;	  /* ... so many words */
+	const char *image; /* NULL: none, with --join-pid */
+	char **command;	  /* NULL: the image's own */
+	bool join, by_pid;
+	unsigned peers;	  /* 0: not said */
+	const char *tag;  /* NULL: not said */
+	unsigned seconds; /* to wait for peers */
+	const char *storage;
+	uint64_t rules;	  /* a hash of what each task may have in its own way */
+};
+
+/* Read the words; false if Python shall, which finds out what is wrong or means to say it. */
+bool words_read(char **words, struct words *w);
+
+/* Whether the image is to be fetched from somewhere. */
+bool words_is_reference(const struct words *w);
+
+/* A hash of strings, each with its end. */
+#define HASH_START 0xcbf29ce484222325u
+uint64_t hash_string(uint64_t hash, const char *text);
+
+/* Read a whole number of at most `digits` digits, and nothing else. */
+bool read_number(const char *text, size_t digits, uint64_t *n);
+
+#endif

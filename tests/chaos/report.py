@@ -32,7 +32,7 @@ FAULTS = [
     ),
     ("srun --kill-on-bad-exit, a task on its way in", ["srun, --kill-on-bad-exit"], None),
     ("srun --time=1, launcher held", ["srun, time limit"], None),
-    ("memory limits (RLIMIT_AS, RLIMIT_DATA, cgroup)", ["RLIMIT_AS from 1 to 99 MiB", "RLIMIT_DATA from 1 to 99 MiB", "memory of a cgroup, 0.5 to 24 MiB"], None),
+    ("memory limits (RLIMIT_AS, RLIMIT_DATA, cgroup)", ["RLIMIT_AS from 2 to 99 MiB", "RLIMIT_DATA from 2 to 99 MiB", "memory of a cgroup, 0.5 to 24 MiB"], None),
     ("descriptors (RLIMIT_NOFILE 4 to 63)", ["RLIMIT_NOFILE from 4 to 63"], None),
     ("descriptors in flight (ETOOMANYREFS)", ["ETOOMANYREFS: 400 descriptors in flight, limit 256"], None),
     ("no user namespace left, or one", ["user.max_user_namespaces=0", "user.max_user_namespaces=1"], None),

@@ -147,7 +147,9 @@ class BindMount(Action):
         except (FileNotFoundError, NotADirectoryError):
             if self.src_optional:
                 return -1
-            raise ChError(f"{self._why()}: source not found: {self.src}") from None
+            from . import no_image
+
+            raise ChError(f"{self._why()}: source not found: {self.src}{no_image.where_it_ends(self.src)}") from None
         except OSError as error:
             if self.src_optional and error.errno == errno.EACCES:
                 return -1
@@ -167,8 +169,11 @@ class BindMount(Action):
         try:
             return places.create(build, self.dst, directory, self.follow, self.cover)
         except ChError as error:
-            users = isinstance(error, places.BoundError) and not self.follow
-            remedy = ": make it there yourself, or choose another destination" if users else ""
+            remedy = ""
+            if isinstance(error, places.BoundError) and not self.follow:
+                remedy = ": make it there yourself, or choose another destination"
+            elif not self.cover and isinstance(error.__cause__, OSError):
+                remedy = " (make it in the image yourself, or ask for write-fake instead of write)"
             raise ChError(f"{self._why()}: {error}{remedy}") from error.__cause__
 
     def _refuse(self, error: OSError) -> NoReturn:

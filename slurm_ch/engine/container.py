@@ -73,6 +73,11 @@ class Container:
             caller.path(spec.image)
             self.image = image.resolve(spec.located or spec.image, storage, caller.cwd)
             check_image(spec, self.image, storage)
+            if spec.write and self.image.fd >= 0 and os.fstatvfs(self.image.fd).f_flag & os.ST_RDONLY:
+                raise UsageError(
+                    f"{spec.label('write')}: {spec.image} is on a read-only file system here; write-fake keeps changes"
+                    " in memory instead"
+                )
             if storage and "storage" in spec.labels and not os.path.isdir(caller.path(storage)):
                 log.warning(f"{spec.label('storage')}={storage}: no such directory")
             if spec.mount_point is not None:

@@ -54,8 +54,7 @@ def missing(reference: str, path: str, storage: str | None) -> str:
     """Return what to say of a `reference` that names neither a file nor an image in the storage."""
     text = f"can't stat image: {reference}"
     if reference.startswith("/"):
-        gap = _gap(path)
-        return f"{text} (there is no {gap} on this node)" if gap != path else text
+        return text + where_it_ends(path)
     text += f" (looked for {os.path.normpath(path)}" + (f", and in {storage}" if storage else "") + ")"
     name = reference.replace("#", "/")
     if not reference.startswith(".") and not reference.endswith((".sqfs", ".sqsh", ".squashfs", ".sif", ".img")):
@@ -63,14 +62,16 @@ def missing(reference: str, path: str, storage: str | None) -> str:
     return text
 
 
-def _gap(path: str) -> str:
-    """Return the first part of `path` that is not there."""
+def where_it_ends(path: str) -> str:
+    """Return, in brackets, which directory above `path` is not there; "" if that is no news."""
+    if not path.startswith("/"):
+        return ""
     here = "/"
     for part in path.split("/"):
         here = os.path.join(here, part)
         if not os.path.lexists(here):
-            break
-    return here
+            return f" (there is no {here} on this node)" if here != os.path.normpath(path) else ""
+    return ""
 
 
 def check_directory(reference: str, path: str) -> None:

@@ -172,7 +172,8 @@ def writeable(build: Build, directory: int, path: str, cover: bool = True) -> in
     if os.access(f"/proc/self/fd/{directory}", os.W_OK):
         return directory
     if not cover:
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        why = errno.EROFS if os.fstatvfs(directory).f_flag & os.ST_RDONLY else errno.EACCES
+        raise OSError(why, os.strerror(why))
     over = _overmount(build, directory, path)
     os.close(directory)
     return over

@@ -386,7 +386,10 @@ def test_places_are_the_images(good: Good, write: Write, image_dir: Path, world_
 def test_a_source_that_is_missing(fails: Fails, write: Write, image_sqfs: Path) -> None:
     path = write(spec({"mounts": [{"hostPath": "/none/lib", "containerPath": "/lib/x"}]}))
     line = fails(31, "--device", path, image_sqfs, "--", "true")
-    assert line == f"{path}: containerEdits.mounts[0]: can't bind: source not found: /none/lib"
+    assert (
+        line
+        == f"{path}: containerEdits.mounts[0]: can't bind: source not found: /none/lib (there is no /none on this node)"
+    )
 
 
 def test_device_nodes(run: Run, write: Write, image_sqfs: Path) -> None:

@@ -156,3 +156,17 @@ def test_the_image_is_seen_itself(good: Good, links: dict[str, Path], kind: str)
     assert [point for point, fields in mounts.items() if fields[2] == "overlay"] == ["/bin"]
     look = "stat -c '%n %a %F' /* /opt /etc/passwd 2>/dev/null | grep -v '^/\\(new\\|dev\\|proc\\|sys\\|tmp\\) '"
     assert good(*words[:4], links[kind], "--", "sh", "-c", look) == good(links[kind], "--", "sh", "-c", look)
+
+
+def test_an_image_on_a_read_only_file_system(fails: Fails, good: Good, image_dir: Path, world_tmp: Path) -> None:
+    root = world_tmp / "mounted-read-only"
+    root.mkdir()
+    subprocess.run(["mount", "--bind", image_dir, root], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", root], check=True)
+        line = fails(64, "-w", root, "--", "true")
+        assert line == f"--write: {root} is on a read-only file system here; write-fake keeps changes in memory instead"
+        words = ["-b", "/usr/share:/new/place", root, "--", "ls", "-d", "/new/place/doc"]
+        assert good(*words) == good("-W", *words) == "/new/place/doc\n"
+    finally:
+        subprocess.run(["umount", root], check=True)

@@ -405,7 +405,10 @@ def test_b3_write_makes_it_in_the_image(good: Good, fails: Fails, world_tmp: Pat
     # What is made must be in the image: nothing is covered to make it.
     os.chown(copy / "srv", 0, 0)
     line = fails(31, "-w", "-b", "/usr/share:/srv/x", copy, "--", "true")
-    assert line == "--bind=/usr/share:/srv/x: can't bind: can't create /srv/x: Permission denied"
+    assert line == (
+        "--bind=/usr/share:/srv/x: can't bind: can't create /srv/x (make it in the image yourself, or ask for write-fake"
+        " instead of write): Permission denied"
+    )
     for there in ("/tmp/slurm_ch-new", "/dev/shm/slurm_ch-new"):
         line = fails(31, "-w", "-b", f"/etc/hostname:{there}", copy, "--", "true")
         assert "is bound from the host; nothing is created there" in line

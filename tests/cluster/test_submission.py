@@ -262,5 +262,5 @@ def test_colons_and_commas_of_binds(good: Good, world_tmp: Path, image_sqfs: Pat
     script.write_text(
         f"#!/bin/sh\n#SBATCH --ch-image={image_sqfs}\n#SBATCH --ch-bind={twice}\ncat /new/place/file; srun cat /new/place/file\n"
     )
-    out = good(f"cd; sbatch -W -o out.txt {script}; cat out.txt; rm out.txt")
+    out = good(f"cd /tmp; sbatch -W -o $HOME/out.txt {script}; cat $HOME/out.txt; rm $HOME/out.txt")
     assert out.splitlines()[1:] == ["odd", "odd"]

@@ -70,8 +70,9 @@ class Container:
             self.image = image.Image(spec.image, image.JOINED, "/")
         else:
             storage = image.storage_directory(spec.storage, caller.environment, caller.user)
-            caller.path(spec.image)
-            self.image = image.resolve(spec.located or spec.image, storage, caller.cwd)
+            if spec.image_directory is None:
+                caller.path(spec.image)
+            self.image = image.resolve(spec.located or spec.image, storage, spec.image_directory or caller.cwd)
             check_image(spec, self.image, storage)
             if spec.write and self.image.fd >= 0 and os.fstatvfs(self.image.fd).f_flag & os.ST_RDONLY:
                 raise UsageError(
@@ -173,10 +174,19 @@ class Container:
             self.spec.relay_commands,
             paths.CH_RELAY,
             self.caller.environment.get("PATH", ""),
-            defaults=self.spec.relay_defaults,
+            defaults={name: self._anchored(name, value) for name, value in self.spec.relay_defaults.items()},
             label=self.spec.labels.get("relay", ""),
             writeable=self.spec.write_fake is not None,
         )
+
+    def _anchored(self, variable: str, value: str) -> str:
+        """Return a default of the steps inside with its relative paths as they are meant here."""
+        from .. import agreement
+        from ..request import anchor, options
+
+        wanted = variable[len(agreement.SRUN_PREFIX) :]
+        option = next(one for one in options.OPTIONS if one.variable == wanted)
+        return anchor.anchored(option, value, self.caller.cwd)
 
     def _accounts(self) -> list[Action]:
         uid, gid = self.uid, self.gid

@@ -41,12 +41,13 @@ def check(facts: launcher.Facts, command: Sequence[str]) -> str | None:
         from . import references
 
         return references.at_submission(os.path.basename(command[0]), wanted, here, Caller(facts.environment))
-    if not wanted.image.startswith("/") and _starts_elsewhere(command, facts.environment):
+    relative = not wanted.image.startswith("/") and wanted.image_directory is None
+    if relative and _starts_elsewhere(command, facts.environment):
         return None
     caller = Caller(facts.environment)
     storage = image.storage_directory(wanted.storage, facts.environment, caller.user)
     try:
-        found = image.resolve(wanted.image, storage, caller.cwd)
+        found = image.resolve(wanted.image, storage, wanted.image_directory or caller.cwd)
     except ChError as error:
         if isinstance(error.__cause__, OSError):
             return None  # not here, or not to be read here

@@ -30,13 +30,13 @@ SITE = 4  # an argument in plugstack.conf
 
 
 class Option:
-    """One option: name, kind, metavariable, help, where it exists, short form, value when bare.
+    """One option: name, kind, metavariable, help, where it exists, short form, value when bare, which paths are in it.
 
     `bare` is None where a value is needed. `sure`: the bare option is right with every image and every
     other option, so that a request of such options need not be checked before it waits in the queue.
     """
 
-    __slots__ = ("arg", "bare", "help", "kind", "name", "short", "sure", "where")
+    __slots__ = ("arg", "bare", "help", "kind", "name", "paths", "short", "sure", "where")
 
     def __init__(
         self,
@@ -49,6 +49,7 @@ class Option:
         short: str = "",
         bare: str | None = None,
         sure: bool = False,
+        paths: str = "none",
     ) -> None:
         self.name = name
         self.kind = kind
@@ -58,6 +59,7 @@ class Option:
         self.short = short
         self.bare = "yes" if kind == FLAG else bare
         self.sure = sure
+        self.paths = paths
 
     @property
     def variable(self) -> str:
@@ -67,14 +69,15 @@ class Option:
 
 # Slurm cuts a plugin option's help at 75 characters.
 OPTIONS = (
-    Option("image", ONE, "IMAGE", "run in this image: SquashFS file, directory or image name", where=PLUGIN),
+    Option("image", ONE, "IMAGE", "run in this image: SquashFS file, directory or image name", where=PLUGIN,
+           paths="image"),
     Option("bind", LIST, "SRC[:DST[:FLAGS]]", "show the host's SRC at DST; FLAGS: ro, rw; repeat, or use commas",
-           short="b"),
+           short="b", paths="binds"),
     Option("cd", ONE, "DIR", "initial working directory in the container", short="c"),
     Option("set-env", LIST, "NAME=VALUE|FILE", "set a variable, or all in FILE; bare: /ch/environment",
-           bare=IMAGE_ENVIRONMENT),
+           bare=IMAGE_ENVIRONMENT, paths="file"),
     Option("set-env0", LIST, "NAME=VALUE|FILE", "like set-env, the assignments in FILE end with NUL",
-           bare=IMAGE_ENVIRONMENT),
+           bare=IMAGE_ENVIRONMENT, paths="file"),
     Option("unset-env", LIST, "GLOB", "unset variables whose name matches the shell pattern"),
     Option("env-no-expand", FLAG, "", "don't expand $NAME in the values of set-env", sure=True),
     Option("image-env", OPTIONAL, "yes|no", "the image's own environment first [if it was pulled]", bare="yes"),
@@ -85,11 +88,11 @@ OPTIONS = (
            short="W", bare=DEFAULT_WRITE_FAKE),
     Option("home", FLAG, "", "bind your home directory at /home/$USER (implies write-fake)"),
     Option("device", LIST, "KIND|FILE", "add devices: CDI kind, KIND=NAME, all or spec file (implies write-fake)",
-           short="d"),
-    Option("cdi-dirs", ONE, "DIRS", "where CDI specs are, colons between [/etc/cdi:/var/run/cdi]"),
+           short="d", paths="devices"),
+    Option("cdi-dirs", ONE, "DIRS", "where CDI specs are, colons between [/etc/cdi:/var/run/cdi]", paths="directories"),
     Option("uid", ONE, "UID", "user id in the container [yours]", short="u"),
     Option("gid", ONE, "GID", "group id in the container [yours]", short="g"),
-    Option("storage", ONE, "DIR", "where images by name are [/var/tmp/$USER.ch]", short="s"),
+    Option("storage", ONE, "DIR", "where images by name are [/var/tmp/$USER.ch]", short="s", paths="directory"),
     Option("pull", ONE, "WHEN", "a reference's image: auto, always, cached (ask nobody), never [auto]"),
     Option("platform", ONE, "OS/ARCH", "a reference's image for another kind of machine"),
     Option("relay", FLAG, "", "let srun, squeue, ... be called inside [in batch scripts]", where=PLUGIN),

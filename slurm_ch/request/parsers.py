@@ -50,7 +50,11 @@ def boolean(setting: Setting) -> bool:
 def _image(spec: Spec, setting: Setting) -> None:
     if not setting.value:
         raise setting.wrong("the image's name is empty")
-    spec.image = path(setting, setting.value)
+    # A default of steps that was given in another directory (anchor.py).
+    directory, anchor, given = setting.value.partition("/./")
+    anchored = anchor and given and directory.startswith("/")
+    spec.image, spec.image_directory = (given, directory) if anchored else (setting.value, None)
+    spec.image = path(setting, spec.image)
 
 
 def path(setting: Setting, text: str) -> str:

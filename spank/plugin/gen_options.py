@@ -32,12 +32,13 @@ def row(option: options.Option) -> str:
         raise SystemExit(f"{option.name}: help is longer than {_HELP_MAX} characters")
     arg, bare = (quote(text) if text else "NULL" for text in (option.arg, option.bare))
     fields = [option.variable, quote("ch-" + option.name), arg, quote(option.help), bare, _KINDS[option.kind]]
-    return "OPTION(" + ", ".join([*fields, str(option.sure).lower()]) + ")"
+    fields += [str(option.sure).lower(), "PATHS_" + option.paths.upper()]
+    return "OPTION(" + ", ".join(fields) + ")"
 
 
 if __name__ == "__main__":
     parsers.check_complete()
-    print("/* Generated from slurm_ch/request/options.py. */\n/* VARIABLE, name, arg, help, bare, kind, sure */")
+    print("/* Generated from slurm_ch/request/options.py. */\n/* VARIABLE, name, arg, help, bare, kind, sure, paths */")
     for one in options.OPTIONS:
         if one.where & options.PLUGIN:
             print(row(one))

@@ -371,6 +371,10 @@ int node_task_init(spank_t sp, int ac, char **av)
 	/* Slurm doesn't tell, and nobody asked for a container: as without us. */
 	if (wish == UNKNOWN && tasks_end.fd < 0 && !options_remote_saw_option())
 		wish = HOST;
+	if (step == SLURM_BATCH_SCRIPT && wish != UNKNOWN && env && anchor_defaults(sp, env)) {
+		slurm_error("slurm_ch: can't anchor the relative paths in this script's " SRUN_PREFIX "*");
+		refuse();
+	}
 	if (wish == HOST) {
 		if (step == SLURM_BATCH_SCRIPT && spank_get_item(sp, S_JOB_ARGV, &argc, &argv) == ESPANK_SUCCESS &&
 		    argc > 0 && batch_script_asks(argv[0])) {

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "../agreement.h"
 #include "plugin.h"
@@ -23,6 +24,7 @@ struct option {
 	const char *bare; /* the value when none is given; NULL: one is needed */
 	enum kind kind;
 	bool sure; /* bare, it is right with every image and every other option */
+	enum paths paths;
 };
 
 #define OPTION(variable, ...) OPTION_##variable,
@@ -358,12 +360,15 @@ static bool differs_by_component(void)
 	return false;
 }
 
-/* What sbatch and salloc were given is the default of the steps inside. */
+/* What sbatch and salloc were given is the default of the steps inside. salloc's relative paths
+ * are of this directory; sbatch's of the one where the job starts, which its node knows. */
 static int publish_defaults(void)
 {
+	char *directory = strcmp(submitter(), "salloc") ? NULL : getcwd(NULL, 0);
+
 	for (int i = 0; i < OPTION_COUNT; i++) {
 		char name[128];
-		char *text = NULL;
+		char *text = NULL, *there;
 		size_t size;
 		FILE *out;
 		int n = 0, failed;
@@ -378,8 +383,10 @@ static int publish_defaults(void)
 				continue;
 			if (options[i].kind != KIND_LIST)
 				rewind(out);
+			there = directory ? anchored(options[i].paths, settings[s].value, directory) : NULL;
 			fprintf(out, "%s%s", n++ && options[i].kind == KIND_LIST ? "\n" : "",
-				settings[s].value);
+				there ? there : settings[s].value);
+			free(there);
 		}
 		if (fclose(out)) {
 			free(text);
@@ -391,6 +398,7 @@ static int publish_defaults(void)
 		if (failed)
 			return -1;
 	}
+	free(directory);
 	return 0;
 }
 

@@ -20,6 +20,11 @@
 /* submitter.c: "srun", "sbatch" or "salloc", whatever the program is called */
 const char *submitter(void);
 
+/* anchor.c: relative paths that become defaults of steps, by what of an option's value they are */
+enum paths { PATHS_NONE, PATHS_IMAGE, PATHS_DIRECTORY, PATHS_DIRECTORIES, PATHS_FILE, PATHS_BINDS, PATHS_DEVICES };
+char *anchored(enum paths kind, const char *value, const char *directory);
+int anchor_defaults(spank_t sp, char **env);
+
 /* options.c: in srun, sbatch and salloc */
 int options_register(spank_t sp);
 int options_post_opt(int ac, char **av);

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from slurm_ch.request.options import BY_NAME
+from tests.unit.test_anchor import VECTORS
+
 from .conftest import Run
 
 Good = Callable[..., str]
@@ -105,3 +108,63 @@ def test_a_task_prologs_tmpdir_counts(sh: Run, good: Good, world_tmp: Path, outs
     done = sh(f"{line} {SHOW}")
     assert (done.returncode, done.stdout) == (0, "/tmp\nthere\nall\n")
     assert f"warning: TMPDIR={there}: no such directory in the container; using /tmp\n" in done.stderr
+
+
+def test_relative_paths_that_become_defaults(good: Good, image_sqfs: Path, outside: Path) -> None:
+    """In the words of the README: the script's image is its steps' image, wherever they start."""
+    home = outside / "data"
+    shutil.copy(image_sqfs, home / "foo.sqfs")
+    (home / "vars").write_text("A=from the file\n")
+    (home / "d").mkdir()
+    (home / "d/file").write_text("bound\n")
+    see = "cat /marker /mnt/file; echo $A"
+    inner = see.replace("$", "\\$")
+    script = home / "script"
+    script.write_text(f"""#!/bin/sh
+#SBATCH --ch-image=foo.sqfs --ch-bind=./d:/mnt --ch-set-env=vars
+{see}
+cd /
+srun sh -c '{see}'
+""")
+    seen = "one\nbound\nfrom the file\n"
+    for submit in (f"cd {home}; sbatch", f"cd /; sbatch -D {home}"):
+        out = good(f"{submit} -W -o {outside}/out {script} >&2; cat {outside}/out")
+        assert [line for line in out.splitlines(keepends=True) if "slurm-ch" not in line] == (seen * 2).splitlines(
+            keepends=True
+        )
+    options = "--ch-image=foo.sqfs --ch-bind=./d:/mnt --ch-set-env=vars"
+    assert good(f"cd {home}; salloc -Q {options} sh -c \"cd /; srun sh -c '{inner}'\"") == seen
+    # A plain script whose steps have their defaults from its submitter's environment.
+    script.write_text(f"#!/bin/sh\ncd /\nsrun sh -c '{see}'\n")
+    exported = "export SLURM_CH_IMAGE=foo.sqfs SLURM_CH_BIND=./d:/mnt SLURM_CH_SET_ENV=vars"
+    out = good(f"cd {home}; {exported}; sbatch -W -o {outside}/out {script} >&2; cat {outside}/out")
+    assert out == seen
+    # An ordinary step with the relay is the default of its own steps too.
+    line = f"cd {home}; srun --ch-relay {options} sh -c \"cd /mnt; srun --overlap sh -c '{inner}'\""
+    assert good(line) == seen
+
+
+@pytest.mark.parametrize("command", ["salloc", "sbatch"])
+def test_every_kind_of_path_is_anchored_alike(good: Good, command: str, outside: Path) -> None:
+    for name, given, wanted in VECTORS:
+        if "\n" in given or name in ("storage", "cd", "unset-env") or given.startswith(("docker:", "/")):
+            continue
+        variable = BY_NAME[name].variable
+        show = f"echo \\$SLURM_CH_{variable}"
+        if command == "salloc":
+            line = f"cd {outside}; salloc -Q --ch-image=foo.sqfs '--ch-{name}={given}' sh -c \"{show}\""
+            line = line if name != "image" else f"cd {outside}; salloc -Q '--ch-image={given}' sh -c \"{show}\""
+        else:
+            line = f"cd {outside}; SLURM_CH_{variable}='{given}' sbatch -W -o {outside}/data/out --wrap \"{show}\" >&2; cat {outside}/data/out"
+        assert good(line).strip() == wanted.replace("/d/", f"{outside}/"), line
+
+
+def test_a_step_that_may_write_no_file(sh: Run, good: Good) -> None:
+    """`ulimit -f 0`: what is to be written where it is submitted can't be; the step can be as without a container."""
+    for options in ("", "--ch-image=$IMG", "--ch-image=$IMG --ch-bind=/usr:/mnt", "--ch-image=$IMG --ch-set-env=A=1"):
+        for limit in ("-f 0", "-S -f 0"):
+            assert good(f"ulimit {limit}; srun {options} sh -c 'ulimit -f'") == "0\n"
+    # Where nobody could check before, the node does.
+    done = sh("ulimit -f 0; srun --ch-image=$IMG --ch-uid=x true")
+    assert done.returncode == 64
+    assert "--ch-uid=x: not a whole number" in done.stderr

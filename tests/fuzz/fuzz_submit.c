@@ -13,6 +13,7 @@ extern char **environ;
 
 #define exit fuzz_exit
 #include "../../spank/plugin/options.c"
+#include "../../spank/plugin/anchor.c"
 #include "../../spank/plugin/submitter.c"
 
 bool other_container(int command_words)
@@ -70,9 +71,11 @@ void precheck_request(const char *request, const char *image, bool plain, int ac
 	}
 }
 
-/* A list's default gives the same values back. */
+/* A list's default gives the same values back; salloc's paths are of this directory. */
 static void check_defaults(void)
 {
+	char *directory = strcmp(submitter(), "salloc") ? NULL : getcwd(NULL, 0), *there;
+
 	for (int i = 0; i < OPTION_COUNT; i++) {
 		char name[128], *copy, *rest, *line;
 		size_t s = 0;
@@ -84,11 +87,18 @@ static void check_defaults(void)
 		while ((line = strsep(&rest, "\n"))) {
 			while (s < setting_count && settings[s].option != i)
 				s++;
-			if (s == setting_count || strcmp(settings[s++].value, line))
+			if (s == setting_count)
 				abort();
+			there = directory ? anchored(options[i].paths, settings[s].value, directory) :
+					    strdup(settings[s].value);
+			if (strcmp(there, line))
+				abort();
+			free(there);
+			s++;
 		}
 		free(copy);
 	}
+	free(directory);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)

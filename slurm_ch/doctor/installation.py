@@ -103,7 +103,12 @@ def check_slurm(env: Mapping[str, str]) -> Iterator[Finding]:
         return  # said already
     if "test_exec" in found.get("launchparameters", "").lower().split(","):
         text = f"test_exec in {conf}: srun refuses a command that the submission host lacks, though the image has it"
-        yield Finding(WARNING, "LaunchParameters", text, "take test_exec out of LaunchParameters")
+        yield Finding(
+            WARNING,
+            "LaunchParameters",
+            text,
+            "take test_exec out of LaunchParameters; meanwhile: srun --ch-image=IMAGE env COMMAND",
+        )
     if "contain_spank" in found.get("slurmdparameters", "").lower().split(","):
         yield Finding(OK, "SlurmdParameters", "contain_spank: steps in containers work with it")
 

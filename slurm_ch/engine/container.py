@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 REQUIRED_BINDS = ("/dev", "/proc", "/sys")
 # From the host too, where it has them: without these, no program finds another machine.
 NAME_SERVICE_BINDS = ("/etc/hosts", "/etc/resolv.conf")
+TIME_ZONE = "/etc/localtime"
 OPTIONAL_BINDS = (
     "/etc/machine-id",
     "/var/lib/hugetlbfs",
@@ -228,7 +229,9 @@ class Container:
             binds.BindMount(path, path, src_optional=True, dst_optional=True, readonly=True, follow=True)
             for path in OPTIONAL_BINDS
         ]
-        return [*required, *names, *optional]
+        # A writeable image gets no file that it lacks.
+        zone = [] if self.spec.write or self.spec.like_ch_run or _is_utc() else [root.BindWhereMissing(TIME_ZONE)]
+        return [*required, *names, *zone, *optional]
 
     def _tmp(self) -> list[Action]:
         if self.spec.like_ch_run:
@@ -278,6 +281,14 @@ class Container:
             recursive=True,
             label=bind.label,
         )
+
+
+def _is_utc() -> bool:
+    """Whether the host's time is what an image without a time zone has anyway."""
+    try:
+        return os.readlink(TIME_ZONE).rpartition("/")[2] in ("UTC", "UCT", "Universal", "Zulu")
+    except OSError:
+        return False
 
 
 def check_image(spec: Spec, found: image.Image, storage: str | None) -> None:

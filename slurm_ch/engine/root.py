@@ -206,6 +206,29 @@ class Write(Action):
         mounts.BindMount(name, self.path, dst_create=True, follow=True).apply(build)
 
 
+class BindWhereMissing(mounts.BindMount):
+    """Show a file of the host's where the image has none; what it has is meant."""
+
+    __slots__ = ()
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path, path, src_optional=True, dst_create=True, readonly=True, follow=True)
+
+    def describe(self) -> str:
+        return f"bind {self.src} at {self.dst} (read-only, if the image has none)"
+
+    def apply(self, build: Build) -> None:
+        try:
+            os.close(places.look_up(build, self.dst, True))
+        except OSError:
+            super().apply(build)
+            return
+        source = self.open_source()
+        self._source = None
+        if source >= 0:
+            os.close(source)
+
+
 class Account(Action):
     """Add the container's user, or group, to the image's file of them.
 

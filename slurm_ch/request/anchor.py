@@ -31,7 +31,7 @@ def _line(paths: str, line: str, directory: str) -> str:
         return line if "=" in line or line.startswith("image:") else _below(line, directory)
     if paths not in ("binds", "devices"):
         return line
-    escaped = "".join("\\" + letter if letter in ",:\\" else letter for letter in directory)
+    escaped = "".join("\\" + letter if letter in ",:" else letter for letter in directory)
     parts = line.replace("\\,", "\0").split(",")
     shown = [_below(part, escaped) if paths == "binds" or names.is_file(part) else part for part in parts]
     return ",".join(shown).replace("\0", "\\,")

@@ -23,6 +23,16 @@ static const char *value_in(char **env, const char *name)
 	return NULL;
 }
 
+bool is_reference(const char *image)
+{
+	static const char *const beginnings[] = { REFERENCE_BEGINNINGS };
+
+	for (size_t i = 0; i < sizeof(beginnings) / sizeof(*beginnings); i++)
+		if (!strncmp(image, beginnings[i], strlen(beginnings[i])))
+			return true;
+	return false;
+}
+
 static bool ends_with(const char *text, size_t n, const char *end)
 {
 	size_t length = strlen(end);
@@ -40,7 +50,7 @@ static bool is_relative(const char *text, size_t n)
 static void write_escaped(FILE *out, const char *text)
 {
 	for (; *text; text++) {
-		if (strchr(",:\\", *text))
+		if (strchr(",:", *text))
 			fputc('\\', out);
 		fputc(*text, out);
 	}

@@ -31,10 +31,57 @@ bool guard_is_multi_prog(int argc, char **argv)
 	return *text == '*' || (*text >= '0' && *text <= '9');
 }
 
+/* Whether the words from `first` on, up to the end of a component, are the command as it was
+ * typed: with a name in the place of the path that srun has found for it. */
+static bool is_typed(char **words, size_t count, size_t first, int argc, char **argv)
+{
+	size_t n = strlen(words[first]), whole = strlen(argv[0]);
+
+	if (*words[first] == '/' || !n || whole <= n || argv[0][whole - n - 1] != '/' ||
+	    strcmp(argv[0] + whole - n, words[first]) || first + argc > count ||
+	    (first + argc < count && strcmp(words[first + argc], ":")))
+		return false;
+	for (int i = 1; i < argc; i++)
+		if (strcmp(words[first + i], argv[i]))
+			return false;
+	return true;
+}
+
+/* The command's first word as it was typed. srun puts a path of this machine in the place of
+ * ./app, and with LaunchParameters=test_exec in the place of every name: in the container, that
+ * may be nowhere, or another program. NULL if there is no memory; freed by the caller. */
+static char *as_typed(int argc, char **argv)
+{
+	FILE *in = *argv[0] == '/' ? fopen("/proc/self/cmdline", "re") : NULL;
+	char **words = NULL, *one = NULL, *found = NULL;
+	size_t count = 0, size = 0;
+
+	while (in && getdelim(&one, &size, '\0', in) > 0) {
+		char **more = realloc(words, (count + 1) * sizeof(*words));
+
+		if (!more)
+			break;
+		words = more;
+		words[count++] = one;
+		one = NULL;
+		size = 0;
+	}
+	for (size_t i = 1; i < count && !found; i++)
+		if (is_typed(words, count, i, argc, argv))
+			found = strdup(words[i]);
+	while (count)
+		free(words[--count]);
+	free(words);
+	free(one);
+	if (in)
+		fclose(in);
+	return found ? found : strdup(argv[0]);
+}
+
 /* In srun, after the options, once for each component of a heterogeneous step. */
 int guard_local_user_init(spank_t sp)
 {
-	char **argv = NULL, *word;
+	char **argv = NULL, *word, *typed;
 	uint32_t step;
 	int argc = 0;
 
@@ -52,11 +99,14 @@ int guard_local_user_init(spank_t sp)
 	if (other_container(argc))
 		exit(EXIT_USAGE);
 	word = strdup(GUARD);
-	if (!word || setenv(COMMAND_VARIABLE, argv[0], 1)) {
+	typed = as_typed(argc, argv);
+	if (!word || !typed || setenv(COMMAND_VARIABLE, typed, 1)) {
 		free(word);
+		free(typed);
 		slurm_error("slurm_ch: can't guard the command");
 		return ESPANK_ERROR;
 	}
+	free(typed);
 	argv[0] = word; /* srun's now */
 	return ESPANK_SUCCESS;
 }

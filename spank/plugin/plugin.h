@@ -22,6 +22,7 @@ const char *submitter(void);
 
 /* anchor.c: relative paths that become defaults of steps, by what of an option's value they are */
 enum paths { PATHS_NONE, PATHS_IMAGE, PATHS_DIRECTORY, PATHS_DIRECTORIES, PATHS_FILE, PATHS_BINDS, PATHS_DEVICES };
+bool is_reference(const char *image);
 char *anchored(enum paths kind, const char *value, const char *directory);
 int anchor_defaults(spank_t sp, char **env);
 

@@ -74,16 +74,6 @@ static bool site_decides(int ac, char **av)
 	return false;
 }
 
-static bool is_reference(const char *image)
-{
-	static const char *const beginnings[] = { REFERENCE_BEGINNINGS };
-
-	for (size_t i = 0; i < sizeof(beginnings) / sizeof(*beginnings); i++)
-		if (!strncmp(image, beginnings[i], strlen(beginnings[i])))
-			return true;
-	return false;
-}
-
 /* What is pulled shows how far it is, and ends with whoever waits for it. */
 static void stay_in_foreground(pid_t parent)
 {

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from slurm_ch.request.options import BY_NAME
+from slurm_ch.sandbox.cluster import Cluster
 from tests.unit.test_anchor import VECTORS
 
 from .conftest import Run
@@ -79,6 +81,38 @@ def test_a_script_in_the_working_directory_is_found_as_without_a_container(
     done = sh(f"cd {world_tmp}; srun --ch-image=$IMG place-inst.sh")
     assert done.returncode == 126
     assert "can't execute place-inst.sh: place-inst.sh: Permission denied" in done.stderr
+
+
+def test_a_program_of_ones_own_in_a_directory_by_another_name(good: Good, outside: Path) -> None:
+    """srun itself makes a path of ./app, by the kernel's name for the directory."""
+    for name in ("app", "mine"):
+        (outside / "data/run" / name).write_text("#!/bin/sh\necho $0 $*\n")
+        (outside / "data/run" / name).chmod(0o755)
+    for options in (f"--ch-bind={outside}/scratch", f"--ch-bind={outside}/data:/mnt"):
+        line = f"cd {outside}/scratch/run; srun --ch-image=$IMG {options}"
+        assert good(f"{line} ./app 1 2") == "./app 1 2\n"
+        assert good(f"{line} mine : --ch-image=$IMG ./app -x").splitlines() in (
+            ["mine", "./app -x"],
+            ["./app -x", "mine"],
+        )
+
+
+def test_names_are_the_containers_where_srun_looks_for_commands(user: str, image_sqfs: Path) -> None:
+    """LaunchParameters=test_exec: srun refuses what this machine lacks, and gives the rest its paths here."""
+    with Cluster(nodes=1, slurm_conf_extra="LaunchParameters=test_exec\n") as cluster:
+        env = {**cluster.environ(user), "IMG": str(image_sqfs), "PATH": "/usr/bin:/bin"}
+
+        def run(line: str) -> subprocess.CompletedProcess[str]:
+            return cluster.run(["bash", "-c", line], user=user, timeout=60, env=env)
+
+        done = run("srun --ch-image=$IMG cat /marker")
+        assert (done.returncode, done.stdout) == (0, "one\n"), done.stderr
+        refused = run("srun --ch-image=$IMG zcat-of-the-image")
+        assert "Can not execute zcat-of-the-image" in refused.stderr
+        # What docs/troubleshooting.rst says to type.
+        assert run("srun --ch-image=$IMG env busybox echo there").stdout == "there\n"
+        doctor = run(f"{Path(sys.executable).parent}/slurm-ch doctor")
+        assert "test_exec" in doctor.stdout
 
 
 SHOW = "sh -c 'echo $TMPDIR; test -d $TMPDIR && test -w $TMPDIR && echo there; ls -d /tmp/slurm-ch-tests-* > /dev/null && echo all'"

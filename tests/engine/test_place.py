@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -290,3 +291,36 @@ def test_ch_run_makes_it_tmp(ch_run: Run, image: Path, world_tmp: Path, user: st
         image, "--", "sh", "-c", "ls -d /tmp/image.sqfs; echo ${TMPDIR-unset}", env=env(user, TMPDIR=world_tmp)
     )
     assert (done.stdout, done.stderr) == ("/tmp/image.sqfs\nunset\n", "")
+
+
+def test_binds_below_a_private_tmp(good: Good, image: Path, world_tmp: Path) -> None:
+    """Also at the path that the host's /tmp has, and where the directories above are missing."""
+    (world_tmp / "shown").mkdir(exist_ok=True)
+    (world_tmp / "shown/file").write_text("x\n")
+    for bind in (f"{world_tmp}/shown", f"{world_tmp}/shown:/tmp/a/b", f"{world_tmp}/shown:/var/tmp/c"):
+        there = bind.rpartition(":")[2]
+        assert good("-t", "-b", bind, image, "--", "sh", "-c", f"cat {there}/file; ls -A /tmp | wc -l") == (
+            f"x\n{int(there.startswith('/tmp'))}\n"
+        )
+    assert good("-t", "-b", f"{world_tmp}/shown", image, "--", "pwd", cwd=world_tmp / "shown") == f"{world_tmp}/shown\n"
+
+
+@pytest.mark.parametrize("there", ["missing", "dangling", "own"])
+def test_the_time_zone_is_the_hosts_where_the_image_has_none(
+    image_dir: Path, world_tmp: Path, user: str, there: str
+) -> None:
+    """What a machine with UTC needn't show, an image has anyway."""
+    copy = world_tmp / f"zone-{there}"
+    subprocess.run(["cp", "-a", image_dir, copy], check=True)
+    if there == "dangling":
+        (copy / "etc/localtime").symlink_to("/usr/share/zoneinfo/Etc/UTC")
+    elif there == "own":
+        (copy / "etc/localtime").write_text("own")
+    script = (
+        "import sys; from slurm_ch.engine import container; container._is_utc = lambda: False;"
+        "from slurm_ch.cli.main import main; sys.argv[:1] = ['slurm-ch', 'run']; main()"
+    )
+    command = [sys.executable, "-c", script, str(copy), "--", "md5sum", "/etc/localtime"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=TIMEOUT, **settings(user))  # type: ignore[call-overload]
+    shown = copy / "etc/localtime" if there == "own" else Path("/etc/localtime")
+    assert done.stdout.split()[0] == hashlib.md5(shown.read_bytes()).hexdigest()

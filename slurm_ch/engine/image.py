@@ -31,13 +31,14 @@ class Image:
     A file's can be read; a directory's is a place only. -1: there is none.
     """
 
-    __slots__ = ("fd", "kind", "path", "reference")
+    __slots__ = ("fd", "kind", "offset", "path", "reference")
 
     def __init__(self, reference: str, kind: str, path: str, fd: int = -1) -> None:
         self.reference = reference
         self.kind = kind
         self.path = path
         self.fd = fd
+        self.offset = 0  # where in its file a SquashFS begins
 
     def close(self) -> None:
         """Let go of the descriptor."""
@@ -162,6 +163,13 @@ def _open_file(image: Image) -> None:
     if len(magic) < 4:
         raise ChError(f"can't read image: {reference}: shorter than 4 bytes")
     if magic != agreement.SQUASHFS_MAGIC.encode():
+        if magic[:2] == b"#!":
+            from . import sif
+
+            begin = sif.offset(fd, reference)
+            if begin is not None:
+                image.offset = begin
+                return
         from . import no_image
 
         raise ChError(f"unknown image type: {reference}{no_image.kind(reference, image.path)}")

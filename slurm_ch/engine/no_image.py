@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import stat
 
-from .. import agreement
 from ..errors import ChError
 
 # Transports of the tools that pull: what they name is no file.
@@ -30,13 +29,6 @@ _OTHERS = (
 )
 _HEAD = 2048
 _TAR_MAGIC, _TAR_BLOCK, _TAR_MEMBERS = (257, b"ustar"), 512, 50
-
-# https://github.com/apptainer/sif : a header, then descriptors of what is in the file, little-endian.
-_SIF_MAGIC = (32, b"SIF_MAGIC\0")
-_SIF_DESCRIPTORS = 88  # in the header: how many there are, and where
-_SIF_DESCRIPTOR, _SIF_OFFSET, _SIF_MAX = 585, 17, 1000
-_SIF_PARTITION = 0x4004
-_SQUASHFS_MAGIC = agreement.SQUASHFS_MAGIC.encode()
 
 
 def pulled(reference: str) -> str:
@@ -105,7 +97,7 @@ def kind(reference: str, path: str) -> str:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             return ""
         head = os.pread(fd, _HEAD, 0)
-        what = _sif(fd, head, reference) or _archive(fd, head, reference) or _other(head)
+        what = _archive(fd, head, reference) or _other(head)
     except OSError:
         what = ""
     finally:
@@ -115,41 +107,6 @@ def kind(reference: str, path: str) -> str:
 
 def _at(data: bytes, place: tuple[int, bytes]) -> bool:
     return data[place[0] : place[0] + len(place[1])] == place[1]
-
-
-def _number(data: bytes, at: int, size: int) -> int:
-    return int.from_bytes(data[at : at + size], "little")
-
-
-def _sif(fd: int, head: bytes, reference: str) -> str:
-    if not _at(head, _SIF_MAGIC):
-        # What Singularity 2 wrote: SquashFS behind a line.
-        line = head.find(b"\n") + 1
-        if head.startswith(b"#!") and head[line : line + 4] == _SQUASHFS_MAGIC:
-            return f"an image of Singularity 2: `tail -c +{line + 1} {reference} > FILE.sqfs`, then name that"
-        return ""
-    offset = _sif_squashfs(fd, head)
-    if offset is None:
-        return (
-            "an image of Apptainer's (SIF) without a SquashFS in it:"
-            f" `apptainer build --sandbox DIR {reference}`, then name the directory"
-        )
-    return f"an image of Apptainer's (SIF): `tail -c +{offset + 1} {reference} > FILE.sqfs`, then name that"
-
-
-def _sif_squashfs(fd: int, head: bytes) -> int | None:
-    """Return where the SquashFS in a SIF file begins."""
-    count, begin = _number(head, _SIF_DESCRIPTORS, 8), _number(head, _SIF_DESCRIPTORS + 8, 8)
-    for index in range(min(count, _SIF_MAX)):
-        at = begin + index * _SIF_DESCRIPTOR
-        if at >= 1 << 62:
-            break
-        descriptor = os.pread(fd, _SIF_DESCRIPTOR, at)
-        offset = _number(descriptor, _SIF_OFFSET, 8)
-        is_partition = _number(descriptor, 0, 4) == _SIF_PARTITION and offset < 1 << 62
-        if is_partition and os.pread(fd, 4, offset) == _SQUASHFS_MAGIC:
-            return offset
-    return None
 
 
 def _archive(fd: int, head: bytes, reference: str) -> str:

@@ -56,6 +56,8 @@ class ServeSquashFS(Action):
         fuse = _open_fuse()
         build.image_fd = _mount_fuse(fuse, self.image.path)
         words = [*(["-s"] if self.single else []), *(["-t", str(self.timeout)] if self.timeout else [])]
+        if self.image.offset:
+            words += ["-o", f"offset={self.image.offset}"]
         build.server_stderr = _start(server, self.image.fd, fuse, words)
         self.image.close()
         os.close(fuse)

@@ -7,8 +7,6 @@ import bz2
 import gzip
 import io
 import lzma
-import struct
-import subprocess
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -30,18 +28,6 @@ def tar(*names: str) -> bytes:
     return data.getvalue()
 
 
-def sif(squashfs: bytes, kind: int = 0x4004) -> bytes:
-    """Return an image as Apptainer writes it: a header, descriptors, and what they describe, the second of them `squashfs`."""
-    at = 128 + 3 * 585
-    header = b"#!/usr/bin/env run-singularity\n\0SIF_MAGIC\0" + b"01\0" + b"02\0" + bytes(16)
-    header += struct.pack("<8q", 0, 0, 1, 3, 128, 3 * 585, at, len(squashfs) + 9)
-    descriptors = b""
-    for used, (number, offset, size) in ((1, (0x4001, at, 9)), (1, (kind, at + 9, len(squashfs))), (0, (0, 0, 0))):
-        descriptor = struct.pack("<iBIII7q", number, used, 1, 1, 0, offset, size, size, 0, 0, 0, 0)
-        descriptors += descriptor + bytes(585 - len(descriptor))
-    return header + descriptors + b"deffile\n\n" + squashfs
-
-
 FILES = {
     "f.tar": (tar("bin/sh", "etc/passwd"), "an archive: `mkdir DIR; tar -xf {} -C DIR`, then name the directory"),
     "oci.tar": (tar("blobs/sha256/x", "oci-layout"), "an archive of an image's layers: `slurm-ch pull oci-archive:{} FILE.sqfs`, then name the file"),
@@ -56,8 +42,6 @@ FILES = {
     "x.def": (b"Bootstrap: docker\n", "a recipe for an image, not built yet"),
     "disk.img": (bytes(1080) + b"\x53\xef" + bytes(3000), "an ext2, ext3 or ext4 file system"),
     "big-endian": (b"sqsh" + bytes(100), "SquashFS of the other byte order"),
-    "cut.sif": (sif(b"")[:100], "an image of Apptainer's (SIF) without a SquashFS in it: `apptainer build --sandbox DIR {}`, then name the directory"),
-    "data.sif": (sif(b"hsqs" + bytes(90), kind=0x4007), "an image of Apptainer's (SIF) without a SquashFS in it: "),
     "cut.tar": (tar("bin/sh")[:300], "an archive: "),
     "bad.tar": (tar("a")[:124] + b"9" * 12 + tar("a")[136:512], "an archive: "),
 }  # fmt: skip
@@ -71,17 +55,6 @@ def test_files(fails: Fails, world_tmp: Path, name: str) -> None:
     path.write_bytes(content)
     line = fails(31, path, "--", "true")
     assert line.startswith(f"unknown image type: {path}: {what.replace('{}', str(path))}")
-
-
-@pytest.mark.parametrize("form", ["SIF", "Singularity 2"])
-def test_what_the_line_says_works(fails: Fails, good: Good, world_tmp: Path, image_sqfs: Path, form: str) -> None:
-    content = image_sqfs.read_bytes()
-    path = world_tmp / f"{form.split(maxsplit=1)[0]}.sif"
-    path.write_bytes(sif(content) if form == "SIF" else b"#!/usr/bin/env run-singularity\n" + content)
-    command = fails(31, path, "--", "true").split("`")[1]
-    made = world_tmp / f"made-from-{path.name}.sqfs"
-    subprocess.run(command.replace("FILE.sqfs", str(made)), shell=True, check=True)
-    assert good(made, "--", "cat", "/marker") == "one\n"
 
 
 DIRECTORIES = {

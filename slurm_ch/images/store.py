@@ -343,7 +343,7 @@ class Store:
         self._forget_jobs(now)
         kept = sorted(_list(self.directory, False), key=lambda one: one.used)
         total = sum(one.size for one in kept)
-        youngest = now - (_NFS_KEPT_SECONDS if _file_system(self.directory).startswith("nfs") else 0)
+        youngest = now - (_NFS_KEPT_SECONDS if file_system(self.directory).startswith("nfs") else 0)
         gone = []
         for one in kept:
             if one.path == spare or one.used > youngest:
@@ -614,7 +614,7 @@ def _is_alive(record: dict[str, Any]) -> bool:
     return bool(start) and _start(pid) == start
 
 
-def _file_system(path: str) -> str:
+def file_system(path: str) -> str:
     """Return the type of the file system that a directory is on."""
     try:
         device = os.stat(path).st_dev

@@ -210,7 +210,7 @@ def test_who_is_second_uses_the_first_ones(cache: Store) -> None:
 
 
 @pytest.mark.parametrize("number", store._NO_LINKS)
-def test_a_file_system_without_hard_links(cache: Store, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+def test_afile_system_without_hard_links(cache: Store, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     def none(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))
 
@@ -309,8 +309,8 @@ def test_pruning(cache: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [one.path for one in cache.prune(limit=3000)] == [paths[2]]
     assert [one.path for one in cache.prune(limit=2500, spare=paths[3])] == [paths[4]]
     assert not os.path.exists(paths[4][:-5] + ".json")
-    assert store._file_system("/proc") == "proc"
-    monkeypatch.setattr(store, "_file_system", lambda _: "nfs4")
+    assert store.file_system("/proc") == "proc"
+    monkeypatch.setattr(store, "file_system", lambda _: "nfs4")
     os.utime(paths[3], (time.time() - 8 * days,) * 2)
     assert [one.path for one in cache.prune(limit=0)] == [paths[3]]
     assert [one.path for one in cache.images()] == [paths[1]]

@@ -8,17 +8,26 @@ import os
 import pwd
 import sys
 from itertools import chain
+from typing import Any
 
 import click
 
 from slurm_ch import errors
 from slurm_ch.doctor import installation
 from slurm_ch.doctor import node as checks
-from slurm_ch.doctor.findings import OK, PROBLEM
+from slurm_ch.doctor.findings import OK, PROBLEM, WARNING
+
+from . import display
+
+_STYLES: dict[str, dict[str, Any]] = {
+    OK: {"fg": "green"},
+    WARNING: {"fg": "yellow"},
+    PROBLEM: {"fg": "red", "bold": True},
+}
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
 @click.option("-q", "--quiet", is_flag=True, help="Warnings and problems only.")
 @click.option("--user", default="nobody", show_default=True, help="Who tries, when root asks.")
 @click.option("--plugstack", metavar="FILE", help="plugstack.conf [default: slurm.conf's].")
@@ -40,7 +49,10 @@ def doctor(*, as_json: bool, quiet: bool, user: str, plugstack: str | None, clus
         if as_json:
             click.echo(json.dumps(finding.as_dict()))
         else:
-            click.echo("\n".join(finding.lines()))
+            first, *remedy = finding.lines()
+            click.echo(display.paint(finding.grade, **_STYLES[finding.grade]) + first[len(finding.grade) :])
+            for line in remedy:
+                click.echo(line)
     sys.exit(worst)
 
 

@@ -18,7 +18,7 @@ from slurm_ch.images import settings as site_settings
 from slurm_ch.images.progress import size
 from slurm_ch.images.store import Store
 
-from . import pulling
+from . import display, pulling
 
 if TYPE_CHECKING:
     from slurm_ch.images.store import Cached
@@ -56,9 +56,8 @@ def images(*, as_json: bool) -> None:
         used = "site" if one.site else time.strftime("%Y-%m-%d", time.localtime(one.used))
         for name in known:
             cells.append((log.printable(name), one.digest[7:19], size(one.size), used, one.path))
-    widths = [max(len(row[column]) for row in cells) for column in range(4)]
-    for row in cells:
-        click.echo("  ".join([*(row[column].ljust(widths[column]) for column in range(4)), row[4]]))
+    for line in display.table(cells, right=(2,)):
+        click.echo(line)
 
 
 @click.command()
@@ -97,7 +96,7 @@ def _matching(name: str, own: Sequence[Cached], known: dict[str, list[str]]) -> 
 def prune(*, older: str | None, limit: str | None) -> None:
     """Remove what is not needed from your cache: what killed pulls left, and images that are out of use.
 
-    Without options, images that no reference means any more.
+    Without options, images that no reference names any more.
     """
     store = _store()
     store.prepare()

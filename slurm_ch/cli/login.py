@@ -20,7 +20,7 @@ def _host(text: str) -> str:
 
 
 @click.command()
-@click.option("-u", "--username", metavar="NAME", help="Who you are there; asked for if not given.")
+@click.option("-u", "--username", metavar="NAME", help="Your user name there; asked for if not given.")
 @click.option("--password-stdin", is_flag=True, help="Read the password, or token, from standard input.")
 @click.option("--tls-verify/--no-tls-verify", default=True, help="Whether the registry must have a valid certificate.")
 @click.argument("host", metavar="HOST")

@@ -6,11 +6,16 @@ click has the help, and says what is wrong.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from slurm_ch.errors import UsageError
 from slurm_ch.request import options
 from slurm_ch.request.words import TABLE, Words
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def click_options() -> list[click.Parameter]:
@@ -28,8 +33,26 @@ def click_options() -> list[click.Parameter]:
     return params
 
 
+# Where --help has each row of the table; what is in none of these is listed last.
+_SECTIONS = {
+    "Image": ("write", "write-fake", "storage", "pull", "platform", "fuse-single", "mount"),
+    "Files and devices": ("bind", "home", "private-tmp", "no-passwd", "device", "cdi-dirs"),
+    "Command and environment": ("cd", "set-env", "set-env0", "unset-env", "env-no-expand", "image-env"),
+    "User and privileges": ("uid", "gid", "seccomp", "keep-keyring", "userns"),
+    "One container for several processes": ("join", "join-ct", "join-tag", "join-pid", "join-timeout"),
+    "Messages": ("verbose", "quiet", "color"),
+}
+
+
 class OrderedCommand(click.Command):
     """A command whose words are read in the order given; `ctx.obj` is what they are."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        left = {param.name or "": param for param in self.get_params(ctx)}
+        for title, names in _SECTIONS.items():
+            found = [left.pop(name.replace("-", "_"), None) for name in names]
+            _write_options(ctx, formatter, title, [param for param in found if param])
+        _write_options(ctx, formatter, "Other options", list(left.values()))
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         own = {
@@ -43,6 +66,15 @@ class OrderedCommand(click.Command):
         if words.lacks_value:
             raise click.BadOptionUsage(words.lacks_value, f"Option {words.lacks_value!r} requires an argument.", ctx)
         return super().parse_args(ctx, [*words.spelled_out, "--", *words.words])
+
+
+def _write_options(
+    ctx: click.Context, formatter: click.HelpFormatter, title: str, params: Sequence[click.Parameter]
+) -> None:
+    records = [record for record in (param.get_help_record(ctx) for param in params) if record]
+    if records:
+        with formatter.section(title):
+            formatter.write_dl(records)
 
 
 def image_and_command(ctx: click.Context) -> tuple[str | None, list[str]]:

@@ -16,6 +16,8 @@ from slurm_ch.attach import attach
 from slurm_ch.errors import ChError, describe
 from slurm_ch.slurm import commands, records
 
+from . import display
+
 COLUMNS = ("job", "step", "node", "image", "tasks", "age")
 
 # Each is an srun; the controller has others to serve.
@@ -23,15 +25,15 @@ AT_ONCE = 4
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, the age in seconds.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per line, the age in seconds.")
 @click.option("-v", "--verbose", count=True, help="Say what is done.")
 @click.argument("names", nargs=-1, metavar="[JOBID...]")
 def ps(*, as_json: bool, verbose: int, names: Sequence[str]) -> None:
     """List the containers of your running jobs, or of JOBID..., on all their nodes.
 
-    Each job's nodes are asked by a short step of the job's own, so it costs an
-    srun a job, whatever the number of tasks. TASKS counts a step's own tasks: 0
-    for a container that a script started by itself.
+    Each job is asked by a short step of its own: one srun per job, whatever its
+    number of tasks. TASKS counts a step's own tasks; it is 0 for a container that
+    a script started by itself.
     """
     log.configure(level=verbose)
     user = attach.user_name()
@@ -70,5 +72,4 @@ def _lines(rows: list[dict[str, object]], as_json: bool) -> list[str]:
         [*(log.printable(str(row[name])) for name in COLUMNS[:-1]), records.clock(int(str(row["seconds"])))]
         for row in rows
     ]
-    widths = [max(len(line[n]) for line in cells) for n in range(len(COLUMNS))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in cells]
+    return display.table(cells, right=(COLUMNS.index("tasks"), COLUMNS.index("age")))

@@ -89,8 +89,9 @@ class BindMount(Action):
         self.label = label
         self._source: int | None = None  # a descriptor, or -1 for none
 
-    def describe(self) -> str:
-        notes = [
+    def notes(self) -> list[str]:
+        """Return what is special about it, for people."""
+        return [
             word
             for word, true in (
                 ("read-only", self.attributes & linux.MOUNT_ATTR_RDONLY),
@@ -100,6 +101,9 @@ class BindMount(Action):
             )
             if true
         ]
+
+    def describe(self) -> str:
+        notes = self.notes()
         return f"bind {self.src} at {self.dst}" + (f" ({', '.join(notes)})" if notes else "")
 
     def left_out(self) -> str:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 def configure_log(spec: Spec, env: Mapping[str, str]) -> None:
     """Show what the options ask for, in the way they ask for it."""
-    color = os.isatty(2) if spec.color is None else spec.color
+    color = os.isatty(2) and not env.get("NO_COLOR") if spec.color is None else spec.color
     log.configure(level=spec.verbosity, node=env.get("SLURMD_NODENAME", ""), color=color)
 
 

@@ -202,7 +202,9 @@ def test_a_plain_good_image_needs_no_checker(fake: Fake, world_tmp: Path) -> Non
         return fake("submit", *words, FAKE_SITE=site + more).returncode == 64
 
     assert not asked(plain)
-    assert not asked(f"--ch-image={world_tmp}")
+    assert asked(f"--ch-image={world_tmp}")  # a directory without programs
+    (world_tmp / "plain/bin").mkdir(parents=True)
+    assert not asked(f"--ch-image={world_tmp}/plain")
     assert not asked("--ch-image=/not/here", "--ch-private-tmp")
     assert asked(f"--ch-image={world_tmp}/plain.txt")
     assert asked("--ch-image=")

@@ -28,7 +28,8 @@ def _line(paths: str, line: str, directory: str) -> str:
     if paths == "directories":
         return ":".join(_below(part, directory) for part in line.split(":"))
     if paths == "file":
-        return line if "=" in line or line.startswith("image:") else _below(line, directory)
+        whose = "host:" if line.startswith("host:") else ""
+        return line if "=" in line or line.startswith("image:") else whose + _below(line[len(whose) :], directory)
     if paths not in ("binds", "devices"):
         return line
     escaped = "".join("\\" + letter if letter in ",:" else letter for letter in directory)

@@ -58,8 +58,13 @@ static void write_escaped(FILE *out, const char *text)
 
 static void write_part(FILE *out, enum paths kind, const char *part, size_t n, const char *directory)
 {
-	bool listed = kind == PATHS_BINDS || kind == PATHS_DEVICES, anchor = is_relative(part, n);
+	bool listed = kind == PATHS_BINDS || kind == PATHS_DEVICES, anchor;
+	size_t prefix = kind == PATHS_FILE && !strncmp(part, "host:", strlen("host:")) ? strlen("host:") : 0;
 
+	fwrite(part, 1, prefix, out);
+	part += prefix;
+	n -= prefix;
+	anchor = is_relative(part, n);
 	if (kind == PATHS_FILE) /* NAME=VALUE is no file; one in the image has its own root */
 		anchor = anchor && !memchr(part, '=', n) && strncmp(part, "image:", strlen("image:"));
 	else if (kind == PATHS_IMAGE)

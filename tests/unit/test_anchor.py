@@ -21,7 +21,7 @@ VECTORS = [
     ("bind", "./x:/y,/z,w:/v", "/d/./x:/y,/z,/d/w:/v"),
     ("bind", "a\\,b:/y", "/d/a\\,b:/y"),
     ("bind", "x:/y\n/a\nz:/b", "/d/x:/y\n/a\n/d/z:/b"),
-    ("set-env", "A=./x\nfile\n/f\nimage:/e", "A=./x\n/d/file\n/f\nimage:/e"),
+    ("set-env", "A=./x\nfile\n/f\nimage:/e\nhost:/f\nhost:./g", "A=./x\n/d/file\n/f\nimage:/e\nhost:/f\nhost:/d/./g"),
     ("set-env0", "file", "/d/file"),
     ("device", "v.com/c=1,./a.json,b.yaml,/c.json,all", "v.com/c=1,/d/./a.json,/d/b.yaml,/c.json,all"),
     ("cd", "run", "run"),

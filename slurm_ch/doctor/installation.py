@@ -139,7 +139,7 @@ def check(entry: plugstack.Entry, user: pwd.struct_passwd) -> Iterator[Finding]:
         for bind in wanted.binds:
             if not os.path.exists(bind.src):
                 text = f"bind={bind.src}: not on this node"
-                yield Finding(PROBLEM, "plugstack.conf", text, "make it there, or take the bind away")
+                yield Finding(PROBLEM, "plugstack.conf", text, "create it, or remove the bind")
     ch_join = argument(entry, "ch_join") or os.path.join(native, "ch-join")
     yield from _check_python(_python(entry), _launcher(entry), user)
     yield from _check_program("ch-join", ch_join, "make install, or say ch_join=PATH in plugstack.conf", user)

@@ -101,7 +101,7 @@ class Mount(binds.BindMount):
 
 
 class Report(Action):
-    """Tell the user what is not done for a device, once a container."""
+    """Tell the user what is not done for a device, once per container."""
 
     __slots__ = ("quiet", "text")
 

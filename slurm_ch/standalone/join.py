@@ -205,7 +205,7 @@ class Peer:
     def _check_time(self) -> None:
         """Raise JoinError when somebody has been in our way for too long."""
         if time.monotonic() > self._deadline:
-            raise JoinError(f"join: {SHM}/{self._object} comes and goes for {self.timeout:g} s")
+            raise JoinError(f"join: {SHM}/{self._object} keeps disappearing (tried for {self.timeout:g} s)")
 
     def _check_status(self, status: os.stat_result, name: str) -> None:
         if status.st_uid != self._uid:
@@ -460,7 +460,7 @@ class Peer:
         names = ", ".join(self._read_slot(slot)[2] for slot in range(arrived))
         return (
             f"waited {self.timeout:g} s {what}: {arrived} of {self.count} peers arrived ({names});"
-            f" {self.count - arrived} missing, {arrived - self._joined()} of those not in"
+            f" {self.count - arrived} never arrived, {arrived - self._joined()} arrived but did not join"
         )
 
     # ---- Leaving ----

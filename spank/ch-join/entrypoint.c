@@ -80,11 +80,11 @@ static char **list(const char *path, size_t *count)
 		uint32_t length;
 
 		if (size - at < LENGTH_SIZE)
-			die(EXIT_SETUP, "can't read %s: it ends in the middle", path);
+			die(EXIT_SETUP, "can't read %s: truncated", path);
 		length = (uint32_t)b[0] << 24 | b[1] << 16 | b[2] << 8 | b[3];
 		at += LENGTH_SIZE;
 		if (length > size - at)
-			die(EXIT_SETUP, "can't read %s: it ends in the middle", path);
+			die(EXIT_SETUP, "can't read %s: truncated", path);
 		if (memchr(data + at, '\0', length))
 			die(EXIT_SETUP, "can't read %s: a NUL in a string", path);
 		strings[n++] = need(strndup(data + at, length));

@@ -202,7 +202,7 @@ bool meeting_enter(const struct step *s, const struct hello *h, unsigned seconds
 		/* It has ended, with its last peer, or was killed. */
 		close(m->sock);
 		if (now_ms() > deadline)
-			die(EXIT_JOIN, "join: %s: its name comes and goes (tried for %u s)", s->tag, seconds);
+			die(EXIT_JOIN, "join: %s: its name keeps disappearing (tried for %u s)", s->tag, seconds);
 	}
 	heed(s, m);
 	return true;

@@ -86,8 +86,8 @@ def test_entrypoint_or_command_alone(
 @pytest.mark.parametrize(
     ("data", "why"),
     [(b'["echo"]', "not a list of strings as ch-image writes it"), (b"ang", "not a list of strings"),
-     (b"angi\0\0", "it ends in the middle"), (b"angi\0\0\0\5echo", "it ends in the middle"),
-     (b"angi\xff\xff\xff\xff", "it ends in the middle"), (b"angi\0\0\0\3a\0b", "a NUL in a string"),
+     (b"angi\0\0", "truncated"), (b"angi\0\0\0\5echo", "truncated"),
+     (b"angi\xff\xff\xff\xff", "truncated"), (b"angi\0\0\0\3a\0b", "a NUL in a string"),
      (b"angi" + bytes(3 << 20), "not a file of at most 2097152 bytes")],
 )  # fmt: skip
 def test_entrypoint_that_is_none(fails: Fails, world_tmp: Path, own_dir: Path, data: bytes, why: str) -> None:

@@ -270,7 +270,7 @@ def test_timeout_says_who_is_missing(uid: int) -> None:
     line = peer.line()
     assert "waited 0.3 s" in line
     assert "1 of 3 peers arrived (task " in line
-    assert "2 missing" in line
+    assert "2 never arrived" in line
 
 
 def test_counts_that_contradict(uid: int) -> None:

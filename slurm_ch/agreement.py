@@ -76,6 +76,7 @@ RELAYED_PREFIX = "SLURM_CH_RELAYED_"
 SRUN_PREFIX = "SLURM_CH_"
 SBATCH_PREFIX = "SBATCH_CH_"
 SALLOC_PREFIX = "SALLOC_CH_"
+PYXIS_PREFIX = "PYXIS_CONTAINER_"  # of pyxis' options, for all three
 
 # What the checker answers where the image's name is a reference: this word, the reference with its
 # digest; on a second line HOST:PATH where the image is a file already; and an end of line.

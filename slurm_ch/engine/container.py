@@ -241,6 +241,8 @@ class Container:
             return [binds.BindMount(where, "/tmp", dst_create=True, follow=True)]
         if self.spec.private_tmp:
             return [root.PrivateTmp(), root.PrivateTmp("/var/tmp", optional=True)]
+        if self.spec.manner and self.spec.manner.tmp_of_image:
+            return []
         # In this order: an image's /var/tmp may be a link to /tmp.
         return [
             binds.BindMount("/var/tmp", "/var/tmp", src_optional=True, dst_optional=True, follow=True),

@@ -223,7 +223,7 @@ class Environment(Action):
         places_there: list[str] = []
         if in_image and not spec.like_ch_run:
             places_there = [path for path in _PLACES if _is_there(build, path)]
-            records += self._brought_along(build, places_there)
+            records += self._in_manner(build, places_there)
         if in_image:
             records += first_records(self.whereabouts.home(build), spec.private_tmp, not spec.like_ch_run)
             if spec.like_ch_run:
@@ -241,7 +241,19 @@ class Environment(Action):
             records.append((agreement.PLAN_KEYRING, ""))
         build.records = records
 
+    def _in_manner(self, build: Build, places_there: Sequence[str]) -> list[Record]:
+        """Return the records for the environment that an image brings, as users of another tool expect it."""
+        brought, manner = self._brought_along(build, places_there), self.spec.manner
+        if manner is None:
+            return brought
+        variable, assignments = manner.if_image_has
+        if not any(text.startswith(variable + "=") for _, text in brought):
+            assignments = ()
+        return [*((agreement.PLAN_UNSET, name) for name in manner.drop), *brought, *assignments]
+
     def _directory(self, build: Build, images: str) -> list[Record]:
+        if self.spec.manner and self.spec.manner.start_in_image:
+            return [(agreement.PLAN_DIRECTORY, images or "/")]
         start, lost = self.whereabouts.directory(build)
         if lost and images and start == "/":
             start = images
@@ -361,6 +373,10 @@ class Environment(Action):
         or a plugin has set it.
         """
         environment = self.caller.environment
+        keep: Sequence[str] = ()
+        if self.spec.manner:
+            keep = self.spec.manner.keep
+            environment = {name: value for name, value in environment.items() if name not in self.spec.manner.drop}
         exported = [word.partition("=")[0] for word in environment.get(agreement.EXPORTED_VARIABLE, "").split(",")]
         kept: list[Record] = []
         # Of the same name, the last one counts.
@@ -369,6 +385,7 @@ class Environment(Action):
             if name.startswith(_SLURMS):
                 continue
             is_tasks = name.startswith(_TASKS) or name.endswith(_TASKS_ENDINGS) or name in _USERS or name in exported
+            is_tasks = is_tasks or name in keep
             if kind == agreement.PLAN_SET and (is_tasks or name not in environment):
                 kept.append((agreement.PLAN_SET_DEFAULT, text))
             elif not is_tasks or name not in environment:

@@ -94,7 +94,7 @@ class Offer(Action):
 
     def _places(self, build: Build) -> list[tuple[str, int]]:
         """Return where the commands go, and where an srun of the image's must not win."""
-        on_path = [*self.path.split(":"), "/bin"]
+        on_path = [*_path(build, self.path).split(":"), "/bin"]
         found: list[tuple[str, int]] = []
         seen = set()
         chosen = False
@@ -155,6 +155,15 @@ class Offer(Action):
         linux.move_mount(room, "", point, "", _ONTO)
         os.close(point)
         os.close(room)
+
+
+def _path(build: Build, callers: str) -> str:
+    """Return the PATH that commands will have: the caller's, if no rule sets another."""
+    kinds = (agreement.PLAN_SET, agreement.PLAN_SET_ANYWHERE, agreement.PLAN_SET_ITEMS)
+    for kind, text in reversed(build.records):
+        if kind in kinds and text.startswith("PATH="):
+            return f"{text[5:]}:{callers}" if "$" in text else text[5:]
+    return callers
 
 
 def _has(directory: int, name: str) -> bool:

@@ -84,7 +84,12 @@ def read_facts(fd: int) -> Facts:
 def asked_for(facts: Facts) -> tuple[site.Site, spec.Spec]:
     """Return what the site says, and what site and user together ask for; UsageError if it is wrong."""
     ours = site.parse(facts.site)
-    wanted = site.combine(ours, parsers.parse_request(facts.request))
+    if facts.request.startswith("container-") or "\ncontainer-" in facts.request:
+        from ..request import pyxis
+
+        wanted = pyxis.combine(ours, facts.request, facts.environment)
+    else:
+        wanted = site.combine(ours, parsers.parse_request(facts.request))
     wanted.color = False  # what a step says, Slurm collects
     return ours, wanted
 

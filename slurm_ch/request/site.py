@@ -18,6 +18,7 @@ RELAYED = tuple(agreement.RELAYED_COMMANDS.split(","))
 _RELAYABLE = frozenset((*RELAYED, "sacctmgr", "salloc", "scrontab", "sdiag", "sreport", "strigger"))
 # Where Slurm may note what ran.
 RECORDS = ("comment", "extra")
+_WORDS = {"record": RECORDS, "pyxis": ("yes", "no")}
 # What decides whether, and how, the image can be written.
 _OF_WRITING = frozenset(("write", "write-fake", "home", "device"))
 
@@ -38,6 +39,7 @@ class Site:
         "forbidden",
         "image_timeout",
         "pulling",
+        "pyxis",
         "record",
         "relayed",
         "squashfuse",
@@ -50,6 +52,7 @@ class Site:
         self.forbidden: set[str] = set()
         self.image_timeout = 0  # seconds; 0: none
         self.pulling: list[tuple[str, str]] = []
+        self.pyxis = "no"  # whether there are pyxis' options
         self.record: str | None = None
         self.relayed: Sequence[str] = RELAYED
         self.squashfuse: str | None = None
@@ -75,10 +78,10 @@ def _take(site: Site, setting: Setting) -> None:
         setattr(site, key, value)
     elif key == "image_timeout":
         site.image_timeout = _site_seconds(setting)
-    elif key == "record":
-        if value not in RECORDS:
-            raise setting.wrong(f"neither {' nor '.join(RECORDS)}")
-        site.record = value
+    elif key in _WORDS:
+        if value not in _WORDS[key]:
+            raise setting.wrong(f"neither {' nor '.join(_WORDS[key])}")
+        setattr(site, key, value)
     elif key == "bind":
         scratch = spec.Spec("/")
         parsers.bind(scratch, setting)

@@ -10,6 +10,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from .manner import Manner
+
 
 # What a mount can have, by the words of mount(8).
 MOUNT_FLAGS = ("ro", "nosuid", "nodev", "noexec")
@@ -42,15 +44,16 @@ class Spec:
     __slots__ = (
         "binds", "cd", "cdi_dirs", "color", "devices", "env_expand", "env_rules", "fuse_single", "gid", "home",
         "image", "image_directory", "image_env", "image_timeout", "join", "join_count", "join_pid", "join_tag",
-        "join_timeout", "keep_keyring", "labels", "like_ch_run", "located", "mount_point", "passwd", "platform",
-        "private_tmp", "pull", "relay", "relay_commands", "relay_defaults", "seccomp", "storage", "uid", "userns",
-        "verbosity", "write", "write_fake",
+        "join_timeout", "keep_keyring", "labels", "like_ch_run", "located", "manner", "mount_point", "passwd",
+        "platform", "private_tmp", "pull", "relay", "relay_commands", "relay_defaults", "seccomp", "storage", "uid",
+        "userns", "verbosity", "write", "write_fake",
     )  # fmt: skip
 
     def __init__(self, image: str) -> None:
         self.image = image
         self.image_directory: str | None = None  # where it was asked for, if not in the step's directory
         self.like_ch_run = False  # called by that name: what nobody asked for is as ch-run has it
+        self.manner: Manner | None = None  # what another tool's users expect
         self.located: str | None = None  # the file that an image's reference means
         self.pull: str | None = None
         self.platform: str | None = None

@@ -126,7 +126,7 @@ static const struct {
 	const char *name; /* of the default */
 	enum paths paths;
 } defaults[] = {
-#define OPTION(variable, name, arg, help, bare, kind, sure, paths) { SRUN_PREFIX #variable, paths },
+#define OPTION(variable, name, arg, help, bare, kind, sure, paths, group) { SRUN_PREFIX #variable, paths },
 #include "options.inc"
 #undef OPTION
 };

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Print the plugin's C table of options, from the one in slurm_ch/request/options.py."""
+"""Print the plugin's C table of options, from those in slurm_ch/request/options.py and pyxis.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../.."))
 
-from slurm_ch.request import options, parsers
+from slurm_ch.request import options, parsers, pyxis
 
 _KINDS = {
     options.ONE: "KIND_ONE",
@@ -26,19 +26,20 @@ def quote(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def row(option: options.Option) -> str:
+def row(option: options.Option | pyxis.Option, variable: str, name: str, group: str, sure: bool) -> str:
     """Return one row of the table."""
     if len(option.help) > _HELP_MAX:
         raise SystemExit(f"{option.name}: help is longer than {_HELP_MAX} characters")
-    arg, bare = (quote(text) if text else "NULL" for text in (option.arg, option.bare))
-    fields = [option.variable, quote("ch-" + option.name), arg, quote(option.help), bare, _KINDS[option.kind]]
-    fields += [str(option.sure).lower(), "PATHS_" + option.paths.upper()]
-    return "OPTION(" + ", ".join(fields) + ")"
+    arg, bare, whose = (quote(text) if text else "NULL" for text in (option.arg, option.bare, group))
+    fields = [variable, quote(name), arg, quote(option.help), bare, _KINDS[option.kind], str(sure).lower()]
+    return "OPTION(" + ", ".join([*fields, "PATHS_" + option.paths.upper(), whose]) + ")"
 
 
 if __name__ == "__main__":
     parsers.check_complete()
-    print("/* Generated from slurm_ch/request/options.py. */\n/* VARIABLE, name, arg, help, bare, kind, sure, paths */")
+    print("/* Generated from slurm_ch/request/. */\n/* VARIABLE, name, arg, help, bare, kind, sure, paths, group */")
     for one in options.OPTIONS:
         if one.where & options.PLUGIN:
-            print(row(one))
+            print(row(one, one.variable, "ch-" + one.name, "", one.sure))
+    for other in pyxis.OPTIONS:
+        print(row(other, other.name.upper().replace("-", "_"), other.name, other.group, False))

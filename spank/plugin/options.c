@@ -5,6 +5,7 @@
  * business. What can be refused here, is: before the job waits in the queue.
  */
 #define _GNU_SOURCE
+#include <ctype.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,14 +18,15 @@
 enum kind { KIND_ONE, KIND_LIST, KIND_FLAG, KIND_OPTIONAL };
 
 struct option {
-	const char *name;     /* "ch-bind" */
-	const char *variable; /* "BIND": what follows the prefix in a default's name */
+	const char *name; /* "ch-bind" */
 	const char *arg;      /* metavariable, or NULL */
 	const char *help;
 	const char *bare; /* the value when none is given; NULL: one is needed */
 	enum kind kind;
 	bool sure; /* bare, it is right with every image and every other option */
 	enum paths paths;
+	/* Of pyxis' options, what is common to those of which one is given; NULL: ours. */
+	const char *group;
 };
 
 #define OPTION(variable, ...) OPTION_##variable,
@@ -34,13 +36,14 @@ enum {
 };
 #undef OPTION
 
-#define OPTION(variable, name, ...) { name, #variable, __VA_ARGS__ },
+#define OPTION(variable, ...) { __VA_ARGS__ },
 static const struct option options[] = {
 #include "options.inc"
 };
 #undef OPTION
 
 /* As Slurm has them. */
+#define NO_ARGUMENT 0
 #define REQUIRED_ARGUMENT 1
 #define OPTIONAL_ARGUMENT 2
 
@@ -51,7 +54,44 @@ struct setting {
 
 static struct setting *settings; /* as given, in order */
 static size_t setting_count;
-static bool remote_saw_option, unusable;
+static bool remote_saw_option, unusable, speaks_pyxis;
+
+static bool is_known(const struct option *o)
+{
+	return speaks_pyxis || !o->group;
+}
+
+/* Whether it says no to an option of that name, and so has no line and no variable of its own. */
+static bool is_negation(const struct option *o)
+{
+	return o->group && !strncmp(o->name, "no-", strlen("no-"));
+}
+
+/* What its lines in the request begin with. */
+static const char *key(const struct option *o)
+{
+	return o->name + (!o->group ? strlen("ch-") : is_negation(o) ? strlen("no-") : 0);
+}
+
+/* As Slurm's own options have it: each command has its own defaults. */
+static const char *prefix(void)
+{
+	if (!strcmp(submitter(), "sbatch"))
+		return SBATCH_PREFIX;
+	if (!strcmp(submitter(), "salloc"))
+		return SALLOC_PREFIX;
+	return SRUN_PREFIX;
+}
+
+/* Write the name of the variable that has an option's default. */
+static void variable_name(const struct option *o, const char *ours, char *name, size_t size)
+{
+	const char *word = o->group ? o->name + strlen("container-") : o->name + strlen("ch-");
+
+	snprintf(name, size, "%s%s", o->group ? PYXIS_PREFIX : ours, word);
+	for (char *c = name; *c; c++)
+		*c = *c == '-' ? '_' : toupper((unsigned char)*c);
+}
 
 static int add(int option, const char *value)
 {
@@ -61,7 +101,13 @@ static int add(int option, const char *value)
 		return -1;
 	settings = more;
 	settings[setting_count].option = option;
-	settings[setting_count].value = strdup(value);
+	/* To pyxis, what doesn't begin as a path does is a reference. */
+	if (option == OPTION_CONTAINER_IMAGE && *value != '/' && *value != '.' && !strstr(value, "://")) {
+		if (asprintf(&settings[setting_count].value, "docker://%s", value) < 0)
+			return -1;
+	} else {
+		settings[setting_count].value = strdup(value);
+	}
 	return settings[setting_count].value ? (setting_count++, 0) : -1;
 }
 
@@ -103,13 +149,23 @@ static void drop_inherited(const struct option *o)
 	}
 }
 
-int options_register(spank_t sp)
+static int argument_of(const struct option *o)
 {
+	if (!o->bare)
+		return REQUIRED_ARGUMENT;
+	return o->group ? NO_ARGUMENT : OPTIONAL_ARGUMENT;
+}
+
+int options_register(spank_t sp, int ac, char **av)
+{
+	speaks_pyxis = site_says_yes("pyxis", ac, av) && !beside_pyxis();
 	for (int i = 0; i < OPTION_COUNT; i++) {
 		const struct option *o = &options[i];
 		struct spank_option so = { (char *)o->name, (char *)o->arg, (char *)o->help,
-					   o->bare ? OPTIONAL_ARGUMENT : REQUIRED_ARGUMENT, i, on_option };
+					   argument_of(o), i, on_option };
 
+		if (!is_known(o))
+			continue;
 		if (spank_option_register(sp, &so) != ESPANK_SUCCESS) {
 			slurm_error("slurm_ch: can't register --%s", o->name);
 			return ESPANK_ERROR;
@@ -125,22 +181,28 @@ bool options_remote_saw_option(void)
 	return remote_saw_option;
 }
 
-/* As Slurm's own options have it: each command has its own defaults. */
-static const char *prefix(void)
+static bool is_same(int one, int other)
 {
-	if (!strcmp(submitter(), "sbatch"))
-		return SBATCH_PREFIX;
-	if (!strcmp(submitter(), "salloc"))
-		return SALLOC_PREFIX;
-	return SRUN_PREFIX;
+	const char *a = options[one].group, *b = options[other].group;
+
+	return one == other || (a && b && !strcmp(a, b));
 }
 
 static bool given(int option, size_t explicit_count)
 {
 	for (size_t i = 0; i < explicit_count; i++)
-		if (settings[i].option == option)
+		if (is_same(settings[i].option, option))
 			return true;
 	return false;
+}
+
+/* Whether the image is given in the words of the other family than an option's: then a
+ * default of that option's is of another container. */
+static bool is_overruled(int option, size_t explicit_count)
+{
+	if (options[option].group)
+		return given(OPTION_IMAGE, explicit_count);
+	return option == OPTION_IMAGE && given(OPTION_CONTAINER_IMAGE, explicit_count);
 }
 
 /* Put the environment's defaults behind what was given explicitly. */
@@ -151,12 +213,14 @@ static int add_defaults(size_t explicit_count)
 		char *copy, *line, *rest;
 		int failed = 0;
 
-		snprintf(name, sizeof(name), "%s%s", prefix(), options[i].variable);
-		if (given(i, explicit_count) || !getenv(name))
+		if (!is_known(&options[i]) || is_negation(&options[i]))
+			continue;
+		variable_name(&options[i], prefix(), name, sizeof(name));
+		if (given(i, explicit_count) || is_overruled(i, explicit_count) || !getenv(name))
 			continue;
 		if (!*getenv(name)) /* empty is as good as unset */
 			continue;
-		if (options[i].kind != KIND_LIST && strchr(getenv(name), '\n')) {
+		if ((options[i].kind != KIND_LIST || options[i].group) && strchr(getenv(name), '\n')) {
 			slurm_error("slurm_ch: %s: the value has a newline in it", name);
 			return -1;
 		}
@@ -222,7 +286,7 @@ static int publish_exported(void)
 
 static void write_line(FILE *out, const struct setting *s)
 {
-	fprintf(out, "%s=%s\n", options[s->option].name + strlen("ch-"), s->value);
+	fprintf(out, "%s=%s\n", key(&options[s->option]), s->value);
 }
 
 /* Defaults first, in the table's order, then what was given, in the order given;
@@ -249,6 +313,11 @@ static char *write_request(size_t explicit_count, const char *located)
 	return text;
 }
 
+static bool is_image(const struct setting *s)
+{
+	return s->option == OPTION_IMAGE || s->option == OPTION_CONTAINER_IMAGE;
+}
+
 /* What the image's reference came to, kept: Slurm reads the options of a job of several
  * components again for each. */
 static struct pin pin;
@@ -272,7 +341,7 @@ static int use_pin(void)
 	if (!pin.image)
 		return 0;
 	for (size_t i = 0; i < setting_count; i++) {
-		if (settings[i].option == OPTION_IMAGE && !strcmp(settings[i].value, pinned) &&
+		if (is_image(&settings[i]) && !strcmp(settings[i].value, pinned) &&
 		    replace(&settings[i], pin.image))
 			return -1;
 		if (settings[i].option == OPTION_PULL && !strcmp(settings[i].value, "always") &&
@@ -330,13 +399,17 @@ static bool is_sure(const struct setting *s)
 static const char *image_of(bool *plain)
 {
 	const char *image = NULL;
+	int family = -1;
 
 	*plain = true;
 	for (size_t i = 0; i < setting_count; i++) {
-		if (settings[i].option == OPTION_IMAGE) {
-			if (image && strcmp(image, settings[i].value))
+		if (is_image(&settings[i])) {
+			if (image && (strcmp(image, settings[i].value) || settings[i].option != family))
 				*plain = false; /* of a script with several components? */
+			family = settings[i].option;
 			image = settings[i].value;
+			if (settings[i].option == OPTION_CONTAINER_IMAGE && *image != '/' && *image != '.')
+				*plain = false;
 		} else if (!is_sure(&settings[i])) {
 			*plain = false;
 		}
@@ -351,7 +424,7 @@ static bool differs_by_component(void)
 	const char *first = NULL;
 
 	for (size_t i = 0; i < setting_count; i++) {
-		if (settings[i].option != OPTION_IMAGE)
+		if (!is_image(&settings[i]))
 			continue;
 		if (first && strcmp(first, settings[i].value))
 			return command_line_has(":", 1);
@@ -371,20 +444,27 @@ static int publish_defaults(void)
 		char *text = NULL, *there;
 		size_t size;
 		FILE *out;
+		const char *between = options[i].group ? "," : "\n";
 		int n = 0, failed;
 
+		if (is_negation(&options[i]))
+			continue;
+		variable_name(&options[i], SRUN_PREFIX, name, sizeof(name));
+		/* What the job's own options have replaced is no default of its steps'. */
+		if (is_known(&options[i]) && is_overruled(i, setting_count) && unsetenv(name))
+			return -1;
 		if (!given(i, setting_count))
 			continue;
 		out = open_memstream(&text, &size);
 		if (!out)
 			return -1;
 		for (size_t s = 0; s < setting_count; s++) {
-			if (settings[s].option != i)
+			if (settings[s].option != i && strcmp(key(&options[settings[s].option]), key(&options[i])))
 				continue;
 			if (options[i].kind != KIND_LIST)
 				rewind(out);
 			there = directory ? anchored(options[i].paths, settings[s].value, directory) : NULL;
-			fprintf(out, "%s%s", n++ && options[i].kind == KIND_LIST ? "\n" : "",
+			fprintf(out, "%s%s", n++ && options[i].kind == KIND_LIST ? between : "",
 				there ? there : settings[s].value);
 			free(there);
 		}
@@ -392,7 +472,6 @@ static int publish_defaults(void)
 			free(text);
 			return -1;
 		}
-		snprintf(name, sizeof(name), "%s%s", SRUN_PREFIX, options[i].variable);
 		failed = setenv(name, text, 1);
 		free(text);
 		if (failed)
@@ -440,12 +519,16 @@ int options_post_opt(int ac, char **av)
 	if (!image) {
 		if (!explicit_count)
 			return ESPANK_SUCCESS;
-		slurm_error("slurm_ch: --%s: --ch-image is missing", options[settings[0].option].name);
+		slurm_error("slurm_ch: --%s: --%s is missing", options[settings[0].option].name,
+			    options[options[settings[0].option].group ? OPTION_CONTAINER_IMAGE : OPTION_IMAGE].name);
 		refuse();
 	}
 	if (differs_by_component()) {
-		slurm_error("slurm_ch: --ch-image=%s: all components of one command have the same image; "
-			    "use an srun for each", image);
+		slurm_error("slurm_ch: --%s=%s: all components of one command have the same image; "
+			    "use an srun for each",
+			    options[given(OPTION_CONTAINER_IMAGE, setting_count) ? OPTION_CONTAINER_IMAGE :
+										   OPTION_IMAGE].name,
+			    image);
 		refuse();
 	}
 	if (other_container(0))

@@ -27,7 +27,7 @@ char *anchored(enum paths kind, const char *value, const char *directory);
 int anchor_defaults(spank_t sp, char **env);
 
 /* options.c: in srun, sbatch and salloc */
-int options_register(spank_t sp);
+int options_register(spank_t sp, int ac, char **av);
 int options_post_opt(int ac, char **av);
 void options_free(void);
 bool options_remote_saw_option(void);
@@ -46,6 +46,7 @@ bool guard_is_multi_prog(int argc, char **argv);
 
 /* site_arguments.c: where a part is, by plugstack.conf or beside this plugin */
 char *site_path(const char *key, const char *beside, int ac, char **av);
+bool site_says_yes(const char *key, int ac, char **av);
 
 /* step_facts.c: what the launcher and the checker are told */
 FILE *step_facts(int *fd, const char *request, char **env, int ac, char **av);
@@ -56,6 +57,9 @@ char *broker_allowed(const char *request, bool batch, int ac, char **av);
 /* batch_script.c: a script that was submitted past this plugin */
 bool batch_script_asks(const char *path);
 bool batch_script_says(const char *path, bool is(const char *word));
+
+/* beside_pyxis.c: whether that plugin is loaded too, which has the same options */
+bool beside_pyxis(void);
 
 /* other_container.c: Slurm's own --container */
 bool other_container(int command_words);

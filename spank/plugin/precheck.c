@@ -214,7 +214,7 @@ static void run_checker(const char *python, const char *launcher, int facts, boo
  * the image is a reference, `pin` is what it means, if that could be found out here. */
 void precheck_request(const char *request, const char *image, bool plain, int ac, char **av, struct pin *pin)
 {
-	bool pulls = is_reference(image);
+	bool pulls = is_reference(image) || !strncmp(image, "dockerd://", strlen("dockerd://"));
 	/* With "ulimit -f 0" there is no file of facts, and the node will say. */
 	struct sigaction ignore = { .sa_handler = SIG_IGN }, before;
 	char *python, *launcher;

@@ -27,3 +27,15 @@ char *site_path(const char *key, const char *beside, int ac, char **av)
 	*slash = '\0';
 	return asprintf(&path, "%s/%s", real, beside) < 0 ? NULL : path;
 }
+
+/* Whether a site argument that is off by default is on. */
+bool site_says_yes(const char *key, int ac, char **av)
+{
+	size_t n = strlen(key);
+	bool yes = false;
+
+	for (int i = 0; i < ac; i++)
+		if (!strncmp(av[i], key, n) && av[i][n] == '=')
+			yes = !strcmp(av[i] + n + 1, "yes");
+	return yes;
+}

@@ -40,11 +40,10 @@ static bool submitting(void)
 
 int slurm_spank_init(spank_t sp, int ac, char **av)
 {
-	UNUSED;
 	if (loads++)
 		return ESPANK_SUCCESS;
 	if (submitting() || spank_context() == S_CTX_REMOTE)
-		return options_register(sp);
+		return options_register(sp, ac, av);
 	return ESPANK_SUCCESS;
 }
 

@@ -23,6 +23,17 @@ bool other_container(int command_words)
 }
 #undef exit
 
+bool beside_pyxis(void)
+{
+	return false;
+}
+
+bool site_says_yes(const char *key, int ac, char **av)
+{
+	(void)key, (void)av;
+	return ac;
+}
+
 static bool api_fails(void)
 {
 	return false;
@@ -57,7 +68,8 @@ void precheck_request(const char *request, const char *image, bool plain, int ac
 		bool known = false;
 
 		for (int i = 0; i < OPTION_COUNT; i++)
-			known |= !strncmp(line, options[i].name + 3, name) && !options[i].name[3 + name];
+			known |= is_known(&options[i]) && !strncmp(line, key(&options[i]), name) &&
+				 !key(&options[i])[name];
 		if (!known || line[name] != '=' || !strchr(line, '\n'))
 			abort();
 		lines++;
@@ -80,8 +92,8 @@ static void check_defaults(void)
 		char name[128], *copy, *rest, *line;
 		size_t s = 0;
 
-		snprintf(name, sizeof(name), "SLURM_CH_%s", options[i].variable);
-		if (options[i].kind != KIND_LIST || !given(i, setting_count))
+		variable_name(&options[i], SRUN_PREFIX, name, sizeof(name));
+		if (options[i].kind != KIND_LIST || options[i].group || !given(i, setting_count))
 			continue;
 		copy = rest = strdup(getenv(name));
 		while ((line = strsep(&rest, "\n"))) {
@@ -103,7 +115,7 @@ static void check_defaults(void)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-	static char *none[1], program[16];
+	static char *none[1], program[16], *site[] = { "pyxis=yes" };
 	uint8_t way;
 
 	fuzz_data = data;
@@ -115,19 +127,21 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	program_invocation_short_name = program;
 	if (!setjmp(fuzz_top)) {
 		registered_count = 0;
-		options_register(NULL);
+		options_register(NULL, way >> 3 & 1, site);
 		for (uint8_t left = fuzz_byte() % 32; left; left--) {
 			int i = fuzz_byte();
 
 			if (i & 128) {
 				char name[128];
 
-				snprintf(name, sizeof(name), "%s%s", i & 64 ? "SLURM_CH_" : prefix(),
-					 options[i % 64 % OPTION_COUNT].variable);
+				variable_name(&options[i % 64 % OPTION_COUNT], i & 64 ? SRUN_PREFIX : prefix(), name,
+					      sizeof(name));
 				setenv(name, fuzz_string(), 1);
 			} else {
 				const struct option *o = &options[i % OPTION_COUNT];
 
+				if (!is_known(o))
+					break;
 				if (on_option(i % OPTION_COUNT, i & 64 && o->bare ? NULL : fuzz_string(), 0))
 					break;
 			}

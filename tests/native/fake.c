@@ -13,10 +13,11 @@
  * runs what Slurm's contain_spank does in a child that shares the memory alone; FAKE_KILL
  * ends the task of that number before the plugin sees it; FAKE_CLOBBER puts another file
  * under the plugin's descriptors; FAKE_WAIT is a FIFO that is read, and printed, before the
- * end. The job's environment is this process's without FAKE_*.
+ * end; FAKE_LOAD is another plugin. The job's environment is this process's without FAKE_*.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
+#include <dlfcn.h>
 #include <fcntl.h>
 #include <sched.h>
 #include <stdarg.h>
@@ -183,7 +184,9 @@ static int submit(int argc, char **argv)
 	int ac = site_arguments(av);
 
 	context = getenv("FAKE_CONTEXT") ? S_CTX_ALLOCATOR : S_CTX_LOCAL;
-	if (slurm_spank_init(NULL, 0, NULL))
+	if (getenv("FAKE_LOAD") && !dlopen(getenv("FAKE_LOAD"), RTLD_LAZY))
+		abort();
+	if (slurm_spank_init(NULL, ac, av))
 		return 2;
 	for (int i = 0; i < argc; i++)
 		if (give(argv[i] + 2, 0)) {
@@ -207,7 +210,7 @@ static int submit(int argc, char **argv)
 	for (char **e = environ; *e; e++)
 		if (strstr(*e, "SLURM_") && strstr(*e, "ch_"))
 			printf("%s%c", *e, 0);
-		else if (!strncmp(*e, "SLURM_CH_", 9))
+		else if (!strncmp(*e, "SLURM_CH_", 9) || !strncmp(*e, "PYXIS_CONTAINER_", 16))
 			printf("%s%c", *e, 0);
 	fflush(stdout);
 	return slurm_spank_exit(NULL, 0, NULL);

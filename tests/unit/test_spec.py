@@ -38,7 +38,9 @@ def test_c_table_has_every_option_of_the_plugin() -> None:
         [sys.executable, "-I", ROOT / "spank/plugin/gen_options.py"], check=True, capture_output=True, text=True
     ).stdout
     names = re.findall(
-        r'^OPTION\(([A-Z0-9_]+), "ch-([a-z0-9-]+)", .*, KIND_[A-Z]+, (true|false), PATHS_([A-Z]+)\)$', out, re.MULTILINE
+        r'^OPTION\(([A-Z0-9_]+), "ch-([a-z0-9-]+)", .*, KIND_[A-Z]+, (true|false), PATHS_([A-Z]+), NULL\)$',
+        out,
+        re.MULTILINE,
     )
     wanted = [
         (o.variable, o.name, str(o.sure).lower(), o.paths.upper()) for o in options.OPTIONS if o.where & options.PLUGIN

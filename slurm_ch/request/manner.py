@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a container differs from ours where users of another tool expect it: what no option of ours says."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class Manner:
+    """What a dialect asks for besides a Spec's options; a Spec without one is ours."""
+
+    __slots__ = ("drop", "if_image_has", "keep", "start_in_image", "tmp_of_image")
+
+    def __init__(self) -> None:
+        self.start_in_image = True  # in the image's directory, else in /
+        self.tmp_of_image = False  # /tmp is the image's own
+        self.drop: Sequence[str] = ()  # variables that a job's environment doesn't bring
+        self.keep: Sequence[str] = ()  # variables of which the job's value counts, not the image's
+        # Of an image with this variable in its environment, records for the plan.
+        self.if_image_has: tuple[str, Sequence[tuple[str, str]]] = ("", ())

@@ -1,0 +1,350 @@
+# SPDX-License-Identifier: Apache-2.0
+"""pyxis' options on this engine: one table of what there is, and what each asks for in our own words.
+
+A site asks for them by `pyxis=yes` in plugstack.conf. Loaded only for a request that has one of them: to
+everything else in this package a container made by `--container-image` is one made by `--ch-image`.
+Another dialect would be a module like this one.
+"""
+
+from __future__ import annotations
+
+import os
+
+from .. import agreement
+from ..errors import UsageError
+from . import parsers, site
+from .manner import Manner
+from .options import FLAG, LIST, ONE, PLUGIN, Setting
+from .spec import Bind, Spec
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+class Option:
+    """One option: name, kind, metavariable, help; the end of its variable's name, and what it excludes.
+
+    Of the options with one `group` one is given; another's variable doesn't count then.
+    """
+
+    __slots__ = ("arg", "bare", "group", "help", "kind", "name", "paths", "variable")
+
+    def __init__(self, name: str, kind: str, arg: str, help: str, *, group: str = "", bare: str = "yes") -> None:
+        self.name = name
+        self.kind = kind
+        self.arg = arg
+        self.help = help
+        self.paths = "none"  # relative ones are of each task's directory
+        self.bare = bare if kind == FLAG else None
+        self.variable = name.partition("container-")[2].upper().replace("-", "_")
+        self.group = group or self.variable
+
+
+# Slurm cuts a plugin option's help at 75 characters.
+OPTIONS = (
+    Option("container-image", ONE, "[USER@][REG#]NAME[:TAG]|PATH", "run in this image; a path begins with / or ."),
+    Option("container-mounts", LIST, "SRC[:DST[:FLAGS]],...", "show the host's SRC at DST; FLAGS are joined by +"),
+    Option("container-workdir", ONE, "DIR", "initial working directory in the container [the image's]"),
+    Option("container-name", ONE, "NAME[:FLAG]", "a container that is kept; FLAG: auto, create, exec, no_exec"),
+    Option("container-save", ONE, "PATH", "save the container as a SquashFS file at the end"),
+    Option("container-mount-home", FLAG, "", "show your home directory in the container"),
+    Option("no-container-mount-home", FLAG, "", "don't show your home directory in the container", bare="no"),
+    Option("container-remap-root", FLAG, "", "be root in the container"),
+    Option("no-container-remap-root", FLAG, "", "don't be root in the container", bare="no"),
+    Option("container-entrypoint", FLAG, "", "run the image's entrypoint first"),
+    Option("no-container-entrypoint", FLAG, "", "don't run the image's entrypoint", bare="no"),
+    Option("container-entrypoint-log", FLAG, "", "show what the image's entrypoint prints"),
+    Option("container-writable", FLAG, "", "let the container be written to; changes are lost", group="WRITABLE"),
+    Option("container-readonly", FLAG, "", "don't let the container be written to", group="WRITABLE"),
+    Option("container-env", LIST, "NAME[,NAME...]", "variables whose value is the job's, not the image's"),
+    Option("container-unshare", LIST, "KIND[,KIND...]", "further namespaces of the container's own: net, ipc, uts"),
+)  # fmt: skip
+
+BY_NAME = {option.name: option for option in OPTIONS if not option.name.startswith("no-")}
+
+# What begins the line of one of these in a request.
+_BEGINNING = "container-"
+VARIABLES = agreement.PYXIS_PREFIX
+
+_YES = ("1", "true", "yes", "y")
+_NO = ("0", "false", "no", "n")
+
+# Where our own option of the same meaning must not be given too.
+_CLASHES = {
+    "container-image": ("image",),
+    "container-workdir": ("cd",),
+    "container-mount-home": ("home",),
+    "container-remap-root": ("uid", "gid", "seccomp"),
+    "container-writable": ("write", "write-fake"),
+    "container-readonly": ("write", "write-fake"),
+}
+
+_ABSENT = {
+    "container-unshare": "not available here yet",
+    "container-entrypoint": "not available here yet: give the entrypoint as the command",
+    "container-entrypoint-log": "not available here yet",
+    "container-name": "containers that are kept are not available here yet: leave it out, and each step has its own",
+    "container-save": "a container can't be saved here yet: build the image with `slurm-ch pack` or `ch-image`",
+}
+
+# What of fstab's words changes nothing: mounts are recursive and follow the host's, and places are made.
+_IDLE = frozenset((
+    "rw", "bind", "rbind", "private", "rprivate", "slave", "rslave", "defaults", "auto", "x-create=auto",
+    "x-create=dir", "x-create=file",
+))  # fmt: skip
+_KEPT = ("ro", "nosuid", "nodev", "noexec")
+
+
+# What a job's environment doesn't bring: the image has its own languages.
+_DROPPED = ("LANG", "LANGUAGE", "LC_ALL")
+
+
+class Request:
+    """The lines of a request, by family: pyxis' options with their values in the order given, and the others."""
+
+    __slots__ = ("given", "others")
+
+    def __init__(self, text: str) -> None:
+        self.given: dict[str, list[str]] = {}
+        self.others: list[str] = []
+        for line in text.split("\n"):
+            name, _, value = line.partition("=")
+            if not name.startswith(_BEGINNING):
+                self.others.append(line)
+            elif name not in BY_NAME:
+                raise UsageError(f"--{name}: this node's slurm_ch doesn't know the option")
+            else:
+                if "\0" in value:
+                    raise UsageError(f"--{name}={value!r}: has a NUL in it")
+                self.given.setdefault(name, []).append(value)
+
+    def last(self, name: str) -> str | None:
+        """Return the value that counts, or None."""
+        values = self.given.get(name)
+        return values[-1] if values else None
+
+    def parts(self, name: str) -> list[str]:
+        """Return the parts of all values of a list; UsageError for an empty one."""
+        found = []
+        for value in self.given.get(name, ()):
+            for part in value.split(","):
+                if not part:
+                    raise wrong(name, value, "an item of the list is empty")
+                found.append(part)
+        return found
+
+    def truth(self, name: str) -> bool | None:
+        """Return what a flag says, or None; UsageError for what is neither yes nor no, or both."""
+        said = {_boolean(name, value) for value in self.given.get(name, ())}
+        if len(said) > 1:
+            raise UsageError(f"--{name} and --no-{name}: give one of them")
+        return said.pop() if said else None
+
+
+def wrong(name: str, value: str, why: str) -> UsageError:
+    """Return the error that names the option, its value and the reason."""
+    return UsageError(f"--{name}={value}: {why}")
+
+
+def _boolean(name: str, value: str) -> bool:
+    word = value.lower()
+    if word in _YES:
+        return True
+    if word in _NO:
+        return False
+    variable = VARIABLES + BY_NAME[name].variable
+    raise UsageError(f"{variable}={value}: none of {', '.join((*_YES, *_NO))}")
+
+
+def combine(here: site.Site, text: str, env: Mapping[str, str]) -> Spec:
+    """Return the Spec that the site and a request with pyxis' options in it make together, in a job's environment."""
+    if here.pyxis != "yes":
+        raise UsageError("--container-...: pyxis' options are not available here (plugstack.conf: pyxis=yes)")
+    request = Request(text)
+    others = parsers.parse_request("\n".join(request.others))
+    _check(request, others)
+    spec = site.combine(here, [*_settings(request), *others])
+    spec.binds += [*_home(request, env), *_mounts(request)]
+    if request.last("container-image") is not None:
+        spec.manner = _manner(request, env)
+        if "private-tmp" not in spec.labels:
+            spec.manner.tmp_of_image = spec.write or spec.write_fake is not None
+            # One that can't be written to is of no use.
+            spec.private_tmp = not spec.manner.tmp_of_image
+    if spec.relay_defaults:
+        spec.relay_defaults = {**site.as_defaults(others), **as_defaults(request.given)}
+    return spec
+
+
+def _manner(request: Request, env: Mapping[str, str]) -> Manner:
+    manner = Manner()
+    manner.keep = request.parts("container-env")
+    manner.drop = tuple(name for name in _DROPPED if name not in manner.keep)
+    manner.if_image_has = ("PYTORCH_VERSION", _pytorch(env))
+    return manner
+
+
+def _pytorch(env: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return what enroot's hooks for PyTorch set: where each process is, and where they all meet."""
+    found = [
+        (agreement.PLAN_SET_ANYWHERE, "RANK=$SLURM_PROCID"),
+        (agreement.PLAN_SET_ANYWHERE, "LOCAL_RANK=$SLURM_LOCALID"),
+    ]
+    tasks, nodes = env.get("SLURM_NTASKS", "1"), env.get("SLURM_STEP_NUM_NODES") or env.get("SLURM_NNODES", "1")
+    job = env.get("SLURM_JOB_ID", "0")
+    host = first_host(env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST", ""))
+    if host:
+        found.append((agreement.PLAN_SET_DEFAULT, f"MASTER_ADDR={host}"))
+    if job.isdigit():
+        found.append((agreement.PLAN_SET_DEFAULT, f"MASTER_PORT={61000 + int(job) % 4536}"))
+    found.append((agreement.PLAN_SET_DEFAULT, f"WORLD_SIZE={tasks}"))
+    if tasks.isdigit() and nodes.isdigit() and int(tasks) > int(nodes):
+        found.append((agreement.PLAN_SET_DEFAULT, "OMP_NUM_THREADS=1"))
+    return found
+
+
+def first_host(nodes: str) -> str:
+    """Return the first host of Slurm's list of nodes: n[03-05,7],m is n03."""
+    found = ""
+    inside = False
+    for letter in nodes:
+        if inside and letter in ",-":
+            # Of this bracket nothing else counts; there may be another behind it.
+            inside = False
+            rest = nodes[len(found) + 1 :].partition("]")[2].partition(",")[0]
+            return found + (first_host(rest) if "[" in rest else rest)
+        if letter == "[":
+            inside = True
+        elif letter == "]":
+            inside = False
+        elif letter == ",":
+            break
+        else:
+            found += letter
+    return found
+
+
+def _home(request: Request, env: Mapping[str, str]) -> list[Bind]:
+    if not request.truth("container-mount-home"):
+        return []
+    home = env.get("HOME", "")
+    if not home.startswith("/"):
+        raise UsageError("--container-mount-home: HOME is not set")
+    place = "/root" if request.truth("container-remap-root") else home
+    return [Bind(home, place, "--container-mount-home")]
+
+
+def _check(request: Request, others: Sequence[Setting]) -> None:
+    for name, why in _ABSENT.items():
+        value = request.last(name)
+        if value is not None and not (name == "container-entrypoint" and request.truth(name) is False):
+            raise wrong(name, value, why)
+    if request.last("container-image") is None and not any(one.name == "image" for one in others):
+        raise UsageError(f"--{next(iter(request.given))}: --container-image is missing")
+    for name, ours in _CLASHES.items():
+        clash = [one for one in others if one.name in ours]
+        if name in request.given and clash:
+            raise UsageError(f"--{name} and {clash[0].label}: give one of them")
+    if request.truth("container-writable") and request.truth("container-readonly"):
+        raise UsageError("--container-writable and --container-readonly: give one of them")
+
+
+def _settings(request: Request) -> list[Setting]:
+    """Return our own options that say the same."""
+    found: list[Setting] = []
+
+    def add(name: str, value: str, given: str) -> None:
+        found.append(Setting(name, value, f"--{given}", PLUGIN))
+
+    image = _image(request)
+    if image is not None:
+        add("image", image, "container-image")
+    directory = request.last("container-workdir")
+    if directory is not None:
+        if not directory.startswith("/"):
+            raise wrong("container-workdir", directory, "not an absolute path")
+        add("cd", directory, "container-workdir")
+    if request.truth("container-remap-root"):
+        for name, value in (("uid", "0"), ("gid", "0"), ("seccomp", "yes")):
+            add(name, value, "container-remap-root")
+    writable, readonly = request.truth("container-writable"), request.truth("container-readonly")
+    if writable or readonly is False:
+        add("write-fake", "yes", "container-writable")
+    elif writable is False or readonly:
+        add("write-fake", "no", "container-readonly")
+    return found
+
+
+def _image(request: Request) -> str | None:
+    values = request.given.get("container-image", [])
+    if len(set(values)) > 1:
+        raise UsageError(f"--container-image: given twice: {values[0]} and {values[-1]}")
+    return image(values[0]) if values else None
+
+
+def image(value: str) -> str:
+    """Return the path or the reference that an image's name means; UsageError if it can't be one."""
+    if value.startswith(("/", ".")):
+        return value
+    if value.startswith("dockerd://"):
+        name = value[len("dockerd://") :]
+        if not name:
+            raise wrong("container-image", value, "no name behind dockerd://")
+        return f"docker-daemon:{name}" if ":" in name.rpartition("/")[2] else f"docker-daemon:{name}:latest"
+    name = value[len("docker://") :] if value.startswith("docker://") else value
+    if "://" in name:
+        raise wrong("container-image", value, "neither a path (which begins with / or .), docker:// nor dockerd://")
+    # The user is the one that `slurm-ch login` or the engine's own files have for the registry.
+    before, hash_, after = name.rpartition("#")
+    if hash_:
+        before = before.rpartition("@")[2]
+        if not before:
+            raise wrong("container-image", value, "no registry before #")
+    elif "@" in after and not after.rpartition("@")[2].startswith("sha256:"):
+        after = after.rpartition("@")[2]
+    if not after.strip(":/"):
+        raise wrong("container-image", value, "the image's name is empty")
+    return f"docker://{before}/{after}" if before else f"docker://{after}"
+
+
+def _here() -> str:
+    try:
+        return os.getcwd()
+    except OSError:
+        return "/"
+
+
+def _mounts(request: Request) -> list[Bind]:
+    return [_mount(part) for part in request.parts("container-mounts")]
+
+
+def _mount(part: str) -> Bind:
+    src, colon, rest = part.partition(":")
+    dst, colon2, flags = rest.partition(":")
+    name = "container-mounts"
+    if src in ("tmpfs", "umount"):
+        raise wrong(name, part, f"{src} is not available here yet")
+    if not src.startswith(("/", ".")):
+        raise wrong(name, part, "the source is no path, which begins with / or .")
+    if (colon and not dst) or (colon2 and not flags):
+        raise wrong(name, part, "an empty field")
+    dst = dst or src
+    if not dst.startswith(("/", ".")):
+        raise wrong(name, part, f"the destination is no path, which begins with / or .: {dst}")
+    words = flags.split("+") if flags else []
+    for word in words:
+        if word not in _IDLE and word not in _KEPT:
+            raise wrong(name, part, f"{word or 'nothing'} is no flag that a user's mount can have")
+    dst = os.path.normpath(os.path.join(_here(), dst))
+    if dst == "/":
+        raise wrong(name, part, "the destination can't be /")
+    return Bind(src, dst, f"--{name}={part}", tuple(word for word in _KEPT if word in words))
+
+
+def as_defaults(given: Mapping[str, Sequence[str]]) -> Mapping[str, str]:
+    """Return the variables that make the options the default of the steps inside, as sbatch's are."""
+    return {
+        VARIABLES + BY_NAME[name].variable: ",".join(values) if BY_NAME[name].kind == LIST else values[-1]
+        for name, values in given.items()
+    }

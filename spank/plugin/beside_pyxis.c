@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A pyxis beside `pyxis=yes`: Slurm would give an option to whichever it loads first, and
+ * warn of it in the log. So the one that is there keeps its options, and somebody is told.
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <link.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "plugin.h"
+
+struct objects {
+	char **paths;
+	size_t count;
+};
+
+/* Nothing may be opened from here, so the names are kept. */
+static int keep(struct dl_phdr_info *one, size_t size, void *data)
+{
+	struct objects *found = data;
+	char **more = realloc(found->paths, (found->count + 1) * sizeof(*more));
+
+	(void)size;
+	if (!more)
+		return 1;
+	found->paths = more;
+	more[found->count] = strdup(one->dlpi_name);
+	return more[found->count] ? (found->count++, 0) : 1;
+}
+
+static bool is_pyxis(const char *path)
+{
+	void *object = *path ? dlopen(path, RTLD_LAZY | RTLD_NOLOAD) : NULL;
+	const char *name = object ? dlsym(object, "plugin_name") : NULL;
+	bool found = name && !strcmp(name, "pyxis");
+
+	if (object)
+		dlclose(object);
+	return found;
+}
+
+/* Slurm has opened all plugins before it calls the first. Says so where a user submits. */
+bool beside_pyxis(void)
+{
+	struct objects loaded = { NULL, 0 };
+	const char *path = NULL;
+
+	dl_iterate_phdr(keep, &loaded);
+	for (size_t i = 0; i < loaded.count && !path; i++)
+		if (is_pyxis(loaded.paths[i]))
+			path = loaded.paths[i];
+	if (path && spank_context() != S_CTX_REMOTE)
+		slurm_error("slurm_ch: plugstack.conf: pyxis=yes is ignored: %s is loaded too, and --container-image "
+			    "is its own; remove one of the two",
+			    path);
+	for (size_t i = 0; i < loaded.count; i++)
+		free(loaded.paths[i]);
+	free(loaded.paths);
+	return path;
+}

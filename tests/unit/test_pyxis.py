@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What pyxis' options ask for in our own words."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from slurm_ch.errors import UsageError
+from slurm_ch.request import parsers, pyxis, site
+from slurm_ch.request.spec import Bind, Spec
+
+ROOT = Path(__file__).parents[2]
+HERE = site.parse(["pyxis=yes"])
+ENV = {"HOME": "/home/u", "SLURM_JOB_ID": "7"}
+
+
+def made(*words: str, here: site.Site = HERE, image: str = "/i", **env: str) -> Spec:
+    lines = [f"container-image={image}", *words] if image else list(words)
+    return pyxis.combine(here, "\n".join(lines), {**ENV, **env})
+
+
+def refused(*words: str, **more: str) -> str:
+    with pytest.raises(UsageError) as caught:
+        made(*words, **more)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "meant"),
+    [
+        ("/a/b.sqsh", "/a/b.sqsh"),
+        ("./b.sqsh", "./b.sqsh"),
+        ("docker://ubuntu", "docker://ubuntu"),
+        ("docker://ubuntu:22.04", "docker://ubuntu:22.04"),
+        ("docker://nvcr.io#nvidia/pytorch:24.01-py3", "docker://nvcr.io/nvidia/pytorch:24.01-py3"),
+        ("docker://$oauthtoken@nvcr.io#nvidia/pytorch", "docker://nvcr.io/nvidia/pytorch"),
+        ("docker://me@ubuntu", "docker://ubuntu"),
+        ("docker://r.io:5000#a/b", "docker://r.io:5000/a/b"),
+        ("docker://r.io/a/b@sha256:" + "0" * 64, "docker://r.io/a/b@sha256:" + "0" * 64),
+        ("docker://me@r.io#a/b@sha256:" + "0" * 64, "docker://r.io/a/b@sha256:" + "0" * 64),
+        ("dockerd://b", "docker-daemon:b:latest"),
+        ("dockerd://r:5000/b", "docker-daemon:r:5000/b:latest"),
+        ("dockerd://b:1", "docker-daemon:b:1"),
+    ],
+)
+def test_images(value: str, meant: str) -> None:
+    assert made(image=value).image == meant
+
+
+@pytest.mark.parametrize("value", ["docker://", "docker://:", "docker://#a", "docker://u@#a", "dockerd://", "oci://a"])
+def test_no_images(value: str) -> None:
+    assert f"--container-image={value}: " in refused(image=value)
+
+
+def test_two_images() -> None:
+    assert refused("container-image=/j") == "--container-image: given twice: /i and /j"
+    assert made("container-image=/i").image == "/i"
+
+
+def test_mounts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    value = "/a,/b:/c,/d:/e:ro,./f:/g:rw+rbind,./h,/a b:/t\tt:ro+nosuid+x-create=dir+rslave"
+    assert made(f"container-mounts={value}", "container-mounts=/z:/z:rprivate").binds == [
+        Bind("/a", "/a"),
+        Bind("/b", "/c"),
+        Bind("/d", "/e", flags=("ro",)),
+        Bind("./f", "/g"),
+        Bind("./h", f"{tmp_path}/h"),
+        Bind("/a b", "/t\tt", flags=("ro", "nosuid")),
+        Bind("/z", "/z"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        ("", "an item of the list is empty"),
+        (":", "the source is no path"),
+        ("a:/b", "the source is no path"),
+        ("/a,", "an item of the list is empty"),
+        ("/a:", "an empty field"),
+        ("/a:/b:", "an empty field"),
+        ("/a:b", "the destination is no path"),
+        ("/a:/", "the destination can't be /"),
+        ("/a:/b:ro+", "nothing is no flag that a user's mount can have"),
+        ("/a:/b:ro,rw", "the source is no path"),
+        ("/a:/b:suid", "suid is no flag that a user's mount can have"),
+        ("/a:/b:ro:rw", "ro:rw is no flag"),
+        ("/a:/b:shared", "shared is no flag"),
+    ],
+)
+def test_no_mounts(value: str, why: str) -> None:
+    message = refused(f"container-mounts={value}")
+    assert message.startswith("--container-mounts=")
+    assert why in message
+
+
+def test_directory_and_what_is_as_the_image_has_it() -> None:
+    spec = made()
+    assert spec.manner is not None
+    assert (spec.cd, spec.manner.start_in_image, spec.manner.drop) == (None, True, ("LANG", "LANGUAGE", "LC_ALL"))
+    assert made("container-workdir=/w").cd == "/w"
+    assert "not an absolute path" in refused("container-workdir=w")
+
+
+def test_home() -> None:
+    assert made().binds == []
+    assert made("container-mount-home=yes").binds == [Bind("/home/u", "/home/u")]
+    assert made("container-mount-home=no").binds == []
+    assert made("container-mount-home=1", "container-remap-root=TRUE").binds == [Bind("/home/u", "/root")]
+    assert "HOME is not set" in refused("container-mount-home=yes", HOME="")
+    assert refused("container-mount-home=yes", "container-mount-home=no") == (
+        "--container-mount-home and --no-container-mount-home: give one of them"
+    )
+
+
+def test_root() -> None:
+    spec = made("container-remap-root=y")
+    assert (spec.uid, spec.gid, spec.seccomp) == (0, 0, True)
+    assert (made().uid, made("container-remap-root=n").uid, made().seccomp) == (None, None, False)
+
+
+def test_writing() -> None:
+    writeable = site.parse(["pyxis=yes", "default=write-fake"])
+    for words, here, size in (
+        ((), HERE, None),
+        (("container-writable=yes",), HERE, "12%"),
+        (("container-readonly=no",), HERE, "12%"),
+        (("container-readonly=yes",), HERE, None),
+        ((), writeable, "12%"),
+        (("container-writable=no",), writeable, None),
+        (("container-readonly=yes",), writeable, None),
+    ):
+        spec = made(*words, here=here)
+        assert spec.write_fake == size, words
+        # The image's own /tmp, where it can be written to.
+        assert spec.manner is not None
+        assert (spec.manner.tmp_of_image, spec.private_tmp) == (size is not None, size is None)
+    assert "give one of them" in refused("container-writable=yes", "container-readonly=yes")
+
+
+@pytest.mark.parametrize("name", [one.name for one in pyxis.OPTIONS if one.bare == "yes"])
+def test_what_is_no_boolean(name: str) -> None:
+    if name in pyxis.BY_NAME and name not in pyxis._ABSENT:
+        assert "=maybe: none of 1, true, yes, y, 0, false, no, n" in refused(f"{name}=maybe")
+
+
+def test_environment() -> None:
+    spec = made("container-env=LANG,FOO", "container-env=BAR")
+    assert spec.manner is not None
+    assert (spec.manner.keep, spec.manner.drop) == (["LANG", "FOO", "BAR"], ("LANGUAGE", "LC_ALL"))
+    for value in ("", "A,", ",A", "A,,B"):
+        assert "an item of the list is empty" in refused(f"container-env={value}")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("n1", "n1"), ("n1,n2", "n1"), ("n[03-05,7],m", "n03"), ("n[7]", "n7"), ("a[1-2]b[3-4],c", "a1b3"),
+        ("n[01,03-04]-ib", "n01-ib"), ("", ""),
+    ],
+)  # fmt: skip
+def test_first_host(nodes: str, first: str) -> None:
+    assert pyxis.first_host(nodes) == first
+
+
+def test_pytorch() -> None:
+    def rules(**env: str) -> dict[str, str]:
+        spec = made(SLURM_JOB_ID="5000", SLURM_STEP_NODELIST="n[2-3]", **env)
+        assert spec.manner is not None
+        name, records = spec.manner.if_image_has
+        assert name == "PYTORCH_VERSION"
+        return dict(text.split("=", 1) for _, text in records)
+
+    own = {"RANK": "$SLURM_PROCID", "LOCAL_RANK": "$SLURM_LOCALID", "MASTER_ADDR": "n2", "MASTER_PORT": "61464"}
+    assert rules(SLURM_NTASKS="2", SLURM_STEP_NUM_NODES="2") == {**own, "WORLD_SIZE": "2"}
+    many = rules(SLURM_NTASKS="4", SLURM_STEP_NUM_NODES="2")
+    assert many == {**own, "WORLD_SIZE": "4", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("image=/j",),
+        ("container-workdir=/a", "cd=/b"),
+        ("container-mount-home=yes", "home=yes"),
+        ("container-remap-root=yes", "uid=0"),
+        ("container-writable=yes", "write-fake=1G"),
+        ("container-readonly=yes", "write=yes"),
+    ],
+)
+def test_clashes_of_both_families(words: tuple[str, ...]) -> None:
+    message = refused(*words)
+    assert message.startswith("--container-")
+    assert " and --ch-" in message
+    assert message.endswith("give one of them")
+
+
+def test_both_families_where_that_means_something() -> None:
+    spec = made("bind=/o", "container-mounts=/p", "verbose=2", "set-env=A=1")
+    assert spec.binds == [Bind("/o", "/o"), Bind("/p", "/p")]
+    assert (spec.verbosity, spec.env_rules) == (2, [("set", "A=1")])
+    ours = made("image=/i", "container-mounts=/p", image="")
+    # An image of ours has our rules.
+    assert (ours.image, ours.manner) == ("/i", None)
+
+
+def test_without_an_image() -> None:
+    assert refused("container-mounts=/a", image="") == "--container-mounts: --container-image is missing"
+
+
+def test_what_is_not_there_yet_is_refused_by_name() -> None:
+    for name in ("container-name=n", "container-save=/s"):
+        assert refused(name).startswith(f"--{name}: ")
+    for kind in ("tmpfs:/t", "umount:/u"):
+        assert f"--container-mounts={kind}: " in refused(f"container-mounts={kind}")
+
+
+def test_where_a_site_has_not_asked_for_it() -> None:
+    assert "plugstack.conf: pyxis=yes" in refused(here=site.parse([]))  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"plugstack.conf: pyxis=maybe: neither yes nor no"):
+        site.parse(["pyxis=maybe"])
+    with pytest.raises(UsageError, match="this node's slurm_ch doesn't know the option"):
+        parsers.parse_request("container-image=/i")
+    assert "doesn't know the option" in refused("container-later=1")
+
+
+def test_a_steps_own_steps_have_the_same_options() -> None:
+    spec = made("container-mounts=/a", "container-mounts=/b", "container-writable=yes", "relay=yes", "verbose=1")
+    assert dict(spec.relay_defaults) == {
+        "PYXIS_CONTAINER_IMAGE": "/i",
+        "PYXIS_CONTAINER_MOUNTS": "/a,/b",
+        "PYXIS_CONTAINER_WRITABLE": "yes",
+        "SLURM_CH_RELAY": "yes",
+        "SLURM_CH_VERBOSE": "1",
+    }
+
+
+def test_c_table() -> None:
+    command = [sys.executable, "-I", ROOT / "spank/plugin/gen_options.py"]
+    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    rows = [line for line in out.splitlines() if line.startswith("OPTION(") and not line.endswith("NULL)")]
+    assert [row.split('"')[1] for row in rows] == [one.name for one in pyxis.OPTIONS]
+    assert [row.rstrip('")').split('"')[-1] for row in rows] == [one.group for one in pyxis.OPTIONS]

@@ -123,7 +123,7 @@ hostile-here: build analyze
 	@echo "$$(date -Is) SEED=$(SEED)" | tee -a $(dir $(CHAOS_RESULTS))fuzz/seeds
 	tests/fuzz/million $(SEED) $(dir $(CHAOS_RESULTS))fuzz
 	CHAOS=full SEED=$(SEED) $(VENV)/bin/python -m pytest --hypothesis-seed=$(SEED) tests/fuzz tests/unit/test_fuzz.py \
-	    tests/join/test_join_hostile.py tests/images/test_merge.py tests/engine/test_hostile_images.py tests/engine/test_escape.py \
+	    tests/join/test_join_hostile.py tests/join/test_deaths.py tests/images/test_merge.py tests/engine/test_hostile_images.py tests/engine/test_escape.py \
 	    tests/native/test_serving.py tests/native/test_reader.py
 
 # Ten million images that lie for the SquashFS reader: half an hour on two cores.

@@ -38,7 +38,8 @@ ssize_t message_receive(int sock, void *message, size_t size, int *fd, int flags
 	struct msghdr m = { .msg_iov = &data,
 			    .msg_iovlen = 1,
 			    .msg_control = &control,
-			    .msg_controllen = sizeof(control) };
+			    /* Not its size, in which there is room for a second one. */
+			    .msg_controllen = CMSG_LEN(sizeof(int)) };
 	struct cmsghdr *c;
 	ssize_t n;
 

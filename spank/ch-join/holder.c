@@ -337,6 +337,9 @@ static void mourn(unsigned seconds)
 {
 	struct pollfd wait[] = { { .fd = watch_fd, .events = POLLIN }, { .fd = LISTEN_FD, .events = POLLIN } };
 
+	/* From now on callers see this process, not the dead one. */
+	if (listen(LISTEN_FD, BACKLOG))
+		return;
 	for (;;) {
 		int fd, ready = poll(wait, 2, seconds ? (int)seconds * 1000 : -1);
 		struct caller c = { .fd = -1 };

@@ -75,6 +75,8 @@ class Place:
         self.image = image
         self.tag = tag
         self.peers: list[Peer] = []
+        self.program = SLURM_CH
+        self.scratch = Path("/nonexistent")
 
     @property
     def name(self) -> str:
@@ -86,7 +88,7 @@ class Place:
     ) -> list[str]:
         """Return the command line of a peer."""
         given = [f"--join-ct={count}", f"--join-tag={self.tag}", *map(str, words)]
-        return [SLURM_CH, "run", *given, str(image or self.image), "--", *command]
+        return [self.program, "run", *given, str(image or self.image), "--", *command]
 
     def start(self, *words: object, rank: int | None = None, wrap: Sequence[str] = (), **kw: object) -> Peer:
         """Start a peer of this place."""

@@ -130,8 +130,7 @@ class Container:
         actions: list[Action] = []
         if not spec.write:
             actions.append(root.ReadOnlyRoot())
-        if spec.write_fake is not None:
-            actions.append(root.WriteFake(spec.write_fake, spec.write_fake_label()))
+        actions += self._changes()
         actions += extra.before_binds
         if self.image.kind == image.HOST:
             # All that is bound by default is there already.
@@ -157,6 +156,16 @@ class Container:
             actions.append(self._relay())
         return actions
 
+    def _changes(self) -> list[Action]:
+        """Return what has the image writeable without being changed."""
+        spec = self.spec
+        if spec.overlay is not None:
+            from . import kept
+
+            label = f"{spec.label('overlay')}={spec.overlay}"
+            return [kept.LayKept(self.caller.path(spec.overlay), self.image, label)]
+        return [root.WriteFake(spec.write_fake, spec.write_fake_label())] if spec.write_fake is not None else []
+
     def _pmix(self) -> list[Action]:
         from . import pmix
         from .shown import ShowDirectory
@@ -177,7 +186,8 @@ class Container:
             self.caller.environment.get("PATH", ""),
             defaults={name: self._anchored(name, value) for name, value in self.spec.relay_defaults.items()},
             label=self.spec.labels.get("relay", ""),
-            writeable=self.spec.write_fake is not None,
+            # What is kept is the user's, without what we show there.
+            writeable=self.spec.write_fake is not None and self.spec.overlay is None,
         )
 
     def _anchored(self, variable: str, value: str) -> str:

@@ -323,12 +323,17 @@ def _unescape(field: bytes) -> bytes:
     return first + b"".join(bytes([int(part[:3], 8)]) + part[3:] for part in rest)
 
 
-def overlay(lower: str, upper: str, work: str, attributes: int = 0) -> int:
-    """Return a detached overlay mount of the three directories."""
+def overlay(
+    lower: str, upper: str, work: str, attributes: int = 0, *, index: bool = True, volatile: bool = True
+) -> int:
+    """Return a detached overlay mount of the three directories.
+
+    With an index, they can't be in use, nor the upper one be of another image.
+    """
     layers = (("lowerdir", lower), ("upperdir", upper), ("workdir", work))
-    return linux.new_filesystem(
-        "overlay", (("source", "slurm_ch"), *layers, ("index", "on")), ("userxattr", "volatile"), attributes
-    )
+    options = (("source", "slurm_ch"), *layers, ("index", "on" if index else "off"))
+    flags = ("userxattr", "volatile") if volatile else ("userxattr",)
+    return linux.new_filesystem("overlay", options, flags, attributes)
 
 
 def tmpfs(options: dict[str, str]) -> int:

@@ -86,6 +86,8 @@ OPTIONS = (
     Option("write", FLAG, "", "mount the image read-write", short="w"),
     Option("write-fake", OPTIONAL, "SIZE", "writeable image, changes kept in memory and lost; bare: 12%",
            short="W", bare=DEFAULT_WRITE_FAKE),
+    Option("overlay", ONE, "DIR", "keep what is written in DIR, and use it again (implies write-fake)",
+           paths="directory"),
     Option("home", FLAG, "", "bind your home directory at /home/$USER (implies write-fake)"),
     Option("device", LIST, "KIND|FILE", "add devices: CDI kind, KIND=NAME, all or spec file (implies write-fake)",
            short="d", paths="devices"),

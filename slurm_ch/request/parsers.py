@@ -220,6 +220,12 @@ def _write_fake(spec: Spec, setting: Setting) -> None:
     spec.write_fake = text
 
 
+def _overlay(spec: Spec, setting: Setting) -> None:
+    if not setting.value:
+        raise setting.wrong("the directory's name is empty")
+    spec.overlay = setting.value
+
+
 def _home(spec: Spec, setting: Setting) -> None:
     spec.home = boolean(setting)
 
@@ -366,6 +372,7 @@ _PARSERS = {
     "no-passwd": _no_passwd,
     "write": _write,
     "write-fake": _write_fake,
+    "overlay": _overlay,
     "home": _home,
     "device": _device,
     "cdi-dirs": _cdi_dirs,

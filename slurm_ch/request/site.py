@@ -20,7 +20,7 @@ _RELAYABLE = frozenset((*RELAYED, "sacctmgr", "salloc", "scrontab", "sdiag", "sr
 RECORDS = ("comment", "extra")
 _WORDS = {"record": RECORDS, "pyxis": ("yes", "no")}
 # What decides whether, and how, the image can be written.
-_OF_WRITING = frozenset(("write", "write-fake", "home", "device"))
+_OF_WRITING = frozenset(("write", "write-fake", "overlay", "home", "device"))
 
 
 # About pulling images: what they mean is said in images.settings.

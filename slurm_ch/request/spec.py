@@ -44,9 +44,9 @@ class Spec:
     __slots__ = (
         "binds", "cd", "cdi_dirs", "color", "devices", "env_expand", "env_rules", "fuse_single", "gid", "home",
         "image", "image_directory", "image_env", "image_timeout", "join", "join_count", "join_pid", "join_tag",
-        "join_timeout", "keep_keyring", "labels", "like_ch_run", "located", "manner", "mount_point", "passwd",
-        "platform", "private_tmp", "pull", "relay", "relay_commands", "relay_defaults", "seccomp", "storage", "uid",
-        "userns", "verbosity", "write", "write_fake",
+        "join_timeout", "keep_keyring", "labels", "like_ch_run", "located", "manner", "mount_point", "overlay",
+        "passwd", "platform", "private_tmp", "pull", "relay", "relay_commands", "relay_defaults", "seccomp",
+        "storage", "uid", "userns", "verbosity", "write", "write_fake",
     )  # fmt: skip
 
     def __init__(self, image: str) -> None:
@@ -69,6 +69,7 @@ class Spec:
         self.passwd = True
         self.write = False
         self.write_fake: str | None = None
+        self.overlay: str | None = None  # where what is written is kept
         self.home = False
         self.uid: int | None = None
         self.gid: int | None = None
@@ -96,7 +97,7 @@ class Spec:
 
     def write_fake_label(self) -> str:
         """Return how its giver knows the option that makes the image writeable, which others imply."""
-        given = [name for name in ("write-fake", "home", "device") if name in self.labels]
+        given = [name for name in ("write-fake", "overlay", "home", "device") if name in self.labels]
         return self.label(given[0] if given else "write-fake")
 
     def option(self, name: str) -> str:
@@ -118,14 +119,12 @@ def check_combination(spec: Spec, shown: Mapping[str, str] = _NOTHING) -> None:
 
     if spec.write and spec.write_fake is not None:
         raise wrong("write", f"contradicts {spec.label('write-fake')}")
-    if spec.write and spec.home:
-        raise wrong("write", f"contradicts {spec.label('home')}, which implies write-fake")
-    if spec.write and spec.devices:
-        raise wrong("write", f"contradicts {spec.label('device')}, which implies write-fake")
-    if (spec.home or spec.devices) and spec.write_fake is None:
+    implying = [name for name, on in (("overlay", spec.overlay), ("home", spec.home), ("device", spec.devices)) if on]
+    if spec.write and implying:
+        raise wrong("write", f"contradicts {spec.label(implying[0])}, which implies write-fake")
+    if implying and spec.write_fake is None:
         if "write-fake" in shown:
-            implying = spec.label("home" if spec.home else "device")
-            raise wrong("write-fake", f"contradicts {implying}, which implies write-fake")
+            raise wrong("write-fake", f"contradicts {spec.label(implying[0])}, which implies write-fake")
         spec.write_fake = DEFAULT_WRITE_FAKE
     if "quiet" in shown and "verbose" in shown:
         raise wrong("quiet", f"contradicts {spec.label('verbose')}")

@@ -17,7 +17,7 @@ ROWS = (
 )
 
 # Ours alone: ch-run has nothing of the kind.
-OURS_ALONE = {"image-env", "join-timeout", "keep-keyring", "platform", "pull", "userns"}
+OURS_ALONE = {"image-env", "join-timeout", "keep-keyring", "overlay", "platform", "pull", "userns"}
 
 
 def table(title: str) -> list[str]:

@@ -18,6 +18,7 @@ from .. import agreement, log
 from ..engine import accounts, environment, namespaces, task_plan
 from ..engine import ch_join as handover
 from ..errors import ChError
+from ..images import directory, elsewhere, merge
 from ..slurm import commands
 from ..slurm import records as jobs
 from . import running
@@ -107,8 +108,8 @@ def enter(reference: str, node: str | None, argv: Sequence[str], extra: Sequence
 # --- enter, on the node -------------------------------------------------------
 
 
-def enter_here(job: int, label: str, step: str | None, argv: Sequence[str]) -> NoReturn:
-    """Become `argv`, or a shell, in the container of this node that is meant; ChError if there is none."""
+def _meant(job: int, label: str, step: str | None) -> running.Running:
+    """Return the one container of this node that is meant; ChError if there is none, or there are several."""
     node = os.environ.get("SLURMD_NODENAME", "")
     what = f"{label}.{step}" if step else f"job {label}"
     found = running.find(job, step, node)
@@ -117,7 +118,12 @@ def enter_here(job: int, label: str, step: str | None, argv: Sequence[str]) -> N
     if len({container.step for container in found}) > 1:
         listed = ", ".join(f"{label}.{container.step} ({container.image})" for container in found)
         raise ChError(f"{what}: several containers run here; choose one: {listed}")
-    container = found[0]
+    return found[0]
+
+
+def enter_here(job: int, label: str, step: str | None, argv: Sequence[str]) -> NoReturn:
+    """Become `argv`, or a shell, in the container of this node that is meant; ChError if there is none."""
+    container = _meant(job, label, step)
     user_fd, mount_fd = container.open_namespaces()
     directory = container.open_directory()
     handover.drop_descriptors()
@@ -156,6 +162,27 @@ def _change_to(directory: int | None) -> str:
     except OSError:
         pass
     return "/"
+
+
+# --- pack ---------------------------------------------------------------------
+
+
+def pack_source(reference: str, node: str | None) -> elsewhere.FromProgram:
+    """Return what gets the file system of a running container, by a step of its job."""
+    job, step, node = find(reference, node)
+    program = _program("pack", str(job.id), job.label, step.id if step else "-")
+    return elsewhere.FromProgram(srun(job, [node], *program), clean_environment(os.environ))
+
+
+def pack_here(job: int, label: str, step: str | None) -> None:
+    """Write the archive of a container of this node to standard output."""
+    container = _meant(job, label, step)
+    user_fd, mount_fd = container.open_namespaces()
+    namespaces.enter(user_fd, mount_fd, f"pid {container.pid}")
+    flat = merge.Flat(directory.read("/", directory.mount_points()))
+    os.write(1, elsewhere.MARK)
+    flat.write(1)
+    os.write(2, f"{elsewhere.COUNT}{flat.inodes}\n".encode())
 
 
 # --- ps -----------------------------------------------------------------------

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `slurm-ch enter` and `slurm-ch ps` run on a job's node, as a step of the job.
 
-on_node.py list JOB | on_node.py enter JOB LABEL STEP|- [CMD...]
+on_node.py list JOB | on_node.py enter JOB LABEL STEP|- [CMD...] | on_node.py pack JOB LABEL STEP|-
 """
 
 import sys
@@ -21,9 +21,13 @@ def main(words: list[str]) -> None:
     if words[0] == "list":
         for line in attach.list_here(int(words[1])):
             print(line)
+        return
+    command, job, label, step, *argv = words
+    which = int(job), label, None if step == "-" else step
+    if command == "pack":
+        attach.pack_here(*which)
     else:
-        _, job, label, step, *argv = words
-        attach.enter_here(int(job), label, None if step == "-" else step, argv)
+        attach.enter_here(*which, argv)
 
 
 if __name__ == "__main__":

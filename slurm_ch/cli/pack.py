@@ -1,30 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`slurm-ch pack`: a SquashFS file from a directory."""
+"""`slurm-ch pack`: a SquashFS file from a directory, a running container, or an image with its changes."""
 
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import click
 
 from slurm_ch import log
-from slurm_ch.images import directory, pack_file
+from slurm_ch.attach import attach
+from slurm_ch.images import directory, elsewhere, merge, pack_file
+from slurm_ch.slurm import records
+from slurm_ch.standalone import kept_tree
 
 from . import pulling
 
+if TYPE_CHECKING:
+    from slurm_ch.images.pack import Source
+
 
 @click.command()
+@click.option("--node", metavar="NODE", help="Of a job: which of the step's nodes [default: the first].")
 @click.option("-q", "--quiet", is_flag=True, help="Errors only.")
 @click.option("-v", "--verbose", count=True, help="Say what is done.")
-@click.argument("source", type=click.Path(), metavar="DIR")
+@click.argument("source", type=click.Path(), metavar="DIR|JOBID[.STEP]|OVERLAY")
 @click.argument("file", type=click.Path(), metavar="FILE")
-def pack(*, quiet: bool, verbose: int, source: str, file: str) -> None:
-    """Make the SquashFS image FILE from the directory DIR.
+def pack(*, node: str | None, quiet: bool, verbose: int, source: str, file: str) -> None:
+    """Make the SquashFS image FILE.
+
+    From the directory DIR; or from a running container of yours, with what was
+    written there (JOBID[.STEP], as for slurm-ch enter; what is bound is left out); or
+    from OVERLAY, a directory of --ch-overlay, with the image that it was used with.
+    A directory whose name is a number is ./NUMBER here.
 
     Everything in it belongs to root and can be read by whoever runs it, as in an
     image that was pulled; the places that a container mounts at are added.
     """
     log.configure(level=log.NO_WARNINGS if quiet else verbose)
-    one = pulling.puller(dict(os.environ), quiet=quiet)
-    pack_file.write(directory.read(source), file, one.settings, one.progress)
+    env = dict(os.environ)
+    one = pulling.puller(env, quiet=quiet)
+    found: Source
+    if records.is_reference(source):
+        found = attach.pack_source(source, node)
+    elif kept_tree.is_kept(source):
+        found = elsewhere.FromChild(lambda: kept_tree.read(source, env))
+    else:
+        found = merge.Flat(directory.read(source))
+    pack_file.write_from(found, file, one.settings, one.progress)
     click.echo(file)

@@ -117,6 +117,15 @@ class Container:
             RunHooks(self, self.hooks_guest),
         )
 
+    def plan_of_tree(self) -> tuple[Action, ...]:
+        """Return what shows the image alone, with what is kept of its changes: nothing is bound, and nobody enters."""
+        return (
+            NewNamespaces((self.caller.uid, self.caller.gid), (0, 0)),
+            self._image_action(),
+            root.Stage(self.image.reference),
+            *self._changes(),
+        )
+
     def _device_actions(self) -> MoreActions:
         if self.injection is None:
             return MoreActions()

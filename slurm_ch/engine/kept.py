@@ -85,6 +85,7 @@ class LayKept(Action):
         """Raise ChError if the file system can't keep what overlayfs notes of a directory."""
         try:
             os.setxattr(upper, "user.slurm_ch", b"")
+            os.removexattr(upper, "user.slurm_ch")
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EPERM):
                 raise ChError(f"{self.label}: can't write there") from error

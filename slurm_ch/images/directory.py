@@ -3,21 +3,29 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import stat
+from collections.abc import Collection
 
 from .. import log
 from ..errors import ChError
 from . import inject
-from .merge import DISK, ENTRIES_MAX, Node, Tree
+from .merge import DISK, ENTRIES_MAX, MEMORY, Node, Tree
 
 _KINDS = {stat.S_IFDIR: b"5", stat.S_IFREG: b"0", stat.S_IFLNK: b"2", stat.S_IFIFO: b"6"}
 
 
-def read(root: str) -> Tree:
+# Bound over the image's, and made of them.
+_MADE_OF_THE_IMAGES = ("/etc/passwd", "/etc/group")
+
+
+def read(root: str, mounted: Collection[str] = ()) -> Tree:
     """Return what is in the directory `root`, on its own file system; ChError at the first thing that can't be read.
 
-    Sockets and devices are left out. What is mounted below becomes an empty directory.
+    Sockets and devices are left out. What is mounted below, as the paths `mounted` are, becomes an empty directory
+    or file.
     """
     tree = Tree()
     try:
@@ -25,14 +33,23 @@ def read(root: str) -> Tree:
         if not stat.S_ISDIR(top.st_mode):
             raise ChError(f"{root}: not a directory")
         tree.root = _node(root, top)
-        _walk(tree, root, top.st_dev)
+        _walk(tree, root, top.st_dev, mounted)
     except OSError as error:
         raise ChError(f"can't pack {root}") from error
     inject.mount_points(tree)
     return tree
 
 
-def _walk(tree: Tree, root: str, device: int) -> None:
+def mount_points() -> set[str]:
+    """Return where something is mounted, besides on /, as this process sees it."""
+    with open("/proc/self/mountinfo", "rb") as file:
+        fields = [line.split()[4] for line in file]
+    return {os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8)]), one)) for one in fields} - {
+        "/"
+    }
+
+
+def _walk(tree: Tree, root: str, device: int, mounted: Collection[str]) -> None:
     links: dict[int, Node] = {}
     stack = [(root, tree.root)]
     count = 0
@@ -45,18 +62,21 @@ def _walk(tree: Tree, root: str, device: int) -> None:
                     log.info(f"{entry.path}: a socket or a device: left out")
                     continue
                 count += 1
+                covered = entry.path in mounted and entry.path not in _MADE_OF_THE_IMAGES
                 if count > ENTRIES_MAX:
                     raise ChError(f"{root}: more than {ENTRIES_MAX} entries")
                 child = links.get(status.st_ino)
-                if child is None:
+                if child is None or covered:
                     child = _node(entry.path, status)
+                    if covered and child.layer == DISK:
+                        child.layer, child.size, child.data = MEMORY, 0, b""
                     if status.st_nlink > 1 and child.children is None and status.st_dev == device:
                         links[status.st_ino] = child
                 else:
                     tree.linked[id(child)] = child
                 assert node.children is not None
                 node.children[os.fsencode(entry.name)] = child
-                if child.children is not None and status.st_dev == device:
+                if child.children is not None and status.st_dev == device and not covered:
                     stack.append((entry.path, child))
 
 
@@ -67,7 +87,16 @@ def _node(path: str, status: os.stat_result) -> Node:
         node.layer, node.size, node.data = DISK, status.st_size, path
     elif stat.S_ISLNK(status.st_mode):
         node.data = os.fsencode(os.readlink(path))
-    names = [name for name in os.listxattr(path, follow_symlinks=False) if name.startswith("user.")]
+    names = [name for name in _attributes(path) if name.startswith("user.")]
     if names:
         node.xattrs = {os.fsencode(name): os.getxattr(path, name, follow_symlinks=False) for name in names}
     return node
+
+
+def _attributes(path: str) -> list[str]:
+    try:
+        return os.listxattr(path, follow_symlinks=False)
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.ENOSYS):
+            return []
+        raise

@@ -23,8 +23,18 @@ from . import children
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Protocol
 
-    from .merge import Flat
+    class Source(Protocol):
+        """What is packed: how many inodes it has is known at the latest when it is written."""
+
+        inodes: int
+        bytes: int
+        written: int
+
+        def write(self, fd: int, tick: Callable[[int], None]) -> None:
+            """Write the tar archive."""
+
 
 _LEVEL = "3"
 # mksquashfs reads tar archives since 4.6, and from then on gets all of them right.
@@ -98,7 +108,7 @@ def _version(program: str, name: str) -> tuple[int, ...]:
 
 
 def pack(
-    flat: Flat,
+    flat: Source,
     out: str,
     packer: Packer,
     *,
@@ -152,7 +162,7 @@ def pack(
     return size
 
 
-def _wait(child: subprocess.Popen[bytes], flat: Flat, tick: Callable[[int], None]) -> int:
+def _wait(child: subprocess.Popen[bytes], flat: Source, tick: Callable[[int], None]) -> int:
     while True:
         try:
             return child.wait(_POLL_SECONDS)

@@ -35,8 +35,12 @@ def replaced(out: str) -> Iterator[str]:
 
 def write(tree: merge.Tree, out: str, settings: Settings, progress: Progress) -> int:
     """Pack `tree` into the file `out` and return its size."""
+    return write_from(merge.Flat(tree), out, settings, progress)
+
+
+def write_from(flat: pack.Source, out: str, settings: Settings, progress: Progress) -> int:
+    """Pack what `flat` writes into the file `out` and return its size."""
     packer = pack.find(settings.packer)
-    flat = merge.Flat(tree)
     progress.to_pack = flat.bytes
 
     def packed(count: int) -> None:

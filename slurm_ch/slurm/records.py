@@ -166,6 +166,11 @@ def attach_steps(jobs: dict[int, Job], steps: Iterable[tuple[str, Step]]) -> lis
     return list(jobs.values())
 
 
+def is_reference(text: str) -> bool:
+    """Whether `text` can be a job, or a step of one."""
+    return _REFERENCE.fullmatch(text) is not None
+
+
 def parse_reference(text: str) -> tuple[str, str | None]:
     """Return job and step of `JOB[.STEP]`; UsageError if it is neither plain, array nor het."""
     match = _REFERENCE.fullmatch(text)

@@ -71,3 +71,16 @@ def test_refused_in_words(fails: Fails, image_sqfs: Path, image_dir: Path, place
     assert line.startswith(f"--overlay=/proc/{os.getpid()}: can't use the directory")
     line = fails(64, f"--overlay={place}", "-w", image_dir, "--", "true")
     assert line == "--write=yes: contradicts --overlay, which implies write-fake"
+
+
+def test_packed_with_its_image(good: Good, user: str, image: Path, place: Path) -> None:
+    good(f"--overlay={place}", image, "--", "sh", "-c", "echo new > /new; rm -r /marker /opt; ln /new /same")
+    out = place.parent / "packed.sqfs"
+    done = subprocess.run(
+        [SLURM_CH, "pack", "-q", place, out], check=False, capture_output=True, text=True, **settings(user)
+    )  # type: ignore[call-overload]
+    assert (done.returncode, done.stdout) == (0, f"{out}\n"), done
+    assert good(out, "--", "sh", "-c", "cat /new /same; ls /marker /opt 2>&1; busybox true") == (
+        "new\nnew\nls: /marker: No such file or directory\nls: /opt: No such file or directory\n"
+    )
+    assert not [path for path in place.parent.iterdir() if path.name.startswith(".")]

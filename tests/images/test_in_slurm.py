@@ -298,3 +298,24 @@ def test_what_the_site_says(me: User, plain: Registry, layout: Layout) -> None:
             if not code:
                 assert (me.home / "out").read_text() == "from the registry\n"
     assert (me.home / "asked").read_text() == f"get {ref}:latest\n"
+
+
+def test_a_running_container_is_packed(me: User, plain: Registry, layout: Layout) -> None:
+    ref = plain.push(layout, "slurm/packed")
+    process = me.popen(
+        f"exec srun -N2 -w n1,n2 --ch-image={ref} --ch-write-fake sh -c "
+        "'echo $SLURMD_NODENAME > /new; rm /marker; echo $SLURM_JOB_ID; read x'",
+        stdin=subprocess.PIPE,
+    )
+    assert process.stdout is not None and process.stdin is not None
+    job = process.stdout.readline().strip()
+    assert process.stdout.readline().strip() == job
+    pack = Path(sys.executable).with_name("slurm-ch")
+    assert me.good(f"{pack} pack -q --node=n2 {job}.0 new.sqfs") == "new.sqfs\n"
+    failed = me.sh(f"{pack} pack -q --node=n3 {job} other.sqfs")
+    assert failed.returncode == 31 and "--node=n3" in failed.stderr
+    process.communicate("\n", timeout=TIMEOUT)
+    out = me.good("srun --ch-image=new.sqfs sh -c 'cat /new; ls /marker; test -s /etc/hosts; ls /proc/1/stat' 2>&1")
+    assert out.splitlines() == ["n2", "ls: /marker: No such file or directory", "/proc/1/stat"]
+    gone = me.sh(f"{pack} pack -q {job} other.sqfs")
+    assert gone.returncode == 31 and not (me.home / "other.sqfs").exists()

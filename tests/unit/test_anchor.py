@@ -16,6 +16,7 @@ VECTORS = [
     ("image", "/a/foo.sqfs", "/a/foo.sqfs"),
     ("image", "docker://foo", "docker://foo"),
     ("storage", "s", "/d/s"),
+    ("overlay", "over", "/d/over"),
     ("storage", "~/s", "~/s"),
     ("cdi-dirs", "a:/b:./c", "/d/a:/b:/d/./c"),
     ("bind", "./x:/y,/z,w:/v", "/d/./x:/y,/z,/d/w:/v"),

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An image with what --overlay keeps of its changes, as one tree to be packed."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from .. import log
+from ..engine import container as engine
+from ..engine.caller import Caller
+from ..errors import ChError
+from ..images import directory
+from ..request import spec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ..images.merge import Tree
+
+
+def is_kept(path: str) -> bool:
+    """Whether `path` is a directory of --overlay."""
+    return all(os.path.isdir(os.path.join(path, name)) for name in ("upper", "work")) and os.path.isfile(
+        os.path.join(path, "image")
+    )
+
+
+def read(path: str, env: Mapping[str, str]) -> Tree:
+    """Return the image with the changes in the directory `path`; leaves this process good for nothing else."""
+    with open(os.path.join(path, "image")) as file:
+        image = file.read().removesuffix("\n")
+    wanted = spec.Spec(image)
+    wanted.overlay = os.path.abspath(path)
+    container = engine.Container(wanted, Caller(env))
+    os.umask(0o022)
+    for action in container.plan_of_tree():
+        log.debug(action.describe())
+        try:
+            action.apply(container.build)
+        except OSError as error:
+            raise ChError(f"can't {action.describe()}") from error
+    return directory.read(container.build.root)

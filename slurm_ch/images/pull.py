@@ -64,6 +64,7 @@ class Puller:
         self.settings = settings
         self.env = env
         self.progress = progress or Progress()
+        self.option = "--pull"  # as the caller knows it
         self.platform = manifest.check_platform(platform) if platform else manifest.this_platform()
         self._any_platform = platform is None
         self.store = Store(settings.cache, settings.images)
@@ -110,7 +111,7 @@ class Puller:
         except fetch.Unreachable as error:
             known = self.store.recall(reference, self.platform)
             if known is not None and self.store.find(known.manifest) is not None:
-                raise fetch.Unreachable(f"{error}; --pull=cached uses the image of {known.when}") from None
+                raise fetch.Unreachable(f"{error}; {self.option}=cached uses the image of {known.when}") from None
             raise
 
     def _ask(self, reference: Reference) -> Resolved:

@@ -74,17 +74,21 @@ def interruptible() -> Iterator[None]:
             signal.signal(number, was)
 
 
-def _prepare() -> None:
-    """Have what speeds up a pull, where the launcher's way of starting has left it out."""
-    import site
-
-    gc.enable()
-    site.addsitepackages(set())
-
-
 def _puller(settings: Settings, wanted: Spec, env: Mapping[str, str]) -> pull.Puller:
     fd, prefix = log.target()
-    return pull.Puller(settings, env, Progress(fd, prefix), wanted.platform)
+    one = pull.Puller(settings, env, Progress(fd, prefix), wanted.platform)
+    one.option = "--ch-pull"
+    return one
+
+
+def _fetch(one: pull.Puller, resolved: pull.Resolved, mode: str) -> str:
+    """Return the image's path; a pull has what the launcher's way of starting leaves out."""
+    if mode == pull.ALWAYS or one.find(resolved) is None:
+        import site
+
+        gc.enable()
+        site.addsitepackages(set())
+    return one.fetch(resolved, mode)
 
 
 def answer(text: str, path: str | None) -> str:
@@ -107,7 +111,6 @@ def at_submission(command: str, wanted: Spec, here: Site, caller: Caller) -> str
         env = {key: value for key, value in env.items() if key not in _JOB}
     mode = wanted.pull or pull.AUTO
     with interruptible():
-        _prepare()
         one = _puller(settings, wanted, env)
         if settings.importer is not None and not name.local:
             return _from_importer(settings.importer, command, one, name)
@@ -121,11 +124,11 @@ def at_submission(command: str, wanted: Spec, here: Site, caller: Caller) -> str
         path = one.find(resolved)
         if name.local:
             # Only this host has it, and what it is called may be another image later.
-            path = one.fetch(resolved, mode)
+            path = _fetch(one, resolved, mode)
             return answer(path, path)
         early = command == "srun" and settings.pull != site_settings.NODE
         if early or mode != pull.AUTO or settings.pull in (site_settings.SUBMIT, site_settings.NO):
-            path = one.fetch(resolved, mode)
+            path = _fetch(one, resolved, mode)
         if path is None:
             one.pin(resolved)
     log.info(f"{resolved.pinned}: {path or 'to be pulled in the job'}")
@@ -159,7 +162,6 @@ def on_node(wanted: Spec, here: Site, caller: Caller) -> str:
     name = reference.parse(wanted.image, caller.cwd)
     mode = wanted.pull or pull.AUTO
     with interruptible():
-        _prepare()
         one = _puller(settings, wanted, env)
         if settings.importer is not None and not name.local:
             return pull.import_get(settings.importer, name, env, lambda: None)
@@ -169,7 +171,7 @@ def on_node(wanted: Spec, here: Site, caller: Caller) -> str:
             if path is not None:
                 return path
             mode = pull.AUTO if mode == pull.ALWAYS else mode
-        return one.fetch(resolved, mode)
+        return _fetch(one, resolved, mode)
 
 
 def _wait(one: pull.Puller, resolved: pull.Resolved) -> str | None:

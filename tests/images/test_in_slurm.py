@@ -319,3 +319,23 @@ def test_a_running_container_is_packed(me: User, plain: Registry, layout: Layout
     assert out.splitlines() == ["n2", "ls: /marker: No such file or directory", "/proc/1/stat"]
     gone = me.sh(f"{pack} pack -q {job} other.sqfs")
     assert gone.returncode == 31 and not (me.home / "other.sqfs").exists()
+
+
+def test_a_requeued_job_runs_what_was_pinned(me: User, plain: Registry, tmp_path: Path) -> None:
+    ref = plain.push(image(tmp_path, "old"), "slurm/again:1")
+    job = me.good(
+        f"sbatch -W --parsable --requeue -o out --ch-image={ref} --wrap='cat /marker; srun cat /marker'"
+    ).strip()
+    plain.push(image(tmp_path, "new"), "slurm/again:1")
+    me.good(f"rm -rf $SLURM_CH_CACHE out; scontrol requeue {job}; scontrol update JobId={job} StartTime=now")
+    finished(me)
+    assert (me.home / "out").read_text().splitlines()[-2:] == ["old", "old"]
+
+
+def test_without_skopeo_what_is_there_still_runs(me: User, plain: Registry, layout: Layout) -> None:
+    ref = plain.push(layout, "slurm/bare")
+    me.good(f"srun --ch-image={ref} true")
+    done = me.sh(f"PATH=/nonexistent /usr/bin/srun --ch-image={ref} true")
+    assert done.returncode == 31 and "install the package skopeo" in done.stderr
+    done = me.sh(f"PATH=/nonexistent /usr/bin/srun --ch-pull=cached --ch-image={ref} /bin/cat /marker")
+    assert (done.returncode, done.stdout) == (0, "from the registry\n"), done

@@ -94,6 +94,7 @@ def _options() -> argparse.Namespace:
 def _run(bench: Bench, facts: dict[str, Any], options: argparse.Namespace, material: _Material) -> None:
     images, rounds, wanted = material.images, options.rounds, options.suites
     line = f"required {material.plugin}"
+    slurm_ch = str(material.installed / "bin/slurm-ch")
     if "server" in wanted:
         samples, facts["server_bytes"] = server.rounds(material.work, images.big_sqfs, max(1, rounds // 3))
         bench.samples += samples
@@ -109,7 +110,7 @@ def _run(bench: Bench, facts: dict[str, Any], options: argparse.Namespace, mater
         Cluster(1, 4, [line]) as ours,
         Cluster(1, 4, [f"{line} squashfuse={material.peer.squashfuse}"]) as newer,
     ):
-        place = suites.Place(plain, ours, newer, material.peer)
+        place = suites.Place(plain, ours, newer, material.peer, slurm_ch)
         facts["machine"]["Slurm"] = ".".join(map(str, plain.version))
         if "steps" in wanted:
             suites.steps(bench, place, images, rounds)
@@ -118,10 +119,10 @@ def _run(bench: Bench, facts: dict[str, Any], options: argparse.Namespace, mater
         if "reading" in wanted:
             suites.reading(bench, place, images, max(1, rounds // 5))
         if "alone" in wanted:
-            suites.alone(bench, place, images, str(material.installed / "bin/slurm-ch"), rounds)
+            suites.alone(bench, place, images, rounds)
     if "nodes" in wanted:
         with Cluster(max(suites.NODES), 4, []) as plain, Cluster(max(suites.NODES), 4, [line]) as ours:
-            place = suites.Place(plain, ours, ours, material.peer)
+            place = suites.Place(plain, ours, ours, material.peer, slurm_ch)
             suites.nodes(bench, place, images, max(1, rounds // 3))
 
 

@@ -17,6 +17,8 @@ from .stats import Samples
 _COLOURS = {
     suites.OURS_DIR: "#1f77b4",
     suites.OURS_SQFS: "#17becf",
+    suites.JOIN_DIR: "#2ca02c",
+    suites.JOIN_SQFS: "#98df8a",
     suites.PEER_DIR: "#d62728",
     suites.PEER_SQFS: "#ff7f0e",
 }

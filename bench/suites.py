@@ -22,17 +22,19 @@ READERS = (1, 2, 8)
 BARE = "bare srun"
 UNUSED = "plugin unused"
 OURS_DIR, OURS_SQFS, OURS_NEW = "slurm_ch, directory", "slurm_ch, SquashFS", "slurm_ch, SquashFS, ch-run's squashfuse"
+JOIN_DIR, JOIN_SQFS = "without the plugin, directory", "without the plugin, SquashFS"
 PEER_DIR, PEER_SQFS = "ch-run --join, directory", "ch-run --join, SquashFS"
 
 
 class Place:
     """Clusters without our plugin, with it, and with it serving SquashFS by the peer's release of squashfuse."""
 
-    def __init__(self, plain: Cluster, ours: Cluster, newer: Cluster, peer: Peer) -> None:
+    def __init__(self, plain: Cluster, ours: Cluster, newer: Cluster, peer: Peer, slurm_ch: str) -> None:
         self.plain = plain
         self.ours = ours
         self.newer = newer
         self.peer = peer
+        self.slurm_ch = slurm_ch
 
     def bare(self, options: Sequence[str], command: Sequence[str] = COMMAND) -> Run:
         return Run(BARE, self.plain, lambda _: ["srun", *options, *command])
@@ -43,6 +45,12 @@ class Place:
         cluster = self.newer if variant == OURS_NEW else self.ours
         container = [f"--ch-image={image}"] if image else []
         return Run(variant, cluster, lambda _: ["srun", *options, *container, *command])
+
+    def without_plugin(
+        self, variant: str, options: Sequence[str], image: Path, command: Sequence[str] = COMMAND
+    ) -> Run:
+        words = ["srun", *options, self.slurm_ch, "run", "--join", str(image), "--", *command]
+        return Run(variant, self.plain, lambda _: words)
 
     def with_peer(self, variant: str, options: Sequence[str], image: Path, command: Sequence[str] = COMMAND) -> Run:
         ch_run = self.peer.ch_run
@@ -67,6 +75,8 @@ def _step_runs(place: Place, images: Images, tasks: int, command: Sequence[str] 
         place.with_plugin(OURS_DIR, options, images.small, command),
         place.with_plugin(OURS_SQFS, options, images.small_sqfs, command),
         place.with_plugin(OURS_NEW, options, images.small_sqfs, command),
+        place.without_plugin(JOIN_DIR, options, images.small, command),
+        place.without_plugin(JOIN_SQFS, options, images.small_sqfs, command),
         place.with_peer(PEER_DIR, options, images.small, command),
         place.with_peer(PEER_SQFS, options, images.small_sqfs, command),
     ]
@@ -106,12 +116,13 @@ def reading(bench: Bench, place: Place, images: Images, rounds: int) -> None:
             bench.rounds("reading", f"{what}, {readers} at once", inner, rounds, warm_up=0)
 
 
-def alone(bench: Bench, place: Place, images: Images, slurm_ch: str, rounds: int) -> None:
+def alone(bench: Bench, place: Place, images: Images, rounds: int) -> None:
     """`true` in a container without Slurm: the command lines beside each other."""
     for case, image in (("directory", images.small), ("SquashFS", images.small_sqfs)):
         runs = [
             Run("nothing", place.plain, lambda _: ["true"]),
-            Run("slurm-ch run", place.plain, _words(slurm_ch, "run", str(image), "--", "true")),
+            Run("python3 -I -S", place.plain, _words("/usr/bin/python3", "-I", "-S", "-c", "pass")),
+            Run("slurm-ch run", place.plain, _words(place.slurm_ch, "run", str(image), "--", "true")),
             Run("ch-run", place.plain, _words(*place.peer.ch_run, str(image), "--", "true")),
         ]
         bench.rounds("alone", case, runs, rounds)

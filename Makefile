@@ -34,11 +34,19 @@ deps:
 # A working .venv/bin/slurm-ch and the plugin, in this checkout.
 build: $(VENV)/.built native
 
-$(VENV)/.built: pyproject.toml
-	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+$(VENV)/.built: pyproject.toml $(VENV)/.python
 	$(VENV)/bin/python -m pip install --quiet --editable '.[test,lint,images]'
 	$(VENV)/bin/python -m pip install --quiet --upgrade --no-deps --target $(VENV)/click-oldest 'click==8.1.0'
 	touch $@
+
+# One of another Python's release is of no use to this one. Whether there is one is looked at each time.
+$(VENV)/.python: FORCE
+	@release=$$($(PYTHON) -c 'import sys; print("python%d.%d" % sys.version_info[:2])') || exit 1; \
+	if [ ! -x $(VENV)/bin/python ] || [ ! -d $(VENV)/lib/$$release ]; then \
+	    echo "$(VENV): made for $$release"; rm -rf $(VENV); $(PYTHON) -m venv $(VENV) && touch $@; \
+	elif [ ! -e $@ ]; then touch -r pyproject.toml $@; fi
+
+FORCE:
 
 # The launcher runs as a user who can't write its cached bytecode.
 native:
@@ -58,9 +66,12 @@ test-here: build lint
 	timeout --foreground --signal=INT --kill-after=60 2700 $(VENV)/bin/python -m pytest
 
 # The whole suite on Debian bullseye, bookworm, trixie and forky, each with its own
-# Slurm (20.11, 22.05, 24.11, 26.05); needs root and a gigabyte a release below build/.
+# Slurm (20.11, 22.05, 24.11, 26.05); needs root and a gigabyte a release below build/. Then `make docs-test`.
 matrix:
-	@$(PYTHON) etc/matrix.py $(RELEASES)
+	@status=0; $(PYTHON) etc/matrix.py $(RELEASES) || status=1; \
+	$(if $(RELEASES),$(if $(FRESH),$(PYTHON) -B etc/fresh.py $(FRESH) || status=1;),$(PYTHON) -B etc/fresh.py || status=1;) \
+	exit $$status
+FRESH = $(filter bookworm trixie,$(RELEASES))
 
 # All of the C for aarch64, and what of it qemu-user runs; needs root, and as much room.
 cross:
@@ -68,6 +79,7 @@ cross:
 
 # Installing as the README and docs/admins.rst have it, and by packages, on fresh Debian bookworm and trixie
 # with Debian's own Slurm: install, a step, upgrade, remove. Root; a few minutes and some gigabytes below build/.
+# What of it takes seconds is in `make test`: tests/install/test_documented.py.
 docs-test packages-test:
 	@$(PYTHON) -B etc/fresh.py $(if $(filter packages-test,$@),--way deb,--way make --way pip) $(RELEASES)
 
@@ -267,6 +279,6 @@ clean:
 	rm -rf $(VENV) $(BENCH_VENV) build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: all bench analyze completion cross deb deps docs docs-test packages-test fuzz build native demo rpm test \
+.PHONY: FORCE all bench analyze completion cross deb deps docs docs-test packages-test fuzz build native demo rpm test \
     demo-here test-here chaos chaos-here hostile-here matrix lint man install \
     install-ch-run install-files install-needed uninstall clean

@@ -31,6 +31,7 @@ class BuildWithPrograms(build_py):
             return
         out = os.path.abspath(os.path.join(self.build_lib, "slurm_ch", "native"))
         subprocess.run(["make", "-C", "spank", f"OUT={out}", f"PYTHON={sys.executable}", "programs"], check=True)
+        os.unlink(os.path.join(out, ".compiled-with"))  # the build's own note
         subprocess.run([sys.executable, "etc/parts.py", out], check=True)
 
 

@@ -103,6 +103,20 @@ def sections_fit_pages_of_64k() -> str:
     return ""
 
 
+def packages() -> str:
+    """Debian's packages for arm64: made here, and of that architecture throughout."""
+    must(["make", "--no-print-directory", "deb", "DEB_ARCH=arm64", "COMMIT=cross"], cwd=HERE, timeout=5 * SECONDS)
+    found = sorted((HERE / "build/packages").glob("*_arm64.deb"))
+    assert [path.name.partition("_")[0] for path in found] == ["slurm-ch", "slurm-ch-plugin"], found
+    for path in found:
+        assert must(["dpkg-deb", "-f", path, "Architecture"]).strip() == "arm64", path
+        unpacked = OUT / path.stem
+        must(["dpkg-deb", "-x", path, unpacked])
+        binaries = [one for one in (unpacked / "usr/lib/slurm_ch/slurm_ch/native").iterdir() if one.suffix != ".json"]
+        assert binaries and all("ARM aarch64" in must(["file", "-b", one]) for one in binaries), binaries
+    return ", ".join(f"{path.name} {path.stat().st_size >> 10} KiB" for path in found)
+
+
 # --- run ---------------------------------------------------------------------
 
 
@@ -317,6 +331,7 @@ def main() -> int:
         finding("everything is built for aarch64", build)
         if failed:
             return 1
+        finding("make deb DEB_ARCH=arm64", packages)
         finding("parts are aligned for pages of 64 KiB", sections_fit_pages_of_64k)
         finding("ch-join and ch-relay start", programs_answer)
         finding("ch-join carries out a plan", plan)

@@ -22,15 +22,18 @@ import matrix
 
 RELEASE = "bookworm"
 NATIVE = (
-    "gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static make python3 libslurm-dev squashfs-tools file fuse3"
+    "gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static make python3 squashfs-tools file fuse3"
+    " build-essential crossbuild-essential-arm64 debhelper dh-python python3-click python3-docutils"
 )
-FOREIGN = "libdeflate-dev zlib1g-dev liblzma-dev liblzo2-dev liblz4-dev libzstd-dev libc6 libc6-dev libgcc-s1"
+FOREIGN = (
+    "libslurm-dev libdeflate-dev zlib1g-dev liblzma-dev liblzo2-dev liblz4-dev libzstd-dev libc6 libc6-dev libgcc-s1"
+)
 # Not installed, which another python3's scripts would forbid, only unpacked beside everything else.
 PYTHON = "python3.11-minimal libpython3.11-minimal libpython3.11-stdlib libexpat1 libffi8 zlib1g libc6"
 
 SET_UP = f"""
 set -e
-[ ! -e /cross-ready ] || exit 0
+[ ! -e /cross-and-deb-ready ] || exit 0
 export DEBIAN_FRONTEND=noninteractive
 dpkg --add-architecture arm64
 apt-get update -qq
@@ -38,7 +41,7 @@ apt-get install -qq -y --no-install-recommends {NATIVE} {" ".join(f"{name}:arm64
 mkdir -p /arm64 && cd /arm64
 apt-get download -qq {" ".join(f"{name}:arm64" for name in PYTHON.split())}
 for package in *.deb; do dpkg -x $package /arm64; done
-: > /cross-ready
+: > /cross-and-deb-ready
 """
 SECONDS = 900
 

@@ -77,15 +77,15 @@ slurm_up() {
     sinfo; cat /var/log/slurmd.log; return 1
 }
 as_user() { setpriv --reuid=carol --regid=carol --init-groups env -i HOME=/home/carol USER=carol \
-    PATH=/usr/local/bin:/usr/bin:/bin:${EXTRA_PATH:-} SLURM_CONF=$SLURM_CONF sh -c "cd; $1"; }
+    PATH=/usr/local/bin:/usr/bin:/bin:${EXTRA_PATH:-} SLURM_CONF=$SLURM_CONF sh -c "cd /tmp; $1"; }
 bare() { # a bare srun says nothing of ours
     said=$(as_user "timeout 60 srun -Q echo bare 2>&1"); [ "$said" = bare ] || { echo "bare srun: $said"; return 1; }; }
 steps() {
     bare
     said=$(as_user "timeout 60 srun -Q --ch-image=/srv/image.sqfs cat /marker 2>&1")
     [ "$said" = marked ] || { echo "step: $said"; return 1; }
-    printf '#!/bin/sh\ncat /marker\nsrun cat /marker\n' > /home/carol/job; chmod 755 /home/carol/job
-    as_user "timeout 60 sbatch --quiet --wait -o out --ch-image=/srv/image.sqfs ./job; cat out" > /tmp/said 2>&1
+    printf '#!/bin/sh\ncat /marker\nsrun cat /marker\n' > /tmp/job; chmod 755 /tmp/job
+    as_user "timeout 60 sbatch --quiet --wait -o out --ch-image=/srv/image.sqfs ./job; cat out; rm out" > /tmp/said 2>&1
     [ "$(cat /tmp/said)" = "$(printf 'marked\nmarked')" ] || { echo "batch script: $(cat /tmp/said)"; return 1; }
 }
 make_image() {

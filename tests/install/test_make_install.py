@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -142,3 +143,59 @@ def test_a_command_whose_click_has_gone_says_so(tmp_path: Path) -> None:
         "slurm-ch: error: /usr/bin/python3 has no click any more:"
         " install python3-click, or make install again (docs/admins.rst)\n"
     )
+
+
+def release_of(plugin: Path) -> bytes:
+    found = re.search(rb"slurm_ch for Slurm \0([\d.]+)\0", plugin.read_bytes())
+    assert found
+    return found[1]
+
+
+def test_an_upgrade_of_slurm_rebuilds_the_plugin_and_nothing_else(tmp_path: Path) -> None:
+    """Other headers at the same place, as after `apt upgrade`."""
+    headers = tmp_path / "slurm/include/slurm"
+    shutil.copytree("/usr/include/slurm", headers)
+    version = headers / "slurm_version.h"
+    out = tmp_path / "out"
+
+    def build(number: str) -> str:
+        text = re.sub(r"(#define SLURM_VERSION_NUMBER) .*", rf"\1 {number}", version.read_text())
+        if text != version.read_text():
+            version.write_text(text)
+            os.utime(version, (1, 1))  # packages keep the files' own, older, times
+        words = [
+            "make",
+            "-C",
+            str(ROOT / "spank"),
+            f"OUT={out}",
+            f"SLURM_PREFIX={tmp_path}/slurm",
+            "CFLAGS=-O0 -D_FORTIFY_SOURCE=0",
+        ]
+        done = subprocess.run(
+            [*words, f"{out}/slurm_ch.so", f"{out}/ch-relay"], check=True, capture_output=True, text=True
+        )
+        return done.stdout
+
+    build("0x170b04")
+    assert release_of(out / "slurm_ch.so") == b"23.11"
+    said = build("0x180505")
+    assert release_of(out / "slurm_ch.so") == b"24.05"
+    assert "slurm_ch.so" in said and "ch-relay.c" not in said
+    assert "cc " not in build("0x180505")
+
+
+def test_a_new_python_gets_a_new_venv(tmp_path: Path) -> None:
+    venv = tmp_path / "venv"
+    old = venv / "lib/python3.1/site-packages"
+    old.mkdir(parents=True)
+    (venv / ".python").touch()
+    # A quick `python3 -m venv`, of the interpreter that there is now.
+    python = tmp_path / "python"
+    make_venv = "mkdir -p $3/bin; ln -s /usr/bin/python3 $3/bin/python; mkdir -p $3/lib/$(/usr/bin/python3 -c 'import sys; print(\"python%d.%d\" % sys.version_info[:2])')"
+    python.write_text(f'#!/bin/sh\n[ "$1 $2" = "-m venv" ] || exec /usr/bin/python3 "$@"\n{make_venv}\n')
+    python.chmod(0o755)
+    done = make(f"{venv}/.python", f"VENV={venv}", f"PYTHON={python}")
+    assert done.returncode == 0, done.stderr
+    assert f"{venv}: made for python" in done.stdout
+    assert not old.exists() and (venv / ".python").exists()
+    assert make(f"{venv}/.python", f"VENV={venv}", f"PYTHON={python}").stdout == ""

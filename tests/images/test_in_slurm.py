@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import pwd
 import shutil
@@ -20,7 +21,7 @@ from slurm_ch import paths
 from slurm_ch.sandbox.cluster import Cluster
 
 from .craft import Layout, busybox, item, layer
-from .registry import Registry, Slow, registries_conf
+from .registry import PASSWORD, Registry, Slow, auth_file, registries_conf
 
 TIMEOUT = 60
 
@@ -339,3 +340,45 @@ def test_without_skopeo_what_is_there_still_runs(me: User, plain: Registry, layo
     assert done.returncode == 31 and "install the package skopeo" in done.stderr
     done = me.sh(f"PATH=/nonexistent /usr/bin/srun --ch-pull=cached --ch-image={ref} /bin/cat /marker")
     assert (done.returncode, done.stdout) == (0, "from the registry\n"), done
+
+
+def test_an_index_is_pinned_as_a_whole(me: User, plain: Registry, tmp_path: Path) -> None:
+    made = Layout(tmp_path / "index")
+    platforms = ({"os": "linux", "architecture": "arm64"}, {"os": "linux", "architecture": "amd64"})
+    for platform in platforms:
+        marker = layer([item("marker", platform["architecture"] + "\n")])
+        made.image([busybox(), marker], architecture=platform["architecture"], name=None, platform=platform)
+    digest = made.index()
+    ref = plain.push(made, "slurm/index:1", "index")
+    job = me.good(f"sbatch --hold --parsable -o out --ch-image={ref} --wrap='cat /marker; srun cat /marker'").strip()
+    plain.push(image(tmp_path, "new"), "slurm/index:1")
+    assert me.good(f"srun -v --ch-pull=always --ch-image={ref} cat /marker") == "new\n"
+    me.good(f"scontrol release {job}")
+    finished(me)
+    said = (me.home / "out").read_text()
+    assert said.splitlines()[-2:] == ["amd64", "amd64"]
+    assert f"{ref}@{digest} is {digest[:19]}" in said
+    done = me.sh(f"srun --ch-platform=linux/arm64 --ch-image={ref}@{digest} cat /marker")
+    assert done.stdout == "" or "arm64" in done.stdout
+    assert len(me.images()) == 3
+
+
+def test_no_secret_gets_into_a_job(me: User, closed: Registry, ca: Path, layout: Layout) -> None:
+    me.env["SSL_CERT_FILE"] = str(me.home / "ca.crt")
+    shutil.copy(ca / "ca.crt", me.home / "ca.crt")
+    ref = closed.push(layout, "slurm/closed")
+    done = me.sh(f"srun --ch-image={ref} true")
+    assert done.returncode == 31 and "`slurm-ch login 127.0.0.1:" in done.stderr
+    auth = auth_file(me.home / ".config/containers/auth.json", closed.host)
+    for path in (auth, auth.parent, auth.parent.parent):
+        os.chown(path, me.home.stat().st_uid, me.home.stat().st_gid)
+    line = "env; cat /marker; srun sh -c env"
+    said = me.good(f"sbatch -W -o out --ch-verbose=2 --ch-image={ref} --wrap='{line}'; cat out; scontrol show job")
+    assert "from the registry" in said
+    secret = PASSWORD.encode()
+    logs = [
+        path.read_bytes() for path in Path(me.cluster.directory).rglob("*") if path.is_file() and not path.is_symlink()
+    ]
+    cached = [path.read_bytes() for path in me.cache.rglob("*") if path.is_file()]
+    for text in (said.encode(), *logs, *cached):
+        assert secret not in text and base64.b64encode(b"someone:" + secret) not in text

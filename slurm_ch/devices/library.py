@@ -70,6 +70,11 @@ def find(
     return injection
 
 
+def has(kind: str, places: Sequence[str], cwd: str) -> bool:
+    """Return whether there are devices of a kind; ChError if their spec is malformed."""
+    return _Library({kind}, places, Injection()).read(cwd).knows(kind)
+
+
 def check_files(requests: Sequence[tuple[str, str]]) -> None:
     """Raise UsageError if a spec file that was asked for by its absolute path is here, and malformed."""
     for text, label in requests:
@@ -127,6 +132,10 @@ class _Library:
         for place in self._places:
             self._add(os.path.join(cwd, place))
         return self
+
+    def knows(self, kind: str) -> bool:
+        """Return whether there are devices of a kind."""
+        return kind in self._found
 
     def _add(self, place: str) -> None:
         here: dict[tuple[str, str], Document] = {}

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..devices.edits import Injection
+    from ..request.manner import Manner
     from ..request.spec import Spec
     from .caller import Caller
 
@@ -152,7 +153,10 @@ class Container:
         if "PMIX_NAMESPACE" in self.caller.environment:
             actions += self._pmix()
         actions += extra.in_tree
-        actions += [self._user_bind(bind) for bind in spec.binds]
+        if spec.manner:
+            actions += self._in_manner(spec.manner)
+        else:
+            actions += [self._user_bind(bind) for bind in spec.binds]
         if self.image.kind != image.HOST and not spec.like_ch_run:
             actions += self._temporary_directories()
         if self.caller.script:
@@ -174,6 +178,15 @@ class Container:
             label = f"{spec.label('overlay')}={spec.overlay}"
             return [kept.LayKept(self.caller.path(spec.overlay), self.image, label)]
         return [root.WriteFake(spec.write_fake, spec.write_fake_label())] if spec.write_fake is not None else []
+
+    def _in_manner(self, manner: Manner) -> list[Action]:
+        from . import manners
+
+        return [
+            *manners.scratch(manner),
+            *(self._user_bind(bind) for bind in self.spec.binds),
+            *manners.lifted(manner),
+        ]
 
     def _pmix(self) -> list[Action]:
         from . import pmix
@@ -326,11 +339,16 @@ def check_image(spec: Spec, found: image.Image, storage: str | None) -> None:
 
 def find_devices(spec: Spec, caller: Caller) -> Injection | None:
     """Return what the devices asked for amount to; loads what it needs only if there are any."""
-    if not spec.devices:
+    if not spec.devices and not (spec.manner and spec.manner.gpus):
         return None
     from ..devices import library
 
     places = library.directories(spec.cdi_dirs, caller.environment)
+    if not spec.devices and spec.manner:
+        from . import manners
+
+        if not manners.choose_gpus(spec, spec.manner, places, caller.cwd):
+            return None
     return library.find(spec.devices, places, caller.cwd, caller.environment)
 
 

@@ -11,11 +11,15 @@ if TYPE_CHECKING:
 class Manner:
     """What a dialect asks for besides a Spec's options; a Spec without one is ours."""
 
-    __slots__ = ("drop", "if_image_has", "keep", "start_in_image", "tmp_of_image")
+    __slots__ = ("drop", "gpus", "if_image_has", "keep", "lifted", "scratch", "start_in_image", "tmp_of_image")
 
     def __init__(self) -> None:
         self.start_in_image = True  # in the image's directory, else in /
         self.tmp_of_image = False  # /tmp is the image's own
+        # Devices to show where the node has specs of them: (kind, names, and who has asked, or "" for nobody).
+        self.gpus: tuple[str, Sequence[str], str] | None = None
+        self.scratch: Sequence[tuple[str, dict[str, str], str]] = ()  # memory file systems: place, options, label
+        self.lifted: Sequence[tuple[str, str]] = ()  # places of which what is mounted goes, and labels
         self.drop: Sequence[str] = ()  # variables that a job's environment doesn't bring
         self.keep: Sequence[str] = ()  # variables of which the job's value counts, not the image's
         # Of an image with this variable in its environment, records for the plan.

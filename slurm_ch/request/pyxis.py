@@ -93,6 +93,7 @@ _IDLE = frozenset((
     "rw", "bind", "rbind", "private", "rprivate", "slave", "rslave", "defaults", "auto", "x-create=auto",
     "x-create=dir", "x-create=file",
 ))  # fmt: skip
+_NO_SOURCES = ("tmpfs", "umount")
 _KEPT = ("ro", "nosuid", "nodev", "noexec")
 
 
@@ -181,8 +182,51 @@ def _manner(request: Request, env: Mapping[str, str]) -> Manner:
     manner = Manner()
     manner.keep = request.parts("container-env")
     manner.drop = tuple(name for name in _DROPPED if name not in manner.keep)
+    manner.gpus = _gpus(env)
+    manner.scratch, manner.lifted = _other_mounts(request)
     manner.if_image_has = ("PYTORCH_VERSION", _pytorch(env))
     return manner
+
+
+def _gpus(env: Mapping[str, str]) -> tuple[str, Sequence[str], str] | None:
+    """Return the GPUs that NVIDIA_VISIBLE_DEVICES means; all that there are, where a job says nothing."""
+    value = env.get("NVIDIA_VISIBLE_DEVICES")
+    if value in ("", "none", "void"):
+        return None
+    if value is None:
+        return "nvidia.com/gpu", ("all",), ""
+    return "nvidia.com/gpu", value.split(","), f"NVIDIA_VISIBLE_DEVICES={value}"
+
+
+def _other_mounts(request: Request) -> tuple[list[tuple[str, dict[str, str], str]], list[tuple[str, str]]]:
+    """Return the memory file systems that are asked for, and the places whose mounts are to go."""
+    scratch, lifted = [], []
+    for part in request.parts("container-mounts"):
+        kind, _, rest = part.partition(":")
+        dst, _, flags = rest.partition(":")
+        if kind not in _NO_SOURCES:
+            continue
+        if not dst.startswith("/") or not dst.strip("/."):
+            raise wrong("container-mounts", part, f"{kind}: needs an absolute place, which isn't /")
+        label = f"--container-mounts={part}"
+        if kind == "tmpfs":
+            scratch.append((dst, _tmpfs_options(part, flags), label))
+        elif flags.strip("+") not in ("", "x-detach"):
+            raise wrong("container-mounts", part, f"{flags} is no flag of umount, which has x-detach")
+        else:
+            lifted.append((dst, label))
+    return scratch, lifted
+
+
+def _tmpfs_options(part: str, flags: str) -> dict[str, str]:
+    options = {}
+    for word in flags.split("+") if flags else ():
+        name, equals, value = word.partition("=")
+        if name in ("size", "mode", "nr_inodes") and equals and value:
+            options[name] = value
+        elif word not in _IDLE and word not in ("nosuid", "nodev"):
+            raise wrong("container-mounts", part, f"{word or 'nothing'} is no flag that a user's tmpfs can have")
+    return options
 
 
 def _pytorch(env: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -316,15 +360,14 @@ def _here() -> str:
 
 
 def _mounts(request: Request) -> list[Bind]:
-    return [_mount(part) for part in request.parts("container-mounts")]
+    parts = request.parts("container-mounts")
+    return [_mount(part) for part in parts if part.partition(":")[0] not in _NO_SOURCES]
 
 
 def _mount(part: str) -> Bind:
     src, colon, rest = part.partition(":")
     dst, colon2, flags = rest.partition(":")
     name = "container-mounts"
-    if src in ("tmpfs", "umount"):
-        raise wrong(name, part, f"{src} is not available here yet")
     if not src.startswith(("/", ".")):
         raise wrong(name, part, "the source is no path, which begins with / or .")
     if (colon and not dst) or (colon2 and not flags):

@@ -140,6 +140,49 @@ def test_container_mounts(good: Good, sh: Run, work: Path) -> None:
     assert "--container-mounts=/not/here:/x: can't bind: source not found: /not/here" in done.stderr
 
 
+def test_mounts_without_a_source(good: Good, sh: Run) -> None:
+    out = good(
+        "srun --container-image=$IMG --container-mounts=tmpfs:/new/scratch:size=1M+mode=0711,$PWD:/new/scratch/p,umount:/etc/hosts"
+        " sh -c 'stat -f -c %T /new/scratch; stat -c %a /new/scratch; touch /new/scratch/x; ls /new/scratch;"
+        " df -k /new/scratch | tail -1; grep -c /etc/hosts /proc/self/mountinfo'"
+    )
+    lines = out.split()
+    assert (lines[:4], lines[-1]) == (["tmpfs", "711", "p", "x"], "0")
+    assert "1024" in lines
+    done = sh("srun --container-image=$IMG --container-mounts=umount:/dev/shm true")
+    assert done.returncode == 31
+    assert "--container-mounts=umount:/dev/shm: can't unmount /dev/shm: " in done.stderr
+
+
+def test_gpus_by_their_specs(sh: Run, user: str, world_tmp: Path, cluster: Cluster, enroots: Path) -> None:
+    specs = world_tmp / "pyxis-cdi"
+    specs.mkdir()
+    text = """cdiVersion: 0.5.0
+kind: nvidia.com/gpu
+devices:
+- {name: '0', containerEdits: {env: [GPU=0]}}
+- {name: '1', containerEdits: {env: [GPU=1]}}
+- {name: all, containerEdits: {env: [GPU=all]}}
+containerEdits: {env: [NVIDIA_VISIBLE_DEVICES=void]}
+"""
+    (specs / "nvidia.yaml").write_text(text)
+    line = "{} srun --container-image=$IMG --ch-cdi-dirs={} sh -c 'echo GPU=$GPU'"
+    for given, gpu in (
+        ("", "all"), ("NVIDIA_VISIBLE_DEVICES=1", "1"), ("NVIDIA_VISIBLE_DEVICES=all", "all"),
+        ("NVIDIA_VISIBLE_DEVICES=void", ""),
+    ):  # fmt: skip
+        done = sh(line.format(given, specs))
+        assert (done.returncode, done.stdout, done.stderr) == (0, f"GPU={gpu}\n", ""), given
+    done = sh(line.format("NVIDIA_VISIBLE_DEVICES=7", specs))
+    assert done.returncode == 64
+    assert "NVIDIA_VISIBLE_DEVICES=7" in done.stderr
+    # No specs, no driver's libraries: that is said, once per node.
+    done = sh(line.format("NVIDIA_VISIBLE_DEVICES=all", "/nonexistent"))
+    assert (done.returncode, done.stdout) == (0, "GPU=\n")
+    assert done.stderr.count("NVIDIA_VISIBLE_DEVICES=all: no specs of nvidia.com/gpu in /nonexistent, so") == 1
+    assert sh(line.format("", "/nonexistent")).stderr == ""
+
+
 def test_home_root_and_writing(good: Good) -> None:
     home = "srun --container-image=$IMG {} sh -c 'echo $HOME; ls -d $HOME/.mark 2>/dev/null || echo none'"
     good("touch ~/.mark")

@@ -99,6 +99,40 @@ def test_no_mounts(value: str, why: str) -> None:
     assert why in message
 
 
+def test_mounts_without_a_source() -> None:
+    value = "tmpfs:/scratch:size=1G+mode=0700+x-create=dir,/a:/scratch/a,umount:/etc/hosts:x-detach,tmpfs:/t"
+    spec = made(f"container-mounts={value}")
+    assert spec.binds == [Bind("/a", "/scratch/a")]
+    assert spec.manner is not None
+    assert [one[:2] for one in spec.manner.scratch] == [("/scratch", {"size": "1G", "mode": "0700"}), ("/t", {})]
+    assert spec.manner.lifted == [("/etc/hosts", "--container-mounts=umount:/etc/hosts:x-detach")]
+    for value in (
+        "tmpfs",
+        "tmpfs:",
+        "tmpfs:/",
+        "tmpfs:t",
+        "umount:",
+        "tmpfs:/t:uid=0",
+        "tmpfs:/t:size",
+        "umount:/t:ro",
+    ):
+        assert f"--container-mounts={value}: " in refused(f"container-mounts={value}")
+
+
+def test_gpus() -> None:
+    def gpus(**env: str) -> object:
+        spec = made(**env)
+        assert spec.manner is not None
+        return spec.manner.gpus
+
+    assert gpus() == ("nvidia.com/gpu", ("all",), "")
+    assert gpus(NVIDIA_VISIBLE_DEVICES="0,GPU-1") == (
+        "nvidia.com/gpu", ["0", "GPU-1"], "NVIDIA_VISIBLE_DEVICES=0,GPU-1",
+    )  # fmt: skip
+    for value in ("", "none", "void"):
+        assert gpus(NVIDIA_VISIBLE_DEVICES=value) is None
+
+
 def test_directory_and_what_is_as_the_image_has_it() -> None:
     spec = made()
     assert spec.manner is not None
@@ -216,8 +250,6 @@ def test_without_an_image() -> None:
 def test_what_is_not_there_yet_is_refused_by_name() -> None:
     for name in ("container-name=n", "container-save=/s"):
         assert refused(name).startswith(f"--{name}: ")
-    for kind in ("tmpfs:/t", "umount:/u"):
-        assert f"--container-mounts={kind}: " in refused(f"container-mounts={kind}")
 
 
 def test_where_a_site_has_not_asked_for_it() -> None:

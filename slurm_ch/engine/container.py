@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..devices.edits import Injection
-    from ..request.manner import Manner
     from ..request.spec import Spec
     from .caller import Caller
 
@@ -113,7 +112,7 @@ class Container:
             RunHooks(self, self.hooks_host),
             *([] if self.spec.write or self.spec.write_fake else [root.ReadOnlyCovers()]),
             root.Pivot(),
-            NewNamespaces((0, 0), (self.uid, self.gid), last=True),
+            NewNamespaces((0, 0), (self.uid, self.gid), last=True, more=self.spec.unshare),
             *extra.inside,
             RunHooks(self, self.hooks_guest),
         )
@@ -153,10 +152,7 @@ class Container:
         if "PMIX_NAMESPACE" in self.caller.environment:
             actions += self._pmix()
         actions += extra.in_tree
-        if spec.manner:
-            actions += self._in_manner(spec.manner)
-        else:
-            actions += [self._user_bind(bind) for bind in spec.binds]
+        actions += self._user_mounts()
         if self.image.kind != image.HOST and not spec.like_ch_run:
             actions += self._temporary_directories()
         if self.caller.script:
@@ -179,14 +175,13 @@ class Container:
             return [kept.LayKept(self.caller.path(spec.overlay), self.image, label)]
         return [root.WriteFake(spec.write_fake, spec.write_fake_label())] if spec.write_fake is not None else []
 
-    def _in_manner(self, manner: Manner) -> list[Action]:
+    def _user_mounts(self) -> list[Action]:
+        found = [self._user_bind(bind) for bind in self.spec.binds]
+        if self.spec.manner is None:
+            return found
         from . import manners
 
-        return [
-            *manners.scratch(manner),
-            *(self._user_bind(bind) for bind in self.spec.binds),
-            *manners.lifted(manner),
-        ]
+        return [*manners.scratch(self.spec.manner), *found, *manners.lifted(self.spec.manner)]
 
     def _pmix(self) -> list[Action]:
         from . import pmix

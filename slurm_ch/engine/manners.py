@@ -37,8 +37,8 @@ def choose_gpus(spec: Spec, manner: Manner, directories: Sequence[str], cwd: str
         return True
     if label or os.path.exists(_DRIVERS[kind]):
         log.warning(
-            f"{label or _DRIVERS[kind]}: no specs of {kind} in {':'.join(directories)}, so the container has no driver's"
-            " libraries: `nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml` makes them"
+            f"{label or _DRIVERS[kind]}: no specs of {kind} in {':'.join(directories)}, so the container has no"
+            " libraries of the driver: `nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml` makes them"
         )
     return False
 

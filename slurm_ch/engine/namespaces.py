@@ -12,6 +12,10 @@ from .. import linux, log
 from ..errors import ChError
 from .action import Action, Build
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
 # setns gives EINVAL now and then for no lasting reason (Charliecloud issue 1270).
 _SETNS_TRIES = 5
 
@@ -30,23 +34,35 @@ class NewNamespaces(Action):
     this process, which holds descriptors of the host: so it is no longer dumpable.
     """
 
-    __slots__ = ("inside", "last", "outside")
+    __slots__ = ("_loopback", "inside", "last", "more", "outside")
 
-    def __init__(self, outside: tuple[int, int], inside: tuple[int, int], last: bool = False) -> None:
+    def __init__(
+        self, outside: tuple[int, int], inside: tuple[int, int], last: bool = False, more: Sequence[str] = ()
+    ) -> None:
         self.outside = outside
         self.inside = inside
         self.last = last
+        self.more = more  # of what kinds besides: net, ipc, uts
+        self._loopback: Callable[[], None] | None = None
+        if "net" in more:
+            # Now: inside, nothing of ours can be loaded.
+            from . import loopback
+
+            self._loopback = loopback.bring_up
 
     def describe(self) -> str:
         (uid_out, gid_out), (uid_in, gid_in) = self.outside, self.inside
-        return f"new user and mount namespaces: {uid_out}:{gid_out} becomes {uid_in}:{gid_in}"
+        kinds = ", ".join(("user", *self.more))
+        return f"new {kinds} and mount namespaces: {uid_out}:{gid_out} becomes {uid_in}:{gid_in}"
 
     def apply(self, build: Build) -> None:
         try:
-            linux.unshare(linux.CLONE_NEWUSER | linux.CLONE_NEWNS)
+            linux.unshare(linux.CLONE_NEWUSER | linux.CLONE_NEWNS | _flags(self.more))
         except OSError as error:
             hint = _HINT if error.errno in (errno.EPERM, errno.ENOSPC, errno.EINVAL) else ""
             raise ChError(f"can't create user and mount namespaces{hint}") from error
+        if self._loopback is not None:
+            self._loopback()
         (uid_out, gid_out), (uid_in, gid_in) = self.outside, self.inside
         if build.proc_fd < 0:
             # Kept, because the container's /proc will be read-only.
@@ -93,6 +109,18 @@ def _write_map(proc_fd: int, name: str, text: str) -> None:
             os.close(fd)
     except OSError as error:
         raise ChError(f"can't write /proc/self/{name}") from error
+
+
+def _flags(kinds: Sequence[str]) -> int:
+    flags = 0
+    for kind in kinds:
+        flags |= {"net": linux.CLONE_NEWNET, "ipc": linux.CLONE_NEWIPC, "uts": linux.CLONE_NEWUTS}[kind]
+    return flags
+
+
+def open_more(kinds: Sequence[str]) -> list[int]:
+    """Return descriptors of this process's namespaces of some other kinds."""
+    return [_open("self", kind) for kind in kinds]
 
 
 def open_own() -> tuple[int, int]:

@@ -128,7 +128,8 @@ def launch(facts: Facts, office: tickets.TaskSocket) -> None:
     build = engine.containerize(container)
     build.records.append((agreement.PLAN_AS_SRUN, ""))
     user_fd, mount_fd = namespaces.open_own()
-    office.issue(user_fd, mount_fd, task_plan.plan_file(engine.plan_bytes(build)), build.relay_fd)
+    more = namespaces.open_more(wanted.unshare)
+    office.issue(user_fd, mount_fd, task_plan.plan_file(engine.plan_bytes(build)), build.relay_fd, more)
 
 
 def _locate(facts: Facts, wanted: spec.Spec, here: site.Site, caller: Caller) -> str | None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ticket: what the launcher hands to a node's tasks.
 
-One SEQPACKET message: a header and three or four descriptors (user namespace,
-mount namespace, plan, the relay's socket). It is sent once: every task looks
+One SEQPACKET message: a header and three or more descriptors (user namespace,
+mount namespace, plan; the relay's socket, if there is one; further namespaces). It is sent once: every task looks
 at it without taking it (MSG_PEEK duplicates the descriptors), so two namespaces are in flight however
 many tasks there are, and none can take another's share.
 """
@@ -15,6 +15,10 @@ import os
 from .. import agreement, log
 from ..errors import ChError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 MAGIC = agreement.TICKET_MAGIC.encode()
 
 
@@ -26,9 +30,9 @@ class TaskSocket:
     def __init__(self, fd: int) -> None:
         self._fd = fd
 
-    def issue(self, user_fd: int, mount_fd: int, plan_fd: int, relay_fd: int = -1) -> None:
+    def issue(self, user_fd: int, mount_fd: int, plan_fd: int, relay_fd: int = -1, more: Sequence[int] = ()) -> None:
         """Hand out the ticket; ChError if the kernel refuses."""
-        fds = (user_fd, mount_fd, plan_fd, relay_fd)[: 3 + (relay_fd >= 0)]
+        fds = (*(user_fd, mount_fd, plan_fd, relay_fd)[: 3 + (relay_fd >= 0)], *more)
         rights = b"".join(fd.to_bytes(4, "little") for fd in fds)
         ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)]
         try:

@@ -100,6 +100,8 @@ OPTIONS = (
     Option("relay", FLAG, "", "let srun, squeue, ... be called inside [in batch scripts]", where=PLUGIN),
     Option("seccomp", FLAG, "", "emulate root: chown, setuid, mknod and the like succeed, in vain"),
     Option("keep-keyring", FLAG, "", "keep your session keyring (Kerberos, AFS) instead of a fresh one"),
+    Option("unshare", LIST, "KIND", "namespaces of the container's own: net, ipc, uts; repeat, or use commas",
+           where=PLUGIN),
     Option("userns", FLAG, "", "allow user namespaces inside (bwrap, podman, Nix, Chromium)"),
     Option("fuse-single", FLAG, "", "serve a SquashFS image with one thread"),
     Option("verbose", OPTIONAL, "LEVEL", "say what is done; 2: in detail; 3: each variable", short="v", bare="1"),

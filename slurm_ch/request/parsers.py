@@ -15,6 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+NAMESPACES = ("net", "ipc", "uts")
 MAX_ID = 2**32 - 2
 _YES = ("1", "yes", "true", "on")
 
@@ -327,6 +328,14 @@ def _keep_keyring(spec: Spec, setting: Setting) -> None:
     spec.keep_keyring = boolean(setting)
 
 
+def _unshare(spec: Spec, setting: Setting) -> None:
+    for kind in setting.parts():
+        if kind not in NAMESPACES:
+            raise setting.wrong(f"not a kind of namespace, which are {', '.join(NAMESPACES)}: {kind or 'nothing'}")
+        if kind not in spec.unshare:
+            spec.unshare = (*spec.unshare, kind)
+
+
 def _userns(spec: Spec, setting: Setting) -> None:
     spec.userns = boolean(setting)
 
@@ -389,6 +398,7 @@ _PARSERS = {
     "seccomp": _seccomp,
     "keep-keyring": _keep_keyring,
     "fuse-single": _fuse_single,
+    "unshare": _unshare,
     "userns": _userns,
     "join": _join,
     "join-ct": _join_ct,

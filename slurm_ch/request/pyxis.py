@@ -76,12 +76,11 @@ _CLASHES = {
     "container-workdir": ("cd",),
     "container-mount-home": ("home",),
     "container-remap-root": ("uid", "gid", "seccomp"),
-    "container-writable": ("write", "write-fake"),
-    "container-readonly": ("write", "write-fake"),
+    "container-writable": ("write", "write-fake", "overlay"),
+    "container-readonly": ("write", "write-fake", "overlay"),
 }
 
 _ABSENT = {
-    "container-unshare": "not available here yet",
     "container-entrypoint": "not available here yet: give the entrypoint as the command",
     "container-entrypoint-log": "not available here yet",
     "container-name": "containers that are kept are not available here yet: leave it out, and each step has its own",
@@ -170,7 +169,7 @@ def combine(here: site.Site, text: str, env: Mapping[str, str]) -> Spec:
     if request.last("container-image") is not None:
         spec.manner = _manner(request, env)
         if "private-tmp" not in spec.labels:
-            spec.manner.tmp_of_image = spec.write or spec.write_fake is not None
+            spec.manner.tmp_of_image = spec.write or spec.write_fake is not None or spec.overlay is not None
             # One that can't be written to is of no use.
             spec.private_tmp = not spec.manner.tmp_of_image
     if spec.relay_defaults:
@@ -312,6 +311,8 @@ def _settings(request: Request) -> list[Setting]:
     if request.truth("container-remap-root"):
         for name, value in (("uid", "0"), ("gid", "0"), ("seccomp", "yes")):
             add(name, value, "container-remap-root")
+    if "container-unshare" in request.given:
+        add("unshare", ",".join(request.parts("container-unshare")), "container-unshare")
     writable, readonly = request.truth("container-writable"), request.truth("container-readonly")
     if writable or readonly is False:
         add("write-fake", "yes", "container-writable")

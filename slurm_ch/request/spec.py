@@ -46,7 +46,7 @@ class Spec:
         "image", "image_directory", "image_env", "image_timeout", "join", "join_count", "join_pid", "join_tag",
         "join_timeout", "keep_keyring", "labels", "like_ch_run", "located", "manner", "mount_point", "overlay",
         "passwd", "platform", "private_tmp", "pull", "relay", "relay_commands", "relay_defaults", "seccomp",
-        "storage", "uid", "userns", "verbosity", "write", "write_fake",
+        "storage", "uid", "unshare", "userns", "verbosity", "write", "write_fake",
     )  # fmt: skip
 
     def __init__(self, image: str) -> None:
@@ -81,6 +81,7 @@ class Spec:
         self.fuse_single = False
         self.keep_keyring = False
         self.image_timeout = 0  # the site's word; seconds
+        self.unshare: tuple[str, ...] = ()  # further namespaces: net, ipc, uts
         self.userns = False
         self.mount_point: str | None = None
         self.verbosity = 0

@@ -23,9 +23,12 @@ char *need(char *allocated);
 
 /* ticket.c: wait on the tasks' socket for the launcher's ticket, and look at it
  * without taking it; enter the container that it is for. */
+#define MORE_NAMESPACES 3 /* net, ipc, uts */
 struct ticket {
 	int user_fd, mount_fd, plan_fd;
 	int relay_fd; /* -1: no relay */
+	int more_fds[MORE_NAMESPACES];
+	size_t more_count;
 };
 bool is_first_task(void);
 /* Who says what all are told, and how long to wait for whom. */

@@ -193,7 +193,7 @@ void front(const char *name, char **argv)
 	struct words w;
 	struct step s;
 	struct call call = { name, "", &w, { NULL, NULL, NULL } };
-	struct ticket t = { -1, -1, -1, -1 };
+	struct ticket t = { .user_fd = -1, .mount_fd = -1, .plan_fd = -1, .relay_fd = -1 };
 	const char *directory, *how = MEET_BY_SOCKET;
 	char **words = argv;
 	bool checked = !strcmp(name, CHECKED);

@@ -18,6 +18,9 @@
 #include "../agreement.h"
 #include "ch-join.h"
 
+#define LEAST_FDS 3
+#define MOST_FDS (LEAST_FDS + 1 + MORE_NAMESPACES)
+
 /* How long a container may take before the user is told. */
 #ifndef SLOW_SECONDS
 #define SLOW_SECONDS 10
@@ -48,6 +51,22 @@ static void wait_for_peer(int sock, const struct waiting *w)
 	}
 }
 
+/* Behind the first three may be the relay's socket, and further namespaces: which is
+ * which, the kernel knows. */
+static void take(struct ticket *t, const int *fds, size_t count)
+{
+	t->user_fd = fds[0];
+	t->mount_fd = fds[1];
+	t->plan_fd = fds[2];
+	t->relay_fd = -1;
+	t->more_count = 0;
+	for (size_t i = LEAST_FDS; i < count; i++)
+		if (ioctl(fds[i], NS_GET_NSTYPE) < 0)
+			t->relay_fd = fds[i];
+		else if (t->more_count < MORE_NAMESPACES)
+			t->more_fds[t->more_count++] = fds[i];
+}
+
 /* Look at the ticket without taking it: the other tasks need it too. */
 void ticket_read(int sock, struct ticket *t, const struct waiting *w)
 {
@@ -56,7 +75,7 @@ void ticket_read(int sock, struct ticket *t, const struct waiting *w)
 		unsigned char code[4];
 	} head;
 	union {
-		char space[CMSG_SPACE(4 * sizeof(int))];
+		char space[CMSG_SPACE(MOST_FDS * sizeof(int))];
 		struct cmsghdr align;
 	} control;
 	struct iovec iov = { &head, sizeof(head) };
@@ -102,10 +121,9 @@ void ticket_read(int sock, struct ticket *t, const struct waiting *w)
 		exit(exit_code(code & 0xff ? code & 0xff : EXIT_SETUP));
 	c = CMSG_FIRSTHDR(&msg);
 	if (msg.msg_flags & MSG_CTRUNC || !c || c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS ||
-	    (c->cmsg_len != CMSG_LEN(sizeof(int) * 3) && c->cmsg_len != CMSG_LEN(sizeof(int) * 4)))
+	    c->cmsg_len < CMSG_LEN(sizeof(int) * LEAST_FDS))
 		die(EXIT_SETUP, "can't receive the ticket: out of file descriptors");
-	t->relay_fd = -1;
-	memcpy(t, CMSG_DATA(c), c->cmsg_len - CMSG_LEN(0));
+	take(t, (const int *)(const void *)CMSG_DATA(c), (c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
 }
 
 static void enter(int fd, int type, const char *kind)
@@ -135,5 +153,7 @@ void ticket_enter(const struct ticket *t)
 	if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0))
 		die(EXIT_SETUP, "can't make this process undumpable: %s", strerror(errno));
 	enter(t->user_fd, CLONE_NEWUSER, "user");
+	for (size_t i = 0; i < t->more_count; i++)
+		enter(t->more_fds[i], 0, "another");
 	enter(t->mount_fd, CLONE_NEWNS, "mount");
 }

@@ -119,6 +119,13 @@ def test_mounts_without_a_source() -> None:
         assert f"--container-mounts={value}: " in refused(f"container-mounts={value}")
 
 
+def test_unshare() -> None:
+    assert made("container-unshare=net,ipc", "container-unshare=net").unshare == ("net", "ipc")
+    assert made("unshare=uts", "container-unshare=ipc").unshare == ("ipc", "uts")
+    for value in ("", "net,", "pid"):
+        assert refused(f"container-unshare={value}").startswith(f"--container-unshare={value}: ")
+
+
 def test_gpus() -> None:
     def gpus(**env: str) -> object:
         spec = made(**env)

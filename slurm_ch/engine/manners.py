@@ -32,7 +32,7 @@ def choose_gpus(spec: Spec, manner: Manner, directories: Sequence[str], cwd: str
         asked = [(f"{kind}={name}", label or kind) for name in names]
         spec.devices += asked
         spec.env_rules += [("device", text) for text, _ in asked]
-        if spec.write_fake is None and not spec.write and "write-fake" not in spec.labels:
+        if spec.write_fake is None and not (spec.write or spec.overlay) and "write-fake" not in spec.labels:
             spec.write_fake = DEFAULT_WRITE_FAKE
         return True
     if label or os.path.exists(_DRIVERS[kind]):

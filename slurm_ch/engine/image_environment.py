@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 _APPTAINERS_OWN = ("01-base.sh", "94-appsbase.sh", "95-apps.sh", "99-base.sh", "99-runtimevars.sh")
 _ENVIRONMENT_FILE = "/etc/environment"
 _NAME_LETTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_0123456789")
+# The kernel passes on no longer value to a program; A=$A$A would double with each line.
+_VALUE_MAX = 1 << 17
+# More than it passes on in all.
+_VALUES_MAX = 4 << 20
+# Of all Apptainer's scripts: far more than it writes.
+_SCRIPTS_MAX = 1 << 20
 # From here on only a shell knows what is executed.
 _COMPOUND = ("if", "for", "while", "until", "case", "{", "function", "exit", "return", "exec")
 
@@ -46,10 +52,11 @@ class Script:
     def __init__(self) -> None:
         self.values: dict[str, str] = {}
         self.defaults: dict[str, str] = {}
-        self.unset: list[str] = []
+        self.unset: dict[str, None] = {}
         self.directory = ""
         self.not_understood: list[int] = []  # lines
         self._local: dict[str, str] = {}
+        self._room = _VALUES_MAX
         self._text = ""
         self._at = 0
 
@@ -57,11 +64,12 @@ class Script:
         """Take in a script, behind those before."""
         self._text, self._at = text, 0
         self.not_understood = []
+        line, counted = 1, 0
         while self._at < len(text):
-            line = text.count("\n", 0, self._at) + 1
+            line, counted = line + text.count("\n", counted, self._at), self._at
             try:
                 words = self._command()
-            except _BeyondUs:
+            except (_BeyondUs, RecursionError):  # ${A:-${A:-${A:- and so on
                 self.not_understood.append(line)
                 self._skip_line()
                 continue
@@ -85,7 +93,7 @@ class Script:
                 self.values.pop(name, None)
                 self.defaults.pop(name, None)
                 self._local.pop(name, None)
-                self.unset.append(name)
+                self.unset[name] = None
         else:
             exports = words[0] == "export"
             for word in words[1:] if exports else words:
@@ -99,6 +107,9 @@ class Script:
             if name not in self._local:
                 return
             value = self._local.pop(name)
+        self._room -= len(name) + len(value)
+        if self._room < 0:
+            raise _BeyondUs
         if value.startswith("\0"):
             if value[1:].partition("\0")[0] != name:
                 raise _BeyondUs
@@ -149,9 +160,12 @@ class Script:
 
     def _word(self, end: str = " \t\r\n;&|()<>", quoted: bool = False) -> str:
         """Return a word, up to one of the letters `end`, with its quotes taken off."""
-        text, parts = self._text, []
+        text, parts, room = self._text, [""], _VALUE_MAX
         while self._at < len(text):
             letter = text[self._at]
+            room -= len(parts[-1])
+            if room < 0:
+                raise _BeyondUs
             if letter in end and not quoted:
                 break
             self._at += 1
@@ -261,11 +275,17 @@ def _apptainer(build: Build, read: Read, quiet: bool) -> list[Record] | None:
     finally:
         os.close(directory)
     script = Script()
+    left = _SCRIPTS_MAX
     for name in names:
         if name not in _APPTAINERS_OWN:
             path = f"{APPTAINER_ENVIRONMENT}/{name}"
             text = read(build, path, path)
             if text is not None:
+                left -= len(text) + len(path)
+                if left < 0:
+                    if not quiet:
+                        log.warning(f"{path} of the image, and what comes behind it, is too long; left out")
+                    break
                 script.read(text)
                 _report(script, path, quiet)
     return _of(script)
@@ -282,11 +302,13 @@ def _enroot(build: Build, read: Read, parse: Parse | None, quiet: bool) -> list[
         lines = parse(text, _ENVIRONMENT_FILE)
         return [(agreement.PLAN_SET, line) for line in lines] or None
     found: list[Record] = []
+    warns = not quiet
     for number, line in enumerate((text or "").split("\n"), 1):
         name, equals, _ = line.partition("=")
         if equals and not line.startswith("#") and name.strip() == name != "" and "\0" not in line:
             found.append((agreement.PLAN_SET, line))
-        elif line.strip() and not line.startswith("#") and not quiet:
+        elif line.strip() and not line.startswith("#") and warns:
+            warns = False
             log.warning(f"{_ENVIRONMENT_FILE} of the image: line {number} is not NAME=VALUE; left out")
     script = Script()
     script.read(started or "")

@@ -230,7 +230,7 @@ def lay_over(build: Build, directory: int, cover: int, entries: Sequence[str] = 
 
     `entries` of the directory are to be shown in the cover; an overlay has them.
     """
-    below = [(name, linux.open_tree(directory, name, linux.OPEN_TREE_CLOEXEC)) for name in mounted_below(directory)]
+    below = [(name, linux.openat2(directory, name, os.O_PATH, _PLAIN)) for name in mounted_below(directory)]
     is_root = same_place(directory, build.root_fd)
     linux.move_mount(cover, "", directory, "", _ONTO)
     mounted = {name for name, _ in below}
@@ -255,19 +255,24 @@ def _attach(mount: int, directory: int, name: str) -> None:
 
 def _show(build: Build, directory: int, cover: int, name: str, mounted: bool) -> None:
     """Make an entry of `directory` in its cover: a link as it is, a place for what is `mounted` there, else a bind."""
-    kind = os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
-    if stat.S_ISLNK(kind):
-        os.symlink(os.readlink(name, dir_fd=directory), name, dir_fd=cover)
-        return
-    if stat.S_ISDIR(kind):
-        os.mkdir(name, 0o755, dir_fd=cover)
-    else:
-        os.mknod(name, 0o600, dir_fd=cover)
-    if not mounted:
-        clone = linux.open_tree(directory, name, linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC)
-        _attach(clone, cover, name)
-        build.mounts.add(mount_id(clone))
-        os.close(clone)
+    # Looked up once: who may write to the image may put a link in its place meanwhile, which would mean the host.
+    entry = linux.openat2(directory, name, os.O_PATH | os.O_NOFOLLOW, _PLAIN)
+    try:
+        kind = os.fstat(entry).st_mode
+        if stat.S_ISLNK(kind):
+            os.symlink(os.readlink("", dir_fd=entry), name, dir_fd=cover)
+            return
+        if stat.S_ISDIR(kind):
+            os.mkdir(name, 0o755, dir_fd=cover)
+        else:
+            os.mknod(name, 0o600, dir_fd=cover)
+        if not mounted:
+            clone = linux.open_tree(entry, "", linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC | linux.AT_EMPTY_PATH)
+            _attach(clone, cover, name)
+            build.mounts.add(mount_id(clone))
+            os.close(clone)
+    finally:
+        os.close(entry)
 
 
 def same_place(one: int, other: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 
 from .. import linux, log
 from ..errors import ChError
@@ -257,7 +258,9 @@ class Account(Action):
             with open(fd, "rb") as file:
                 if places.mount_id(fd) not in build.mounts:
                     return
-                old = os.fsdecode(file.read(_ACCOUNTS_MAX + 1))
+                # What is no file, as a FIFO that somebody writes to, says nothing.
+                regular = stat.S_ISREG(os.fstat(fd).st_mode)
+                old = os.fsdecode(file.read(_ACCOUNTS_MAX + 1)) if regular else ""
             if len(old) > _ACCOUNTS_MAX:
                 log.info(f"{self.path} is left as it is: larger than {_ACCOUNTS_MAX >> 20} MiB")
                 return
@@ -267,10 +270,14 @@ class Account(Action):
 
     def _rewrite(self, build: Build, text: str) -> bool:
         try:
-            fd = places.open_file(build, self.path, os.O_WRONLY | os.O_TRUNC)
+            fd = places.open_file(build, self.path, os.O_WRONLY)
         except OSError:
             return False
         with open(fd, "wb") as file:
+            # Looked at before it is changed: the path may lead to another file than the one that was read.
+            if places.mount_id(fd) not in build.mounts or not stat.S_ISREG(os.fstat(fd).st_mode):
+                return False
+            file.truncate(0)
             file.write(os.fsencode(text))
         return True
 

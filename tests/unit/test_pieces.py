@@ -237,7 +237,7 @@ def test_a_script_is_read_and_not_run() -> None:
         "LIBS": "/opt/app/lib:${LD_LIBRARY_PATH}", "MANPATH": "/man:${MANPATH}", "LONG": "ab",
     }  # fmt: skip
     assert script.defaults == {"LANG": "C.UTF-8", "QUOTED": 'a "b" \\$c'}
-    assert script.unset == ["GONE"]
+    assert list(script.unset) == ["GONE"]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import stat
 import time
@@ -45,6 +46,9 @@ _USED_SECONDS = 86400.0
 # An NFS server forgets an open file when another client removes it.
 _NFS_KEPT_SECONDS = 7 * 86400.0
 _RECORD_MAX = 1 << 20
+
+# What pulls leave in tmp/ when they are killed. A directory that somebody chose for a cache may have had a tmp/.
+_OURS = re.compile(r".+\.\d+\.\d*\.\d+(\.json)?")
 
 # Where there are no hard links.
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EMLINK, errno.EACCES)
@@ -90,6 +94,7 @@ class Store:
         self.directory = directory
         self._site = tuple(site)
         self._serial = 0
+        self._distrusted = False
 
     # Looking.
 
@@ -101,6 +106,8 @@ class Store:
             if _is_roots(path):
                 return path
         path = os.path.join(self.directory, "images", name)
+        if not self._is_trusted():
+            return None
         try:
             status = os.stat(path)
         except OSError:
@@ -122,7 +129,7 @@ class Store:
     def recall(self, reference: Reference, platform: str) -> Known | None:
         """Return what a name meant last, for a platform; the site's word counts where we have none."""
         found = None
-        for directory in (self.directory, *self._site):
+        for directory in (*([self.directory] if self._is_trusted() else []), *self._site):
             known = _known(_read_record(os.path.join(directory, "refs", _name(reference))), reference, platform)
             if known is not None and self.find(known.manifest) is not None:
                 return known
@@ -136,7 +143,7 @@ class Store:
         """
         place = os.path.join("refs", f"job-{job}")
         name = _name(reference)
-        found = self._pin(place, name, reference, platform)
+        found = self._pin(place, name, reference, platform) if self._is_trusted() else None
         if found is not None:
             return found
         try:
@@ -211,10 +218,7 @@ class Store:
         try:
             os.makedirs(self.directory, mode=0o700, exist_ok=True)
             status = os.stat(self.directory)
-            if status.st_uid != os.geteuid():
-                raise CacheError(f"{self.directory}: the cache belongs to uid {status.st_uid}, not to you")
-            if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-                raise CacheError(f"{self.directory}: others can write to the cache: chmod go-w {self.directory}")
+            self._check_owner(status)
             shared = status.st_mode & 0o755
             for name in ("images", "refs", "lock", "tmp"):
                 path = os.path.join(self.directory, name)
@@ -227,6 +231,29 @@ class Store:
             raise self._unusable(error) from error
         finally:
             os.umask(umask)
+
+    def _check_owner(self, status: os.stat_result) -> None:
+        """Raise CacheError where the cache's directory, or a link in its place, is in another user's hands."""
+        link = os.lstat(self.directory)
+        if stat.S_ISLNK(link.st_mode) and link.st_uid not in (0, os.geteuid()):
+            raise CacheError(f"{self.directory}: a link of uid {link.st_uid}, not yours; the cache isn't used")
+        if status.st_uid != os.geteuid():
+            raise CacheError(f"{self.directory}: the cache belongs to uid {status.st_uid}, not to you")
+        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise CacheError(f"{self.directory}: others can write to the cache: chmod go-w {self.directory}")
+
+    def _is_trusted(self) -> bool:
+        """Whether what lies in the cache is its user's own: names, digests and images are believed."""
+        try:
+            self._check_owner(os.stat(self.directory))
+        except CacheError as error:
+            if not self._distrusted:
+                log.warning(str(error))
+            self._distrusted = True
+            return False
+        except OSError:
+            pass  # nothing is there
+        return True
 
     def _unusable(self, error: OSError) -> ChError:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -294,7 +321,7 @@ class Store:
         except OSError:
             return
         for entry in entries:
-            if within is not None and not entry.startswith("slurm_ch."):
+            if not _OURS.fullmatch(entry) or (within is not None and not entry.startswith("slurm_ch.")):
                 continue
             path = os.path.join(place, entry)
             try:

@@ -254,6 +254,47 @@ def test_caches_that_are_not_safe(tmp_path: Path, user: str) -> None:
         Store(str(place)).prepare()
 
 
+def test_what_another_left_in_a_cache_s_place_is_not_believed(
+    tmp_path: Path, user: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In a directory that all users share: neither their names and images, nor where their link leads."""
+    squatted = Store(str(tmp_path / "squatted"))
+    squatted.prepare()
+    put(squatted, DIGEST)
+    name = reference.parse("docker://x")
+    squatted.remember(name, DIGEST, "linux/amd64", DIGEST)
+    assert squatted.recall(name, "linux/amd64") is not None
+    link = tmp_path / "link"
+    link.symlink_to(squatted.directory)
+    assert Store(str(link)).find(DIGEST) is not None
+    os.lchown(link, pwd.getpwnam(user).pw_uid, -1)
+    with pytest.raises(ChError, match="a link of uid"):
+        Store(str(link)).prepare()
+    assert Store(str(link)).find(DIGEST) is None
+    os.chown(squatted.directory, pwd.getpwnam(user).pw_uid, -1)
+    assert squatted.find(DIGEST) is None
+    assert squatted.recall(name, "linux/amd64") is None
+    assert "belongs to uid" in capfd.readouterr().err
+
+
+def test_only_what_pulls_left_is_swept(tmp_path: Path) -> None:
+    """A directory that somebody names for the cache may have a tmp/ of its own."""
+    cache = Store(str(tmp_path))
+    own = tmp_path / "tmp/results"
+    own.mkdir(parents=True)
+    (tmp_path / "tmp/notes.txt").write_text("mine")
+    cache.prepare()
+    with cache.scratch(large=False) as scratch:
+        left = Path(scratch)
+    left.mkdir()
+    for path in (own, tmp_path / "tmp/notes.txt", left):
+        os.utime(path, (1, 1))
+    cache.sweep()
+    assert own.is_dir()
+    assert (tmp_path / "tmp/notes.txt").exists()
+    assert not left.exists()
+
+
 def test_another_s_image_is_not_used(cache: Store, user: str, capfd: pytest.CaptureFixture[str]) -> None:
     path = put(cache, DIGEST)
     os.chown(path, pwd.getpwnam(user).pw_uid, -1)
@@ -320,20 +361,21 @@ def test_what_killed_pulls_left(cache: Store) -> None:
     """Of this host and dead; of others after a day; never of one that lives."""
     place = Path(cache.directory, "tmp")
     alive = store._identity()
-    for name, owner, age in (
+    for who, owner, age in (
         ("alive", alive, 1e6), ("dead", {**alive, "start": "1"}, 0), ("elsewhere", {**alive, "host": "n7"}, 100), ("forgotten", {**alive, "host": "n7"}, 90_000),
         ("unknown", {}, 100), ("unknown-old", {}, 90_000),
     ):  # fmt: skip
-        (place / name).mkdir()
-        (place / name / "owner").write_text(json.dumps(owner))
-        os.utime(place / name, (time.time() - age,) * 2)
-    (place / "record.json").touch()
-    os.utime(place / "record.json", (time.time() - 90_000,) * 2)
+        left = place / f"{who}.1.2.1"
+        left.mkdir()
+        (left / "owner").write_text(json.dumps(owner))
+        os.utime(left, (time.time() - age,) * 2)
+    (place / "record.1.2.1.json").touch()
+    os.utime(place / "record.1.2.1.json", (time.time() - 90_000,) * 2)
     with cache.scratch():
         cache.sweep()
         assert len(list(place.iterdir())) == 4
     # The oldest is alive: a pull of many hours on a slow line.
-    assert sorted(path.name for path in place.iterdir()) == ["alive", "elsewhere", "unknown"]
+    assert sorted(path.name.partition(".")[0] for path in place.iterdir()) == ["alive", "elsewhere", "unknown"]
 
 
 def test_the_cache_can_not_be_written_to(

@@ -4,9 +4,17 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "meeting.h"
+
+#ifndef SO_PEERPIDFD
+#define SO_PEERPIDFD 77 /* from Linux 6.5 on */
+#endif
+#ifndef SYS_pidfd_send_signal
+#define SYS_pidfd_send_signal 424
+#endif
 
 int message_send(int sock, const void *message, size_t size, int fd)
 {
@@ -63,11 +71,24 @@ static bool user_namespace(const char *pid, char name[64])
 	return n > 0;
 }
 
+/* A descriptor of the process at the other end; -1 where it is gone, or (*known false) where the kernel
+ * has none to give. */
+static int its_process(int sock, bool *known)
+{
+	int pidfd = -1;
+	socklen_t size = sizeof(pidfd);
+
+	*known = !getsockopt(sock, SOL_SOCKET, SO_PEERPIDFD, &pidfd, &size) || errno != ENOPROTOOPT;
+	return pidfd;
+}
+
 /* What runs in a container of this user's must not speak for a peer. */
 enum whose meeting_whose(int sock, struct ucred *who)
 {
 	socklen_t size = sizeof(*who);
 	char pid[16], own[64], its[64];
+	bool known, found, gone = false;
+	int pidfd, error;
 
 	*who = (struct ucred){ 0, -1, -1 };
 	if (getsockopt(sock, SOL_SOCKET, SO_PEERCRED, who, &size) || who->uid != geteuid())
@@ -75,7 +96,17 @@ enum whose meeting_whose(int sock, struct ucred *who)
 	snprintf(pid, sizeof(pid), "%d", who->pid);
 	if (!who->pid || !user_namespace("self", own))
 		return ANOTHER_NAMESPACES;
-	if (!user_namespace(pid, its))
-		return errno == ENOENT || errno == ESRCH ? NOBODYS : ANOTHER_NAMESPACES;
-	return strcmp(own, its) ? ANOTHER_NAMESPACES : OURS;
+	pidfd = its_process(sock, &known);
+	if (known && pidfd < 0)
+		return NOBODYS;
+	found = user_namespace(pid, its);
+	error = errno;
+	/* Its number may be another process's by now, while a child of it keeps the socket. */
+	if (pidfd >= 0) {
+		gone = syscall(SYS_pidfd_send_signal, pidfd, 0, NULL, 0) && errno == ESRCH;
+		close(pidfd);
+	}
+	if (gone || (!found && (error == ENOENT || error == ESRCH)))
+		return NOBODYS;
+	return !found || strcmp(own, its) ? ANOTHER_NAMESPACES : OURS;
 }

@@ -19,7 +19,7 @@ PACKAGES = slurmctld slurmd slurm-client libslurm-dev munge squashfs-tools squas
 CHAOS_PACKAGES = valgrind clang-14 libclang-rt-14-dev
 
 # What `make bench` needs besides.
-BENCH_PACKAGES = valgrind linux-perf libsquashfuse-dev liblzo2-dev
+BENCH_PACKAGES = valgrind linux-perf libsquashfuse-dev liblzo2-dev bindfs
 BENCH_VENV = .venv-bench
 
 libdir = $(prefix)/lib/slurm_ch

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the start of Python in a container costs the file system that its image is on: python -m bench.start_cost.
+
+The image is seen through bindfs, a file system that passes everything on, and strace
+counts what it is asked: so a look-up is one that the kernel could not answer itself,
+as on a client of a file server. Needs root, bindfs, strace and an ordinary user.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+_LINE = re.compile(r"^\d+ +(\w+)\((.*?)\) += (-?\d+)")
+_PROGRAM = "import json, subprocess, logging, email, http.client; print(len(__import__('sys').modules))"
+
+
+def make_image(root: Path) -> None:
+    """Put the host's Python into a directory."""
+    for name in ("bin", "dev", "proc", "sys", "tmp", "etc", "root", "home", "usr/bin", "usr/lib", "usr/lib64"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+    real = Path(os.path.realpath("/usr/bin/python3"))
+    shutil.copy(real, root / "usr/bin/python3")
+    library = Path("/usr/lib") / real.name
+    shutil.copytree(library, root / "usr/lib" / real.name, symlinks=True)
+    (root / "lib").symlink_to("usr/lib")
+    (root / "lib64").symlink_to("usr/lib64")
+    needed = subprocess.run(["ldd", real, *library.rglob("*.so")], check=False, capture_output=True, text=True).stdout
+    for path in {Path(found) for found in re.findall(r"(/lib\S*/\S+) \(0x", needed)}:
+        to = root / "usr" / path.relative_to("/")
+        to.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, to)
+    for name in ("passwd", "group", "hosts", "resolv.conf"):
+        (root / "etc" / name).touch()
+
+
+class Counted:
+    """A directory seen through bindfs, and what bindfs was asked."""
+
+    def __init__(self, real: Path, shown: Path, trace: Path) -> None:
+        self._shown, self._trace = shown, trace
+        calls = "trace=lstat,newfstatat,statx,openat,open,pread64,read,readlink,getdents64"
+        command = ["strace", "-f", "-s0", "-e", calls, "-o", trace, "bindfs", "-f", real, shown]
+        self._process = subprocess.Popen(command)
+        while not os.path.ismount(shown):
+            assert self._process.poll() is None
+            time.sleep(0.02)
+        self._begin = trace.stat().st_size
+
+    def end(self) -> tuple[int, int, int]:
+        """Return look-ups, opens and bytes read since the mount, which is gone then."""
+        # The image's server may still be on its way out.
+        while subprocess.run(["umount", self._shown], check=False, stderr=subprocess.DEVNULL).returncode:
+            time.sleep(0.05)
+        self._process.wait()
+        looked = opened = size = 0
+        for line in self._trace.read_text(errors="replace")[self._begin :].splitlines():
+            found = _LINE.match(line)
+            if not found:
+                continue
+            call, _, result = found.groups()
+            looked += call in ("lstat", "newfstatat", "statx", "readlink")
+            opened += call in ("openat", "open")
+            if call in ("pread64", "getdents64") and int(result) > 0:
+                size += int(result)
+        return looked, opened, size
+
+
+def start(image: Path, user: str) -> None:
+    """Start Python in a container of that image."""
+    entry = pwd.getpwnam(user)
+    slurm_ch = str(Path(sys.executable).with_name("slurm-ch"))
+    command = [slurm_ch, "run", str(image), "--", "/usr/bin/python3", "-c", _PROGRAM]
+    env = {"PATH": "/usr/bin:/bin", "HOME": entry.pw_dir}
+    done = subprocess.run(
+        command, check=True, user=entry.pw_uid, group=entry.pw_gid, cwd="/", stdout=subprocess.PIPE, env=env
+    )
+    assert int(done.stdout) > 100
+
+
+def main() -> int:
+    """Print one line for each kind of image: a first start on a node, and a second."""
+    user = sys.argv[1] if len(sys.argv) > 1 else "chuser"
+    with tempfile.TemporaryDirectory(prefix="start-cost-") as name:
+        top = Path(name)
+        top.chmod(0o755)
+        real, shown = top / "real", top / "shown"
+        shown.mkdir()
+        make_image(real / "directory")
+        pack = ["mksquashfs", real / "directory", real / "image.sqfs", "-comp", "zstd", "-Xcompression-level", "3"]
+        subprocess.run([*pack, "-all-root", "-quiet", "-no-progress"], check=True)
+        print(f"{'':12} {'':8} look-ups  opens  MB read")
+        for kind in ("directory", "image.sqfs"):
+            for starts in (1, 2):
+                counted = Counted(real, shown, top / f"{kind}-{starts}")
+                try:
+                    for _ in range(starts):
+                        start(shown / kind, user)
+                finally:
+                    looked, opened, size = counted.end()
+                print(
+                    f"{kind:12} {starts} start{'s' if starts > 1 else ' '} {looked:8} {opened:6} {size / 1e6:8.1f}",
+                    flush=True,
+                )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

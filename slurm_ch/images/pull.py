@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import log
 from ..errors import ChError
-from . import children, fetch, inject, manifest, merge, pack, pack_file
+from . import children, fetch, manifest, pack
 from . import settings as site
 from .progress import Progress, size
 from .reference import DOCKER, OCI, Reference, allowed, parse
@@ -20,6 +20,7 @@ from .store import Known, Store, now_text
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from . import inject, merge
     from .settings import Settings
 
 # Ask for the digest and pull what is missing; also what is there; ask nobody; ask, but don't pull.
@@ -220,6 +221,8 @@ class Puller:
 
     def to_file(self, reference: Reference, out: str, mode: str = AUTO) -> Resolved:
         """Make a file of its own of an image, which doesn't go through the cache; `out` is replaced as a whole."""
+        from . import pack_file
+
         resolved = self.resolve(reference, mode)
         there = self.find(resolved)
         self.store.prepare()
@@ -238,6 +241,9 @@ class Puller:
 
     def make(self, resolved: Resolved, out: str, scratch: str, tick: Callable[[], None]) -> dict[str, Any]:
         """Fetch, merge and pack an image into `out`; return what is to be known of it."""
+        # What packs isn't loaded where there is nothing to pack.
+        from . import inject, merge
+
         reference, what = resolved.reference, resolved.reference.text
         if self.settings.pull_timeout and self._end is None:
             self._end = time.monotonic() + self.settings.pull_timeout
@@ -298,6 +304,8 @@ class Puller:
         out: str,
         tick: Callable[[], None],
     ) -> dict[str, Any]:
+        from . import inject, merge
+
         tree = merge.Tree(self.settings.pull_max or merge.BYTES_MAX, tick)
         for layer in tree_layers:
             tree.add(layer)

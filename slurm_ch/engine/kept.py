@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 
 from .. import linux
 from ..errors import ChError, UsageError
@@ -20,6 +21,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .action import Build
     from .image import Image
+
+_PLAIN = linux.RESOLVE_BENEATH | linux.RESOLVE_NO_SYMLINKS
 
 _CAN = "ext4, xfs, btrfs and tmpfs can, NFS and Lustre can't"
 
@@ -38,9 +41,9 @@ class LayKept(Action):
         return f"overlay new root with what is kept in {self.path}"
 
     def apply(self, build: Build) -> None:
-        fd = self._open()
+        fd, *inside = self._open()
         # By descriptor: overlayfs takes a path with a comma or a backslash apart.
-        upper, work = (f"/proc/self/fd/{fd}/{name}" for name in ("upper", "work"))
+        upper, work = (f"/proc/self/fd/{one}" for one in inside)
         try:
             # Before the first time, and never again: later its mode is the root's that the user has changed.
             if os.stat(upper).st_mode & 0o7777 == 0:
@@ -55,31 +58,35 @@ class LayKept(Action):
                 ) from error
             self._note(fd)
         finally:
-            os.close(fd)
+            for one in (fd, *inside):
+                os.close(one)
         os.mkdir("kept", 0o700)
         linux.move_mount(merged, "", linux.AT_FDCWD, "kept", linux.MOVE_MOUNT_F_EMPTY_PATH)
         os.close(merged)
         root.take_root(build, "kept")
         build.read_only = False
 
-    def _open(self) -> int:
-        """Return a descriptor of the directory, with in it what must be there; ChError if it isn't the user's."""
+    def _open(self) -> tuple[int, int, int]:
+        """Return descriptors of the directory, `upper` and `work`, made if need be; ChError if they aren't the user's.
+
+        No link in it is followed: a command that sees the directory can put one there, to anywhere on the host.
+        """
+        found = []
         try:
-            for path, mode in ((self.path, 0o700), (f"{self.path}/upper", 0), (f"{self.path}/work", 0o700)):
-                try:
-                    os.mkdir(path)
-                    os.chmod(path, mode)
-                except FileExistsError:
-                    pass
+            try:
+                os.mkdir(self.path, 0o700)
+            except FileExistsError:
+                pass
             fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            owners = {os.stat(name, dir_fd=fd, follow_symlinks=False).st_uid for name in (".", "upper", "work")}
+            for name, mode in (("upper", 0), ("work", 0o700)):
+                found.append(_directory(fd, name, mode))
+            owners = {os.fstat(one).st_uid for one in (fd, *found)}
         except OSError as error:
             raise ChError(f"{self.label}: can't use the directory") from error
         # In this namespace we are root, and nobody else is anybody.
         if owners != {0}:
-            os.close(fd)
             raise UsageError(f"{self.label}: the directory, or one in it, belongs to somebody else")
-        return fd
+        return fd, found[0], found[1]
 
     def _check_attributes(self, upper: str) -> None:
         """Raise ChError if the file system can't keep what overlayfs notes of a directory."""
@@ -105,8 +112,25 @@ class LayKept(Action):
     def _note(self, fd: int) -> None:
         """Note which image the changes are of."""
         try:
-            note = os.open("image", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600, dir_fd=fd)
+            how = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW
+            note = linux.openat2(fd, "image", how, _PLAIN, 0o600)
+            if not stat.S_ISREG(os.fstat(note).st_mode):
+                raise ChError(f"{self.label}: {self.path}/image is no file")
+            os.ftruncate(note, 0)
             os.write(note, os.fsencode(self.image.path + "\n"))
             os.close(note)
         except OSError as error:
             raise ChError(f"{self.label}: can't write there") from error
+
+
+def _directory(fd: int, name: str, mode: int) -> int:
+    """Return a descriptor of the directory `name` in `fd`, which is made with that mode where it is missing."""
+    try:
+        os.mkdir(name, mode, dir_fd=fd)
+        is_new = True
+    except FileExistsError:
+        is_new = False
+    found = linux.openat2(fd, name, os.O_PATH | os.O_DIRECTORY, _PLAIN)
+    if is_new:
+        os.chmod(f"/proc/self/fd/{found}", mode)
+    return found

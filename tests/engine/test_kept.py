@@ -84,3 +84,25 @@ def test_packed_with_its_image(good: Good, user: str, image: Path, place: Path) 
         "new\nnew\nls: /marker: No such file or directory\nls: /opt: No such file or directory\n"
     )
     assert not [path for path in place.parent.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("name", ["upper", "work", "image"])
+def test_links_in_it_lead_nowhere(fails: Fails, user: str, image_sqfs: Path, place: Path, name: str) -> None:
+    """A command that sees the directory puts a link there: nothing of the host's is shown, or changed."""
+    theirs = place.with_name("theirs")
+    for directory in (place, theirs, *(place / one for one in ("upper", "work") if one != name)):
+        directory.mkdir()
+    (theirs / "secret").write_text("precious")
+    (place / name).symlink_to(theirs if name != "image" else theirs / "secret")
+    subprocess.run(["chown", "-hR", f"{user}:", place, theirs], check=True)
+    line = fails(31, f"--overlay={place}", image_sqfs, "--", "cat", "/secret")
+    assert "Too many levels of symbolic links" in line
+    assert [path.name for path in theirs.iterdir()] == ["secret"]
+    assert (theirs / "secret").read_text() == "precious"
+
+
+def test_a_fifo_in_it_is_not_waited_for(fails: Fails, user: str, image_sqfs: Path, place: Path) -> None:
+    place.mkdir()
+    os.mkfifo(place / "image")
+    subprocess.run(["chown", "-hR", f"{user}:", place], check=True)
+    assert "can't write there" in fails(31, f"--overlay={place}", image_sqfs, "--", "true")

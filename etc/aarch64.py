@@ -107,7 +107,7 @@ def packages() -> str:
     """Debian's packages for arm64: made here, and of that architecture throughout."""
     must(["make", "--no-print-directory", "deb", "DEB_ARCH=arm64", "COMMIT=cross"], cwd=HERE, timeout=5 * SECONDS)
     found = sorted((HERE / "build/packages").glob("*_arm64.deb"))
-    assert [path.name.partition("_")[0] for path in found] == ["slurm-ch", "slurm-ch-plugin"], found
+    assert {path.name.partition("_")[0] for path in found} == {"slurm-ch", "slurm-ch-plugin"}, found
     for path in found:
         assert must(["dpkg-deb", "-f", path, "Architecture"]).strip() == "arm64", path
         unpacked = OUT / path.stem

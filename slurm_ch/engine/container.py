@@ -127,11 +127,20 @@ class Container:
         )
 
     def _device_actions(self) -> MoreActions:
-        if self.injection is None:
-            return MoreActions()
-        from . import device_edits
+        extra = MoreActions()
+        if self.injection is not None:
+            from . import device_edits
 
-        return device_edits.actions(self.injection, os.getgroups())
+            extra = device_edits.actions(self.injection, os.getgroups())
+        if self.spec.manner is not None and self.spec.manner.entrypoint is not None:
+            from . import entrypoint
+
+            label, speaks = self.spec.manner.entrypoint
+            environment = self.caller.environment
+            run = entrypoint.RunEntrypoint(label, environment, speaks=speaks, directory=self.spec.cd is None)
+            extra.before_binds.append(entrypoint.HoldChJoin(run))
+            extra.inside.append(run)
+        return extra
 
     def _tree(self, extra: MoreActions) -> list[Action]:
         """Return what is done to the new root."""

@@ -447,6 +447,11 @@ def _try_image(build: Build, path: str, given: str) -> str | None:
         return None
 
 
+def is_tasks_own(name: str) -> bool:
+    """Whether a variable may differ from task to task."""
+    return name.startswith((*_SLURMS, *_TASKS)) or name.endswith(_TASKS_ENDINGS)
+
+
 def _is_there(build: Build, path: str) -> bool:
     try:
         os.close(places.look_up(build, path, True))

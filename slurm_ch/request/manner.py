@@ -11,7 +11,17 @@ if TYPE_CHECKING:
 class Manner:
     """What a dialect asks for besides a Spec's options; a Spec without one is ours."""
 
-    __slots__ = ("drop", "gpus", "if_image_has", "keep", "lifted", "scratch", "start_in_image", "tmp_of_image")
+    __slots__ = (
+        "drop",
+        "entrypoint",
+        "gpus",
+        "if_image_has",
+        "keep",
+        "lifted",
+        "scratch",
+        "start_in_image",
+        "tmp_of_image",
+    )
 
     def __init__(self) -> None:
         self.start_in_image = True  # in the image's directory, else in /
@@ -20,6 +30,8 @@ class Manner:
         self.gpus: tuple[str, Sequence[str], str] | None = None
         self.scratch: Sequence[tuple[str, dict[str, str], str]] = ()  # memory file systems: place, options, label
         self.lifted: Sequence[tuple[str, str]] = ()  # places of which what is mounted goes, and labels
+        # The image's entrypoint is run once per node: the option that asks for it, and whether its output is shown.
+        self.entrypoint: tuple[str, bool] | None = None
         self.drop: Sequence[str] = ()  # variables that a job's environment doesn't bring
         self.keep: Sequence[str] = ()  # variables of which the job's value counts, not the image's
         # Of an image with this variable in its environment, records for the plan.

@@ -81,8 +81,6 @@ _CLASHES = {
 }
 
 _ABSENT = {
-    "container-entrypoint": "not available here yet: give the entrypoint as the command",
-    "container-entrypoint-log": "not available here yet",
     "container-name": "containers that are kept are not available here yet: leave it out, and each step has its own",
     "container-save": "a container can't be saved here yet: build the image with `slurm-ch pack` or `ch-image`",
 }
@@ -182,6 +180,8 @@ def _manner(request: Request, env: Mapping[str, str]) -> Manner:
     manner.keep = request.parts("container-env")
     manner.drop = tuple(name for name in _DROPPED if name not in manner.keep)
     manner.gpus = _gpus(env)
+    if request.truth("container-entrypoint"):
+        manner.entrypoint = ("--container-entrypoint", bool(request.truth("container-entrypoint-log")))
     manner.scratch, manner.lifted = _other_mounts(request)
     manner.if_image_has = ("PYTORCH_VERSION", _pytorch(env))
     return manner
@@ -279,9 +279,12 @@ def _home(request: Request, env: Mapping[str, str]) -> list[Bind]:
 
 
 def _check(request: Request, others: Sequence[Setting]) -> None:
+    for name in request.given:
+        if BY_NAME[name].kind == FLAG:
+            request.truth(name)
     for name, why in _ABSENT.items():
         value = request.last(name)
-        if value is not None and not (name == "container-entrypoint" and request.truth(name) is False):
+        if value is not None:
             raise wrong(name, value, why)
     if request.last("container-image") is None and not any(one.name == "image" for one in others):
         raise UsageError(f"--{next(iter(request.given))}: --container-image is missing")

@@ -52,7 +52,9 @@ def enroots(world_tmp: Path) -> Path:
     (root / "etc/fstab").touch()
     (root / "workspace").mkdir()
     (root / "opt/app/bin").mkdir(parents=True)
-    (root / "opt/app/bin/entry").write_text('#!/bin/sh\necho entrypoint\nexport BY_ENTRY=yes\nexec "$@"\n')
+    (root / "opt/app/bin/entry").write_text(
+        '#!/bin/sh\necho entrypoint\nexport BY_ENTRY=yes FOO="$FOO+entry" SLURM_PROCID=9\ncd /opt\nexec "$@"\n'
+    )
     for name in ("bin/bash", "opt/app/bin/bash"):
         (root / name).write_text('#!/bin/sh\nexec /bin/sh "$@"\n')
         (root / name).chmod(0o755)
@@ -204,6 +206,23 @@ def test_unshare(good: Good, option: str) -> None:
     assert (links, up, name != "") == ("1", "1", True)
 
 
+def test_entrypoint(good: Good, sh: Run) -> None:
+    show = "sh -c 'echo $SLURM_PROCID $BY_ENTRY $FOO $PWD'"
+    assert good(f"srun -n2 --container-image=$IMG {show} | sort") == "0 image /workspace\n1 image /workspace\n"
+    done = sh(f"srun -n2 --container-image=$IMG --container-entrypoint {show} | sort")
+    assert (done.returncode, done.stdout) == (0, "0 yes image+entry /opt\n1 yes image+entry /opt\n"), done
+    assert done.stderr == ""
+    # Once per node.
+    done = sh(
+        "PYXIS_CONTAINER_ENTRYPOINT=1 srun -N2 -n4 --container-image=$IMG --container-entrypoint-log"
+        f" --container-env=FOO --container-workdir=/etc {show} | sort"
+    )
+    assert done.stdout == "".join(f"{n} yes job+entry /etc\n" for n in range(4)), done
+    assert done.stderr.count("entrypoint") == 2
+    out = good(f"PYXIS_CONTAINER_ENTRYPOINT=1 srun --no-container-entrypoint --container-image=$IMG {show}")
+    assert out == "0 image /workspace\n"
+
+
 def test_home_root_and_writing(good: Good) -> None:
     home = "srun --container-image=$IMG {} sh -c 'echo $HOME; ls -d $HOME/.mark 2>/dev/null || echo none'"
     good("touch ~/.mark")
@@ -295,6 +314,31 @@ def test_array(good: Good, work: Path) -> None:
     text = "#SBATCH --array=1-3 -o part-%a.txt\nsrun --container-image=$IMG sh -c 'echo $SLURM_ARRAY_TASK_ID'\n"
     (work / "array.sh").write_text(f"#!/bin/bash\n{text}")
     assert good("sbatch -W array.sh > /dev/null; cat part-?.txt") == "1\n2\n3\n"
+
+
+def test_heterogeneous_job(good: Good, work: Path) -> None:
+    """Each component's srun has its own container's options."""
+    text = """\
+#SBATCH -n1 --comment one
+#SBATCH hetjob
+#SBATCH -n1 --comment two
+srun --het-group=0 --container-image=$IMG --container-workdir=/opt pwd
+srun --het-group=1 --container-image=$IMG pwd
+"""
+    assert good(batch(work, text)).splitlines() == ["/opt", "/workspace"]
+
+
+def test_jax(good: Good, work: Path) -> None:
+    """A coordinator from the list of nodes, and one process per task."""
+    text = """\
+#SBATCH -N2 --ntasks-per-node=2
+export COORDINATOR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n1):1234
+export PYXIS_CONTAINER_MOUNTS=$PWD:/jax
+srun -l --container-image=$IMG --container-env=COORDINATOR \\
+    sh -c 'echo $COORDINATOR $SLURM_PROCID/$SLURM_NTASKS; touch /jax/jax.$SLURM_PROCID' | sort
+"""
+    assert good(batch(work, text)).splitlines() == [f"{n}: n1:1234 {n}/4" for n in range(4)]
+    assert len(list(work.glob("jax.*"))) == 4
 
 
 def test_variables_and_an_allocation(good: Good) -> None:

@@ -117,6 +117,32 @@ def test_srun_pulls_before_there_is_a_step(me: User, plain: Registry, layout: La
     assert plain.requests()[asked:] == []
 
 
+def test_pyxis_names_of_images(me: User, plain: Registry, layout: Layout) -> None:
+    """REGISTRY#NAME and docker:// in --container-image: pulled before there is a step, pinned for a job."""
+    ref = plain.push(layout, "slurm/pyxis").removeprefix("docker://")
+    host, _, name = ref.partition("/")
+    with Cluster(nodes=2, cpus=8, plugstack_lines=[f"required {paths.PLUGIN} pyxis=yes"]) as own:
+        mine = User(own, me.name, me.home, plain)
+        done = mine.sh(f"srun -N2 --container-image={host}#{name} cat /marker")
+        assert (done.returncode, done.stdout) == (0, "from the registry\n" * 2), done.stderr
+        assert done.stderr.count("slurm-ch: pulled in ") == 1
+        asked = len(pulls(plain, "slurm/pyxis"))
+        assert mine.good(f"srun --container-image=docker://someone@{host}#{name} cat /marker") == "from the registry\n"
+        script = me.home / "pyxis.sh"
+        script.write_text(
+            f"#!/bin/sh\n#SBATCH --container-image='{host}#{name}'\n#SBATCH -o pyxis.txt\n"  # bare, a # ends the line
+            "cat /marker; echo $PYXIS_CONTAINER_IMAGE; srun cat /marker\n"
+        )
+        mine.good("sbatch -W pyxis.sh")
+        first, pinned, second = (me.home / "pyxis.txt").read_text().splitlines()
+        assert (first, second) == ("from the registry", "from the registry")
+        assert pinned.startswith(f"docker://{ref}") and "@sha256:" in pinned
+        assert len(pulls(plain, "slurm/pyxis")) == asked
+        done = mine.sh(f"srun --container-image={host}#slurm/nothing true")
+        assert done.returncode != 0
+        assert "slurm/nothing" in done.stderr
+
+
 def test_nodes_get_a_path_and_look_nothing_up(me: User, plain: Registry, layout: Layout) -> None:
     ref = plain.push(layout, "slurm/path")
     me.good(f"srun --ch-image={ref} true")

@@ -119,6 +119,17 @@ def test_mounts_without_a_source() -> None:
         assert f"--container-mounts={value}: " in refused(f"container-mounts={value}")
 
 
+def test_entrypoint() -> None:
+    def asked(*words: str) -> object:
+        spec = made(*words)
+        assert spec.manner is not None
+        return spec.manner.entrypoint
+
+    assert asked() is asked("container-entrypoint=no") is asked("container-entrypoint-log=yes") is None
+    assert asked("container-entrypoint=yes") == ("--container-entrypoint", False)
+    assert asked("container-entrypoint=1", "container-entrypoint-log=1") == ("--container-entrypoint", True)
+
+
 def test_unshare() -> None:
     assert made("container-unshare=net,ipc", "container-unshare=net").unshare == ("net", "ipc")
     assert made("unshare=uts", "container-unshare=ipc").unshare == ("ipc", "uts")

@@ -76,21 +76,34 @@ def test_nobody_waits_when_all_tasks_are_gone(lab: Lab, who: str) -> None:
     assert not done.left
 
 
-@pytest.mark.parametrize(("free", "count"), [(0, 1), (1, 1), (1, 400)])
-def test_no_room_for_a_named_join(lab: Lab, free: int, count: int) -> None:
-    """A peer died of SIGBUS in its own segment, and left it there."""
-    prepare = (
-        f"mount -t tmpfs -o size={4 * (free + 1)}k,mode=1777 shm /dev/shm; head -c4096 /dev/zero > /dev/shm/full; "
-        'setpriv --reuid=$1 --regid=$1 --clear-groups "$2" run --join --join-ct=$3 --join-tag=t "$4" -- /bin/cat /marker;'
-        " echo status $?; ls /dev/shm"
-    )
-    script = f"{Path(sys.executable).parent / 'slurm-ch'}"
-    done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", prepare, "sh", str(lab.uid), script, str(count), lab.image],
+FULL_SHM = "mount -t tmpfs -o size={size}k,mode=1777 shm /dev/shm; head -c4096 /dev/zero > /dev/shm/full; "
+
+
+def without_room(free: int, command: str, *words: object) -> subprocess.CompletedProcess[str]:
+    """Run a line of shell where /dev/shm has `free` pages left."""
+    script = FULL_SHM.format(size=4 * (free + 1)) + command + "; echo status $?; ls /dev/shm"
+    return subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, "sh", *map(str, words)],
         check=False, capture_output=True, text=True, timeout=HANG_SECONDS, cwd="/",
     )  # fmt: skip
-    assert done.stdout == "status 32\nfull\n", done
-    assert done.stderr.count("\n") == 1 and "No space left on device" in done.stderr, done
+
+
+@pytest.mark.parametrize(("free", "count"), [(0, 1), (1, 1), (1, 400)])
+def test_a_join_needs_no_room(lab: Lab, free: int, count: int) -> None:
+    """Peers meet at a socket: what is left in /dev/shm, and how many there are to be, doesn't matter."""
+    command = 'setpriv --reuid=$1 --regid=$1 --clear-groups "$2" run --join --join-ct=$3 --join-tag=t "$4" -- /bin/cat /marker'
+    done = without_room(free, command, lab.uid, Path(sys.executable).parent / "slurm-ch", count, lab.image)
+    assert (done.stdout.splitlines()[-2:], done.stderr) == (["status 0", "full"], ""), done
+
+
+@pytest.mark.parametrize(("free", "count"), [(0, 1), (1, 1), (1, 400)])
+def test_no_room_for_the_library_s_join(lab: Lab, free: int, count: int) -> None:
+    """A peer died of SIGBUS in its own segment, and left it there."""
+    code = "import sys; from slurm_ch.standalone import join; join.Peer('t', int(sys.argv[1]), timeout=5).arrive()"
+    command = f'setpriv --reuid=$1 --regid=$1 --clear-groups "$2" -c "{code}" $3'
+    done = without_room(free, command, lab.uid, sys.executable, count)
+    assert done.stdout == "status 1\nfull\n", done
+    assert "No space left on device" in done.stderr.splitlines()[-1] or "No space left" in done.stderr, done
 
 
 @pytest.mark.parametrize("count", [11, 12, 13, 14])

@@ -112,7 +112,8 @@ def packages() -> str:
         assert must(["dpkg-deb", "-f", path, "Architecture"]).strip() == "arm64", path
         unpacked = OUT / path.stem
         must(["dpkg-deb", "-x", path, unpacked])
-        binaries = [one for one in (unpacked / "usr/lib/slurm_ch/slurm_ch/native").iterdir() if one.suffix != ".json"]
+        native = unpacked / "usr/lib/slurm_ch/slurm_ch/native"
+        binaries = [*native.glob("ch-*"), *native.glob("*.so")]
         assert binaries and all("ARM aarch64" in must(["file", "-b", one]) for one in binaries), binaries
     return ", ".join(f"{path.name} {path.stat().st_size >> 10} KiB" for path in found)
 

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from .records import Document
 
-DEFAULT_DIRECTORIES = "/etc/cdi:/var/run/cdi"
-
 # Far more than any vendor writes; a wrong path must not fill the memory.
 _MAX_BYTES = 16 << 20
 
@@ -34,10 +32,7 @@ _TASKS_OWN = (
 )  # fmt: skip
 
 
-def directories(option: str | None, environment: Mapping[str, str]) -> list[str]:
-    """Return where specs are: the option, CH_RUN_CDI_DIRS, or the standard's directories."""
-    text = option or environment.get("CH_RUN_CDI_DIRS") or DEFAULT_DIRECTORIES
-    return [part for part in text.split(":") if part]
+directories = cdinames.directories
 
 
 def find(

@@ -3,6 +3,12 @@
 
 from __future__ import annotations
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+DEFAULT_DIRECTORIES = "/etc/cdi:/var/run/cdi"
+
 _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 _DIGITS = frozenset("0123456789")
 _ALPHANUMERIC = _LETTERS | _DIGITS
@@ -46,3 +52,9 @@ def split(text: str) -> tuple[str, str | None]:
     if not is_kind(kind) or (equals and not is_device(name)):
         raise ValueError(text)
     return kind, name if equals else None
+
+
+def directories(option: str | None, environment: Mapping[str, str]) -> list[str]:
+    """Return where specs are: the option, CH_RUN_CDI_DIRS, or the standard's directories."""
+    text = option or environment.get("CH_RUN_CDI_DIRS") or DEFAULT_DIRECTORIES
+    return [part for part in text.split(":") if part]

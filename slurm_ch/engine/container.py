@@ -343,16 +343,15 @@ def check_image(spec: Spec, found: image.Image, storage: str | None) -> None:
 
 def find_devices(spec: Spec, caller: Caller) -> Injection | None:
     """Return what the devices asked for amount to; loads what it needs only if there are any."""
-    if not spec.devices and not (spec.manner and spec.manner.gpus):
+    if not spec.devices and spec.manner:
+        from . import manners
+
+        manners.choose_gpus(spec, spec.manner, caller)
+    if not spec.devices:
         return None
     from ..devices import library
 
     places = library.directories(spec.cdi_dirs, caller.environment)
-    if not spec.devices and spec.manner:
-        from . import manners
-
-        if not manners.choose_gpus(spec, spec.manner, places, caller.cwd):
-            return None
     return library.find(spec.devices, places, caller.cwd, caller.environment)
 
 

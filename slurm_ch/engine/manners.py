@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 
 from .. import linux, log
-from ..devices import library
+from ..devices import names as cdinames
 from ..errors import ChError, UsageError
 from ..request.options import DEFAULT_WRITE_FAKE
 from . import places
@@ -18,29 +18,44 @@ if TYPE_CHECKING:
 
     from ..request.manner import Manner
     from ..request.spec import Spec
+    from .caller import Caller
 
 # The driver of a node that has one can be talked to here.
 _DRIVERS = {"nvidia.com/gpu": "/dev/nvidiactl"}
 
 
-def choose_gpus(spec: Spec, manner: Manner, directories: Sequence[str], cwd: str) -> bool:
-    """Ask for the devices where the node has specs of them, and return whether it has; a warning if it should."""
+def choose_gpus(spec: Spec, manner: Manner, caller: Caller) -> None:
+    """Ask for the devices that the node has specs of; a warning where it should have and hasn't."""
     if manner.gpus is None:
-        return False
+        return
     kind, names, label = manner.gpus
-    if library.has(kind, directories, cwd):
+    directories = cdinames.directories(spec.cdi_dirs, caller.environment)
+    if _has(kind, directories, caller.cwd):
         asked = [(f"{kind}={name}", label or kind) for name in names]
         spec.devices += asked
         spec.env_rules += [("device", text) for text, _ in asked]
         if spec.write_fake is None and not (spec.write or spec.overlay) and "write-fake" not in spec.labels:
             spec.write_fake = DEFAULT_WRITE_FAKE
-        return True
-    if label or os.path.exists(_DRIVERS[kind]):
+    elif label or os.path.exists(_DRIVERS[kind]):
         log.warning(
             f"{label or _DRIVERS[kind]}: no specs of {kind} in {':'.join(directories)}, so the container has no"
             " libraries of the driver: `nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml` makes them"
         )
-    return False
+
+
+def _has(kind: str, directories: Sequence[str], cwd: str) -> bool:
+    """Whether there are devices of a kind; most nodes have no specs at all, and need no reader of them."""
+    for directory in directories:
+        try:
+            if os.listdir(os.path.join(cwd, directory)):
+                break
+        except OSError:
+            pass
+    else:
+        return False
+    from ..devices import library
+
+    return library.has(kind, directories, cwd)
 
 
 def scratch(manner: Manner) -> list[Action]:

@@ -296,3 +296,13 @@ def test_c_table() -> None:
     rows = [line for line in out.splitlines() if line.startswith("OPTION(") and not line.endswith("NULL)")]
     assert [row.split('"')[1] for row in rows] == [one.name for one in pyxis.OPTIONS]
     assert [row.rstrip('")').split('"')[-1] for row in rows] == [one.group for one in pyxis.OPTIONS]
+
+
+def test_without_these_options_nothing_of_it_is_loaded() -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from slurm_ch.plugin import launcher; facts = launcher.Facts();"
+        " facts.site = ['pyxis=yes']; facts.request = 'image=/i\\nbind=/container-a:/b\\n'; launcher.asked_for(facts);"
+        " print([name for name in sys.modules if 'pyxis' in name or 'manner' in name])"
+    )
+    command = ["/usr/bin/python3", "-I", "-S", "-c", code]
+    assert subprocess.run(command, check=True, capture_output=True, text=True, env={}).stdout == "[]\n"

@@ -46,6 +46,7 @@ def pack(*, node: str | None, quiet: bool, verbose: int, source: str, file: str)
     elif kept_tree.is_kept(source):
         found = elsewhere.FromChild(lambda: kept_tree.read(source, env))
     else:
-        found = merge.Flat(directory.read(source))
+        real = os.path.realpath(source)
+        found = merge.Flat(directory.read(source if real == os.path.abspath(source) else real))
     pack_file.write_from(found, file, one.settings, one.progress)
     click.echo(file)

@@ -8,8 +8,9 @@ import os
 import re
 import stat
 from collections.abc import Collection
+from contextlib import ExitStack
 
-from .. import log
+from .. import linux, log
 from ..errors import ChError
 from . import inject
 from .merge import DISK, ENTRIES_MAX, MEMORY, Node, Tree
@@ -24,8 +25,8 @@ _MADE_OF_THE_IMAGES = ("/etc/passwd", "/etc/group")
 def read(root: str, mounted: Collection[str] = ()) -> Tree:
     """Return what is in the directory `root`, on its own file system; ChError at the first thing that can't be read.
 
-    Sockets and devices are left out. What is mounted below, as the paths `mounted` are, becomes an empty directory
-    or file.
+    No part of the path `root` may be a link. Sockets and devices are left out. What is mounted below, as the
+    paths `mounted` are, becomes an empty directory or file.
     """
     tree = Tree()
     try:
@@ -55,19 +56,23 @@ def _walk(tree: Tree, root: str, device: int, mounted: Collection[str]) -> None:
     count = 0
     while stack:
         path, node = stack.pop()
-        with os.scandir(path) as entries:
+        # Through no link: who may write there could put one in a directory's place meanwhile.
+        fd = linux.openat2(linux.AT_FDCWD, path, os.O_RDONLY | os.O_DIRECTORY, linux.RESOLVE_NO_SYMLINKS)
+        with ExitStack() as closing, os.scandir(fd) as entries:
+            closing.callback(os.close, fd)
             for entry in entries:
+                at = os.path.join(path, entry.name)
                 status = entry.stat(follow_symlinks=False)
                 if stat.S_IFMT(status.st_mode) not in _KINDS:
-                    log.info(f"{entry.path}: a socket or a device: left out")
+                    log.info(f"{at}: a socket or a device: left out")
                     continue
                 count += 1
-                covered = entry.path in mounted and entry.path not in _MADE_OF_THE_IMAGES
+                covered = at in mounted and at not in _MADE_OF_THE_IMAGES
                 if count > ENTRIES_MAX:
                     raise ChError(f"{root}: more than {ENTRIES_MAX} entries")
                 child = links.get(status.st_ino)
                 if child is None or covered:
-                    child = _node(entry.path, status)
+                    child = _node(at, status)
                     if covered and child.layer == DISK:
                         child.layer, child.size, child.data = MEMORY, 0, b""
                     if status.st_nlink > 1 and child.children is None and status.st_dev == device:
@@ -77,7 +82,7 @@ def _walk(tree: Tree, root: str, device: int, mounted: Collection[str]) -> None:
                 assert node.children is not None
                 node.children[os.fsencode(entry.name)] = child
                 if child.children is not None and status.st_dev == device and not covered:
-                    stack.append((entry.path, child))
+                    stack.append((at, child))
 
 
 def _node(path: str, status: os.stat_result) -> Node:

@@ -14,6 +14,7 @@ import struct
 import zlib
 from typing import TYPE_CHECKING
 
+from .. import linux
 from ..errors import ChError
 from . import layers
 from .layers import (
@@ -513,7 +514,7 @@ def _copy_file(out: _Output, node: Node) -> None:
     left = node.size
     try:
         # Nobody may put something else in its place meanwhile.
-        fd = os.open(node.data, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = linux.openat2(linux.AT_FDCWD, node.data, os.O_RDONLY | os.O_NONBLOCK, linux.RESOLVE_NO_SYMLINKS)
     except OSError as error:
         raise ChError(f"can't read {node.data}") from error
     try:

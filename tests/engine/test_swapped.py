@@ -13,6 +13,8 @@ import pytest
 
 from slurm_ch.engine import image_environment, places, root
 from slurm_ch.engine.action import Build
+from slurm_ch.errors import ChError
+from slurm_ch.images import directory, merge
 
 # Covers a directory of a read-only image, one entry of which becomes a link to the host after its kind was looked at.
 COVERED = """
@@ -20,6 +22,8 @@ import os, sys
 from slurm_ch import linux
 from slurm_ch.engine import places
 from slurm_ch.engine.action import Build
+from slurm_ch.errors import ChError
+from slurm_ch.images import directory, merge
 image, secret, writer = sys.argv[1:]
 build = Build()
 build.root_fd = linux.open_tree(-100, image, linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC)
@@ -139,3 +143,36 @@ def test_a_script_that_would_fill_the_memory(text: str) -> None:
     reader.join(60)
     assert not reader.is_alive()
     assert sum(map(len, script.values.values())) <= 4 << 20
+
+
+@pytest.mark.parametrize("when", ["listed", "copied"])
+def test_a_directory_that_becomes_a_link_while_it_is_packed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """Nothing of where the link leads gets into the archive."""
+    image, secret = tmp_path / "image", tmp_path / "secret"
+    for place, text in ((image / "data", "of the image"), (secret, "of the host!")):
+        place.mkdir(parents=True)
+        (place / "file").write_text(text)
+    node = directory._node
+
+    def swap() -> None:
+        (image / "data").rename(tmp_path / "away")
+        (image / "data").symlink_to(secret)
+
+    def seen(path: str, status: os.stat_result) -> merge.Node:
+        found = node(path, status)
+        if path.endswith("/data") and when == "listed":
+            swap()
+        return found
+
+    monkeypatch.setattr(directory, "_node", seen)
+    out = os.open(tmp_path / "archive", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        with pytest.raises(ChError, match="can't (pack|read)"):
+            flat = merge.Flat(directory.read(str(image)))
+            swap()
+            flat.write(out)
+    finally:
+        os.close(out)
+    assert b"of the host!" not in (tmp_path / "archive").read_bytes()

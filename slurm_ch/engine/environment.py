@@ -249,7 +249,7 @@ class Environment(Action):
         variable, assignments = manner.if_image_has
         if not any(text.startswith(variable + "=") for _, text in brought):
             assignments = ()
-        return [*((agreement.PLAN_UNSET, name) for name in manner.drop), *brought, *assignments]
+        return [*((agreement.PLAN_UNSET, name) for name in manner.drop), *brought, *manner.defaults, *assignments]
 
     def _directory(self, build: Build, images: str) -> list[Record]:
         if self.spec.manner and self.spec.manner.start_in_image:

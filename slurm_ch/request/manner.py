@@ -12,6 +12,7 @@ class Manner:
     """What a dialect asks for besides a Spec's options; a Spec without one is ours."""
 
     __slots__ = (
+        "defaults",
         "drop",
         "entrypoint",
         "gpus",
@@ -32,6 +33,7 @@ class Manner:
         self.lifted: Sequence[tuple[str, str]] = ()  # places of which what is mounted goes, and labels
         # The image's entrypoint is run once per node: the option that asks for it, and whether its output is shown.
         self.entrypoint: tuple[str, bool] | None = None
+        self.defaults: Sequence[tuple[str, str]] = ()  # records for the plan, behind the image's environment
         self.drop: Sequence[str] = ()  # variables that a job's environment doesn't bring
         self.keep: Sequence[str] = ()  # variables of which the job's value counts, not the image's
         # Of an image with this variable in its environment, records for the plan.

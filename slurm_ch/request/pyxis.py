@@ -94,6 +94,9 @@ _NO_SOURCES = ("tmpfs", "umount")
 _KEPT = ("ro", "nosuid", "nodev", "noexec")
 
 
+# What an image's own PMIx is told of Slurm's, as enroot's hook does it.
+_PMIX = (("ptl", "PMIX_PTL_MODULE"), ("psec", "PMIX_SECURITY_MODE"), ("gds", "PMIX_GDS_MODULE"))
+
 # What a job's environment doesn't bring: the image has its own languages.
 _DROPPED = ("LANG", "LANGUAGE", "LC_ALL")
 
@@ -183,6 +186,9 @@ def _manner(request: Request, env: Mapping[str, str]) -> Manner:
     if request.truth("container-entrypoint"):
         manner.entrypoint = ("--container-entrypoint", bool(request.truth("container-entrypoint-log")))
     manner.scratch, manner.lifted = _other_mounts(request)
+    manner.defaults = [
+        (agreement.PLAN_SET_DEFAULT, f"PMIX_MCA_{name}={env[given]}") for name, given in _PMIX if env.get(given)
+    ]
     manner.if_image_has = ("PYTORCH_VERSION", _pytorch(env))
     return manner
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from slurm_ch import agreement
 from slurm_ch.errors import UsageError
 from slurm_ch.request import parsers, pyxis, site
 from slurm_ch.request.spec import Bind, Spec
@@ -232,6 +233,15 @@ def test_pytorch() -> None:
     assert rules(SLURM_NTASKS="2", SLURM_STEP_NUM_NODES="2") == {**own, "WORLD_SIZE": "2"}
     many = rules(SLURM_NTASKS="4", SLURM_STEP_NUM_NODES="2")
     assert many == {**own, "WORLD_SIZE": "4", "OMP_NUM_THREADS": "1"}
+
+
+def test_pmix() -> None:
+    spec = made(PMIX_PTL_MODULE="tcp", PMIX_GDS_MODULE="hash", PMIX_SECURITY_MODE="")
+    assert spec.manner is not None
+    assert spec.manner.defaults == [
+        (agreement.PLAN_SET_DEFAULT, "PMIX_MCA_ptl=tcp"),
+        (agreement.PLAN_SET_DEFAULT, "PMIX_MCA_gds=hash"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -37,8 +37,11 @@ def _explain(ctx: click.Context, /, **_: object) -> None:
 
         locate(wanted, dict(os.environ))
     container = engine.Container(wanted, Caller(dict(os.environ)))
-    plan = container.plan()
-    for line in _for_people(plan) if display.on_terminal() else [log.printable(one.describe()) for one in plan]:
+    if display.on_terminal():
+        lines = _for_people(container.plan())
+    else:
+        lines = [log.printable(line) for line in engine.explain(container)]
+    for line in lines:
         click.echo(line)
 
 

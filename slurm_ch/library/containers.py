@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import sys
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ from ..standalone import run as standalone
 from .settings import settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
     from typing import Any
 
     from ..engine.action import Hooks
@@ -62,8 +63,8 @@ def containerize(
     _add_hooks(container, hooks)
     build = engine.containerize(container)
     linux.prctl_no_new_privs()
-    directory = _carry_out(build.records, os.environ)
-    _change_directory(directory, caller.cwd)
+    asked, usual = _carry_out(build.records, os.environ)
+    _change_directory(asked, usual or "/")
     return container
 
 
@@ -155,28 +156,45 @@ def _error(text: str, code: int) -> errors.ChError:
 # ---- What ch-join does for a command, done to this process ----
 
 
-def _carry_out(records: Iterable[task_plan.Record], environ: MutableMapping[str, str]) -> str | None:
-    """Apply a plan's records to `environ`; return the directory that they ask for, or None."""
-    directory = None
-    expanded = {
-        agreement.PLAN_SET: lambda text, _: text,
-        agreement.PLAN_SET_ITEMS: _expand_items,
-        agreement.PLAN_SET_ANYWHERE: _expand_anywhere,
-    }
-    for kind, value in records:
-        if kind in expanded:
-            name, _, text = value.partition("=")
-            environ[name] = expanded[kind](text, environ)
-        elif kind == agreement.PLAN_UNSET:
-            for name in [name for name in environ if matches(value, name)]:
-                del environ[name]
+def _carry_out(records: Iterable[task_plan.Record], environ: MutableMapping[str, str]) -> tuple[str | None, str | None]:
+    """Apply a plan's records to `environ`; return the directory that they ask for and the usual one, or None."""
+    directories: dict[str, str] = {}
+    rest = iter(records)
+    for kind, value in rest:
+        name, _, text = value.partition("=")
+        if kind in _EXPANDED:
+            environ[name] = _EXPANDED[kind](text, environ)
+        elif kind == agreement.PLAN_SET_DEFAULT:
+            environ.setdefault(name, text)
+        elif kind == agreement.PLAN_IF_STILL:
+            if environ.get(name) != text:
+                next(rest, None)
         elif kind == agreement.PLAN_PATH:
-            path = environ.get("PATH", "")
-            if "/bin" not in path.split(":"):
-                environ["PATH"] = f"{path}:/bin" if path else "/bin"
-        elif kind == agreement.PLAN_DIRECTORY:
-            directory = value
-    return directory
+            _path_has_bin(environ, makes_one=not value)
+        elif kind in (agreement.PLAN_UNSET, agreement.PLAN_TEMPORARY):
+            _take_away(kind, value, environ)
+        else:
+            directories[kind] = value
+    return directories.get(agreement.PLAN_DIRECTORY), directories.get(agreement.PLAN_USUAL_DIRECTORY)
+
+
+def _take_away(kind: str, pattern: str, environ: MutableMapping[str, str]) -> None:
+    """Unset what matches, or let no variable name a directory for temporary files that isn't there."""
+    if kind == agreement.PLAN_UNSET:
+        for one in [one for one in environ if matches(pattern, one)]:
+            del environ[one]
+        return
+    for one in ("TMPDIR", "TMP", "TEMP", "TEMPDIR"):
+        if environ.get(one) and not os.path.isdir(environ[one]):
+            environ[one] = "/tmp"
+
+
+def _path_has_bin(environ: MutableMapping[str, str], *, makes_one: bool) -> None:
+    path = environ.get("PATH")
+    if path is None and not makes_one:
+        return
+    if "/bin" not in (path or "").split(":"):
+        environ["PATH"] = f"{path}:/bin" if path else "/bin"
 
 
 def matches(pattern: str, name: str) -> bool:
@@ -195,16 +213,28 @@ def _expand_items(value: str, environ: Mapping[str, str]) -> str:
 
 
 def _expand_anywhere(value: str, environ: Mapping[str, str]) -> str:
-    import re
+    name = re.compile(r"\$(?:([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)\})|\\(\$)")
+    items = []
+    for item in value.split(":"):
+        text = name.sub(lambda match: match[3] or environ.get(match[1] or match[2], ""), item)
+        # Nothing but names that are unset: in a search path an empty item would mean the working directory.
+        only_names = item and not name.sub(lambda match: match[3] or "", item)
+        if text or not only_names:
+            items.append(text)
+    return ":".join(items)
 
-    names = r"\$(?:([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)\})"
-    return re.sub(names, lambda match: environ.get(match[1] or match[2], ""), value)
+
+_EXPANDED: dict[str, Callable[[str, Mapping[str, str]], str]] = {
+    agreement.PLAN_SET: lambda text, _: text,
+    agreement.PLAN_SET_ITEMS: _expand_items,
+    agreement.PLAN_SET_ANYWHERE: _expand_anywhere,
+}
 
 
-def _change_directory(asked: str | None, callers: str) -> None:
-    """Go to the directory asked for, else where the caller was, else to the root."""
+def _change_directory(asked: str | None, usual: str) -> None:
+    """Go to the directory asked for, else to the usual one, else to the root."""
     try:
-        os.chdir(asked or callers)
+        os.chdir(asked or usual)
     except OSError as error:
         if asked:
             raise errors.ChError(f"can't cd to {asked}") from error

@@ -26,6 +26,10 @@ ENTERED = "SLURM_CH_TESTS_OWN_VIEW"
 
 def enter() -> None:
     """Go on in a child with a view of its own; the caller's process ends when that does."""
+    # In the background (nohup, cron) both are ignored, by all that is started from here as well.
+    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, usual)
     if os.geteuid() != 0 or ENTERED in os.environ:
         return
     sys.stdout.flush()

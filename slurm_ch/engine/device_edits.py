@@ -301,7 +301,7 @@ class UpdateCache(Action):
             poll.register(pidfd, select.POLLIN)
             ended = poll.poll(self.patience * 1000)
             if not ended:
-                os.kill(pid, _signal.SIGKILL)
+                _kill_all(pid)
             status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         finally:
             os.close(pidfd)
@@ -310,12 +310,22 @@ class UpdateCache(Action):
         return status
 
 
+def _kill_all(pid: int) -> None:
+    """Kill a process and what it has started, as far as that has stayed in its session."""
+    try:
+        os.killpg(pid, _signal.SIGKILL)
+    except ProcessLookupError:  # it has not come to its setsid()
+        os.kill(pid, _signal.SIGKILL)
+
+
 def _execute(entering: int, program: str, folders: Sequence[str], output: int) -> NoReturn:
     """Become the image's ldconfig: the user's ids, no privileges to be gained, nothing of ours inherited.
 
     By way of ch-join: the name may be a link to /proc/self/exe, which must not lead to the host's Python.
     """
     try:
+        # A session of its own: what it starts can be killed with it, and has no terminal of the user's.
+        os.setsid()
         linux.prctl_no_new_privs()
         linux.prctl_root_is_nobody()
         linux.prctl_parent_death_signal(_signal.SIGKILL)

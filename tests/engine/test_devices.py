@@ -180,7 +180,7 @@ def with_ldconfig(image_dir: Path, world_tmp: Path) -> Callable[[str], Path]:
             "failed with status 127: slurm-ch: error: can't execute /sbin/ldconfig:"
             " the interpreter in its first line, /bin/none, is not in the container",
         ),
-        ("#!/bin/sh\nsleep 1000\n", "took longer than 1 s"),
+        ("#!/bin/sh\nsleep 1009\n", "took longer than 1 s"),
         ("#!/bin/sh\nkill -9 $$\n", "failed with status -9: "),
     ],
 )
@@ -190,6 +190,9 @@ def test_an_ldconfig_that_fails(
     asked = hook("nvidia-cdi-hook", "update-ldcache", "--folder", FOLDER)
     line = fails(31, "--device", write(spec({"hooks": [{**asked, "timeout": 1}]})), with_ldconfig(text), "--", "true")
     assert line == f"the image's /sbin/ldconfig {message}"
+    # Nor has what it started stayed.
+    lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    assert b"sleep\0001009\0" not in lines
 
 
 def test_what_ldconfig_gets(good: Good, write: Write, with_ldconfig: Callable[[str], Path]) -> None:

@@ -207,12 +207,12 @@ def tree(work: Path) -> Path:
         if not _NEEDED.search(package.name):
             archive = subprocess.run(["dpkg-deb", "--fsys-tarfile", package], check=True, capture_output=True).stdout
             subprocess.run(["tar", "-xC", to, "--keep-directory-symlink", "-f", "-"], input=archive, check=True)
-    for link, target in (("usr/bin/sh", "bash"), ("work", "")):
+    for link, target in (("usr/bin/sh", "bash"), ("pull", "")):
         if target and not (to / link).exists():
             (to / link).symlink_to(target)
         elif not target:
             (to / link).mkdir()
-    (to / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\n" + "chuser:x:1001:1001::/work:/bin/sh\n")
+    (to / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\n" + "chuser:x:1001:1001::/pull:/bin/sh\n")
     for empty in ("resolv.conf", "hosts", "localtime", "group"):
         (to / "etc" / empty).touch()
     (to / "tmp").mkdir(exist_ok=True)
@@ -222,11 +222,11 @@ def tree(work: Path) -> Path:
 
 def variants(name: str, work: Path, peers: Path, place: Path) -> dict[str, str]:
     """Return a shell command for each, which leaves `out` in the current directory."""
-    bound = f"--bind {peers} / --dev-bind /dev /dev --proc /proc --tmpfs /tmp --bind {place} /work"
+    bound = f"--bind {peers} / --dev-bind /dev /dev --proc /proc --tmpfs /tmp --bind {place} /pull"
     inside = (
         f"bwrap {bound} "
-        "--chdir /work/run --setenv HOME /work/run/home --setenv TMPDIR /work/run/tmp "
-        "--setenv SSL_CERT_FILE /work/ca.crt "
+        "--chdir /pull/run --setenv HOME /pull/run/home --setenv TMPDIR /pull/run/tmp "
+        "--setenv SSL_CERT_FILE /pull/ca.crt "
         "--setenv PATH /usr/bin:/bin sh -c "
     )
     slurm_ch = ROOT / ".venv/bin/slurm-ch"
@@ -236,7 +236,7 @@ def variants(name: str, work: Path, peers: Path, place: Path) -> dict[str, str]:
         f"umoci unpack --rootless --image oci:image bundle && mksquashfs bundle/rootfs out -all-root {_ZSTD}",
         "ch-image, mksquashfs zstd 3": inside
         + shlex.quote(
-            f"ch-image --tls-no-verify --storage=/work/run/storage pull {name} x && "
+            f"ch-image --tls-no-verify --storage=/pull/run/storage pull {name} x && "
             f"mksquashfs storage/img/x out {_ZSTD}"
         ),
         "apptainer pull (gzip)": inside + shlex.quote(f"apptainer pull --disable-cache out docker://{name}"),

@@ -106,6 +106,17 @@ def attributes(root: Path) -> None:
 
 
 @pytest.fixture(scope="module")
+def world_tmp(world_tmp: Path) -> Iterator[Path]:
+    """A tmpfs: others, such as ext4, have no room for the attributes that are tried here."""
+    place = world_tmp / "reader"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", place], check=True)
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+    place.rmdir()
+
+
+@pytest.fixture(scope="module")
 def tree(world_tmp: Path) -> Path:
     root = world_tmp / "reader-tree"
     root.mkdir()

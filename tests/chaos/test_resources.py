@@ -243,6 +243,11 @@ def test_image_on_a_server_that_hangs(
     operation = request.node.callspec.params["hanging"]
     tasks_gone: list[bool] = []
     left: list[int] = []
+    # A bare srun of an earlier test, killed in the middle, may still be waiting.
+    before = set(Bystanders(lab.uid).processes)
+
+    def others() -> list[int]:
+        return [pid for pid in Bystanders(lab.uid).processes if pid not in before]
 
     def meanwhile(step: subprocess.Popen[bytes]) -> None:
         assert server.stdout is not None
@@ -252,8 +257,8 @@ def test_image_on_a_server_that_hangs(
             os.kill(int(pid), signal.SIGTERM)
         tasks_gone.append(wait_for(lambda: step.poll() is not None))
         # The kernel holds whoever has a request that the server took; all else is gone already.
-        wait_for(lambda: len(Bystanders(lab.uid).processes) <= 1)
-        left.extend(Bystanders(lab.uid).processes)
+        wait_for(lambda: len(others()) <= 1)
+        left.extend(others())
         end(server)
 
     done = lab.step(tasks=TASKS, image=image, command=LOOK, meanwhile=meanwhile)

@@ -289,8 +289,9 @@ def test_ps_where_a_task_prolog_talks(running: Running, world_tmp: Path) -> None
 @pytest.fixture
 def other() -> Iterator[subprocess.Popen[bytes]]:
     """A process in a user namespace of its own that says it is in an image."""
-    command = ["unshare", "-Ur", "env", "CH_RUNNING=x", "sh", "-c", "echo; exec sleep 1000"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+    command = ["unshare", "-Ur", "env", "CH_RUNNING=x", "sh", "-c", "echo; read x"]
+    # No exec after the word: /proc tells nothing of a process in the middle of one.
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
         yield process

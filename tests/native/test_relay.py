@@ -640,7 +640,7 @@ def test_a_ticket_cannot_ask_for_a_broker(
     namespaces: list[int], ch_join_sanitized: Path, world_tmp: Path, way: str
 ) -> None:
     """Whether there may be one is the plugin's word; a plan that names a program is not carried out."""
-    started, named = world_tmp / f"started{way}", world_tmp / f"named{way}"
+    started, named = world_tmp / f"started{way}", world_tmp / f"named-by-a-plan{way}"
     program = ch_join_beside(f"#!/bin/sh\ntouch '{started}'\n", world_tmp / f"no-broker{way}", ch_join_sanitized)
     tasks_end, launcher_end = pair()
     issue(launcher_end, namespaces, [])

@@ -608,7 +608,7 @@ def test_the_broker_s_start(namespaces: list[int], world_tmp: Path, lifetime: st
     value = f"{tasks_end.fileno()}:{lifetime}srun,squeue"
     with open("/etc/hostname") as something:
         # Whatever else the task has open is not the broker's.
-        high = os.dup2(something.fileno(), 50)
+        high = fcntl.fcntl(something, fcntl.F_DUPFD, 50)
         env = {"SLURM_LOCALID": "0", "ONLY_HOST": "1"}
         task = join(tasks_end, "sh", "-c", f"{wait}; {look}", value=value, program=program, more_fds=[high], **env)
         os.close(high)

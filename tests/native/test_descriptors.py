@@ -261,7 +261,7 @@ def test_the_session_keyring_is_the_container_s_own(step: Step, forging: Path, k
     found = [line for line in out.splitlines() if "task" not in line]
     assert len(found) == 5
     assert {line.split()[0] for line in found} == {"none"}
-    # A keyring goes with its last holder: a task that comes when the others have ended has another.
+    # A task that looks between the making of the keyring and its permissions makes one of its own.
     assert len(set(found)) < len(found)
     out, err = end(step(f"image={forging}\nkeep-keyring=yes\n", str(keys), "look", tasks=2))
     assert [line.split()[0] for line in out.splitlines() if "task" not in line] == ["found"] * 2, err

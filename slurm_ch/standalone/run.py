@@ -123,12 +123,12 @@ def _enter(spec: Spec, caller: Caller, pid: int) -> Build:
 
 def _join(spec: Spec, caller: Caller, add_hooks: Callable[[engine.Container], None]) -> Build:
     try:
-        from . import join
+        from . import peers
     except ModuleNotFoundError as error:
         raise ChError(f"--join needs the Python module {error.name}: python3 -m pip install {error.name}") from None
     env = caller.environment
     tag, count = _tag_and_count(spec, env)
-    peer = join.Peer(tag, count, timeout=spec.join_timeout, name=step.task_name(env))
+    peer = peers.Peer(tag, count, timeout=spec.join_timeout, name=step.task_name(env))
     if peer.arrive():
         try:
             build = _make(spec, caller, add_hooks)

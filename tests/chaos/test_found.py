@@ -99,7 +99,7 @@ def test_a_join_needs_no_room(lab: Lab, free: int, count: int) -> None:
 @pytest.mark.parametrize(("free", "count"), [(0, 1), (1, 1), (1, 400)])
 def test_no_room_for_the_library_s_join(lab: Lab, free: int, count: int) -> None:
     """A peer died of SIGBUS in its own segment, and left it there."""
-    code = "import sys; from slurm_ch.standalone import join; join.Peer('t', int(sys.argv[1]), timeout=5).arrive()"
+    code = "import sys; from slurm_ch.standalone import peers; peers.Peer('t', int(sys.argv[1]), timeout=5).arrive()"
     command = f'setpriv --reuid=$1 --regid=$1 --clear-groups "$2" -c "{code}" $3'
     done = without_room(free, command, lab.uid, sys.executable, count)
     assert done.stdout == "status 1\nfull\n", done

@@ -21,7 +21,7 @@ import slurm_ch
 from slurm_ch import agreement, paths
 from slurm_ch.engine import namespaces, task_plan
 from slurm_ch.plugin import tickets
-from slurm_ch.standalone import join
+from slurm_ch.standalone import peers
 from tests import leftovers
 from tests.conftest import make_image
 
@@ -216,7 +216,7 @@ def test_nothing_of_the_hosts_is_reached_through_a_winner(run: Run, user: str, i
 
     def published() -> bool:
         header = segment.read_bytes()[:8] if segment.exists() else b""
-        return len(header) == 8 and struct.unpack("=II", header)[1] == join._PUBLISHED
+        return len(header) == 8 and struct.unpack("=II", header)[1] == peers._PUBLISHED
 
     wait_for(published, "the winner to publish")
     # A second peer that opens the namespaces, and never enters: all other peers may have, and run their commands.
@@ -224,7 +224,7 @@ def test_nothing_of_the_hosts_is_reached_through_a_winner(run: Run, user: str, i
     if peer == 0:
         os.setgid(pwd.getpwnam(user).pw_gid)
         os.setuid(pwd.getpwnam(user).pw_uid)
-        loser = join.Peer("reach", 2)
+        loser = peers.Peer("reach", 2)
         loser.arrive()
         fds = loser.wait_for_winner()
         namespaces.enter(*fds, "the winner")

@@ -18,7 +18,7 @@ import pytest
 
 from slurm_ch import linux
 from slurm_ch.errors import ChError, JoinError, UsageError
-from slurm_ch.standalone import join
+from slurm_ch.standalone import meeting, peers
 
 TAG = f"test-{os.getpid()}"
 
@@ -117,7 +117,7 @@ def take_part(child: Child, count: int, *, hold: str = "", timeout: float = JOIN
         if where == hold:
             child.hold(where)
 
-    peer = join.Peer(tag, count, timeout=timeout, name=f"task {child.pid or os.getpid()}")
+    peer = peers.Peer(tag, count, timeout=timeout, name=f"task {child.pid or os.getpid()}")
     winner = peer.arrive()
     at("arrived")
     if winner:
@@ -232,7 +232,7 @@ def test_leftovers_of_other_joins_are_swept(uid: int, mocker: object) -> None:
     dead.kill()
 
     def with_no_newborns(child: Child) -> None:
-        join._NEWBORN_SECONDS = 0.0
+        meeting._NEWBORN_SECONDS = 0.0
         take_part(child, 1)
 
     assert Child(uid, with_no_newborns).end() == 0
@@ -245,7 +245,7 @@ def test_leftovers_of_other_joins_are_swept(uid: int, mocker: object) -> None:
 
 def test_winner_fails(uid: int) -> None:
     def fail(child: Child) -> None:
-        peer = join.Peer(TAG, 2, timeout=JOIN_SECONDS)
+        peer = peers.Peer(TAG, 2, timeout=JOIN_SECONDS)
         assert peer.arrive()
         child.hold("arrived")
         peer.fail(31)
@@ -363,10 +363,10 @@ def test_objects_are_private(uid: int) -> None:
 @pytest.mark.parametrize("tag", ["", "a/b", "x" * 201, "ä", "a b"])
 def test_tag_is_checked(tag: str) -> None:
     with pytest.raises(UsageError, match="--join-tag="):
-        join.Peer(tag, 1)
+        peers.Peer(tag, 1)
 
 
 @pytest.mark.parametrize("count", [0, -1, 1 << 20])
 def test_count_is_checked(count: int) -> None:
     with pytest.raises(UsageError, match="--join-ct="):
-        join.Peer(TAG, count)
+        peers.Peer(TAG, count)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import socket
@@ -15,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from slurm_ch.standalone import join
+from slurm_ch.standalone import peers
+from slurm_ch.standalone.meeting import FIRST_SLOT
 
 from .test_join import TAG, Child, start, uid
 
@@ -77,27 +79,27 @@ def test_what_stands_in_the_place_is_not_touched(uid: int, kind: str, what: str,
     # An empty segment of one's own is what a peer leaves that was killed at once.
     assert code == (0 if own and what == "empty file" and not kind else 32), line
     assert code == 0 or line.startswith("error join: "), line
-    assert time.monotonic() - began < join._MOURNING_SECONDS
+    assert time.monotonic() - began < peers._MOURNING_SECONDS
     assert victim.read_text() == "precious" * 100
     assert not victim.with_name("new").exists()
     assert code == 0 or path.is_symlink() or path.exists()
 
 
 def header(
-    magic: int = join._MAGIC, state: int = 0, count: int = 2, arrived: int = 1, code: int = 0, at: int = 0
+    magic: int = peers._MAGIC, state: int = 0, count: int = 2, arrived: int = 1, code: int = 0, at: int = 0
 ) -> bytes:
     return struct.pack("=IIIIiI", magic, state, count, arrived, code, at)
 
 
-def slot(pid: int, state: int = join._JOINED, name: bytes = b"liar") -> bytes:
+def slot(pid: int, state: int = peers._JOINED, name: bytes = b"liar") -> bytes:
     return struct.pack("=iI32s", pid, state, name)
 
 
 def liars(outsider: int) -> list[bytes]:
     """Contents that a peer of two may find, with a lock held that says their author is alive."""
     pids = [-1, 0, 1, 2**31 - 1, -(2**31), outsider, os.getpid()]
-    found = [header(state=join._PUBLISHED) + slot(pid) * 2 for pid in pids]
-    found += [header(state=join._PUBLISHED, count=count, arrived=arrived) + slot(1) * 2
+    found = [header(state=peers._PUBLISHED) + slot(pid) * 2 for pid in pids]
+    found += [header(state=peers._PUBLISHED, count=count, arrived=arrived) + slot(1) * 2
               for count in (0, 2, 2**31, 2**32 - 1) for arrived in (0, 1, 2, 3, 2**32 - 1)]  # fmt: skip
     found += [header(state=state) + slot(1) * 2 for state in (2, 3, 4, 2**32 - 1)]
     found += [
@@ -121,7 +123,7 @@ def lie(uid: int, contents: bytes, locked: bool = True) -> Child:
         fd = os.open(f"/dev/shm/slurm_ch-{uid}-{TAG}", os.O_CREAT | os.O_RDWR, 0o600)
         os.write(fd, contents)
         if locked:
-            join.fcntl.lockf(fd, join.fcntl.LOCK_EX, 1, join.FIRST_SLOT)
+            fcntl.lockf(fd, fcntl.LOCK_EX, 1, FIRST_SLOT)
         child.hold("lying")
 
     return Child(uid, body)
@@ -202,7 +204,7 @@ while True:
 @pytest.mark.parametrize(
     ("kind", "content", "size"),
     [
-        ("", header(state=join._PUBLISHED, arrived=2) + slot(1) * 2, 4096),
+        ("", header(state=peers._PUBLISHED, arrived=2) + slot(1) * 2, 4096),
         ("sem.", b"\xff\xff\xff\x7f" + bytes(28), 32),  # a semaphore that is never zero
         ("sem.", b"", 0),  # touched, it kills
     ],

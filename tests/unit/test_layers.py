@@ -93,10 +93,11 @@ def test_what_the_launcher_loads() -> None:
 
 def test_what_the_named_join_adds() -> None:
     site = Path(__import__("posix_ipc").__file__).parent
-    more = loaded(f"sys.path.append({str(site)!r}); import slurm_ch.standalone.run") - loaded(
-        "import slurm_ch.plugin.launcher"
-    )
-    assert more - _BARE <= {"slurm_ch.engine.ch_join", "slurm_ch.paths", "slurm_ch.request.step", "slurm_ch.standalone", "slurm_ch.standalone.join", "slurm_ch.standalone.run", "mmap", "posix_ipc", "signal", "time", "enum", "_signal",
+    more = loaded(
+        f"sys.path.append({str(site)!r}); import slurm_ch.standalone.run, slurm_ch.standalone.peers"
+    ) - loaded("import slurm_ch.plugin.launcher")
+    assert more - _BARE <= {"slurm_ch.engine.ch_join", "slurm_ch.paths", "slurm_ch.request.step", "slurm_ch.slurm", "slurm_ch.slurm.siblings", "slurm_ch.standalone", "slurm_ch.standalone.meeting",
+                    "slurm_ch.standalone.peers", "slurm_ch.standalone.run", "mmap", "posix_ipc", "signal", "time", "enum", "_signal",
                     "functools", "_functools", "collections", "_collections", "operator", "_operator", "keyword", "reprlib", "itertools", "struct", "_struct",
                     "types", "heapq", "_heapq"}  # fmt: skip
 

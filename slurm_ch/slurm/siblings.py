@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The other tasks of this step on this node."""
+
+from __future__ import annotations
+
+import os
+
+
+def alive() -> int | None:
+    """Return how many of this step's tasks live here, or None when that can't be known.
+
+    A task killed before it registers leaves no trace of its own. All tasks
+    of a node are children of one slurmstepd, forked before any runs.
+    """
+    parent = os.getppid()
+    try:
+        with open(f"/proc/{parent}/comm") as file:
+            if not file.read().startswith("slurmstepd"):
+                return None
+        count = 0
+        for thread in os.listdir(f"/proc/{parent}/task"):
+            with open(f"/proc/{parent}/task/{thread}/children") as file:
+                count += sum(_is_alive(pid) for pid in file.read().split())
+    except OSError:
+        return None
+    return count
+
+
+def _is_alive(pid: str) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False

@@ -26,11 +26,14 @@ bool is_reference(const char *image);
 char *anchored(enum paths kind, const char *value, const char *directory);
 int anchor_defaults(spank_t sp, char **env);
 
-/* options.c: in srun, sbatch and salloc */
+/* options.c: in srun, sbatch and salloc, what is given */
 int options_register(spank_t sp, int ac, char **av);
-int options_post_opt(int ac, char **av);
 void options_free(void);
 bool options_remote_saw_option(void);
+
+/* request.c: and what is asked for with it */
+int request_post_opt(int ac, char **av);
+void request_free(void);
 
 /* precheck.c: the request, before it waits in the queue */
 struct pin {

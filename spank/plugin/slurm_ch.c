@@ -54,7 +54,7 @@ int slurm_spank_init_post_opt(spank_t sp, int ac, char **av)
 	if (again(&calls))
 		return ESPANK_SUCCESS;
 	if (submitting())
-		return options_post_opt(ac, av);
+		return request_post_opt(ac, av);
 	return spank_context() == S_CTX_REMOTE ? node_init_post_opt(sp) : ESPANK_SUCCESS;
 }
 
@@ -113,6 +113,7 @@ int slurm_spank_exit(spank_t sp, int ac, char **av)
 
 	UNUSED;
 	if (!again(&calls)) {
+		request_free();
 		options_free();
 		node_free();
 	}

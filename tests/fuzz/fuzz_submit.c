@@ -13,6 +13,7 @@ extern char **environ;
 
 #define exit fuzz_exit
 #include "../../spank/plugin/options.c"
+#include "../../spank/plugin/request.c"
 #include "../../spank/plugin/anchor.c"
 #include "../../spank/plugin/submitter.c"
 
@@ -68,8 +69,8 @@ void precheck_request(const char *request, const char *image, bool plain, int ac
 		bool known = false;
 
 		for (int i = 0; i < OPTION_COUNT; i++)
-			known |= is_known(&options[i]) && !strncmp(line, key(&options[i]), name) &&
-				 !key(&options[i])[name];
+			known |= is_known(&options[i]) && !strncmp(line, option_key(&options[i]), name) &&
+				 !option_key(&options[i])[name];
 		if (!known || line[name] != '=' || !strchr(line, '\n'))
 			abort();
 		lines++;
@@ -93,7 +94,7 @@ static void check_defaults(void)
 		size_t s = 0;
 
 		variable_name(&options[i], SRUN_PREFIX, name, sizeof(name));
-		if (options[i].kind != KIND_LIST || options[i].group || !given(i, setting_count))
+		if (options[i].kind != KIND_LIST || options[i].group || !option_given(i, setting_count))
 			continue;
 		copy = rest = strdup(getenv(name));
 		while ((line = strsep(&rest, "\n"))) {
@@ -146,10 +147,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 					break;
 			}
 		}
-		options_post_opt(0, NULL);
+		request_post_opt(0, NULL);
 		if (context == S_CTX_ALLOCATOR && getenv(REQUEST_VARIABLE))
 			check_defaults();
 	}
+	request_free();
 	options_free();
 	unusable = remote_saw_option = false;
 	environ = none;

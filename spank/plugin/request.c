@@ -1,0 +1,264 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Where the user submits: of all options one request, checked and published.
+ *
+ * Strings are forwarded. What can be refused here, is: before the job waits in the queue.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "../agreement.h"
+#include "options.h"
+#include "plugin.h"
+
+/* Whether a word of the command line is `word`, cut to no less than `least` letters. */
+static bool command_line_has(const char *word, size_t least)
+{
+	FILE *in = fopen("/proc/self/cmdline", "re");
+	char *one = NULL;
+	size_t size = 0;
+	bool found = false;
+
+	while (in && !found && getdelim(&one, &size, '\0', in) > 0)
+		found = strlen(one) >= least && !strncmp(one, word, strlen(one));
+	free(one);
+	if (in)
+		fclose(in);
+	return found;
+}
+
+/* Tell the node which variables srun's --export names: no plugin is told, and the environment doesn't show
+ * which of its variables somebody has chosen. */
+static int publish_exported(void)
+{
+	static const char option[] = "--export";
+	const char *in_force = getenv("SLURM_EXPORT_ENV");
+	FILE *in = fopen("/proc/self/cmdline", "re");
+	char *text = strdup(in_force ? in_force : ""), *one = NULL;
+	size_t size = 0, n = strlen(option);
+	bool next = false;
+	int failed = !text;
+
+	while (in && !failed && getdelim(&one, &size, '\0', in) > 0) {
+		bool attached = !strncmp(one, option, n) && one[n] == '=';
+
+		if (attached || next) {
+			free(text);
+			text = strdup(attached ? one + n + 1 : one);
+			failed = !text;
+		}
+		next = !next && !strcmp(one, option);
+	}
+	if (!failed && *text && strcasecmp(text, "all") && strcasecmp(text, "none"))
+		failed = setenv(EXPORTED_VARIABLE, text, 1);
+	free(text);
+	free(one);
+	if (in)
+		fclose(in);
+	return failed;
+}
+
+static void write_line(FILE *out, const struct setting *s)
+{
+	fprintf(out, "%s=%s\n", option_key(&options[s->option]), s->value);
+}
+
+/* Defaults first, in the table's order, then what was given, in the order given;
+ * last, where the image is, if that is known. Freed by the caller; NULL if there is
+ * no memory. */
+static char *write_request(size_t explicit_count, const char *located)
+{
+	char *text = NULL;
+	size_t size;
+	FILE *out = open_memstream(&text, &size);
+
+	if (!out)
+		return NULL;
+	for (size_t i = explicit_count; i < setting_count; i++)
+		write_line(out, &settings[i]);
+	for (size_t i = 0; i < explicit_count; i++)
+		write_line(out, &settings[i]);
+	if (located)
+		fprintf(out, "%s%s\n", LOCATED_LINE, located);
+	if (fclose(out)) {
+		free(text);
+		return NULL;
+	}
+	return text;
+}
+
+static bool is_image(const struct setting *s)
+{
+	return s->option == OPTION_IMAGE || s->option == OPTION_CONTAINER_IMAGE;
+}
+
+/* What the image's reference came to, kept: Slurm reads the options of a job of several
+ * components again for each. */
+static struct pin pin;
+static char *pinned;
+
+static int replace(struct setting *setting, const char *value)
+{
+	char *copy = strdup(value);
+
+	if (!copy)
+		return -1;
+	free(setting->value);
+	setting->value = copy;
+	return 0;
+}
+
+/* From here on the image is the one that its name means now, for all steps of a job;
+ * and what was to be pulled again has been. */
+static int use_pin(void)
+{
+	if (!pin.image)
+		return 0;
+	for (size_t i = 0; i < setting_count; i++) {
+		if (is_image(&settings[i]) && !strcmp(settings[i].value, pinned) &&
+		    replace(&settings[i], pin.image))
+			return -1;
+		if (settings[i].option == OPTION_PULL && !strcmp(settings[i].value, "always") &&
+		    replace(&settings[i], "auto"))
+			return -1;
+	}
+	return 0;
+}
+
+void request_free(void)
+{
+	free(pinned);
+	free(pin.image);
+	free(pin.located);
+	pinned = NULL;
+	pin = (struct pin){ NULL, NULL };
+}
+
+/* Return the request, checked, and with the image that its reference means; NULL if
+ * there is no memory. */
+static char *checked_request(size_t explicit_count, const char *image, bool plain, int ac, char **av)
+{
+	char *request = write_request(explicit_count, pin.located);
+	struct pin found;
+
+	if (!request)
+		return NULL;
+	precheck_request(request, image, plain, ac, av, &found);
+	if (found.image) {
+		request_free();
+		pin = found;
+		pinned = strdup(image);
+		free(request);
+		request = pinned && !use_pin() ? write_request(explicit_count, pin.located) : NULL;
+	}
+	return request;
+}
+
+static bool is_sure(const struct setting *s)
+{
+	return options[s->option].sure && !strcmp(s->value, options[s->option].bare);
+}
+
+/* The image that counts; whether nothing can be wrong but the image. */
+static const char *image_of(bool *plain)
+{
+	const char *image = NULL;
+	int family = -1;
+
+	*plain = true;
+	for (size_t i = 0; i < setting_count; i++) {
+		if (is_image(&settings[i])) {
+			if (image && (strcmp(image, settings[i].value) || settings[i].option != family))
+				*plain = false; /* of a script with several components? */
+			family = settings[i].option;
+			image = settings[i].value;
+			if (settings[i].option == OPTION_CONTAINER_IMAGE && *image != '/' && *image != '.')
+				*plain = false;
+		} else if (!is_sure(&settings[i])) {
+			*plain = false;
+		}
+	}
+	return image;
+}
+
+/* An srun or salloc of several components has one set of options: to Slurm's
+ * plugins all are one command line. */
+static bool differs_by_component(void)
+{
+	const char *first = NULL;
+
+	for (size_t i = 0; i < setting_count; i++) {
+		if (!is_image(&settings[i]))
+			continue;
+		if (first && strcmp(first, settings[i].value))
+			return command_line_has(":", 1);
+		first = settings[i].value;
+	}
+	return false;
+}
+
+/* Whether --multi-prog may have been given: no plugin is told. A word of the
+ * command may look like it; the node looks closer. */
+static bool may_be_multi_prog(void)
+{
+	return getenv("SLURM_SRUN_MULTI") || command_line_has("--multi-prog", strlen("--mu"));
+}
+
+/* Slurm 22.05's srun would go on, and end with status 0, if this failed. */
+static void __attribute__((noreturn)) refuse(void)
+{
+	exit(EXIT_USAGE);
+}
+
+int request_post_opt(int ac, char **av)
+{
+	size_t explicit_count = setting_count;
+	const char *image;
+	char *request;
+	bool plain;
+
+	unsetenv(REQUEST_VARIABLE);
+	unsetenv(MULTI_PROG_VARIABLE);
+	unsetenv(EXPORTED_VARIABLE);
+	unsetenv(COMMAND_VARIABLE);
+	if (options_unusable())
+		refuse();
+	if (options_add_defaults(explicit_count)) {
+		slurm_error("slurm_ch: can't collect the options");
+		refuse();
+	}
+	if (use_pin()) {
+		slurm_error("slurm_ch: can't pin the image");
+		refuse();
+	}
+	image = image_of(&plain);
+	if (!image) {
+		if (!explicit_count)
+			return ESPANK_SUCCESS;
+		slurm_error("slurm_ch: --%s: --%s is missing", options[settings[0].option].name,
+			    options[options[settings[0].option].group ? OPTION_CONTAINER_IMAGE : OPTION_IMAGE].name);
+		refuse();
+	}
+	if (differs_by_component()) {
+		slurm_error("slurm_ch: --%s=%s: all components of one command have the same image; "
+			    "use an srun for each",
+			    options[option_given(OPTION_CONTAINER_IMAGE, setting_count) ? OPTION_CONTAINER_IMAGE :
+										   OPTION_IMAGE].name,
+			    image);
+		refuse();
+	}
+	if (other_container(0))
+		refuse();
+	request = checked_request(explicit_count, image, plain, ac, av);
+	if (!request || setenv(REQUEST_VARIABLE, request, 1) ||
+	    (may_be_multi_prog() && setenv(MULTI_PROG_VARIABLE, "1", 1)) || publish_exported() ||
+	    (spank_context() == S_CTX_ALLOCATOR && options_publish_defaults())) {
+		slurm_error("slurm_ch: can't publish the options: %s", strerror(errno));
+		refuse();
+	}
+	free(request);
+	return ESPANK_SUCCESS;
+}

@@ -27,6 +27,7 @@
 #include <unistd.h>
 
 #include "../agreement.h"
+#include "../common/message_line.h"
 #include "broker.h"
 
 extern char **environ;
@@ -37,17 +38,24 @@ static const int passed_on[] = { SIGHUP,  SIGINT,  SIGQUIT, SIGTERM, SIGALRM,
 
 static const char *name;
 
-static void __attribute__((noreturn, format(printf, 2, 3))) die(int code, const char *format, ...)
+static void __attribute__((format(printf, 1, 2))) say(const char *format, ...)
 {
-	const char *node = getenv("SLURMD_NODENAME");
 	va_list args;
 
-	dprintf(STDERR_FILENO, "slurm-ch: %.64s%serror: %.64s: ", node ? node : "", node ? ": " : "",
-		name);
 	va_start(args, format);
-	vdprintf(STDERR_FILENO, format, args);
+	message_line(STDERR_FILENO, false, getenv("SLURMD_NODENAME"), "error", format, args);
 	va_end(args);
-	dprintf(STDERR_FILENO, "\n");
+}
+
+static void __attribute__((noreturn, format(printf, 2, 3))) die(int code, const char *format, ...)
+{
+	char text[PATH_MAX + 512];
+	va_list args;
+
+	va_start(args, format);
+	vsnprintf(text, sizeof(text), format, args);
+	va_end(args);
+	say("%.64s: %s", name, text);
 	exit(code);
 }
 

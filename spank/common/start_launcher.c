@@ -17,6 +17,7 @@
 
 #include "../agreement.h"
 #include "descriptors.h"
+#include "message_line.h"
 #include "start_launcher.h"
 
 /* In the order of the list in become(). */
@@ -24,6 +25,15 @@
 #define ERRORS_FD 5
 #define NULL_FD 6
 #define USER_FD 7
+
+static void __attribute__((format(printf, 2, 3))) say(const char *node, const char *format, ...)
+{
+	va_list args;
+
+	va_start(args, format);
+	message_line(STDERR_FILENO, false, node, "error", format, args);
+	va_end(args);
+}
 
 static void __attribute__((noreturn)) refuse(const struct launch *l, int sock, const char *path)
 {
@@ -34,8 +44,7 @@ static void __attribute__((noreturn)) refuse(const struct launch *l, int sock, c
 	int error = errno;
 
 	memcpy(head.magic, TICKET_MAGIC, sizeof(head.magic));
-	dprintf(STDERR_FILENO, "slurm-ch: %s%serror: can't start launcher: %s: %s\n", l->node ? l->node : "",
-		l->node ? ": " : "", path, strerror(error));
+	say(l->node, "can't start launcher: %s: %s", path, strerror(error));
 	send(sock, &head, sizeof(head), MSG_NOSIGNAL);
 	_exit(EXIT_SETUP);
 }

@@ -52,9 +52,9 @@ bool beside_pyxis(void)
 		if (is_pyxis(loaded.paths[i]))
 			path = loaded.paths[i];
 	if (path && spank_context() != S_CTX_REMOTE)
-		slurm_error("slurm_ch: plugstack.conf: pyxis=yes is ignored: %s is loaded too, and --container-image "
-			    "is its own; remove one of the two",
-			    path);
+		complain("plugstack.conf: pyxis=yes is ignored: %s is loaded too, and --container-image "
+			 "is its own; remove one of the two",
+			 path);
 	for (size_t i = 0; i < loaded.count; i++)
 		free(loaded.paths[i]);
 	free(loaded.paths);

@@ -103,7 +103,7 @@ int guard_local_user_init(spank_t sp)
 	if (!word || !typed || setenv(COMMAND_VARIABLE, typed, 1)) {
 		free(word);
 		free(typed);
-		slurm_error("slurm_ch: can't guard the command");
+		complain("can't guard the command");
 		return ESPANK_ERROR;
 	}
 	free(typed);

@@ -258,7 +258,7 @@ static int start_launcher(spank_t sp, uint32_t step, int sock, char **env, int a
 		}
 	}
 	if (failed)
-		slurm_error("slurm_ch: can't start the launcher: %s", strerror(errno));
+		complain("can't start the launcher: %s", strerror(errno));
 	free(python);
 	free(launcher);
 	return failed;
@@ -311,8 +311,8 @@ static int prepend(spank_t sp, int id, char **env, const char *path, const char 
 	if (!api && variable(env, MULTI_PROG_VARIABLE) && guard_is_multi_prog(argc, argv)) {
 		/* Each task has an argument array of its own, out of reach. */
 		if (id == 0)
-			slurm_error("slurm_ch: --ch-image and --multi-prog together need Slurm "
-				    "23.02.5 or later; refusing to run on the host");
+			complain("--ch-image and --multi-prog together need Slurm "
+				 "23.02.5 or later; refusing to run on the host");
 		return -1;
 	}
 	failed = api ? prepend_by_api(sp, api, path, command, broker, &join) :
@@ -321,7 +321,7 @@ static int prepend(spank_t sp, int id, char **env, const char *path, const char 
 		failed = spank_setenv(sp, JOIN_VARIABLE, join, 1) == ESPANK_SUCCESS ? 0 : -1;
 out:
 	if (failed)
-		slurm_error("slurm_ch: can't put ch-join in front of the command");
+		complain("can't put ch-join in front of the command");
 	free(join);
 	spank_unsetenv(sp, MULTI_PROG_VARIABLE);
 	spank_unsetenv(sp, EXPORTED_VARIABLE);
@@ -347,7 +347,7 @@ static void see_to_launcher(spank_t sp, uint32_t step, int id, char **env, int a
 	if (id == 0 || contained) {
 		sock = take_end();
 		if (sock < 0 && (errno || !contained)) {
-			slurm_error("slurm_ch: can't take the launcher's socket: %s", strerror(errno));
+			complain("can't take the launcher's socket: %s", strerror(errno));
 			refuse();
 		}
 		if (sock >= 0 && start_launcher(sp, step, sock, env, ac, av))
@@ -372,42 +372,42 @@ int node_task_init(spank_t sp, int ac, char **av)
 	if (wish == UNKNOWN && tasks_end.fd < 0 && !options_remote_saw_option())
 		wish = HOST;
 	if (step == SLURM_BATCH_SCRIPT && wish != UNKNOWN && env && anchor_defaults(sp, env)) {
-		slurm_error("slurm_ch: can't anchor the relative paths in this script's " SRUN_PREFIX "*");
+		complain("can't anchor the relative paths in this script's " SRUN_PREFIX "*");
 		refuse();
 	}
 	if (wish == HOST) {
 		if (step == SLURM_BATCH_SCRIPT && spank_get_item(sp, S_JOB_ARGV, &argc, &argv) == ESPANK_SUCCESS &&
 		    argc > 0 && batch_script_asks(argv[0])) {
-			slurm_error("slurm_ch: the script has #SBATCH --ch- lines, but was not submitted by an "
-				    "sbatch with this plugin; refusing to run it on the host");
+			complain("the script has #SBATCH --ch- lines, but was not submitted by an "
+				 "sbatch with this plugin; refusing to run it on the host");
 			refuse();
 		}
 		spank_unsetenv(sp, REQUEST_VARIABLE); /* salloc's, for its steps */
 		return ESPANK_SUCCESS;
 	}
 	if (wish == UNKNOWN) {
-		slurm_error("slurm_ch: --ch-* options were given, but " REQUEST_VARIABLE
-			    " did not get here; refusing to run on the host");
+		complain("--ch-* options were given, but " REQUEST_VARIABLE
+			 " did not get here; refusing to run on the host");
 		refuse();
 	}
 	if (spank_get_item(sp, S_TASK_ID, &id) != ESPANK_SUCCESS) {
-		slurm_error("slurm_ch: can't find out which task this is");
+		complain("can't find out which task this is");
 		refuse();
 	}
 	if (!is_ours(&tasks_end) || !is_ours(&offer)) {
 		if (id == 0 && socket_errno)
-			slurm_error("slurm_ch: can't create a socket pair: %s", strerror(socket_errno));
+			complain("can't create a socket pair: %s", strerror(socket_errno));
 		else if (id == 0)
-			slurm_error("slurm_ch: the socket pair that was made for this step is gone; "
-				    "does another plugin close descriptors?");
+			complain("the socket pair that was made for this step is gone; "
+				 "does another plugin close descriptors?");
 		refuse();
 	}
 	see_to_launcher(sp, step, id, env, ac, av);
 	path = site_path("ch_join", "ch-join", ac, av);
 	if (!path || access(path, X_OK)) {
 		if (id == 0) /* once is enough: it is the same for all */
-			slurm_error("slurm_ch: can't execute ch-join: %s: %s",
-				    path ? path : "?", strerror(errno));
+			complain("can't execute ch-join: %s: %s",
+				 path ? path : "?", strerror(errno));
 		refuse();
 	}
 	request = variable(env, REQUEST_VARIABLE);

@@ -93,7 +93,7 @@ static int on_option(int val, const char *optarg, int remote)
 		return 0;
 	}
 	if (strchr(value, '\n')) {
-		slurm_error("slurm_ch: --%s: the value has a newline in it", options[val].name);
+		complain("--%s: the value has a newline in it", options[val].name);
 		/* An error from here would end some commands with a status of Slurm's. */
 		unusable = true;
 		return 0;
@@ -138,7 +138,7 @@ int options_register(spank_t sp, int ac, char **av)
 		if (!is_known(o))
 			continue;
 		if (spank_option_register(sp, &so) != ESPANK_SUCCESS) {
-			slurm_error("slurm_ch: can't register --%s", o->name);
+			complain("can't register --%s", o->name);
 			return ESPANK_ERROR;
 		}
 		if (spank_context() != S_CTX_REMOTE)
@@ -192,7 +192,7 @@ int options_add_defaults(size_t explicit_count)
 		if (!*getenv(name)) /* empty is as good as unset */
 			continue;
 		if ((options[i].kind != KIND_LIST || options[i].group) && strchr(getenv(name), '\n')) {
-			slurm_error("slurm_ch: %s: the value has a newline in it", name);
+			complain("%s: the value has a newline in it", name);
 			return -1;
 		}
 		copy = rest = strdup(getenv(name));

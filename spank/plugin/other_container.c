@@ -94,8 +94,8 @@ bool other_container(int command_words)
 	bool found = variable || word;
 
 	if (found)
-		slurm_error("slurm_ch: --ch-image and %s: each makes a container; give one of them",
-			    variable ? variable : word);
+		complain("--ch-image and %s: each makes a container; give one of them",
+			 variable ? variable : word);
 	free(word);
 	return found;
 }

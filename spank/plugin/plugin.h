@@ -17,6 +17,9 @@
 
 #include "../common/facts.h"
 
+/* A line to the user where Slurm has one to write to; else it is in the node's log. */
+#define complain(...) slurm_error("slurm_ch: " __VA_ARGS__)
+
 /* submitter.c: "srun", "sbatch" or "salloc", whatever the program is called */
 const char *submitter(void);
 

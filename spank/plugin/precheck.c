@@ -204,8 +204,8 @@ static void run_checker(const char *python, const char *launcher, int facts, boo
 		exit(code);
 	}
 	if (pulls) {
-		slurm_error("slurm_ch: what finds and pulls the image ended without a word "
-			    "(killed, for want of memory?)");
+		complain("what finds and pulls the image ended without a word "
+			 "(killed, for want of memory?)");
 		exit(EXIT_SETUP);
 	}
 }

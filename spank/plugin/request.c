@@ -227,27 +227,27 @@ int request_post_opt(int ac, char **av)
 	if (options_unusable())
 		refuse();
 	if (options_add_defaults(explicit_count)) {
-		slurm_error("slurm_ch: can't collect the options");
+		complain("can't collect the options");
 		refuse();
 	}
 	if (use_pin()) {
-		slurm_error("slurm_ch: can't pin the image");
+		complain("can't pin the image");
 		refuse();
 	}
 	image = image_of(&plain);
 	if (!image) {
 		if (!explicit_count)
 			return ESPANK_SUCCESS;
-		slurm_error("slurm_ch: --%s: --%s is missing", options[settings[0].option].name,
-			    options[options[settings[0].option].group ? OPTION_CONTAINER_IMAGE : OPTION_IMAGE].name);
+		complain("--%s: --%s is missing", options[settings[0].option].name,
+			 options[options[settings[0].option].group ? OPTION_CONTAINER_IMAGE : OPTION_IMAGE].name);
 		refuse();
 	}
 	if (differs_by_component()) {
-		slurm_error("slurm_ch: --%s=%s: all components of one command have the same image; "
-			    "use an srun for each",
-			    options[option_given(OPTION_CONTAINER_IMAGE, setting_count) ? OPTION_CONTAINER_IMAGE :
-										   OPTION_IMAGE].name,
-			    image);
+		complain("--%s=%s: all components of one command have the same image; "
+			 "use an srun for each",
+			 options[option_given(OPTION_CONTAINER_IMAGE, setting_count) ? OPTION_CONTAINER_IMAGE :
+										OPTION_IMAGE].name,
+			 image);
 		refuse();
 	}
 	if (other_container(0))
@@ -256,7 +256,7 @@ int request_post_opt(int ac, char **av)
 	if (!request || setenv(REQUEST_VARIABLE, request, 1) ||
 	    (may_be_multi_prog() && setenv(MULTI_PROG_VARIABLE, "1", 1)) || publish_exported() ||
 	    (spank_context() == S_CTX_ALLOCATOR && options_publish_defaults())) {
-		slurm_error("slurm_ch: can't publish the options: %s", strerror(errno));
+		complain("can't publish the options: %s", strerror(errno));
 		refuse();
 	}
 	free(request);

@@ -41,7 +41,7 @@ static void __attribute__((constructor)) say_if_other_release(void)
 	const char *running = slurm_api_version ? version_of_slurm(slurm_api_version()) : NULL;
 
 	if (running && strcmp(running, built_for.release))
-		slurm_error("slurm_ch: this plugin was built for Slurm %s, and this is Slurm %s; "
-			    "build and install it anew on this release",
-			    built_for.release, running);
+		complain("this plugin was built for Slurm %s, and this is Slurm %s; "
+			 "build and install it anew on this release",
+			 built_for.release, running);
 }

@@ -197,6 +197,7 @@ void front(const char *name, char **argv)
 	abort();
 }
 
+#include "../../spank/common/message_line.c"
 #include "../../spank/ch-join/messages.c"
 
 /* What it looks at when that fails are files of the machine. */

@@ -19,7 +19,7 @@ from .conftest import SANITIZE, SPANK, write_script
 # A name with "!" after it is one that the caller must not steer.
 COMMANDS = ("srun", "squeue", "sinfo!", "sleeper", "missing", "plain", "signals")
 NAMES = tuple(name.rstrip("!") for name in COMMANDS)
-SOURCES = sorted((SPANK / "ch-relay").glob("*.c"))
+SOURCES = [*sorted((SPANK / "ch-relay").glob("*.c")), SPANK / "common/message_line.c"]
 
 # LeakSanitizer can't look at a process that isn't dumpable, as the broker.
 ASAN = {"ASAN_OPTIONS": "detect_leaks=0", "LSAN_OPTIONS": "detect_leaks=0"}

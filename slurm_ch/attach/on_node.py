@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `slurm-ch enter` and `slurm-ch ps` run on a job's node, as a step of the job.
+"""What `slurm-ch enter`, `ps` and `pack` run on a job's node, as a step of the job.
 
 on_node.py list JOB | on_node.py enter JOB LABEL STEP|- [CMD...] | on_node.py pack JOB LABEL STEP|-
 """
@@ -11,7 +11,7 @@ sys.path.insert(0, __file__.rpartition("/slurm_ch/")[0])
 import os
 
 from slurm_ch import log
-from slurm_ch.attach import attach
+from slurm_ch.attach import here
 from slurm_ch.errors import describe, exit_code
 
 
@@ -19,15 +19,15 @@ def main(words: list[str]) -> None:
     """Do what `words` say; ChError if it can't be done."""
     log.configure(node=os.environ.get("SLURMD_NODENAME", ""))
     if words[0] == "list":
-        for line in attach.list_here(int(words[1])):
+        for line in here.containers(int(words[1])):
             print(line)
         return
     command, job, label, step, *argv = words
     which = int(job), label, None if step == "-" else step
     if command == "pack":
-        attach.pack_here(*which)
+        here.pack(*which)
     else:
-        attach.enter_here(*which, argv)
+        here.enter(*which, argv)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import click
 
 from slurm_ch import log
-from slurm_ch.attach import attach
+from slurm_ch.attach import to_node
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
@@ -32,4 +32,4 @@ def enter(*, node: str | None, extra: Sequence[str], verbose: int, job: str, com
     # Both: with the output in a file or pipe, a terminal's line ends would be in it.
     terminal = os.isatty(0) and os.isatty(1)
     words = command[1:] if command[:1] == ("--",) else command
-    attach.enter(job, node, words, extra, terminal)
+    to_node.enter(job, node, words, extra, terminal)

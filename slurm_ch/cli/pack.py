@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from slurm_ch import log
-from slurm_ch.attach import attach
+from slurm_ch.attach import to_node
 from slurm_ch.images import directory, elsewhere, merge, pack_file
 from slurm_ch.slurm import records
 from slurm_ch.standalone import kept_tree
@@ -42,7 +42,7 @@ def pack(*, node: str | None, quiet: bool, verbose: int, source: str, file: str)
     one = pulling.puller(env, quiet=quiet)
     found: Source
     if records.is_reference(source):
-        found = attach.pack_source(source, node)
+        found = to_node.pack_source(source, node)
     elif kept_tree.is_kept(source):
         found = elsewhere.FromChild(lambda: kept_tree.read(source, env))
     else:

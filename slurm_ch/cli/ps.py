@@ -12,7 +12,7 @@ import click
 
 from slurm_ch import log
 from slurm_ch.agreement import EXIT_SETUP
-from slurm_ch.attach import attach
+from slurm_ch.attach import to_node
 from slurm_ch.errors import ChError, describe
 from slurm_ch.slurm import commands, records
 
@@ -36,7 +36,7 @@ def ps(*, as_json: bool, verbose: int, names: Sequence[str]) -> None:
     a script started by itself.
     """
     log.configure(level=verbose)
-    user = attach.user_name()
+    user = to_node.user_name()
     running = commands.running_jobs(user)
     if names:
         running = [records.find_job(running, name, user) for name in names]
@@ -58,7 +58,7 @@ def ps(*, as_json: bool, verbose: int, names: Sequence[str]) -> None:
 
 def _ask(job: records.Job) -> list[dict[str, object]] | ChError:
     try:
-        return attach.list_job(job)
+        return to_node.list_job(job)
     except ChError as error:
         return error
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`slurm-ch enter` and `slurm-ch ps`: from where the user is to the nodes of a job, and in.
+"""`slurm-ch enter`, `ps` and `pack` where the user is: from there to the nodes of a job.
 
 A node is reached by a step of the job's own, `srun --overlap`: no daemon, no
 port, and nothing that a site's rules for its nodes don't know. There, `on_node.py`
@@ -14,33 +14,27 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from .. import agreement, log
-from ..engine import accounts, environment, namespaces, task_plan
-from ..engine import ch_join as handover
+from .. import log
+from ..engine import accounts
 from ..errors import ChError
-from ..images import directory, elsewhere, merge
+from ..images import elsewhere
 from ..slurm import commands
 from ..slurm import records as jobs
-from . import running
+from . import here
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from typing import NoReturn
 
-INSIDE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "on_node.py")
-
-_MARK = "slurm_ch container "
+ON_NODE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "on_node.py")
 
 # How long one job's nodes may take to list their running.
 LIST_SECONDS = 60
-SHELLS = ("/bin/bash", "/bin/sh")
 
 # Of a job that we are in, and the defaults of our own options, nothing may
 # reach the srun that goes into another job; how Slurm is reached may.
 _FOREIGN = ("SLURM_", "SLURMD_", "SRUN_", "SPANK_", "_SLURM_", "PMI_", "PMIX_")
 _KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")
-# What belongs to the one process that a task's MPI library talks for.
-_TASKS_OWN = ("PMI_", "PMIX_")
 
 
 def user_name() -> str:
@@ -67,10 +61,7 @@ def srun(job: jobs.Job, nodes: Sequence[str], *words: str) -> list[str]:
 
 
 def _program(*words: str) -> list[str]:
-    return [sys.executable, "-I", "-S", INSIDE, *words]
-
-
-# --- enter, where the user is -------------------------------------------------
+    return [sys.executable, "-I", "-S", ON_NODE, *words]
 
 
 def find(reference: str, node: str | None) -> tuple[jobs.Job, jobs.Step | None, str]:
@@ -105,95 +96,11 @@ def enter(reference: str, node: str | None, argv: Sequence[str], extra: Sequence
         raise ChError("can't execute srun") from error
 
 
-# --- enter, on the node -------------------------------------------------------
-
-
-def _meant(job: int, label: str, step: str | None) -> running.Running:
-    """Return the one container of this node that is meant; ChError if there is none, or there are several."""
-    node = os.environ.get("SLURMD_NODENAME", "")
-    what = f"{label}.{step}" if step else f"job {label}"
-    found = running.find(job, step, node)
-    if not found:
-        raise ChError(f"{what}: no container of yours runs here; see slurm-ch ps")
-    if len({container.step for container in found}) > 1:
-        listed = ", ".join(f"{label}.{container.step} ({container.image})" for container in found)
-        raise ChError(f"{what}: several containers run here; choose one: {listed}")
-    return found[0]
-
-
-def enter_here(job: int, label: str, step: str | None, argv: Sequence[str]) -> NoReturn:
-    """Become `argv`, or a shell, in the container of this node that is meant; ChError if there is none."""
-    container = _meant(job, label, step)
-    user_fd, mount_fd = container.open_namespaces()
-    directory = container.open_directory()
-    handover.drop_descriptors()
-    ch_join = handover.open_ch_join()
-    env, plan = _environment(container)
-    namespaces.enter(user_fd, mount_fd, f"pid {container.pid}")
-    handover.become(ch_join, task_plan.encode(plan), argv or [_shell()], env, _change_to(directory))
-
-
-def _environment(container: running.Running) -> tuple[dict[str, str], list[task_plan.Record]]:
-    """Return the task's environment, which has seen all rules; or our own, and the rules that there always are."""
-    if "CH_RUNNING" in container.environment:
-        env, plan = container.environment, []
-    else:
-        env, plan = (
-            handover.given_environment(),
-            [*environment.first_records("/"), (agreement.PLAN_SET, f"CH_RUNNING={container.image}")],
-        )
-    env = {name: value for name, value in env.items() if not name.startswith(_TASKS_OWN)}
-    for name in ("TERM", "COLORTERM"):
-        if name in os.environ:
-            env[name] = os.environ[name]
-    return env, plan
-
-
-def _shell() -> str:
-    return next((path for path in SHELLS if os.access(path, os.X_OK)), SHELLS[-1])
-
-
-def _change_to(directory: int | None) -> str:
-    """Return the path, in the container, of the directory that the task is in; / if it has none."""
-    try:
-        if directory is not None:
-            os.fchdir(directory)
-            return os.getcwd()
-    except OSError:
-        pass
-    return "/"
-
-
-# --- pack ---------------------------------------------------------------------
-
-
 def pack_source(reference: str, node: str | None) -> elsewhere.FromProgram:
     """Return what gets the file system of a running container, by a step of its job."""
     job, step, node = find(reference, node)
     program = _program("pack", str(job.id), job.label, step.id if step else "-")
     return elsewhere.FromProgram(srun(job, [node], *program), clean_environment(os.environ))
-
-
-def pack_here(job: int, label: str, step: str | None) -> None:
-    """Write the archive of a container of this node to standard output."""
-    container = _meant(job, label, step)
-    user_fd, mount_fd = container.open_namespaces()
-    namespaces.enter(user_fd, mount_fd, f"pid {container.pid}")
-    flat = merge.Flat(directory.read("/", directory.mount_points()))
-    os.write(1, elsewhere.MARK)
-    flat.write(1)
-    os.write(2, f"{elsewhere.COUNT}{flat.inodes}\n".encode())
-
-
-# --- ps -----------------------------------------------------------------------
-
-
-def list_here(job: int) -> Iterator[str]:
-    """Yield a line for `list_job` for each of a job's containers on this node."""
-    node = os.environ.get("SLURMD_NODENAME", "")
-    for one in running.find(job, None, node):
-        record = {"step": one.step, "node": node, "image": one.image, "tasks": one.tasks, "seconds": one.seconds}
-        yield _MARK + json.dumps(record)
 
 
 def list_job(job: jobs.Job) -> list[dict[str, object]]:
@@ -211,5 +118,5 @@ def list_job(job: jobs.Job) -> list[dict[str, object]]:
     if done.returncode != 0:
         raise ChError(f"job {job.label}: can't ask {job.nodes}: {commands.last_line(done)}")
     # What a TaskProlog prints arrives here too.
-    records = [line.removeprefix(_MARK) for line in done.stdout.splitlines() if line.startswith(_MARK)]
+    records = [line.removeprefix(here.MARK) for line in done.stdout.splitlines() if line.startswith(here.MARK)]
     return [{"job": job.label, **json.loads(record)} for record in records]

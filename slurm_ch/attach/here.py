@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`slurm-ch enter`, `ps` and `pack` on a job's node: into the containers that run here."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING
+
+from .. import agreement
+from ..engine import ch_join as handover
+from ..engine import environment, namespaces, task_plan
+from ..errors import ChError
+from ..images import directory, elsewhere, merge
+from . import running
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from typing import NoReturn
+
+# What a line of `containers` begins with.
+MARK = "slurm_ch container "
+
+_SHELLS = ("/bin/bash", "/bin/sh")
+# What belongs to the one process that a task's MPI library talks for.
+_TASKS_OWN = ("PMI_", "PMIX_")
+
+
+def containers(job: int) -> Iterator[str]:
+    """Yield a line for each of a job's containers on this node."""
+    node = os.environ.get("SLURMD_NODENAME", "")
+    for one in running.find(job, None, node):
+        record = {"step": one.step, "node": node, "image": one.image, "tasks": one.tasks, "seconds": one.seconds}
+        yield MARK + json.dumps(record)
+
+
+def _meant(job: int, label: str, step: str | None) -> running.Running:
+    """Return the one container of this node that is meant; ChError if there is none, or there are several."""
+    node = os.environ.get("SLURMD_NODENAME", "")
+    what = f"{label}.{step}" if step else f"job {label}"
+    found = running.find(job, step, node)
+    if not found:
+        raise ChError(f"{what}: no container of yours runs here; see slurm-ch ps")
+    if len({container.step for container in found}) > 1:
+        listed = ", ".join(f"{label}.{container.step} ({container.image})" for container in found)
+        raise ChError(f"{what}: several containers run here; choose one: {listed}")
+    return found[0]
+
+
+def enter(job: int, label: str, step: str | None, argv: Sequence[str]) -> NoReturn:
+    """Become `argv`, or a shell, in the container of this node that is meant; ChError if there is none."""
+    container = _meant(job, label, step)
+    user_fd, mount_fd = container.open_namespaces()
+    directory = container.open_directory()
+    handover.drop_descriptors()
+    ch_join = handover.open_ch_join()
+    env, plan = _environment(container)
+    namespaces.enter(user_fd, mount_fd, f"pid {container.pid}")
+    handover.become(ch_join, task_plan.encode(plan), argv or [_shell()], env, _change_to(directory))
+
+
+def _environment(container: running.Running) -> tuple[dict[str, str], list[task_plan.Record]]:
+    """Return the task's environment, which has seen all rules; or our own, and the rules that there always are."""
+    if "CH_RUNNING" in container.environment:
+        env, plan = container.environment, []
+    else:
+        env, plan = (
+            handover.given_environment(),
+            [*environment.first_records("/"), (agreement.PLAN_SET, f"CH_RUNNING={container.image}")],
+        )
+    env = {name: value for name, value in env.items() if not name.startswith(_TASKS_OWN)}
+    for name in ("TERM", "COLORTERM"):
+        if name in os.environ:
+            env[name] = os.environ[name]
+    return env, plan
+
+
+def _shell() -> str:
+    return next((path for path in _SHELLS if os.access(path, os.X_OK)), _SHELLS[-1])
+
+
+def _change_to(directory: int | None) -> str:
+    """Return the path, in the container, of the directory that the task is in; / if it has none."""
+    try:
+        if directory is not None:
+            os.fchdir(directory)
+            return os.getcwd()
+    except OSError:
+        pass
+    return "/"
+
+
+def pack(job: int, label: str, step: str | None) -> None:
+    """Write the archive of a container of this node to standard output."""
+    container = _meant(job, label, step)
+    user_fd, mount_fd = container.open_namespaces()
+    namespaces.enter(user_fd, mount_fd, f"pid {container.pid}")
+    flat = merge.Flat(directory.read("/", directory.mount_points()))
+    os.write(1, elsewhere.MARK)
+    flat.write(1)
+    os.write(2, f"{elsewhere.COUNT}{flat.inodes}\n".encode())

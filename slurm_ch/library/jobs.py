@@ -7,7 +7,8 @@ import os
 from typing import TYPE_CHECKING
 
 from ..agreement import REQUEST_VARIABLE
-from ..plugin import launcher, submit_check
+from ..plugin import submit_check
+from ..plugin.facts import Facts
 from ..request import options, site
 from .settings import settings
 
@@ -34,7 +35,7 @@ def job_environment(
         if setting.name in ("bind", "device"):
             # Here each is one; sbatch separates them by commas.
             setting.value = setting.value.replace(",", "\\,")
-    facts = launcher.Facts()
+    facts = Facts()
     facts.request = "".join(f"{setting.name}={setting.value}\n" for setting in given)
     facts.environment = dict(os.environ)
     submit_check.check(facts, ["sbatch", "--chdir"])

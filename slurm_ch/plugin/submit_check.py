@@ -15,23 +15,25 @@ from .. import agreement, log
 from ..engine import container, image
 from ..engine.caller import Caller
 from ..errors import ChError, UsageError, describe, exit_code
-from . import launcher
+from .facts import asked_for, read_facts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from .facts import Facts
+
 # What of a script is searched for #SBATCH lines.
 _SCRIPT_BYTES = 1 << 16
 
 
-def check(facts: launcher.Facts, command: Sequence[str]) -> str | None:
+def check(facts: Facts, command: Sequence[str]) -> str | None:
     """Raise ChError if no node can do what is asked for; `command` is what was called.
 
     The error is the one that a node would raise. Where the image is a reference,
     what it means is returned, as the plugin is told.
     """
-    here, wanted = launcher.asked_for(facts)
+    here, wanted = asked_for(facts)
     _refuse_two_images(command)
     if wanted.devices:
         from ..devices import library
@@ -105,7 +107,7 @@ def _command_line(pid: int) -> list[str]:
 
 def main(argv: Sequence[str]) -> int:
     """Check the facts in the descriptor that `argv` names; print the verdict if there is one."""
-    facts = launcher.read_facts(int(argv[0]))
+    facts = read_facts(int(argv[0]))
     try:
         called, *words = _command_line(os.getppid())
         found = check(facts, [facts.command or called, *words])

@@ -14,7 +14,7 @@ from slurm_ch import errors, log
 from slurm_ch.engine import accounts as passwd
 from slurm_ch.engine import environment, image, task_plan
 from slurm_ch.errors import ChError, UsageError
-from slurm_ch.plugin import launcher
+from slurm_ch.plugin.facts import read_facts, task_count
 from slurm_ch.request import options, parsers, site, step
 
 FULL = os.environ.get("CHAOS") == "full"
@@ -141,8 +141,8 @@ def test_step_facts(env: dict[str, str]) -> None:
 def test_facts(data: bytes) -> None:
     fd = task_plan.plan_file(data)
     try:
-        facts = launcher.read_facts(fd)
-        launcher.task_count(facts)
+        facts = read_facts(fd)
+        task_count(facts)
     except ChError as error:
         one_line(error)
     finally:

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slurm_ch.errors import ChError
-from slurm_ch.plugin import launcher
 from slurm_ch.plugin import submit_check as check
+from slurm_ch.plugin.facts import Facts
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ NAMES = st.sampled_from(
 def test_whatever_is_asked_for_there_is_one_line(
     request_: list[tuple[str, str]], command: list[str], site: list[str], env: dict[str, str]
 ) -> None:
-    facts = launcher.Facts()
+    facts = Facts()
     facts.request = "".join(f"{name}={value}\n" for name, value in request_)
     facts.site = site
     facts.environment = env

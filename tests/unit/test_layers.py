@@ -33,7 +33,7 @@ LOADED = {
     "slurm_ch.engine", "slurm_ch.engine.accounts", "slurm_ch.engine.action", "slurm_ch.engine.binds", "slurm_ch.engine.caller",
     "slurm_ch.engine.container", "slurm_ch.engine.environment", "slurm_ch.engine.image", "slurm_ch.engine.namespaces",
     "slurm_ch.engine.places", "slurm_ch.engine.root", "slurm_ch.engine.task_plan", "slurm_ch.engine.whereabouts",
-    "slurm_ch.plugin", "slurm_ch.plugin.launcher", "slurm_ch.plugin.tickets",
+    "slurm_ch.plugin", "slurm_ch.plugin.facts", "slurm_ch.plugin.launcher", "slurm_ch.plugin.tickets",
     "slurm_ch.request", "slurm_ch.request.options", "slurm_ch.request.parsers", "slurm_ch.request.site", "slurm_ch.request.spec",
 }  # fmt: skip
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from slurm_ch import errors
 from slurm_ch.engine import task_plan
 from slurm_ch.errors import ChError, UsageError
-from slurm_ch.plugin import launcher
+from slurm_ch.plugin.facts import read_facts, task_count
+from slurm_ch.plugin.launcher import _leave_first_core
 from slurm_ch.request import options, parsers, site, spec
 from slurm_ch.request.options import Setting
 from slurm_ch.request.spec import Bind
@@ -348,13 +349,13 @@ def test_facts_of_another_version_are_refused() -> None:
     for data in (b"", b"x", b"slurm_ch facts 1", b"slurm_ch facts 2\0", b"slurm_ch facts 1\0zwhat\0"):
         fd = task_plan.plan_file(data)
         with pytest.raises(ChError, match="different versions"):
-            launcher.read_facts(fd)
+            read_facts(fd)
         os.close(fd)
 
 
 def test_facts() -> None:
     fd = task_plan.plan_file(b"slurm_ch facts 1\0abind=/x\0rimage=i\ncd=/y\n\0eA=1\0eB=\xff=2\0t4\0b/spool/script\0")
-    facts = launcher.read_facts(fd)
+    facts = read_facts(fd)
     assert (facts.site, facts.request, facts.local_tasks, facts.script) == (
         ["bind=/x"],
         "image=i\ncd=/y\n",
@@ -362,12 +363,12 @@ def test_facts() -> None:
         "/spool/script",
     )
     assert facts.environment == {"A": "1", "B": "\udcff=2"}
-    assert launcher.task_count(facts) == 4
+    assert task_count(facts) == 4
     facts.local_tasks = None
-    assert launcher.task_count(facts) == 1
+    assert task_count(facts) == 1
     facts.script = None
     facts.environment |= {"SLURM_STEP_TASKS_PER_NODE": "2,1", "SLURM_NODEID": "1"}
-    assert launcher.task_count(facts) == 1
+    assert task_count(facts) == 1
 
 
 def test_the_server_may_run_on_every_core_of_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -380,7 +381,7 @@ def test_the_server_may_run_on_every_core_of_the_step(monkeypatch: pytest.Monkey
     if child == 0:
         try:
             os.sched_setaffinity(0, {min(everywhere)})
-            launcher._leave_first_core()
+            _leave_first_core()
             os.write(writer, b"all" if os.sched_getaffinity(0) == everywhere else b"some")
         finally:
             os._exit(0)

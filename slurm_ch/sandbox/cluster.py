@@ -19,12 +19,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Any
 
 from slurm_ch import agreement, paths
 from slurm_ch.sandbox import config, machine
+from slurm_ch.sandbox.clients import Clients, end
 from slurm_ch.sandbox.machine import ClusterError
 from slurm_ch.slurm.commands import parse_version
 
@@ -34,7 +34,6 @@ START_SECONDS = 20.0
 STOP_SECONDS = 20.0
 SINFO_SECONDS = 10.0
 JOBS_SECONDS = 5.0
-CLIENT_SECONDS = 1.0
 ATTEMPTS = 5
 LOG_LINES = 10
 _POLL_SECONDS = 0.004
@@ -86,7 +85,7 @@ class Cluster:
         self._confs: dict[str, str] = {}  # as they are when all daemons run
         self._port = 0
         self._supervisor: subprocess.Popen[bytes] | None = None
-        self._clients: list[subprocess.Popen[Any]] = []
+        self._clients = Clients()
         self._reports = b""
         self._deadline = 0.0
 
@@ -128,14 +127,13 @@ class Cluster:
         Raises ClusterError when something can't be killed within `STOP_SECONDS`.
         """
         supervisor, self._supervisor = self._supervisor, None
-        clients = [client for client in self._clients if client.poll() is None]
-        self._clients.clear()
+        clients = self._clients.take_running()
         try:
             if supervisor is not None:
                 try:
                     if clients:
                         _end_jobs(supervisor)
-                        _end_clients(clients)
+                        end(clients)
                 finally:
                     # From this moment the supervisor does it all, even if we are interrupted.
                     _close(supervisor)
@@ -149,7 +147,7 @@ class Cluster:
     # --- what it is good for -------------------------------------------------
 
     def environ(self, user: str) -> dict[str, str]:
-        """Return the environment of `user`, with SLURM_CONF set and little of the caller's (`host.environ_of`)."""
+        """Return the environment of `user`, with SLURM_CONF set and little of the caller's (`machine.environ_of`)."""
         return {**machine.environ_of(user), "SLURM_CONF": self.conf}
 
     def popen(self, argv: Sequence[str], *, user: str, **kw: Any) -> subprocess.Popen[Any]:
@@ -160,24 +158,7 @@ class Cluster:
 
         What still runs when the cluster stops and its jobs are gone, gets SIGTERM, then SIGKILL.
         """
-        entry = machine.user_entry(user)
-        settings: dict[str, Any] = {
-            "user": entry.pw_uid,
-            "group": entry.pw_gid,
-            "extra_groups": os.getgrouplist(user, entry.pw_gid),
-            "cwd": "/",
-            "env": self.environ(user),
-            "umask": 0o022,
-        }
-        if entry.pw_uid != os.geteuid():
-            settings["start_new_session"] = True
-        with ExitStack() as opened:
-            if entry.pw_uid != os.geteuid():
-                settings.update(_no_terminals(opened))
-            process: subprocess.Popen[Any] = subprocess.Popen(argv, **{**settings, **kw})
-        self._clients = [other for other in self._clients if other.returncode is None]
-        self._clients.append(process)
-        return process
+        return self._clients.start(argv, user=user, **{"env": self.environ(user), **kw})
 
     def run(
         self, argv: Sequence[str], *, user: str, timeout: float = 60, **kw: Any
@@ -187,25 +168,7 @@ class Cluster:
         Raises subprocess.TimeoutExpired after `timeout` seconds, with nothing left running:
         SIGTERM comes first, so that srun cancels its job, then SIGKILL.
         """
-        text_in = kw.pop("input", None)
-        settings: dict[str, Any] = {
-            "stdin": subprocess.DEVNULL if text_in is None else subprocess.PIPE,
-            "stdout": subprocess.PIPE,
-            "stderr": subprocess.PIPE,
-            "text": True,
-            "errors": "replace",
-            # A group of its own: with a shell in between, the signals must reach srun too.
-            "start_new_session": True,
-        }
-        with self.popen(argv, user=user, **{**settings, **kw}) as process:
-            try:
-                out, err = process.communicate(text_in, timeout)
-            except BaseException as error:
-                out, err = _end_group(process)
-                if isinstance(error, subprocess.TimeoutExpired):
-                    raise subprocess.TimeoutExpired(argv, timeout, out, err) from None
-                raise
-        return subprocess.CompletedProcess(argv, process.returncode, out, err)
+        return self._clients.run(argv, user=user, timeout=timeout, **{"env": self.environ(user), **kw})
 
     def node_states(self) -> dict[str, str]:
         """Return each node's state in Slurm's words (idle, mixed, down*), as sinfo has it.
@@ -397,32 +360,6 @@ def _status(status: int) -> str:
     return f"status {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
 
 
-def _no_terminals(opened: ExitStack) -> dict[str, int]:
-    """Return streams in place of those that are terminals of ours: nothing to read, and the same to write to.
-
-    Closed with `opened`. Who isn't their owner can't open them again to read what is typed there.
-    """
-    found = {}
-    for stream, name in enumerate(("stdin", "stdout", "stderr")):
-        if os.isatty(stream):
-            path = f"/proc/self/fd/{stream}" if stream else "/dev/null"
-            found[name] = os.open(path, (os.O_WRONLY if stream else os.O_RDONLY) | os.O_NOCTTY | os.O_CLOEXEC)
-            opened.callback(os.close, found[name])
-    return found
-
-
-def _end_group(process: subprocess.Popen[str]) -> tuple[str | None, str | None]:
-    """End the process group that `process` leads and return what else it wrote."""
-    for number, seconds in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        try:
-            return process.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            pass
-    return None, None
-
-
 def _close(supervisor: subprocess.Popen[bytes]) -> None:
     for pipe in (supervisor.stdin, supervisor.stdout):
         if pipe is not None:
@@ -443,18 +380,3 @@ def _end_jobs(supervisor: subprocess.Popen[bytes]) -> None:
             if not (data := supervisor.stdout.read(4096)):
                 return
             said += data
-
-
-def _end_clients(clients: list[subprocess.Popen[Any]]) -> None:
-    """Give each client `CLIENT_SECONDS` to notice the end of its job, then end it.
-
-    An srun that loses its controller instead tries to reach it for ten seconds more.
-    """
-    for end in (None, signal.SIGTERM, signal.SIGKILL):
-        deadline = time.monotonic() + CLIENT_SECONDS
-        for client in clients:
-            if end is not None:
-                client.send_signal(end)
-        for client in clients:
-            with suppress(subprocess.TimeoutExpired):
-                client.wait(max(0.0, deadline - time.monotonic()))

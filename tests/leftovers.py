@@ -7,38 +7,25 @@ import os
 import time
 from pathlib import Path
 
+from slurm_ch.sandbox import supervisor
+
 # How long something that is on its way out may take.
 PATIENCE_SECONDS = 10.0
 
 
 def parents() -> dict[int, int]:
     """Return every process's parent, zombies left out."""
-    found = {}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            fields = (entry / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if fields[0] != "Z":
-            found[int(entry.name)] = int(fields[1])
-    return found
+    return supervisor.parents(zombies=False)
 
 
 def descendants(ancestor: int) -> dict[int, str]:
     """Return the command lines of all living processes below `ancestor`, by pid."""
-    up = parents()
     found = {}
-    for pid in up:
-        above = pid
-        while above in up and above != ancestor:
-            above = up[above]
-        if above == ancestor and pid != ancestor:
-            try:
-                found[pid] = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
-            except OSError:
-                continue
+    for pid in supervisor.descendants(ancestor, zombies=False):
+        try:
+            found[pid] = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+        except OSError:
+            continue
     return found
 
 

@@ -83,18 +83,27 @@ def new_session_keyring() -> None:
         _libc.syscall(ctypes.c_long(number), ctypes.c_long(_KEYCTL_JOIN_SESSION_KEYRING), None)
 
 
-def descendants(root: int, spared: frozenset[int] = frozenset()) -> list[int]:
-    """Return the processes beneath `root`, without those in `spared` and beneath them."""
-    children: dict[int, list[int]] = {}
+def parents(*, zombies: bool = True) -> dict[int, int]:
+    """Return the parent of every process."""
+    found: dict[int, int] = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
             try:
                 with open(f"/proc/{name}/stat", "rb") as file:
                     # The command's name is in parentheses and may hold anything.
-                    parent = int(file.read().rpartition(b")")[2].split()[1])
+                    state, parent = file.read().rpartition(b")")[2].split()[:2]
             except OSError:
                 continue  # it ended meanwhile
-            children.setdefault(parent, []).append(int(name))
+            if zombies or state != b"Z":
+                found[int(name)] = int(parent)
+    return found
+
+
+def descendants(root: int, spared: frozenset[int] = frozenset(), *, zombies: bool = True) -> list[int]:
+    """Return the processes beneath `root`, without those in `spared` and beneath them."""
+    children: dict[int, list[int]] = {}
+    for pid, parent in parents(zombies=zombies).items():
+        children.setdefault(parent, []).append(pid)
     found: list[int] = []
     todo = [root]
     while todo:

@@ -8,8 +8,7 @@ import os
 from typing import TYPE_CHECKING
 
 from .. import agreement
-from ..engine import ch_join as handover
-from ..engine import environment, namespaces, task_plan
+from ..engine import ch_join, environment, namespaces, task_plan
 from ..errors import ChError
 from ..images import directory, elsewhere, merge
 from . import running
@@ -52,11 +51,11 @@ def enter(job: int, label: str, step: str | None, argv: Sequence[str]) -> NoRetu
     container = _meant(job, label, step)
     user_fd, mount_fd = container.open_namespaces()
     directory = container.open_directory()
-    handover.drop_descriptors()
-    ch_join = handover.open_ch_join()
+    ch_join.drop_descriptors()
+    program = ch_join.open_ch_join()
     env, plan = _environment(container)
     namespaces.enter(user_fd, mount_fd, f"pid {container.pid}")
-    handover.become(ch_join, task_plan.encode(plan), argv or [_shell()], env, _change_to(directory))
+    ch_join.become(program, task_plan.encode(plan), argv or [_shell()], env, _change_to(directory))
 
 
 def _environment(container: running.Running) -> tuple[dict[str, str], list[task_plan.Record]]:
@@ -65,7 +64,7 @@ def _environment(container: running.Running) -> tuple[dict[str, str], list[task_
         env, plan = container.environment, []
     else:
         env, plan = (
-            handover.given_environment(),
+            ch_join.given_environment(),
             [*environment.first_records("/"), (agreement.PLAN_SET, f"CH_RUNNING={container.image}")],
         )
     env = {name: value for name, value in env.items() if not name.startswith(_TASKS_OWN)}

@@ -19,7 +19,7 @@ from ..engine import accounts
 from ..errors import ChError
 from ..images import elsewhere
 from ..slurm import commands
-from ..slurm import records as jobs
+from ..slurm.records import Job, NoSuchJob, Step, find_job, find_step, parse_reference
 from . import here
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def clean_environment(env: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in env.items() if name in _KEPT or not name.startswith(_FOREIGN)}
 
 
-def srun(job: jobs.Job, nodes: Sequence[str], *words: str) -> list[str]:
+def srun(job: Job, nodes: Sequence[str], *words: str) -> list[str]:
     """Return the srun that runs on_node.py once on each of `nodes` (all, if none is named)."""
     count = len(nodes) or job.node_count or 1
     where = [f"--nodelist={','.join(nodes)}"] if nodes else []
@@ -64,15 +64,15 @@ def _program(*words: str) -> list[str]:
     return [sys.executable, "-I", "-S", ON_NODE, *words]
 
 
-def find(reference: str, node: str | None) -> tuple[jobs.Job, jobs.Step | None, str]:
+def find(reference: str, node: str | None) -> tuple[Job, Step | None, str]:
     """Return the job, the step if one is named, and the node to go to; ChError if there is none."""
-    name, step_name = jobs.parse_reference(reference)
+    name, step_name = parse_reference(reference)
     user = user_name()
     try:
-        job = jobs.find_job(commands.running_jobs(user), name, user)
-    except jobs.NoSuchJob:
+        job = find_job(commands.running_jobs(user), name, user)
+    except NoSuchJob:
         raise ChError(commands.why_not(name, user)) from None
-    step = jobs.find_step(job, step_name) if step_name else None
+    step = find_step(job, step_name) if step_name else None
     nodes = commands.host_names(step.nodes if step else job.nodes)
     if node is None:
         # Most often one step runs beside the batch script, and is meant.
@@ -103,7 +103,7 @@ def pack_source(reference: str, node: str | None) -> elsewhere.FromProgram:
     return elsewhere.FromProgram(srun(job, [node], *program), clean_environment(os.environ))
 
 
-def list_job(job: jobs.Job) -> list[dict[str, object]]:
+def list_job(job: Job) -> list[dict[str, object]]:
     """Return the job's containers on all its nodes; ChError if the nodes don't answer."""
     command = srun(job, [], *_program("list", str(job.id)))
     try:

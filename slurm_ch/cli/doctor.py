@@ -13,8 +13,7 @@ from typing import Any
 import click
 
 from slurm_ch import errors
-from slurm_ch.doctor import installation
-from slurm_ch.doctor import node as checks
+from slurm_ch.doctor import installation, node
 from slurm_ch.doctor.findings import OK, PROBLEM, WARNING
 
 from . import display
@@ -42,7 +41,7 @@ def doctor(*, as_json: bool, quiet: bool, user: str, plugstack: str | None, clus
     """
     worst = 0
     more = installation.check_cluster() if cluster else ()
-    for finding in chain(checks.examine(_entry(user), os.environ, plugstack), more):
+    for finding in chain(node.examine(_entry(user), os.environ, plugstack), more):
         worst |= finding.grade == PROBLEM
         if quiet and finding.grade == OK:
             continue

@@ -13,8 +13,7 @@ import click
 
 from slurm_ch import log
 from slurm_ch.errors import ChError
-from slurm_ch.images import reference
-from slurm_ch.images import settings as site_settings
+from slurm_ch.images import reference, settings
 from slurm_ch.images.progress import size
 from slurm_ch.images.store import Store
 
@@ -101,8 +100,8 @@ def prune(*, older: str | None, limit: str | None) -> None:
     store = _store()
     store.prepare()
     store.sweep()
-    seconds = site_settings.duration(older, "--older") if older is not None else None
-    bytes_max = site_settings.size(limit, "--max") if limit is not None else None
+    seconds = settings.duration(older, "--older") if older is not None else None
+    bytes_max = settings.size(limit, "--max") if limit is not None else None
     if seconds is None and bytes_max is None:
         known = store.names()
         gone = [one for one in store.images() if not one.site and one.digest not in known]

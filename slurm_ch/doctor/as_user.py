@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from .. import linux
-from ..engine import container as engine
+from ..engine import container
 from ..engine.caller import Caller
 from ..errors import ChError, describe
 from ..request import spec
@@ -115,7 +115,7 @@ def _make_directory(image: str) -> None:
 def _enter(image: str, kind: str, squashfuse: str | None) -> None:
     wanted = spec.Spec(image)
     wanted.write_fake = "1M" if kind == "overlay" else None
-    engine.containerize(engine.Container(wanted, Caller({}, cwd="/"), squashfuse))
+    container.containerize(container.Container(wanted, Caller({}, cwd="/"), squashfuse))
     with open("/etc/passwd") as file:
         file.read()
     if kind == "overlay":

@@ -10,8 +10,8 @@ import stat
 from .. import linux, log
 from ..errors import ChError
 from . import accounts, places
-from . import binds as mounts
 from .action import Action, Build
+from .binds import BindMount
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class OpenSources(Action):
 
     __slots__ = ("binds",)
 
-    def __init__(self, binds: Sequence[mounts.BindMount]) -> None:
+    def __init__(self, binds: Sequence[BindMount]) -> None:
         self.binds = binds
 
     def describe(self) -> str:
@@ -204,10 +204,10 @@ class Write(Action):
         os.write(fd, self.text.encode("utf-8", "surrogateescape"))
         os.close(fd)
         # Never unlinked: a mount of what has no name can't be moved again.
-        mounts.BindMount(name, self.path, dst_create=True, follow=True).apply(build)
+        BindMount(name, self.path, dst_create=True, follow=True).apply(build)
 
 
-class BindWhereMissing(mounts.BindMount):
+class BindWhereMissing(BindMount):
     """Show a file of the host's where the image has none; what it has is meant."""
 
     __slots__ = ()
@@ -335,7 +335,7 @@ class ShowScript(Action):
             os.close(fd)
             if (seen.st_dev, seen.st_ino) == (script.st_dev, script.st_ino):
                 return
-        mounts.BindMount(self.path, self.path, dst_create=True, follow=True, label="batch script").apply(build)
+        BindMount(self.path, self.path, dst_create=True, follow=True, label="batch script").apply(build)
 
 
 class Pivot(Action):

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from .. import log
 from ..agreement import CH_RUN
-from ..engine import container as engine
 from ..engine import namespaces, task_plan
 from ..engine.action import Build
 from ..engine.caller import Caller
+from ..engine.container import Container, containerize, plan_bytes
 from ..engine.environment import Environment, worked_out
 from ..request import parsers
 from ..request.words import Words
@@ -51,13 +51,13 @@ def launch(spec: Spec, caller: Caller, office: tickets.TaskSocket, ready: Sequen
         user_fd, mount_fd = namespaces.enter_pid(spec.join_pid)
         build = worked_out(environment)
     else:
-        build = engine.containerize(engine.Container(spec, caller))
+        build = containerize(Container(spec, caller))
         user_fd, mount_fd = namespaces.open_own()
-    office.issue(user_fd, mount_fd, task_plan.plan_file(engine.plan_bytes(build)))
+    office.issue(user_fd, mount_fd, task_plan.plan_file(plan_bytes(build)))
 
 
 def _enter(spec: Spec, caller: Caller, user_fd: int, mount_fd: int) -> Build:
-    container = engine.Container(spec, caller, joining=True)
+    container = Container(spec, caller, joining=True)
     environment = Environment(spec, caller, container.injection, joining=True)
     namespaces.enter(user_fd, mount_fd, "the other peers")
     return worked_out(environment)

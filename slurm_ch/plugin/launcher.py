@@ -13,9 +13,9 @@ import sys
 
 from .. import agreement, linux, log
 from ..agreement import EXIT_SETUP, EXIT_USAGE
-from ..engine import container as engine
 from ..engine import namespaces, task_plan
 from ..engine.caller import Caller
+from ..engine.container import Container, containerize, plan_bytes
 from ..errors import ChError, describe, exit_code
 from ..request import parsers
 from . import tickets
@@ -43,18 +43,18 @@ def launch(facts: Facts, office: tickets.TaskSocket) -> None:
     if wanted.image.startswith(agreement.REFERENCE_BEGINNINGS) or agreement.LOCATED_LINE in facts.request:
         wanted.located = _locate(facts, wanted, here, caller)
     _leave_first_core()
-    container = engine.Container(wanted, caller, here.squashfuse)
+    container = Container(wanted, caller, here.squashfuse)
     if here.record or wanted.verbosity > 0:
         from . import record
 
         log.info(record.description(container.image.path))
         if here.record:
             record.note(here.record, container.image.path, env)
-    build = engine.containerize(container)
+    build = containerize(container)
     build.records.append((agreement.PLAN_AS_SRUN, ""))
     user_fd, mount_fd = namespaces.open_own()
     more = namespaces.open_more(wanted.unshare)
-    office.issue(user_fd, mount_fd, task_plan.plan_file(engine.plan_bytes(build)), build.relay_fd, more)
+    office.issue(user_fd, mount_fd, task_plan.plan_file(plan_bytes(build)), build.relay_fd, more)
 
 
 def _locate(facts: Facts, wanted: spec.Spec, here: site.Site, caller: Caller) -> str | None:

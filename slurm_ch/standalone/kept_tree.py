@@ -7,8 +7,8 @@ import os
 from typing import TYPE_CHECKING
 
 from .. import log
-from ..engine import container as engine
 from ..engine.caller import Caller
+from ..engine.container import Container
 from ..errors import ChError
 from ..images import directory
 from ..request import spec
@@ -32,7 +32,7 @@ def read(path: str, env: Mapping[str, str]) -> Tree:
         image = file.read().removesuffix("\n")
     wanted = spec.Spec(image)
     wanted.overlay = os.path.abspath(path)
-    container = engine.Container(wanted, Caller(env))
+    container = Container(wanted, Caller(env))
     os.umask(0o022)
     for action in container.plan_of_tree():
         log.debug(action.describe())

@@ -10,11 +10,10 @@ import os
 import sys
 
 from .. import agreement, log
-from ..engine import ch_join as handover
-from ..engine import container as engine
-from ..engine import namespaces
+from ..engine import ch_join, namespaces
 from ..engine.action import Build
 from ..engine.caller import Caller
+from ..engine.container import Container, containerize, plan_bytes
 from ..engine.environment import Environment, worked_out
 from ..errors import ChError
 from ..request import step
@@ -56,7 +55,7 @@ def become_static(name: str, spec: Spec, words: Words) -> None:
         return
     given = [name, sys.executable, spec.located or ""]
     checked = [agreement.CHECKED, *given, *words.in_full(), "--", image or "", *command]
-    handover.become_front(checked)
+    ch_join.become_front(checked)
 
 
 def _tag_and_count(spec: Spec, env: Mapping[str, str]) -> tuple[str, int]:
@@ -81,7 +80,7 @@ def _starter(env: Mapping[str, str]) -> int:
     return os.getppid()
 
 
-def no_hooks(container: engine.Container) -> None:
+def no_hooks(container: Container) -> None:
     """Add no hooks."""
 
 
@@ -89,7 +88,7 @@ def run(
     spec: Spec,
     argv: Sequence[str],
     env: Mapping[str, str],
-    add_hooks: Callable[[engine.Container], None] = no_hooks,
+    add_hooks: Callable[[Container], None] = no_hooks,
 ) -> NoReturn:
     """Run `argv` in the container that `spec` asks for; ChError if that can't be.
 
@@ -97,22 +96,22 @@ def run(
     joins it, where only the hooks for all run.
     """
     configure_log(spec, env)
-    handover.drop_descriptors()
+    ch_join.drop_descriptors()
     caller = Caller(env)
-    ch_join = handover.open_ch_join()
+    program = ch_join.open_ch_join()
     if spec.join_pid is not None:
         build = _enter(spec, caller, spec.join_pid)
     elif spec.join:
         build = _join(spec, caller, add_hooks)
     else:
         build = _make(spec, caller, add_hooks)
-    handover.become(ch_join, engine.plan_bytes(build), argv, env)
+    ch_join.become(program, plan_bytes(build), argv, env)
 
 
-def _make(spec: Spec, caller: Caller, add_hooks: Callable[[engine.Container], None]) -> Build:
-    container = engine.Container(spec, caller)
+def _make(spec: Spec, caller: Caller, add_hooks: Callable[[Container], None]) -> Build:
+    container = Container(spec, caller)
     add_hooks(container)
-    return engine.containerize(container)
+    return containerize(container)
 
 
 def _enter(spec: Spec, caller: Caller, pid: int) -> Build:
@@ -121,7 +120,7 @@ def _enter(spec: Spec, caller: Caller, pid: int) -> Build:
     return worked_out(environment)
 
 
-def _join(spec: Spec, caller: Caller, add_hooks: Callable[[engine.Container], None]) -> Build:
+def _join(spec: Spec, caller: Caller, add_hooks: Callable[[Container], None]) -> Build:
     try:
         from . import peers
     except ModuleNotFoundError as error:
@@ -138,7 +137,7 @@ def _join(spec: Spec, caller: Caller, add_hooks: Callable[[engine.Container], No
         peer.publish()
     else:
         try:
-            container = engine.Container(spec, caller, joining=True)
+            container = Container(spec, caller, joining=True)
             environment = Environment(spec, caller, container.injection, joining=True)
         except ChError:
             # The winner will have said the same, once for all.

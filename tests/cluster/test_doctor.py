@@ -18,9 +18,7 @@ import pytest
 from pytest_mock import MockerFixture
 
 from slurm_ch import __version__, paths
-from slurm_ch.doctor import as_user as trial
-from slurm_ch.doctor import installation, software, sysctl, trust
-from slurm_ch.doctor import node as doctor
+from slurm_ch.doctor import as_user, installation, node, software, sysctl, trust
 from slurm_ch.doctor import parts as installed_parts
 from slurm_ch.doctor.findings import OK, PROBLEM, WARNING, Finding
 from slurm_ch.engine import squashfs
@@ -123,15 +121,15 @@ def test_no_user_namespace_left(cluster: Cluster, user: str) -> None:
 )
 def test_switches_that_this_kernel_may_lack(mocker: MockerFixture, name: str) -> None:
     switch, _, bad = name.partition("=")
-    mocker.patch.object(doctor, "read_sysctl", side_effect={switch: bad}.get)
-    (found,) = doctor.check_user_namespaces()
+    mocker.patch.object(node, "read_sysctl", side_effect={switch: bad}.get)
+    (found,) = node.check_user_namespaces()
     assert (found.grade, found.text) == (PROBLEM, f"{switch.replace('/', '.')} is {bad}: switched off")
     assert f"{switch.replace('/', '.')}={'1' if bad == '0' else '0'} >> /etc/sysctl.d/99-slurm_ch.conf" in found.remedy
-    mocker.patch.object(doctor, "read_sysctl", side_effect={switch: "1" if bad == "0" else "0"}.get)
+    mocker.patch.object(node, "read_sysctl", side_effect={switch: "1" if bad == "0" else "0"}.get)
     mocker.patch.object(sysctl, "at_boot", return_value=None)
-    assert list(doctor.check_user_namespaces()) == []
+    assert list(node.check_user_namespaces()) == []
     mocker.patch.object(sysctl, "at_boot", return_value=(bad, "/etc/sysctl.d/hard.conf:3"))
-    (found,) = doctor.check_user_namespaces()
+    (found,) = node.check_user_namespaces()
     assert (found.grade, found.text) == (
         WARNING,
         f"{switch.replace('/', '.')} is right now, but /etc/sysctl.d/hard.conf:3 sets it to {bad} at the next boot",
@@ -172,7 +170,7 @@ def test_a_value_that_does_not_survive_the_next_boot(look: Doctor) -> None:
 )
 def test_kernel(mocker: MockerFixture, release: str, grade: str) -> None:
     mocker.patch.object(os, "uname", return_value=mocker.Mock(release=release))
-    assert [one.grade for one in doctor.check_kernel()] == [grade]
+    assert [one.grade for one in node.check_kernel()] == [grade]
 
 
 @pytest.mark.parametrize("words", ["--user=root", "--user=no-such-user"])
@@ -300,7 +298,9 @@ def test_bytecode_older_than_its_source(parts: Path, tmp_path: Path) -> None:
 def untrusted(place: Path) -> list[tuple[str, str, str]]:
     """Return what there is to say of an installation below `place`, as nobody sees it."""
     files = {"program": [str(place / "lib/program")], "data": [str(place / "lib/sub/data")]}
-    found: list[list[str]] = trial.in_child(lambda: trust.faults(files, {"program": os.X_OK, "data": os.R_OK}), NOBODY)
+    found: list[list[str]] = as_user.in_child(
+        lambda: trust.faults(files, {"program": os.X_OK, "data": os.R_OK}), NOBODY
+    )
     return [(grade, path.removeprefix(f"{place}/"), text) for grade, path, text in found]
 
 
@@ -376,27 +376,27 @@ def test_the_whole_installation_is_looked_at(parts: Path, tmp_path: Path) -> Non
 
 
 def test_a_server_that_is_not_ours_or_lacks_compressions(parts: Path) -> None:
-    (found,) = doctor.check_server(NOBODY, str(parts / "squashfuse_ll"))
+    (found,) = node.check_server(NOBODY, str(parts / "squashfuse_ll"))
     assert (found.grade, "is not slurm_ch's own: it takes images apart unconfined" in found.text) == (WARNING, True)
-    (found,) = doctor.check_server(NOBODY, str(parts / "poor"))
+    (found,) = node.check_server(NOBODY, str(parts / "poor"))
     assert (found.grade, found.text.split(": ", 1)[1]) == (
         WARNING, "was built without lz4, xz, zstd: images with that compression are refused"
     )  # fmt: skip
-    (found,) = doctor.check_server(NOBODY, None)
+    (found,) = node.check_server(NOBODY, None)
     assert (found.grade, found.text) == (OK, f"{squashfs.SERVER}: gzip, lz4, lzo, xz, zstd")
 
 
 def test_what_root_looks_at_it_runs_as_the_user(parts: Path) -> None:
     if os.geteuid() == 0:
         who = script(parts / "who", "id -u; id -G; exit 64")
-        assert trial.in_child(lambda: trial.run([str(who)]), NOBODY) == [64, f"{NOBODY.pw_uid}\n{NOBODY.pw_gid}\n"]
+        assert as_user.in_child(lambda: as_user.run([str(who)]), NOBODY) == [64, f"{NOBODY.pw_uid}\n{NOBODY.pw_gid}\n"]
 
 
 def test_a_trial_that_dies_or_fails() -> None:
     with pytest.raises(ChError, match="no end within 20 s, or killed"):
-        trial.in_child(lambda: os.kill(os.getpid(), 9))
+        as_user.in_child(lambda: os.kill(os.getpid(), 9))
     with pytest.raises(ChError, match="^can't execute /nonexistent: No such file or directory$"):
-        trial.in_child(lambda: trial.run(["/nonexistent"]))
+        as_user.in_child(lambda: as_user.run(["/nonexistent"]))
 
 
 def test_where_plugstack_conf_is(tmp_path: Path, mocker: MockerFixture) -> None:

@@ -14,7 +14,7 @@ from .conftest import settings
 SCRIPT = """
 import os, sys
 from slurm_ch import errors
-from slurm_ch.engine import binds as mounts, container as engine
+from slurm_ch.engine import binds, container as engine
 from slurm_ch.engine.caller import Caller
 from slurm_ch.request import options, parsers
 image, *words = sys.argv[1:]
@@ -27,7 +27,7 @@ box.hooks_guest.add("say", say, "guest")
 box.hooks_all.add("say", say, "all")
 for word in words:
     src, dst = word.split(":")
-    bind = mounts.BindMount(src, dst, dst_create=True, dst_merge=True)
+    bind = binds.BindMount(src, dst, dst_create=True, dst_merge=True)
     box.hooks_host.add(word, lambda c, b: b.apply(c.build), bind)
 try:
     engine.containerize(box)

@@ -8,9 +8,9 @@ import json
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slurm_ch.devices import reader as cdi
+from slurm_ch.devices import reader
 from slurm_ch.devices.edits import Injection, apply
-from slurm_ch.engine import device_edits as inject
+from slurm_ch.engine import device_edits
 from slurm_ch.errors import ChError
 
 from .test_parsers import FULL, one_line
@@ -18,12 +18,12 @@ from .test_parsers import FULL, one_line
 CASES = settings(max_examples=15000 if FULL else 100, deadline=None)
 
 KEYS = (
-    *cdi._SPEC_FIELDS,
-    *cdi._DEVICE_FIELDS,
-    *cdi._EDIT_FIELDS,
-    *cdi._NODE_FIELDS,
-    *cdi._MOUNT_FIELDS,
-    *cdi._HOOK_FIELDS,
+    *reader._SPEC_FIELDS,
+    *reader._DEVICE_FIELDS,
+    *reader._EDIT_FIELDS,
+    *reader._NODE_FIELDS,
+    *reader._MOUNT_FIELDS,
+    *reader._HOOK_FIELDS,
 )
 WORDS = (
     "0.5.0", "1.1.0", "v.com/c", "0", "all", "A=1", "/dev/null", "/usr/bin/nvidia-ctk", "createContainer",
@@ -42,10 +42,10 @@ TREES = st.recursive(
 def survive(data: bytes, name: str) -> None:
     """Parse and apply; the only errors are ours, of one line."""
     try:
-        document = cdi.parse(data, name)
+        document = reader.parse(data, name)
         injection = Injection()
         apply(injection, [(document, each) for each in document.devices], set())
-        extra = inject.actions(injection, [])
+        extra = device_edits.actions(injection, [])
         assert all(action.describe() for action in (*extra.before_binds, *extra.in_tree, *extra.inside))
     except ChError as error:
         one_line(error)

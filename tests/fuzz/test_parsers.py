@@ -11,8 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from slurm_ch import errors, log
-from slurm_ch.engine import accounts as passwd
-from slurm_ch.engine import environment, image, task_plan
+from slurm_ch.engine import accounts, environment, image, task_plan
 from slurm_ch.errors import ChError, UsageError
 from slurm_ch.plugin.facts import read_facts, task_count
 from slurm_ch.request import options, parsers, site, step
@@ -171,8 +170,8 @@ def test_lines_for_people(text: str) -> None:
 @CASES
 @given(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1))
 def test_passwd(uid: int, gid: int) -> None:
-    user, group = passwd.user_line(uid, gid, "/x"), passwd.group_line(gid)
-    for text, fields in ((passwd.passwd_text(uid, gid, user), 7), (passwd.group_text(gid, group), 4)):
+    user, group = accounts.user_line(uid, gid, "/x"), accounts.group_line(gid)
+    for text, fields in ((accounts.passwd_text(uid, gid, user), 7), (accounts.group_text(gid, group), 4)):
         rows = [line.split(":") for line in text.splitlines()]
         assert {len(row) for row in rows} == {fields}
         assert len({row[2] for row in rows}) == len(rows)
@@ -181,13 +180,13 @@ def test_passwd(uid: int, gid: int) -> None:
 @CASES
 @given(st.text(), st.integers(0, 2**32 - 1))
 def test_passwd_of_an_image(text: str, uid: int) -> None:
-    line = passwd.user_line(uid, 7, "/x")
-    new = passwd.merged(text, line, "whole\n")
+    line = accounts.user_line(uid, 7, "/x")
+    new = accounts.merged(text, line, "whole\n")
     if text.strip():
         # Every name and number stays, and finds the same as before, but for the user's own.
         old = [tuple(one.split(":")[:3:2]) for one in text.split("\n")]
         assert [tuple(one.split(":")[:3:2]) for one in new.split("\n")][-len(old) :] == old
-        assert passwd.merged(new, line, "") == new
+        assert accounts.merged(new, line, "") == new
 
 
 @pytest.mark.parametrize(

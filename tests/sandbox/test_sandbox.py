@@ -26,12 +26,11 @@ from pathlib import Path
 import click
 import pytest
 
-from slurm_ch.sandbox import config
-from slurm_ch.sandbox import machine as host
+from slurm_ch.sandbox import config, machine
 from slurm_ch.sandbox.cluster import Cluster
 from slurm_ch.sandbox.machine import ClusterError
 from slurm_ch.sandbox.supervisor import descendants
-from slurm_ch.slurm import commands as controller
+from slurm_ch.slurm import commands
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("slurmctld", path="/usr/sbin:/usr/bin") is None,
@@ -342,10 +341,10 @@ def test_a_node_that_fails_is_named(parent: Path) -> None:
 
 
 def test_taken_port_is_retried(parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = host.free_ports(2)
+    wanted = machine.free_ports(2)
     with Cluster(plugstack_lines=[]) as first:
         ports = iter([first._port, first._port - 1, wanted])
-        monkeypatch.setattr(host, "free_ports", lambda _count: next(ports))
+        monkeypatch.setattr(machine, "free_ports", lambda _count: next(ports))
         with Cluster(plugstack_lines=[], directory_parent=str(parent)) as second:
             assert second._port == wanted
 
@@ -372,7 +371,7 @@ def test_unknown_user_is_an_error(cluster: Cluster) -> None:
     [("slurm-wlm 22.05.8", (22, 5, 8)), ("slurm 26.05.5-1", (26, 5, 5)), ("what?", ())],
 )
 def test_version(text: str, version: tuple[int, ...]) -> None:
-    assert controller.parse_version(text) == version
+    assert commands.parse_version(text) == version
 
 
 def test_cgroups_are_disabled_where_slurm_knows_the_word() -> None:

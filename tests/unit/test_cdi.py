@@ -15,9 +15,8 @@ import yaml
 from pytest_mock import MockerFixture
 
 from slurm_ch import errors
-from slurm_ch.devices import library as devices
+from slurm_ch.devices import library, reader
 from slurm_ch.devices import names as cdinames
-from slurm_ch.devices import reader as cdi
 from slurm_ch.devices.edits import Injection
 from slurm_ch.devices.records import Malformed
 from slurm_ch.engine import environment
@@ -108,7 +107,7 @@ ENVIRONMENT = {"SLURM_PROCID": "3", "CUDA_VISIBLE_DEVICES": "1", "MINE": "1"}
 
 
 def find(place: Path, *requests: str) -> Injection:
-    return devices.find([(text, "--device") for text in requests], ["first", "second"], str(place), ENVIRONMENT)
+    return library.find([(text, "--device") for text in requests], ["first", "second"], str(place), ENVIRONMENT)
 
 
 def test_a_whole_spec(place: Path) -> None:
@@ -158,7 +157,7 @@ def test_every_device_of_every_kind(place: Path) -> None:
     (place / "second/w.json").write_text(spec(names=("a",)))
     with pytest.raises(ChError, match=r"^v\.com/c=a is in two specs"):
         find(place, "all")
-    nothing = devices.find([("all", "--device")], ["none"], str(place), {})
+    nothing = library.find([("all", "--device")], ["none"], str(place), {})
     assert (nothing.env, nothing.remarks, nothing.notes) == ([[]], [], ["no devices in none"])
 
 
@@ -267,9 +266,9 @@ def test_a_file_that_is_none(place: Path) -> None:
 
 @pytest.mark.row("--cdi-dirs")
 def test_directories() -> None:
-    assert devices.directories("/a:/b", {"CH_RUN_CDI_DIRS": "/c"}) == ["/a", "/b"]
-    assert devices.directories(None, {"CH_RUN_CDI_DIRS": "/c::/d"}) == ["/c", "/d"]
-    assert devices.directories(None, {"CH_RUN_CDI_DIRS": ""}) == ["/etc/cdi", "/var/run/cdi"]
+    assert library.directories("/a:/b", {"CH_RUN_CDI_DIRS": "/c"}) == ["/a", "/b"]
+    assert library.directories(None, {"CH_RUN_CDI_DIRS": "/c::/d"}) == ["/c", "/d"]
+    assert library.directories(None, {"CH_RUN_CDI_DIRS": ""}) == ["/etc/cdi", "/var/run/cdi"]
 
 
 HUGE = '{"a": ' + "9" * 5000 + "}"
@@ -300,7 +299,7 @@ HUGE = '{"a": ' + "9" * 5000 + "}"
 )  # fmt: skip
 def test_malformed(text: str, message: str) -> None:
     with pytest.raises(Malformed) as caught:
-        cdi.parse(text.encode(), "/x/s.json")
+        reader.parse(text.encode(), "/x/s.json")
     assert str(caught.value).startswith(f"/x/s.json: {message}")
     assert caught.value.code == 31
 
@@ -334,11 +333,11 @@ def test_malformed(text: str, message: str) -> None:
 def test_malformed_edits(edits: object, message: str) -> None:
     tree = {"cdiVersion": "1.1.0", "kind": "v.com/c", "devices": [{"name": "a"}], "containerEdits": edits}
     with pytest.raises(Malformed) as caught:
-        cdi.parse(json.dumps(tree).encode(), "/x/s.json")
+        reader.parse(json.dumps(tree).encode(), "/x/s.json")
     assert str(caught.value) == f"/x/s.json: containerEdits{'' if message[0] == ':' else '.'}{message}"
     tree |= {"containerEdits": {}, "devices": [{"name": "a", "containerEdits": edits}]}
     with pytest.raises(Malformed, match=r"^/x/s.json: devices\[0\]\.containerEdits"):
-        cdi.parse(json.dumps(tree).encode(), "/x/s.json")
+        reader.parse(json.dumps(tree).encode(), "/x/s.json")
 
 
 @pytest.mark.parametrize(
@@ -357,7 +356,7 @@ def test_malformed_edits(edits: object, message: str) -> None:
 )
 def test_malformed_yaml(text: str, message: str) -> None:
     with pytest.raises(Malformed) as caught:
-        cdi.parse(text.encode(), "/x/s.yaml")
+        reader.parse(text.encode(), "/x/s.yaml")
     assert str(caught.value).startswith(f"/x/s.yaml: {message}")
 
 
@@ -376,17 +375,17 @@ def test_each_field_needs_its_version(version: str, edits: dict[str, object]) ->
     def text(at: tuple[int, int]) -> bytes:
         return spec(version=f"{at[0]}.{at[1]}.0", names=("a",), **edits).encode()
 
-    index = next(i for i, known in enumerate(cdi.VERSIONS) if version == f"{known[0]}.{known[1]}.0")
-    assert cdi.parse(text(cdi.VERSIONS[index]), "s.json").kind == "v.com/c"
+    index = next(i for i, known in enumerate(reader.VERSIONS) if version == f"{known[0]}.{known[1]}.0")
+    assert reader.parse(text(reader.VERSIONS[index]), "s.json").kind == "v.com/c"
     with pytest.raises(Malformed, match=f"needs cdiVersion {version}, but this is"):
-        cdi.parse(text(cdi.VERSIONS[index - 1]), "s.json")
+        reader.parse(text(reader.VERSIONS[index - 1]), "s.json")
 
 
 def test_names_need_their_version() -> None:
     with pytest.raises(Malformed, match=r"devices\[0\]\.name: needs cdiVersion 0\.5\.0"):
-        cdi.parse(spec(version="0.4.0", names=("0",)).encode(), "s.json")
+        reader.parse(spec(version="0.4.0", names=("0",)).encode(), "s.json")
     with pytest.raises(Malformed, match=r"kind: needs cdiVersion 0\.6\.0"):
-        cdi.parse(spec(kind="v.com/c.d").encode(), "s.json")
+        reader.parse(spec(kind="v.com/c.d").encode(), "s.json")
 
 
 def test_yaml_without_its_library_in_c(place: Path, mocker: MockerFixture) -> None:
@@ -397,7 +396,7 @@ def test_yaml_without_its_library_in_c(place: Path, mocker: MockerFixture) -> No
         ("[" * 2000, "not YAML: exceeded maximum nesting depth"),
     ):
         with pytest.raises(Malformed, match=f"^s.yaml: {message}"):
-            cdi.parse(text.encode(), "s.yaml")
+            reader.parse(text.encode(), "s.yaml")
 
 
 def test_no_pyyaml(place: Path, mocker: MockerFixture) -> None:
@@ -415,7 +414,7 @@ def test_no_pyyaml(place: Path, mocker: MockerFixture) -> None:
 )
 def test_pyyaml_beside_the_package(tmp_path: Path, where: str) -> None:
     """As installed and as in a checkout, for an interpreter that sees nothing but the package's parent."""
-    package = Path(cdi.__file__).parents[1]
+    package = Path(reader.__file__).parents[1]
     shutil.copytree(package, tmp_path / "slurm_ch", ignore=shutil.ignore_patterns("native", "__pycache__"))
     shutil.copytree(Path(yaml.__file__).parent, tmp_path / where / "yaml")
     script = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from slurm_ch.devices import text; print(text.import_yaml('x').__file__)"
@@ -428,9 +427,9 @@ def test_pyyaml_beside_the_package(tmp_path: Path, where: str) -> None:
 def test_numbers_of_yaml(text: str) -> None:
     # Three ways to write the same mode; of what isn't a number the key is named.
     data = f"{{cdiVersion: 0.5.0, kind: v.com/c, devices: [{{name: a}}], containerEdits: {{deviceNodes: [{{path: /a, major: {text}}}]}}}}"
-    assert cdi.parse(data.encode(), "s.yaml").edits.nodes[0].major == 438
+    assert reader.parse(data.encode(), "s.yaml").edits.nodes[0].major == 438
     with pytest.raises(Malformed, match=r"containerEdits\.deviceNodes\[0\]\.major: not a whole number"):
-        cdi.parse(data.replace(text, "0x10").encode(), "s.yaml")
+        reader.parse(data.replace(text, "0x10").encode(), "s.yaml")
 
 
 def remarks(place: Path, **edits: object) -> list[str]:

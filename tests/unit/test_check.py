@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slurm_ch.errors import ChError
-from slurm_ch.plugin import submit_check as check
+from slurm_ch.plugin import submit_check
 from slurm_ch.plugin.facts import Facts
 
 
@@ -48,7 +48,7 @@ def test_where_a_step_starts(
         "late.sh": "#!/bin/sh\necho '\n #SBATCH -D /x'\n",
     }.items():
         (tmp_path / name).write_text(text)
-    assert check._starts_elsewhere(command.split(), env) is elsewhere
+    assert submit_check._starts_elsewhere(command.split(), env) is elsewhere
 
 
 WORDS = st.text(st.sampled_from("=,:/%-+\\ \n\x7f\udc80ax0$*"), max_size=12)
@@ -71,6 +71,6 @@ def test_whatever_is_asked_for_there_is_one_line(
     facts.site = site
     facts.environment = env
     try:
-        check.check(facts, command)
+        submit_check.check(facts, command)
     except ChError as error:
         assert os.fsencode(str(error))

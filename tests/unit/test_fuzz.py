@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from slurm_ch import agreement, errors, log
 from slurm_ch.cli import main
-from slurm_ch.engine import container as engine
 from slurm_ch.engine import environment, namespaces, task_plan
 from slurm_ch.engine.action import Build
 from slurm_ch.engine.caller import Caller
+from slurm_ch.engine.container import Container
 from slurm_ch.errors import ChError, UsageError
 from slurm_ch.request import options
 from slurm_ch.standalone import run as runner
@@ -54,7 +54,7 @@ def no_kernel() -> Iterator[list[str]]:
     said: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
 
-        def plan_only(container: engine.Container) -> Build:
+        def plan_only(container: Container) -> Build:
             for action in container.plan():
                 assert "\0" not in action.describe()
             return container.build
@@ -82,10 +82,10 @@ def no_kernel() -> Iterator[list[str]]:
             assert isinstance(error, ChError), repr(error)
             return errors.describe(error)
 
-        patch.setattr(engine, "containerize", plan_only)
+        patch.setattr(runner, "containerize", plan_only)
         patch.setattr(runner, "_join", no_peers)
-        patch.setattr(runner.handover, "become", become)
-        patch.setattr(runner.handover, "become_front", become_front)
+        patch.setattr(runner.ch_join, "become", become)
+        patch.setattr(runner.ch_join, "become_front", become_front)
         patch.setattr(main, "describe", on_purpose)
         patch.setattr(namespaces, "enter_pid", no_process)
         patch.setattr(log, "_write", lambda kind, text: said.append(log.line(kind, text)))
@@ -161,7 +161,7 @@ def test_environment_files_through_the_engine(tmp_path: Path, data: bytes, zero:
     file = tmp_path / "env"
     file.write_bytes(data)
     name = "set-env0" if zero else "set-env"
-    wanted = runner.engine.Environment  # the action that reads it
+    wanted = environment.Environment  # the action that reads it
     spec = engine_spec(name, str(file))
     action = wanted(spec, Caller({"HOME": "/x"}))
     build = Build()

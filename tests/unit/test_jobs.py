@@ -20,7 +20,7 @@ from pytest_mock import MockerFixture
 
 from slurm_ch.errors import ChError, UsageError
 from slurm_ch.slurm import commands as controller
-from slurm_ch.slurm import records as jobs
+from slurm_ch.slurm import records
 
 
 def set_to(number: int | None) -> dict[str, Any]:
@@ -66,50 +66,50 @@ def test_jobs_of_every_kind_from_json(new: bool) -> None:
             job_json(new, 6, state="PENDING"),
         ]
     }
-    found = jobs.jobs_from_json(document)
+    found = records.jobs_from_json(document)
     assert {job.id: job.label for job in found.values()} == {4: "4", 5: "1_0", 2: "2+0", 3: "2+1"}
     assert (found[4].user, found[4].nodes, found[4].node_count) == ("ada", "n1", 1)
 
 
 def test_steps_from_json() -> None:
     step = {"id": "5.batch", "name": "b", "nodes": "n1", "number_tasks": 1, "time": {"running": set_to(61)}}
-    assert jobs.steps_from_json({"steps": [step]}) == [("5", jobs.Step("batch", "b", "n1", 1, 61))]
+    assert records.steps_from_json({"steps": [step]}) == [("5", records.Step("batch", "b", "n1", 1, 61))]
     # 22.05 answers with the jobs.
-    assert jobs.steps_from_json({"jobs": []}) is None
-    assert jobs.steps_from_json(None) is None
+    assert records.steps_from_json({"jobs": []}) is None
+    assert records.steps_from_json(None) is None
 
 
 def test_from_text() -> None:
-    found = jobs.jobs_from_text(JOB_TEXT)
+    found = records.jobs_from_text(JOB_TEXT)
     assert [(job.id, job.label, job.user, job.node_count) for job in found.values()] == [
         (4, "4", "ada", 2), (5, "1_3", "ada", 1), (2, "2+0", "bob", 1), (3, "2+1", "bob", 1),
     ]  # fmt: skip
-    assert jobs.steps_from_text(STEP_TEXT) == [
-        ("1_3", jobs.Step("batch", "batch", "n1", 1, 3)),
-        ("2+1", jobs.Step("0", "a|b", "n2", 1, 86402)),
-        ("4", jobs.Step("0", "st", "n[1-2]", 3, 3602)),
-        ("4", jobs.Step("extern", "extern", "n[1-2]", 2, 0)),
+    assert records.steps_from_text(STEP_TEXT) == [
+        ("1_3", records.Step("batch", "batch", "n1", 1, 3)),
+        ("2+1", records.Step("0", "a|b", "n2", 1, 86402)),
+        ("4", records.Step("0", "st", "n[1-2]", 3, 3602)),
+        ("4", records.Step("extern", "extern", "n[1-2]", 2, 0)),
     ]
 
 
 @pytest.fixture
-def running() -> list[jobs.Job]:
-    return jobs.attach_steps(jobs.jobs_from_text(JOB_TEXT), jobs.steps_from_text(STEP_TEXT))
+def running() -> list[records.Job]:
+    return records.attach_steps(records.jobs_from_text(JOB_TEXT), records.steps_from_text(STEP_TEXT))
 
 
-def test_steps_find_their_job_by_number_or_label(running: list[jobs.Job]) -> None:
+def test_steps_find_their_job_by_number_or_label(running: list[records.Job]) -> None:
     assert {job.label: [step.id for step in job.steps] for job in running} == {
         "4": ["0"], "1_3": ["batch"], "2+0": [], "2+1": ["0"],
     }  # fmt: skip
-    again = jobs.attach_steps(jobs.jobs_from_text(JOB_TEXT), [("5", jobs.Step("0", "", "n1", 1, 0))])
+    again = records.attach_steps(records.jobs_from_text(JOB_TEXT), [("5", records.Step("0", "", "n1", 1, 0))])
     assert [step.id for step in again[1].steps] == ["0"]
 
 
 @pytest.mark.parametrize(
     ("name", "user", "label"), [("4", "ada", "4"), ("1_3", "ada", "1_3"), ("1", "ada", "1_3"), ("5", "ada", "1_3"), ("2+1", "bob", "2+1")]
 )  # fmt: skip
-def test_find_job(running: list[jobs.Job], name: str, user: str, label: str) -> None:
-    assert jobs.find_job(running, name, user).label == label
+def test_find_job(running: list[records.Job], name: str, user: str, label: str) -> None:
+    assert records.find_job(running, name, user).label == label
 
 
 @pytest.mark.parametrize(
@@ -121,15 +121,15 @@ def test_find_job(running: list[jobs.Job], name: str, user: str, label: str) -> 
         ("4", "job 4: belongs to ada, not to you"),
     ],
 )
-def test_no_such_job(running: list[jobs.Job], name: str, message: str) -> None:
+def test_no_such_job(running: list[records.Job], name: str, message: str) -> None:
     with pytest.raises(ChError, match=f"^{message}$"):
-        jobs.find_job(running, name, "bob")
+        records.find_job(running, name, "bob")
 
 
-def test_no_such_step(running: list[jobs.Job]) -> None:
-    assert jobs.find_step(running[0], "0").name == "st"
+def test_no_such_step(running: list[records.Job]) -> None:
+    assert records.find_step(running[0], "0").name == "st"
     with pytest.raises(ChError, match=r"^step 4.1: not running; running: 4.0 \(st\) on n\[1-2\]$"):
-        jobs.find_step(running[0], "1")
+        records.find_step(running[0], "1")
 
 
 @pytest.mark.parametrize(
@@ -137,13 +137,13 @@ def test_no_such_step(running: list[jobs.Job]) -> None:
     [("12", ("12", None)), ("12.0", ("12", "0")), ("12_3.batch", ("12_3", "batch")), ("12+1.4", ("12+1", "4"))],
 )
 def test_reference(text: str, parts: tuple[str, str | None]) -> None:
-    assert jobs.parse_reference(text) == parts
+    assert records.parse_reference(text) == parts
 
 
 @given(st.one_of(st.text(max_size=12), st.from_regex(r"[0-9_+.]{0,9}(batch|extern|)")))
 def test_a_reference_is_one_or_a_usage_error(text: str) -> None:
     try:
-        name, step = jobs.parse_reference(text)
+        name, step = records.parse_reference(text)
     except UsageError:
         return
     assert text == (f"{name}.{step}" if step else name)
@@ -151,13 +151,13 @@ def test_a_reference_is_one_or_a_usage_error(text: str) -> None:
 
 @given(st.integers(0, 10**7))
 def test_clock_and_back(seconds: int) -> None:
-    assert jobs.seconds_of(jobs.clock(seconds)) == seconds
+    assert records.seconds_of(records.clock(seconds)) == seconds
 
 
 @given(st.text(max_size=20))
 def test_nothing_of_slurms_makes_another_error(text: str) -> None:
-    jobs.seconds_of(text)
-    for parse in (jobs.jobs_from_text, jobs.steps_from_text):
+    records.seconds_of(text)
+    for parse in (records.jobs_from_text, records.steps_from_text):
         try:
             parse(text)
         except ValueError:
@@ -173,7 +173,7 @@ JSON = st.recursive(
 
 @given(JSON)
 def test_other_json_is_a_value_error(document: Any) -> None:
-    for parse in (jobs.jobs_from_json, jobs.steps_from_json):
+    for parse in (records.jobs_from_json, records.steps_from_json):
         try:
             parse(document)
         except ValueError:
@@ -278,7 +278,7 @@ def test_pyslurm_where_it_fits(mocker: MockerFixture, said: Any) -> None:
     run = commands(mocker, version="slurm 25.11.0")
     job, *others = controller.running_jobs("ada")
     assert (job.id, job.label, job.nodes, job.node_count) == (5, "1_3", "n[1,3]", 2)
-    assert job.steps == [jobs.Step("0", "app", "n[1,3]", 4, 7)]
+    assert job.steps == [records.Step("0", "app", "n[1,3]", 4, 7)]
     assert [other.label for other in others] == ["1_0", "7", "8+0"]
     assert run.call_count == 1  # for the version
     said.assert_called_once_with("asked pyslurm 25.11.2 for the running jobs")

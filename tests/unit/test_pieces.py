@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from pytest_mock import MockerFixture
 
 from slurm_ch import agreement, errors, linux, log
-from slurm_ch.engine import accounts as passwd
 from slurm_ch.engine import (
+    accounts,
     action,
+    binds,
     container,
     environment,
     image,
@@ -29,7 +30,6 @@ from slurm_ch.engine import (
     squashfs,
     task_plan,
 )
-from slurm_ch.engine import binds as mounts
 from slurm_ch.engine.action import Build
 from slurm_ch.engine.caller import Caller
 from slurm_ch.errors import ChError, JoinError, UsageError
@@ -106,8 +106,8 @@ def test_read_error_of_an_image(tmp_path: Path, mocker: MockerFixture) -> None:
 
 @pytest.mark.parametrize("uid", [0, 1, 65534, 4000000])
 def test_passwd_has_each_id_once(uid: int) -> None:
-    user, group = passwd.user_line(uid, uid, "/"), passwd.group_line(uid)
-    for text in (passwd.passwd_text(uid, uid, user), passwd.group_text(uid, group)):
+    user, group = accounts.user_line(uid, uid, "/"), accounts.group_line(uid)
+    for text in (accounts.passwd_text(uid, uid, user), accounts.group_text(uid, group)):
         ids = [line.split(":")[2] for line in text.splitlines()]
         assert len(set(ids)) == len(ids)
         assert {"0", "65534", str(uid)} == set(ids)
@@ -116,8 +116,8 @@ def test_passwd_has_each_id_once(uid: int) -> None:
 def test_passwd_takes_the_hosts_names(mocker: MockerFixture) -> None:
     mocker.patch.object(pwd, "getpwuid", return_value=SimpleNamespace(pw_name="me", pw_gecos="A: B\nC"))
     mocker.patch.object(grp, "getgrgid", return_value=SimpleNamespace(gr_name="ours"))
-    assert passwd.user_line(7, 8, "/x:y") == "me:x:7:8:A  B C:/x y:/bin/sh"
-    assert passwd.group_line(8) == "ours:x:8:"
+    assert accounts.user_line(7, 8, "/x:y") == "me:x:7:8:A  B C:/x y:/bin/sh"
+    assert accounts.group_line(8) == "ours:x:8:"
 
 
 OURS = "carol:x:1000:500:C:/home/carol:/bin/sh"
@@ -141,12 +141,12 @@ OURS = "carol:x:1000:500:C:/home/carol:/bin/sh"
     ],
 )
 def test_an_images_own_users_stay(text: str, expected: str) -> None:
-    assert passwd.merged(text, OURS, "whole") == expected
+    assert accounts.merged(text, OURS, "whole") == expected
 
 
 def test_an_images_own_groups_stay() -> None:
-    assert passwd.merged("root:x:0:\nstaff:x:50:a,b\n", "staff:x:50:", "") == "root:x:0:\nstaff:x:50:a,b\n"
-    assert passwd.merged("staff:x:50:\n", "us:x:500:", "") == "us:x:500:\nstaff:x:50:\n"
+    assert accounts.merged("root:x:0:\nstaff:x:50:a,b\n", "staff:x:50:", "") == "root:x:0:\nstaff:x:50:a,b\n"
+    assert accounts.merged("staff:x:50:\n", "us:x:500:", "") == "us:x:500:\nstaff:x:50:\n"
 
 
 @pytest.mark.parametrize(
@@ -162,9 +162,9 @@ def test_the_home_that_a_rule_sets(value: str, expected: str) -> None:
 def test_passwd_dummies(mocker: MockerFixture) -> None:
     mocker.patch.object(pwd, "getpwuid", side_effect=KeyError)
     mocker.patch.object(grp, "getgrgid", side_effect=KeyError)
-    assert passwd.user_line(7, 8, "/") == "charlie:x:7:8:Charlie:/:/bin/sh"
-    assert passwd.group_line(8) == "charliegroup:x:8:"
-    assert passwd.user_name(7) == "7"
+    assert accounts.user_line(7, 8, "/") == "charlie:x:7:8:Charlie:/:/bin/sh"
+    assert accounts.group_line(8) == "charliegroup:x:8:"
+    assert accounts.user_name(7) == "7"
 
 
 def test_environment_file() -> None:
@@ -340,7 +340,7 @@ def test_duplicate_hooks() -> None:
 @pytest.mark.row("B1")
 def test_b1_binds_that_make_no_sense(src: str, dst: str, flags: dict[str, bool], message: str) -> None:
     with pytest.raises(ChError, match=message):
-        mounts.BindMount(src, dst, **flags)  # type: ignore[arg-type]
+        binds.BindMount(src, dst, **flags)  # type: ignore[arg-type]
 
 
 def test_bare_set_env_never_reads_the_hosts(mocker: MockerFixture) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,24 +42,29 @@ def mirror() -> str:
     raise SystemExit("no Debian mirror in /etc/apt")
 
 
-def fetch(directory: Path) -> Peer:
-    """Download and unpack the peer into `directory`."""
-    tree, apt = directory / "forky", directory / "apt"
+def packages(suite: str, names: Sequence[str], apt: Path) -> list[Path]:
+    """Download packages of a Debian release, with all they need, into `apt`."""
     for name in ("state/lists/partial", "cache/archives/partial"):
         (apt / name).mkdir(parents=True)
     (apt / "status").touch()
-    (apt / "forky.sources").write_text(
-        f"Types: deb\nURIs: {mirror()}\nSuites: {SUITE}\nComponents: main\nSigned-By: {_KEYRING}\n"
+    (apt / "only.sources").write_text(
+        f"Types: deb\nURIs: {mirror()}\nSuites: {suite}\nComponents: main\nSigned-By: {_KEYRING}\n"
     )
     (apt / "apt.conf").write_text(
         f'Dir::State "{apt}/state"; Dir::State::status "{apt}/status"; Dir::Cache "{apt}/cache";\n'
-        f'Dir::Etc::sourcelist "{apt}/forky.sources"; Dir::Etc::sourceparts "{apt}/none";\n'
+        f'Dir::Etc::sourcelist "{apt}/only.sources"; Dir::Etc::sourceparts "{apt}/none";\n'
         'APT::Install-Recommends "false"; APT::Sandbox::User "root";\n'
     )
     env = {**os.environ, "APT_CONFIG": str(apt / "apt.conf")}
-    for command in (["update"], ["install", "-y", "--download-only", *PACKAGES]):
-        subprocess.run(["apt-get", "-qq", *command], check=True, env=env, stdout=subprocess.DEVNULL, timeout=300)
-    for package in sorted((apt / "cache/archives").glob("*.deb")):
+    for command in (["update"], ["install", "-y", "--download-only", *names]):
+        subprocess.run(["apt-get", "-qq", *command], check=True, env=env, stdout=subprocess.DEVNULL, timeout=600)
+    return sorted((apt / "cache/archives").glob("*.deb"))
+
+
+def fetch(directory: Path) -> Peer:
+    """Download and unpack the peer into `directory`."""
+    tree = directory / "forky"
+    for package in packages(SUITE, PACKAGES, directory / "apt"):
         if not _NOT_UNPACKED.search(package.name):
             subprocess.run(["dpkg-deb", "-x", package, tree], check=True, timeout=60)
     tree.chmod(0o755)

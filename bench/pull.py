@@ -184,26 +184,13 @@ def disk(work: Path) -> Iterator[Path]:
 
 def tree(work: Path) -> Path:
     """Unpack the peers of Debian sid, with all they need, into a tree that can be a root."""
-    apt, to = work / "peers-apt", work / "peers"
-    for name in ("state/lists/partial", "cache/archives/partial"):
-        (apt / name).mkdir(parents=True)
-    (apt / "status").touch()
-    (apt / "sid.sources").write_text(
-        f"Types: deb\nURIs: {peer.mirror()}\nSuites: sid\nComponents: main\nSigned-By: {peer._KEYRING}\n"
-    )
-    (apt / "apt.conf").write_text(
-        f'Dir::State "{apt}/state"; Dir::State::status "{apt}/status"; Dir::Cache "{apt}/cache";\n'
-        f'Dir::Etc::sourcelist "{apt}/sid.sources"; Dir::Etc::sourceparts "{apt}/none";\n'
-        'APT::Install-Recommends "false"; APT::Sandbox::User "root";\n'
-    )
-    env = {**os.environ, "APT_CONFIG": str(apt / "apt.conf")}
-    for command in (["update"], ["install", "-y", "--download-only", *PACKAGES, "bash", "coreutils"]):
-        subprocess.run(["apt-get", "-qq", *command], check=True, env=env, stdout=subprocess.DEVNULL, timeout=600)
+    to = work / "peers"
+    packages = peer.packages("sid", (*PACKAGES, "bash", "coreutils"), work / "peers-apt")
     to.mkdir()
     for name in ("bin", "sbin", "lib", "lib64"):
         (to / "usr" / name).mkdir(parents=True, exist_ok=True)
         (to / name).symlink_to(f"usr/{name}")
-    for package in sorted((apt / "cache/archives").glob("*.deb")):
+    for package in packages:
         if not _NEEDED.search(package.name):
             archive = subprocess.run(["dpkg-deb", "--fsys-tarfile", package], check=True, capture_output=True).stdout
             subprocess.run(["tar", "-xC", to, "--keep-directory-symlink", "-f", "-"], input=archive, check=True)

@@ -39,6 +39,18 @@ def world_tmp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     shutil.rmtree(path)
 
 
+@pytest.fixture
+def outside(user: str) -> Iterator[Path]:
+    """A directory of the user's that no container shows: data/run, and scratch, a link to data."""
+    path = Path(tempfile.mkdtemp(prefix="slurm-ch-place-", dir="/opt"))
+    (path / "data/run").mkdir(parents=True)
+    (path / "data/run/here").write_text("mine\n")
+    (path / "scratch").symlink_to("data")
+    subprocess.run(["chown", "-hR", f"{user}:", path], check=True)
+    yield path
+    shutil.rmtree(path)
+
+
 @pytest.fixture(scope="session")
 def image_dir(world_tmp: Path, user: str) -> Path:
     """A directory image that belongs to the user; don't change it."""

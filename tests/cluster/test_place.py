@@ -6,8 +6,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,18 +18,6 @@ from tests.unit.test_anchor import VECTORS
 from .conftest import Run
 
 Good = Callable[..., str]
-
-
-@pytest.fixture
-def outside(user: str) -> Iterator[Path]:
-    """A directory of the user's that no container shows: data/run, and scratch, a link to data."""
-    path = Path(tempfile.mkdtemp(prefix="slurm-ch-place-", dir="/opt"))
-    (path / "data/run").mkdir(parents=True)
-    (path / "data/run/here").write_text("mine\n")
-    (path / "scratch").symlink_to("data")
-    subprocess.run(["chown", "-hR", f"{user}:", path], check=True)
-    yield path
-    shutil.rmtree(path)
 
 
 LOOK = "sh -c 'pwd; cat here'"

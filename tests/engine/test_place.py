@@ -26,18 +26,6 @@ CH_RUN = [sys.executable, "-c", "from slurm_ch.cli.main import ch_run; ch_run()"
 
 
 @pytest.fixture
-def outside(user: str) -> Iterator[Path]:
-    """A directory of the user's that no container shows: data/run, and scratch, a link to data."""
-    path = Path(tempfile.mkdtemp(prefix="slurm-ch-place-", dir="/opt"))
-    (path / "data/run").mkdir(parents=True)
-    (path / "data/run/here").write_text("mine\n")
-    (path / "scratch").symlink_to("data")
-    subprocess.run(["chown", "-hR", f"{user}:", path], check=True)
-    yield path
-    shutil.rmtree(path)
-
-
-@pytest.fixture
 def ch_run(user: str) -> Iterator[Run]:
     """Run the words under the name of ch-run."""
     before = leftovers.Snapshot(1)

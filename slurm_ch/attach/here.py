@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from .. import agreement
 from ..engine import ch_join, environment, namespaces, task_plan
 from ..errors import ChError
-from ..images import directory, elsewhere, merge
+from ..images import directory, elsewhere
+from ..images.flat import Flat
 from . import running
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def pack(job: int, label: str, step: str | None) -> None:
     container = _meant(job, label, step)
     user_fd, mount_fd = container.open_namespaces()
     namespaces.enter(user_fd, mount_fd, f"pid {container.pid}")
-    flat = merge.Flat(directory.read("/", directory.mount_points()))
+    flat = Flat(directory.read("/", directory.mount_points()))
     os.write(1, elsewhere.MARK)
     flat.write(1)
     os.write(2, f"{elsewhere.COUNT}{flat.inodes}\n".encode())

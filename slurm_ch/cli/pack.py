@@ -10,7 +10,8 @@ import click
 
 from slurm_ch import log
 from slurm_ch.attach import to_node
-from slurm_ch.images import directory, elsewhere, merge, pack_file
+from slurm_ch.images import directory, elsewhere, pack_file
+from slurm_ch.images.flat import Flat
 from slurm_ch.slurm import records
 from slurm_ch.standalone import kept_tree
 
@@ -47,6 +48,6 @@ def pack(*, node: str | None, quiet: bool, verbose: int, source: str, file: str)
         found = elsewhere.FromChild(lambda: kept_tree.read(source, env))
     else:
         real = os.path.realpath(source)
-        found = merge.Flat(directory.read(source if real == os.path.abspath(source) else real))
+        found = Flat(directory.read(source if real == os.path.abspath(source) else real))
     pack_file.write_from(found, file, one.settings, one.progress)
     click.echo(file)

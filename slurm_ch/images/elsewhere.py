@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ChError, describe
 from . import children, merge
+from .flat import Flat
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -64,7 +65,7 @@ class FromChild:
 
     def _in_child(self, fd: int) -> dict[str, object]:
         try:
-            flat = merge.Flat(self._read())
+            flat = Flat(self._read())
             flat.write(fd)
         except BrokenPipeError:
             return {"broken": True}

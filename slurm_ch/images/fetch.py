@@ -12,8 +12,6 @@ import json
 import os
 import re
 import shutil
-import signal
-import stat
 import subprocess
 import time
 from typing import TYPE_CHECKING
@@ -21,7 +19,8 @@ from typing import TYPE_CHECKING
 from .. import log
 from ..errors import ChError
 from . import children, manifest, pack
-from .reference import DOCKER, OCI, Reference
+from .credentials import ENVIRONMENT, looked_at
+from .reference import DOCKER, Reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -33,13 +32,6 @@ RESOLVE_SECONDS = 60.0
 STALL_SECONDS = 120.0
 _POLL_SECONDS = 0.2
 
-# What skopeo may know of the caller's environment.
-_KEPT = (
-    "HOME", "PATH", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR", "DOCKER_CONFIG", "REGISTRY_AUTH_FILE",
-    "http_proxy", "https_proxy", "no_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY",
-    "SSL_CERT_FILE", "SSL_CERT_DIR", "CONTAINERS_CONF", "CONTAINERS_STORAGE_CONF",
-    "DOCKER_HOST", "DOCKER_CERT_PATH", "DOCKER_TLS_VERIFY",
-)  # fmt: skip
 _POLICY = "/etc/containers/policy.json"
 
 
@@ -85,7 +77,7 @@ class Skopeo:
         return found
 
     def _environment(self, reference: Reference) -> dict[str, str]:
-        env = {name: self._env[name] for name in _KEPT if name in self._env}
+        env = {name: self._env[name] for name in ENVIRONMENT if name in self._env}
         env.update(LC_ALL="C", TMPDIR=self._scratch)
         # A database of which blobs are where: on NFS its lock has been seen to hang. Where no
         # directory can be made, skopeo keeps it in memory. The containers' storage is there too, though.
@@ -262,7 +254,7 @@ def failure(reference: Reference, text: str, env: Mapping[str, str], scratch: st
         missing = _MISSING_FILE.search(text)
         return NotThere(f"{what}: not there: {said}") if missing else FetchError(f"{what}: {said}")
     kind, words = next((kind, words) for found, kind, words in _MEANINGS if re.search(found, text, re.IGNORECASE))
-    return kind(f"{what}: " + words.format(host=host, said=said, looked_at=_looked_at(env)))
+    return kind(f"{what}: " + words.format(host=host, said=said, looked_at=looked_at(env)))
 
 
 _LEVEL = re.compile(r'^time="[^"]*" level=(\w+) msg=(".*")\s*$')
@@ -278,134 +270,3 @@ def _last_message(text: str) -> str:
         except ValueError:
             line = found[2]
     return line[:600]
-
-
-def auth_files(env: Mapping[str, str]) -> list[str]:
-    """Return the files that skopeo looks for credentials in, in its order."""
-    found = []
-    if env.get("REGISTRY_AUTH_FILE"):
-        return [env["REGISTRY_AUTH_FILE"]]
-    runtime = env.get("XDG_RUNTIME_DIR")
-    found.append(
-        os.path.join(runtime, "containers/auth.json") if runtime else f"/run/containers/{os.getuid()}/auth.json"
-    )
-    found.append(login_file(env))
-    docker = env.get("DOCKER_CONFIG") or os.path.join(env.get("HOME", "/"), ".docker")
-    found.append(os.path.join(docker, "config.json"))
-    return found
-
-
-def login_file(env: Mapping[str, str]) -> str:
-    """Return where `slurm-ch login` keeps credentials: jobs see it too, unlike what is in /run."""
-    if env.get("REGISTRY_AUTH_FILE"):
-        return env["REGISTRY_AUTH_FILE"]
-    config = env.get("XDG_CONFIG_HOME") or os.path.join(env.get("HOME", "/"), ".config")
-    return os.path.join(config, "containers/auth.json")
-
-
-def _looked_at(env: Mapping[str, str]) -> str:
-    files = auth_files(env)
-    there = [path for path in files if os.path.exists(path)]
-    words = f" (credentials are in {', '.join(there)})" if there else f" (no credentials in {', '.join(files)})"
-    if "SLURM_JOB_ID" in env and not there:
-        words += "; what podman keeps in /run/user is not seen in jobs"
-    return words
-
-
-def warn_of_open_auth_files(env: Mapping[str, str]) -> None:
-    """Say so where others can read the caller's credentials."""
-    for path in auth_files(env):
-        try:
-            mode = os.stat(path).st_mode
-        except OSError:
-            continue
-        if mode & (stat.S_IRGRP | stat.S_IROTH):
-            log.warning(f"{path}: others can read your credentials: chmod 600 {path}")
-
-
-def login(host: str, env: Mapping[str, str], options: list[str]) -> int:
-    """Have skopeo ask for user and password and keep them; return its status. It has the terminal."""
-    path = login_file(env)
-    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-    return _interactive("login", host, env, ["--authfile", path, *options])
-
-
-def logout(host: str, env: Mapping[str, str]) -> int:
-    """Have skopeo forget a registry's credentials; return its status."""
-    return _interactive("logout", host, env, ["--authfile", login_file(env)])
-
-
-def _interactive(command: str, host: str, env: Mapping[str, str], options: list[str]) -> int:
-    program = shutil.which("skopeo", path=env.get("PATH"))
-    if program is None:
-        raise FetchError(f"no skopeo here, which does the {command}: install the package skopeo")
-    kept = {name: env[name] for name in (*_KEPT, "TERM") if name in env}
-    umask = os.umask(0o077)
-    # Ctrl-C on the terminal reaches it too.
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        child = subprocess.Popen(
-            [program, command, *options, host],
-            env=kept,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,  # noqa: PLW1509  no threads
-        )
-        return child.wait()
-    finally:
-        signal.signal(signal.SIGINT, before)
-        os.umask(umask)
-
-
-def local_layout(reference: Reference, platform: str) -> tuple[bytes, str]:
-    """Return the manifest's bytes of an image in an OCI layout on this host, and where its blobs are.
-
-    Read by ourselves: a copy of all blobs would be for nothing.
-    """
-    assert reference.scheme == OCI and reference.path is not None
-    raw = _small_file(os.path.join(reference.path, "index.json"), reference)
-    index = manifest.parse(raw, reference.text)
-    if not isinstance(index, manifest.Index):
-        raise FetchError(f"{reference.text}: not an OCI layout: its index.json is no index")
-    blobs = os.path.join(reference.path, "blobs", "sha256")
-    named = _named(raw, reference.tag)
-    if reference.tag and not named:
-        raise NotThere(f"{reference.text}: no image of that name in the layout")
-    wanted = [blob for _, blob in index.manifests if not reference.tag or blob.digest in named]
-    chosen = wanted[0] if len(wanted) == 1 else manifest.choose(index, platform, reference.text)
-    return _manifest_blob(blobs, chosen.digest, reference), blobs
-
-
-def _named(raw: bytes, name: str) -> set[str]:
-    found = set()
-    for one in json.loads(raw)["manifests"]:
-        notes = one.get("annotations") or {}
-        if isinstance(notes, dict) and notes.get("org.opencontainers.image.ref.name") == name:
-            found.add(one["digest"])
-    return found
-
-
-def _manifest_blob(blobs: str, digest: str, reference: Reference) -> bytes:
-    raw = _small_file(blob_path(blobs, digest), reference)
-    if manifest.digest_of(raw) != digest:
-        raise FetchError(f"{reference.text}: damaged: the manifest is not {digest}")
-    return raw
-
-
-def layout_manifest(reference: Reference, digest: str, blobs: str) -> bytes:
-    """Return the manifest with that digest from a layout's blobs."""
-    return _manifest_blob(blobs, digest, reference)
-
-
-def blob_path(blobs: str, digest: str) -> str:
-    """Return where a layout has the blob with that digest."""
-    return os.path.join(blobs, manifest.check_digest(digest, blobs).partition(":")[2])
-
-
-def _small_file(path: str, reference: Reference) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            data = file.read(manifest.BYTES_MAX + 1)
-    except OSError as error:
-        raise NotThere(f"{reference.text}: can't read {path}") from error
-    if len(data) > manifest.BYTES_MAX:
-        raise FetchError(f"{reference.text}: {path} is too large")
-    return data

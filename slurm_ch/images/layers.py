@@ -9,20 +9,15 @@ extended headers of any size into memory.
 
 from __future__ import annotations
 
-import bz2
-import hashlib
-import lzma
 import os
-import shutil
 import struct
-import subprocess
 import zlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ..errors import ChError
+from .stream import LayerError, Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 BLOCK = 512
 # An extended header, or a long name: more than any that a tool writes.
@@ -32,9 +27,6 @@ NAME_MAX = 255
 PATH_MAX = 4096
 # A file can't be larger anywhere.
 _SIZE_MAX = 1 << 62
-# What is read and inflated at a time: a bomb gets no more memory than this.
-_COMPRESSED = 1 << 16
-_INFLATED = 1 << 20
 
 FILE, LINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO = b"0", b"1", b"2", b"3", b"4", b"5", b"6"
 _DUMP_DIRECTORY = b"D"
@@ -49,10 +41,6 @@ _HEADER = struct.Struct("100s8s8s8s12s12s8sc100s8s32s32s8s8s155s12x")
 _ZEROS = bytes(BLOCK)
 # The least significant half of Adler-32 is 1 + the sum of the bytes, modulo this.
 _ADLER = 65521
-
-
-class LayerError(ChError):
-    """A layer is not what it should be."""
 
 
 class Entry:
@@ -76,254 +64,6 @@ class Entry:
         self.device = (0, 0)
         self.xattrs: dict[bytes, bytes] | None = None
         self.sparse: list[tuple[int, int]] | None = None
-
-
-class Stream:
-    """An inflated layer: read, skipped and nothing else. `position` counts inflated bytes.
-
-    With a `digest` ("sha256:HEX") the compressed bytes are compared with it at the end.
-    """
-
-    def __init__(
-        self,
-        path: str,
-        what: str,
-        limit: int,
-        digest: str | None = None,
-        tick: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._tick = tick
-        self.what = what
-        self.position = 0
-        self._limit = limit
-        self._digest = digest
-        self._hash = hashlib.sha256() if digest is not None else None
-        self._buffer = b""
-        self._at = 0
-        self._child: subprocess.Popen[bytes] | None = None
-        try:
-            self._file = open(path, "rb", buffering=0)  # noqa: SIM115  closed by close()
-        except OSError as error:
-            raise LayerError(f"{what}: can't open {path}") from error
-        try:
-            first = self._raw()
-            self._inflate = self._inflater(first, path)
-            self._pending = first
-            self._ended = False
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        """Let go of the file, and of what inflates it."""
-        self._file.close()
-        if self._child is not None:
-            for pipe in (self._child.stdout, self._child.stderr):
-                assert pipe is not None
-                pipe.close()
-            self._child.kill()
-            self._child.wait()
-            self._child = None
-
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _raw(self) -> bytes:
-        try:
-            data = self._file.read(_COMPRESSED)
-        except OSError as error:
-            raise LayerError(f"{self.what}: can't be read") from error
-        if self._hash is not None:
-            self._hash.update(data)
-        return data
-
-    def _inflater(self, first: bytes, path: str) -> Callable[[], bytes]:
-        """Return the function that gives the next inflated bytes, none at the end."""
-        if first[:2] == b"\x1f\x8b":
-            return _Members(self, _gzip_decompressor()).next
-        if first[:3] == b"BZh":
-            return _Members(self, bz2.BZ2Decompressor).next
-        if first[:6] == b"\xfd7zXZ\0":
-            return _Members(self, lambda: lzma.LZMADecompressor(memlimit=256 << 20)).next
-        if first[:4] == b"\x28\xb5\x2f\xfd" or (first[1:4] == b"\x2a\x4d\x18" and 0x50 <= first[0] <= 0x5F):
-            return self._zstd(path)
-        return self._plain
-
-    def _plain(self) -> bytes:
-        data, self._pending = self._pending, b""
-        return data or self._raw()
-
-    def _zstd(self, path: str) -> Callable[[], bytes]:
-        """Return what inflates zstd: a module, or the program, which gets the file itself."""
-        try:
-            import zstandard
-        except ImportError:
-            pass
-        else:
-            return _Zstandard(self, zstandard).next
-        try:
-            from compression import zstd  # type: ignore[import-not-found,unused-ignore]  # Python 3.14
-        except ImportError:
-            pass
-        else:
-            return _Members(self, zstd.ZstdDecompressor).next
-        program = shutil.which("zstd")
-        if program is None:
-            raise ChError(f"{self.what}: a zstd layer: install zstd, or Python's zstandard")
-        with open(path, "rb") as file:
-            self._child = subprocess.Popen(
-                [program, "-dcq"], stdin=file, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-            )
-        return self._from_child
-
-    def _from_child(self) -> bytes:
-        assert self._child is not None and self._child.stdout is not None and self._child.stderr is not None
-        data: bytes = os.read(self._child.stdout.fileno(), _INFLATED)
-        if not data:
-            words = self._child.stderr.read(4096).decode("utf-8", "replace").strip()
-            if self._child.wait():
-                raise LayerError(f"{self.what}: damaged: {words}")
-            # It has read the file on its own; we, for the digest.
-            while self._hash is not None and self._raw():
-                pass
-        return data
-
-    def take_raw(self) -> bytes:
-        """Return the next compressed bytes, for an inflater."""
-        data, self._pending = self._pending, b""
-        return data or self._raw()
-
-    def _fill(self) -> bool:
-        """Replace the used-up buffer; whether there is anything in it."""
-        if self._ended:
-            return False
-        self._tick()
-        try:
-            self._buffer = self._inflate()
-        except ChError:
-            raise
-        except Exception as error:
-            # Each module that inflates has errors of its own.
-            raise LayerError(f"{self.what}: damaged: {error}") from None
-        self._at = 0
-        if not self._buffer:
-            self._ended = True
-            return False
-        return True
-
-    def read(self, size: int) -> bytes:
-        """Return exactly `size` bytes, fewer at the end only."""
-        end = self._at + size
-        if end <= len(self._buffer):
-            data = self._buffer[self._at : end]
-            self._at = end
-            self.position += size
-            return data
-        parts = []
-        for piece in self.pieces(size, short=True):
-            parts.append(bytes(piece))
-        return b"".join(parts)
-
-    def pieces(self, size: int, short: bool = False) -> Iterator[memoryview]:
-        """Yield the next `size` bytes in pieces; LayerError where they are missing, unless it may be `short`."""
-        while size:
-            have = len(self._buffer) - self._at
-            if not have:
-                if not self._fill():
-                    if short:
-                        return
-                    raise LayerError(f"{self.what}: truncated")
-                continue
-            take = min(have, size)
-            piece = memoryview(self._buffer)[self._at : self._at + take]
-            self._at += take
-            self.position += take
-            size -= take
-            if self.position > self._limit:
-                raise LayerError(f"{self.what}: unpacked, it is larger than the limit of {self._limit >> 30} GiB")
-            yield piece
-
-    def skip(self, size: int) -> None:
-        """Pass over `size` bytes; LayerError where they are missing."""
-        have = len(self._buffer) - self._at
-        if size <= have:
-            self._at += size
-            self.position += size
-            return
-        for _ in self.pieces(size):
-            pass
-
-    def finish(self) -> None:
-        """Read to the end, and compare with the digest; LayerError where it differs."""
-        for _ in self.pieces(1 << 62, short=True):
-            pass
-        if self._hash is not None:
-            while self._raw():
-                pass  # behind the last member
-            found = "sha256:" + self._hash.hexdigest()
-            if found != self._digest:
-                raise LayerError(f"{self.what}: its digest is {found}, not {self._digest}: damaged or changed")
-
-
-def _gzip_decompressor() -> Callable[[], Any]:
-    """Return what makes a gzip decompressor: Intel's where it is there, it takes half the time."""
-    try:
-        from isal import isal_zlib
-    except ImportError:
-        return lambda: zlib.decompressobj(31)
-    return lambda: isal_zlib.decompressobj(31)
-
-
-class _Members:
-    """Inflates one compressed member after the other: pigz, stargz and zstd:chunked write many."""
-
-    def __init__(self, stream: Stream, make: Callable[[], Any]) -> None:
-        self._stream = stream
-        self._make = make
-        self._one: Any = None  # None between members
-        self._rest = b""
-
-    def next(self) -> bytes:
-        while True:
-            if self._one is None:
-                data = self._rest or self._stream.take_raw()
-                if not data:
-                    return b""
-                # Zeros may pad what was once on a tape.
-                self._rest = data.lstrip(b"\0")
-                if not self._rest:
-                    continue
-                self._one = self._make()
-            one, data = self._one, self._rest
-            if not data and getattr(one, "needs_input", True):
-                data = self._stream.take_raw()
-            found: bytes = one.decompress(data, _INFLATED)
-            self._rest = getattr(one, "unconsumed_tail", b"")
-            if one.eof:
-                self._one, self._rest = None, one.unused_data
-            elif not data and not found:
-                raise EOFError("truncated")
-            if found:
-                return found
-
-
-class _Zstandard:
-    """Inflates by the zstandard module, all frames. It takes a truncated frame for a whole one: the digest doesn't."""
-
-    def __init__(self, stream: Stream, zstandard: Any) -> None:
-        self._take = stream.take_raw
-        decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 27)
-        self._reader = decompressor.stream_reader(self, read_across_frames=True)
-
-    def read(self, _size: int) -> bytes:
-        return self._take()
-
-    def next(self) -> bytes:
-        data: bytes = self._reader.read(_INFLATED)
-        return data
 
 
 def entries(stream: Stream) -> Iterator[Entry]:

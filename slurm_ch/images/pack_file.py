@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from . import merge, pack
+from .flat import Flat
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,7 +36,7 @@ def replaced(out: str) -> Iterator[str]:
 
 def write(tree: merge.Tree, out: str, settings: Settings, progress: Progress) -> int:
     """Pack `tree` into the file `out` and return its size."""
-    return write_from(merge.Flat(tree), out, settings, progress)
+    return write_from(Flat(tree), out, settings, progress)
 
 
 def write_from(flat: pack.Source, out: str, settings: Settings, progress: Progress) -> int:

@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from .. import log
 from ..errors import ChError
-from . import children, fetch, manifest, pack
+from . import credentials, fetch, layout, manifest, pack
 from . import settings as site
 from .progress import Progress, size
 from .reference import DOCKER, OCI, Reference, allowed, parse
@@ -91,7 +90,7 @@ class Puller:
                     f"{reference.text}: never pulled here (into {self.store.directory}): `slurm-ch pull` does"
                 )
         if reference.scheme == OCI:
-            raw, blobs = fetch.local_layout(reference, self.platform)
+            raw, blobs = layout.local_layout(reference, self.platform)
             return self._chosen(reference, raw, blobs)
         job = _job(self.env)
         if job is None or reference.local or pinned:
@@ -116,7 +115,7 @@ class Puller:
             raise
 
     def _ask(self, reference: Reference) -> Resolved:
-        fetch.warn_of_open_auth_files(self.env)
+        credentials.warn_of_open_auth_files(self.env)
         self.store.prepare()
         with self.store.scratch(large=False) as scratch:
             raw = self._skopeo(scratch).manifest(reference, tick=self._tick)
@@ -128,7 +127,7 @@ class Puller:
         if isinstance(found, manifest.Index):
             chosen = manifest.choose(found, self.platform, reference.text).digest
             if blobs is not None:
-                raw = fetch.layout_manifest(reference, chosen, blobs)
+                raw = layout.layout_manifest(reference, chosen, blobs)
                 return self._chosen_one(reference, digest, chosen, raw, blobs)
             return self._chosen_one(reference, digest, chosen, None, blobs)
         return self._chosen_one(reference, digest, digest, raw, blobs)
@@ -267,7 +266,7 @@ class Puller:
             source = wanted or found
             tree_layers = [
                 merge.Layer(
-                    fetch.blob_path(blobs, layer.digest),
+                    layout.blob_path(blobs, layer.digest),
                     f"{what}: layer {number} of {len(found.layers)}",
                     None if verified else layer.digest,
                 )
@@ -289,7 +288,7 @@ class Puller:
             return self._merge(tree_layers, config, info, packer=packer, out=out, tick=tick)
 
     def _config(self, found: manifest.Manifest, blobs: str, verified: bool, what: str) -> bytes:
-        raw = _read(fetch.blob_path(blobs, found.config.digest), what)
+        raw = _read(layout.blob_path(blobs, found.config.digest), what)
         if not verified and manifest.digest_of(raw) != found.config.digest:
             raise ChError(f"{what}: damaged: the configuration is not {found.config.digest}")
         return raw
@@ -305,6 +304,7 @@ class Puller:
         tick: Callable[[], None],
     ) -> dict[str, Any]:
         from . import inject, merge
+        from .flat import Flat
 
         tree = merge.Tree(self.settings.pull_max or merge.BYTES_MAX, tick)
         for layer in tree_layers:
@@ -312,7 +312,7 @@ class Puller:
         inject.add(tree, config, {name: str(info[name]) for name in ("reference", "digest", "manifest", "platform")})
         if config.user:
             log.info(f"{info['reference']}: its user {config.user} is ignored: you stay yourself")
-        flat = merge.Flat(tree)
+        flat = Flat(tree)
         self.progress.to_pack = flat.bytes
 
         def packed(count: int) -> None:
@@ -366,7 +366,7 @@ class Puller:
         self.progress.fetched = self.progress.to_fetch
         copied = Reference(OCI, place)
         copied.path, copied.text = place, reference.text
-        raw, blobs = fetch.local_layout(copied, self.platform)
+        raw, blobs = layout.local_layout(copied, self.platform)
         found = manifest.parse(raw, reference.text)
         if isinstance(found, manifest.Index):
             raise ChError(f"{reference.text}: an index within an index")
@@ -450,42 +450,3 @@ def _copy(source: str, to: str) -> None:
 
 
 # Sites that have an importer for pyxis: `PROG get URI` prints a path, `PROG release` gives it back.
-
-
-def import_get(program: str, reference: Reference, env: Mapping[str, str], tick: Callable[[], None]) -> str:
-    """Have the site's importer get an image; return the path that it prints."""
-    with children.words_file() as out, children.words_file() as said:
-        child = children.start([program, "get", reference.text], env, stdout=out, stderr=said)
-        try:
-            status = _poll(child, tick)
-        finally:
-            children.stop(child)
-        words = children.words(said).splitlines()
-        if status:
-            reason = "; ".join(words[-3:]) or "it gives no reason"
-            raise ChError(f"{reference.text}: the site's importer {program} failed with status {status}: {reason}")
-        out.seek(0)
-        lines = out.read(1 << 16).decode("utf-8", "surrogateescape").splitlines()
-    path = lines[-1].strip() if lines else ""
-    if not path.startswith("/") or not os.path.exists(path):
-        raise ChError(f"{reference.text}: the site's importer {program} printed no path of an image: {path!r}")
-    return path
-
-
-def import_release(program: str, env: Mapping[str, str]) -> None:
-    """Tell the site's importer that the image isn't needed any more; a failure is only mentioned."""
-    child = children.start([program, "release"], env)
-    try:
-        status = _poll(child, lambda: None)
-    finally:
-        children.stop(child)
-    if status:
-        log.warning(f"the site's importer {program} failed to release, with status {status}")
-
-
-def _poll(child: subprocess.Popen[bytes], tick: Callable[[], None]) -> int:
-    while True:
-        try:
-            return child.wait(0.2)
-        except subprocess.TimeoutExpired:
-            tick()

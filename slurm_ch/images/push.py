@@ -15,7 +15,7 @@ import zlib
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ChError, UsageError
-from . import children, fetch, inject, manifest, pack
+from . import children, credentials, fetch, inject, layout, manifest, pack
 from .reference import DOCKER, Reference
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Layout:
 
     def place(self, digest: str) -> str:
         """Return where a blob is to be."""
-        return fetch.blob_path(self._blobs, digest)
+        return layout.blob_path(self._blobs, digest)
 
     def json(self, value: Any) -> dict[str, Any]:
         """Add a blob, and return its description without a type."""
@@ -94,7 +94,7 @@ def push(
             layout.finish(config, layer, digest)
         else:
             layout.finish(config, *_as_layer(path, layout, env, progress.show))
-        fetch.warn_of_open_auth_files(env)
+        credentials.warn_of_open_auth_files(env)
         fetch.Skopeo(env, scratch).push(layout.path, to, progress.show)
     progress.end()
 

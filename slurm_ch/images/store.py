@@ -26,15 +26,13 @@ from typing import TYPE_CHECKING, Any
 from .. import log
 from ..errors import ChError
 from . import pack
+from .making import STALE_SECONDS, CacheError, Lock, identity, is_alive, is_dead, me
 from .manifest import check_digest
 from .reference import Reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-# A lock that nobody has touched for so long is nobody's.
-STALE_SECONDS = 60.0
-BEAT_SECONDS = 10.0
 _POLL_SECONDS = 0.5
 _QUICK_SECONDS = 0.02
 # What a job pinned is of no use to anybody long after its end.
@@ -52,10 +50,6 @@ _OURS = re.compile(r".+\.\d+\.\d*\.\d+(\.json)?")
 
 # Where there are no hard links.
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EMLINK, errno.EACCES)
-
-
-class CacheError(ChError):
-    """The cache can't be used."""
 
 
 class Known:
@@ -281,7 +275,7 @@ class Store:
 
     def _write_record(self, path: str, record: dict[str, Any]) -> None:
         self._serial += 1
-        private = os.path.join(self.directory, "tmp", f"{_me()}.{self._serial}.json")
+        private = os.path.join(self.directory, "tmp", f"{me()}.{self._serial}.json")
         fd = os.open(private, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         try:
             with open(fd, "w") as file:
@@ -300,12 +294,12 @@ class Store:
         """
         self._serial += 1
         place = within or os.path.join(self.directory, "tmp")
-        path = os.path.join(place, f"{'slurm_ch.' if within else ''}{_me()}.{self._serial}")
+        path = os.path.join(place, f"{'slurm_ch.' if within else ''}{me()}.{self._serial}")
         try:
             os.mkdir(path, 0o700)
             if large:
                 with open(os.path.join(path, "owner"), "w") as file:
-                    json.dump(_identity(), file)
+                    json.dump(identity(), file)
         except OSError as error:
             raise self._unusable(error) from error
         try:
@@ -332,7 +326,7 @@ class Store:
                 continue
             owner = _read_record(os.path.join(path, "owner")) if stat.S_ISDIR(status.st_mode) else {}
             old = time.time() - status.st_mtime > _ABANDONED_SECONDS
-            if _is_dead(owner) or (old and not _is_alive(owner)):
+            if is_dead(owner) or (old and not is_alive(owner)):
                 log.debug(f"removing {path}, which a pull left")
                 if stat.S_ISDIR(status.st_mode):
                     shutil.rmtree(path, ignore_errors=True)
@@ -433,16 +427,16 @@ class Store:
         if age is None:
             return None
         record = _read_record(path)
-        if age < STALE_SECONDS and not _is_dead(record):
+        if age < STALE_SECONDS and not is_dead(record):
             return f"{record.get('host', 'another host')}: {record.get('progress') or 'has begun'}"
         # Of several that see it stale, one gets it; and what it gets may be new.
-        private = f"{path}.{_me()}"
+        private = f"{path}.{me()}"
         try:
             os.rename(path, private)
         except OSError:
             return None
         age = self._age(private)
-        if age is not None and age < STALE_SECONDS and not _is_dead(_read_record(private)):
+        if age is not None and age < STALE_SECONDS and not is_dead(_read_record(private)):
             try:
                 os.link(private, path)
             except OSError as error:
@@ -454,7 +448,7 @@ class Store:
 
     def _age(self, path: str) -> float | None:
         """Return how old a file is by its server's clock, which is not ours."""
-        probe = os.path.join(self.directory, "lock", f".now.{_me()}")
+        probe = os.path.join(self.directory, "lock", f".now.{me()}")
         try:
             with open(probe, "w") as file:
                 file.write(".")
@@ -464,50 +458,6 @@ class Store:
             return None
         finally:
             _remove(probe)
-
-
-class Lock:
-    """A file that says who makes an image."""
-
-    def __init__(self, path: str, fd: int) -> None:
-        self._path = path
-        self._fd = fd
-        self._beaten = float("-inf")
-        self.beat("")
-
-    @classmethod
-    def create(cls, path: str) -> Lock | None:
-        """Return the lock at `path`, or None if somebody has it."""
-        try:
-            # Atomic on NFS too, since version 3.
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        except FileExistsError:
-            return None
-        except OSError as error:
-            raise CacheError(f"can't write to the cache: {path}") from error
-        return cls(path, fd)
-
-    def beat(self, progress: str) -> None:
-        """Show that we are alive, and how far."""
-        now = time.monotonic()
-        if now - self._beaten < BEAT_SECONDS:
-            return
-        self._beaten = now
-        data = json.dumps({**_identity(), "progress": progress}).encode()
-        try:
-            os.pwrite(self._fd, data, 0)
-            os.ftruncate(self._fd, len(data))
-        except OSError as error:
-            log.debug(f"{self._path}: {error.strerror}")
-
-    def release(self) -> None:
-        """Remove the lock, unless another has taken it over."""
-        try:
-            if os.fstat(self._fd).st_ino == os.stat(self._path).st_ino:
-                os.unlink(self._path)
-        except OSError as error:
-            log.debug(f"{self._path}: {error.strerror}")
-        os.close(self._fd)
 
 
 def _link(file: str, final: str) -> None:
@@ -590,55 +540,6 @@ def _remove(path: str) -> None:
     except OSError as error:
         if error.errno != errno.ENOENT:
             log.debug(f"{path}: {error.strerror}")
-
-
-def _host() -> str:
-    return os.uname().nodename
-
-
-def _start(pid: int) -> str:
-    """Return when a process began, by the kernel's clock ticks; empty if there is none."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-    except OSError:
-        return ""
-    return "" if fields[0] in (b"Z", b"X") else fields[19].decode()
-
-
-def _namespace() -> str:
-    try:
-        with open("/proc/sys/kernel/random/boot_id") as file:
-            boot = file.read().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return ""
-
-
-def _me() -> str:
-    return f"{_host()}.{os.getpid()}.{_start(os.getpid())}"
-
-
-def _identity() -> dict[str, Any]:
-    return {"host": _host(), "pid": os.getpid(), "start": _start(os.getpid()), "where": _namespace()}
-
-
-def _is_dead(record: dict[str, Any]) -> bool:
-    """Whether the process that a record names is gone for certain: only of this host, and of our own view of it."""
-    pid, start, where = record.get("pid"), record.get("start"), record.get("where")
-    if not isinstance(pid, int) or not where or record.get("host") != _host():
-        return False
-    if str(where).split(" ")[0] != _namespace().split(" ")[0]:
-        return True  # the host has been started again since
-    return where == _namespace() and _start(pid) != start
-
-
-def _is_alive(record: dict[str, Any]) -> bool:
-    """Whether the process that a record names is one that we see."""
-    pid, start = record.get("pid"), record.get("start")
-    if not isinstance(pid, int) or record.get("host") != _host() or record.get("where") != _namespace():
-        return False
-    return bool(start) and _start(pid) == start
 
 
 def file_system(path: str) -> str:

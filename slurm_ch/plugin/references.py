@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from .. import agreement, log
 from ..engine import container, image
 from ..errors import ChError
-from ..images import fetch, pull, reference
+from ..images import fetch, importer, pull, reference
 from ..images import settings as site_settings
 from ..images.progress import Progress
 
@@ -135,11 +135,11 @@ def at_submission(command: str, wanted: Spec, here: Site, caller: Caller) -> str
     return answer(resolved.pinned, path)
 
 
-def _from_importer(importer: str, command: str, one: pull.Puller, name: reference.Reference) -> str:
+def _from_importer(program: str, command: str, one: pull.Puller, name: reference.Reference) -> str:
     """Have the site's importer get a step's image; a job's is the importer's to get when it runs."""
     if command != "srun":
         return answer(name.text, None)
-    return answer(name.text, pull.import_get(importer, name, one.env, lambda: None))
+    return answer(name.text, importer.get(program, name, one.env, lambda: None))
 
 
 def see(host: str, path: str, wanted: Spec, env: Mapping[str, str]) -> None:
@@ -164,7 +164,7 @@ def on_node(wanted: Spec, here: Site, caller: Caller) -> str:
     with interruptible():
         one = _puller(settings, wanted, env)
         if settings.importer is not None and not name.local:
-            return pull.import_get(settings.importer, name, env, lambda: None)
+            return importer.get(settings.importer, name, env, lambda: None)
         resolved = one.resolve(name, mode)
         if env.get("SLURM_NODEID", "0") != "0":
             path = _wait(one, resolved)

@@ -15,6 +15,7 @@ from slurm_ch.engine import image_environment, places, root
 from slurm_ch.engine.action import Build
 from slurm_ch.errors import ChError
 from slurm_ch.images import directory, merge
+from slurm_ch.images.flat import Flat
 
 # Covers a directory of a read-only image, one entry of which becomes a link to the host after its kind was looked at.
 COVERED = """
@@ -170,7 +171,7 @@ def test_a_directory_that_becomes_a_link_while_it_is_packed(
     out = os.open(tmp_path / "archive", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         with pytest.raises(ChError, match="can't (pack|read)"):
-            flat = merge.Flat(directory.read(str(image)))
+            flat = Flat(directory.read(str(image)))
             swap()
             flat.write(out)
     finally:

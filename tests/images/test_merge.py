@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from slurm_ch.images import layers, merge, pack
+from slurm_ch.images.flat import Flat
+from slurm_ch.images.stream import LayerError, Stream
 
 from . import craft
 from .craft import item, link, symlink
@@ -32,14 +34,14 @@ def write_layers(directory: Path, archives: list[bytes], compressions: list[str]
     return found
 
 
-def merged(directory: Path, archives: list[bytes], how: str = "plain", faithful: bool = True) -> merge.Flat:
+def merged(directory: Path, archives: list[bytes], how: str = "plain", faithful: bool = True) -> Flat:
     tree = merge.Tree()
     for one in write_layers(directory, archives, [how] * len(archives)):
         tree.add(one)
-    return merge.Flat(tree, faithful)
+    return Flat(tree, faithful)
 
 
-def flat_tar(flat: merge.Flat, path: Path) -> Path:
+def flat_tar(flat: Flat, path: Path) -> Path:
     with path.open("wb") as file:
         flat.write(file.fileno())
     return path
@@ -199,7 +201,7 @@ def test_random_layers_as_an_unpacking_has_them(tmp_path: Path) -> None:
         subprocess.run(["rm", "-rf", place], check=True)
 
 
-def entries(flat: merge.Flat, path: Path) -> dict[str, tarfile.TarInfo]:
+def entries(flat: Flat, path: Path) -> dict[str, tarfile.TarInfo]:
     with tarfile.open(flat_tar(flat, path)) as archive:
         return {one.name: one for one in archive.getmembers()}
 
@@ -231,7 +233,7 @@ def test_a_file_in_the_way_of_a_directory_gives_way(tmp_path: Path) -> None:
 
 def test_a_circle_of_links_is_an_error(tmp_path: Path) -> None:
     archives = [craft.layer([symlink("a", "b"), symlink("b", "a")]), craft.layer([item("a/x", "x")])]
-    with pytest.raises(layers.LayerError, match="layer 1: a: too many symbolic links"):
+    with pytest.raises(LayerError, match="layer 1: a: too many symbolic links"):
         merged(tmp_path, archives)
 
 
@@ -261,7 +263,7 @@ def test_more_in_one_member_than_there_is(tmp_path: Path) -> None:
     (tmp_path / "layer").write_bytes(packed)
     tree = merge.Tree()
     tree.add(merge.Layer(str(tmp_path / "layer"), "it"))
-    assert set(entries(merge.Flat(tree), tmp_path / "flat.tar")) == {".", "a", "b"}
+    assert set(entries(Flat(tree), tmp_path / "flat.tar")) == {".", "a", "b"}
 
 
 def header(name: bytes = b"x", kind: bytes = b"0", size: bytes = b"00000000000\0", **fields: bytes) -> bytes:
@@ -348,32 +350,32 @@ def hostile() -> Iterator[tuple[str, bytes, str]]:
 
 @pytest.mark.parametrize(("data", "words"), [pytest.param(d, w, id=n) for n, d, w in hostile()])
 def test_hostile_layers_are_refused(tmp_path: Path, data: bytes, words: str) -> None:
-    with pytest.raises(layers.LayerError, match=f"layer 0: .*{words}"):
+    with pytest.raises(LayerError, match=f"layer 0: .*{words}"):
         merged(tmp_path, [data])
 
 
 def test_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """More entries, more bytes inflated, more bytes in sparse files than there may be."""
     monkeypatch.setattr(merge, "ENTRIES_MAX", 3)
-    with pytest.raises(layers.LayerError, match="more than 3 entries"):
+    with pytest.raises(LayerError, match="more than 3 entries"):
         merged(tmp_path, [craft.layer([item(str(n)) for n in range(4)])])
     path = tmp_path / "bomb"
     path.write_bytes(craft.COMPRESSIONS["gzip"](craft.layer([item("zeros", bytes(20_000_000))]))[0])
-    with pytest.raises(layers.LayerError, match="larger than the limit"):
+    with pytest.raises(LayerError, match="larger than the limit"):
         merge.Tree(bytes_max=10_000_000).add(merge.Layer(str(path), "it"))
     sparse = {"GNU__sparse__map": "0,0", "GNU__sparse__size": str(1 << 50)}
     path.write_bytes(pax(**sparse) + header() + bytes(1024))
     tree = merge.Tree()
     tree.add(merge.Layer(str(path), "it"))
-    with pytest.raises(layers.LayerError, match="unpacked, the image is larger than the limit"):
-        merge.Flat(tree)
+    with pytest.raises(LayerError, match="unpacked, the image is larger than the limit"):
+        Flat(tree)
 
 
 def test_a_digest_that_is_not_the_layers(tmp_path: Path) -> None:
     data = craft.layer([item("a", "a")]) + b"behind the end"
     (tmp_path / "layer").write_bytes(data)
     merge.Tree().add(merge.Layer(str(tmp_path / "layer"), "it", craft.digest(data)))
-    with pytest.raises(layers.LayerError, match="damaged or changed"):
+    with pytest.raises(LayerError, match="damaged or changed"):
         merge.Tree().add(merge.Layer(str(tmp_path / "layer"), "it", craft.digest(data + b".")))
 
 
@@ -387,7 +389,7 @@ def test_truncated_and_damaged_layers(tmp_path: Path, how: str, monkeypatch: pyt
     packed = {"bz2": bz2.compress, "xz": lzma.compress}.get(how, lambda data: craft.COMPRESSIONS[how](data)[0])(data)
     for broken in (packed[: len(packed) // 2], packed[:300] + b"garbage" + packed[307:]):
         (tmp_path / "layer").write_bytes(broken)
-        with pytest.raises(layers.LayerError, match="it: (truncated|damaged|not a tar)"):
+        with pytest.raises(LayerError, match="it: (truncated|damaged|not a tar)"):
             merge.Tree().add(merge.Layer(str(tmp_path / "layer"), "it"))
     (tmp_path / "layer").write_bytes(packed)
     merge.Tree().add(merge.Layer(str(tmp_path / "layer"), "it", craft.digest(packed)))
@@ -427,7 +429,7 @@ def test_headers_as_tarfile_reads_them(tmp_path: Path) -> None:
                 data[at + 148 : at + 156] = b"%06o\0 " % sum(block)
         (tmp_path / "layer").write_bytes(data)
         try:
-            with layers.Stream(str(tmp_path / "layer"), "it", 1 << 30) as stream:
+            with Stream(str(tmp_path / "layer"), "it", 1 << 30) as stream:
                 ours = [
                     (
                         e.name.rstrip(b"/"),
@@ -440,7 +442,7 @@ def test_headers_as_tarfile_reads_them(tmp_path: Path) -> None:
                     )
                     for e in layers.entries(stream)
                 ]
-        except layers.LayerError:
+        except LayerError:
             continue
         try:
             with tarfile.open(fileobj=io.BytesIO(bytes(data)), mode="r:", errors="surrogateescape") as archive:

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from slurm_ch.errors import ChError
-from slurm_ch.images import fetch, inject, manifest, pack, pull, reference
+from slurm_ch.images import fetch, importer, inject, manifest, pack, pull, reference
 
 from . import craft
 from .craft import Layout, item
@@ -740,8 +740,8 @@ def test_an_importer_of_pyxis(tmp_path: Path, env: dict[str, str]) -> None:
         "importer",
         f'[ "$1" = get ] && {{ echo "{image}" ; echo "$2" > {tmp_path}/got; }}; echo "$1" >> {tmp_path}/log',
     )
-    assert pull.import_get(program, wanted, env, lambda: None) == str(image)
-    pull.import_release(program, env)
+    assert importer.get(program, wanted, env, lambda: None) == str(image)
+    importer.release(program, env)
     assert (tmp_path / "got").read_text() == wanted.text + "\n" and (tmp_path / "log").read_text() == "get\nrelease\n"
     for script, words in (
         ("echo no >&2; exit 5", "status 5: no"),
@@ -750,7 +750,7 @@ def test_an_importer_of_pyxis(tmp_path: Path, env: dict[str, str]) -> None:
         ("echo /no/such", "printed no path"),
     ):
         with pytest.raises(ChError, match=re.escape(words)):
-            pull.import_get(fake_packer(tmp_path / "bin", "importer", script), wanted, env, lambda: None)
+            importer.get(fake_packer(tmp_path / "bin", "importer", script), wanted, env, lambda: None)
 
 
 def test_without_a_policy(plain: Registry, layout: Layout, puller: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from slurm_ch import log
 from slurm_ch.errors import ChError
-from slurm_ch.images import reference, store
+from slurm_ch.images import making, reference, store
 from slurm_ch.images.store import Lock, Store
 
 from .craft import Layout
@@ -183,7 +183,7 @@ def test_taking_over_what_has_just_been_renewed(cache: Store, monkeypatch: pytes
 
 def test_a_holder_of_this_host(cache: Store) -> None:
     path = Path(cache.directory, "lock", DIGEST.replace(":", "-"))
-    alive = store._identity()
+    alive = making.identity()
     for record, dead in (
         (alive, False),
         ({**alive, "start": "1"}, True),  # another process has its number
@@ -360,7 +360,7 @@ def test_pruning(cache: Store, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_killed_pulls_left(cache: Store) -> None:
     """Of this host and dead; of others after a day; never of one that lives."""
     place = Path(cache.directory, "tmp")
-    alive = store._identity()
+    alive = making.identity()
     for who, owner, age in (
         ("alive", alive, 1e6), ("dead", {**alive, "start": "1"}, 0), ("elsewhere", {**alive, "host": "n7"}, 100), ("forgotten", {**alive, "host": "n7"}, 90_000),
         ("unknown", {}, 100), ("unknown-old", {}, 90_000),
@@ -404,7 +404,7 @@ def test_progress_in_the_lock(cache: Store, monkeypatch: pytest.MonkeyPatch) -> 
     assert lock is not None
     lock.beat("too soon")
     assert json.loads(path.read_text())["progress"] == ""
-    monkeypatch.setattr(store, "BEAT_SECONDS", 0.0)
+    monkeypatch.setattr(making, "BEAT_SECONDS", 0.0)
     for text in ("a longer text than the next", "short"):
         lock.beat(text)
         assert json.loads(path.read_text())["progress"] == text

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who the user is to a registry: the files that skopeo has from a login."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import stat
+import subprocess
+from typing import TYPE_CHECKING
+
+from .. import log
+from ..errors import ChError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+# What skopeo may know of the caller's environment.
+ENVIRONMENT = (
+    "HOME", "PATH", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR", "DOCKER_CONFIG", "REGISTRY_AUTH_FILE",
+    "http_proxy", "https_proxy", "no_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY",
+    "SSL_CERT_FILE", "SSL_CERT_DIR", "CONTAINERS_CONF", "CONTAINERS_STORAGE_CONF",
+    "DOCKER_HOST", "DOCKER_CERT_PATH", "DOCKER_TLS_VERIFY",
+)  # fmt: skip
+
+
+def auth_files(env: Mapping[str, str]) -> list[str]:
+    """Return the files that skopeo looks for credentials in, in its order."""
+    found = []
+    if env.get("REGISTRY_AUTH_FILE"):
+        return [env["REGISTRY_AUTH_FILE"]]
+    runtime = env.get("XDG_RUNTIME_DIR")
+    found.append(
+        os.path.join(runtime, "containers/auth.json") if runtime else f"/run/containers/{os.getuid()}/auth.json"
+    )
+    found.append(login_file(env))
+    docker = env.get("DOCKER_CONFIG") or os.path.join(env.get("HOME", "/"), ".docker")
+    found.append(os.path.join(docker, "config.json"))
+    return found
+
+
+def login_file(env: Mapping[str, str]) -> str:
+    """Return where `slurm-ch login` keeps credentials: jobs see it too, unlike what is in /run."""
+    if env.get("REGISTRY_AUTH_FILE"):
+        return env["REGISTRY_AUTH_FILE"]
+    config = env.get("XDG_CONFIG_HOME") or os.path.join(env.get("HOME", "/"), ".config")
+    return os.path.join(config, "containers/auth.json")
+
+
+def looked_at(env: Mapping[str, str]) -> str:
+    """Return where credentials were looked for, for a message."""
+    files = auth_files(env)
+    there = [path for path in files if os.path.exists(path)]
+    words = f" (credentials are in {', '.join(there)})" if there else f" (no credentials in {', '.join(files)})"
+    if "SLURM_JOB_ID" in env and not there:
+        words += "; what podman keeps in /run/user is not seen in jobs"
+    return words
+
+
+def warn_of_open_auth_files(env: Mapping[str, str]) -> None:
+    """Say so where others can read the caller's credentials."""
+    for path in auth_files(env):
+        try:
+            mode = os.stat(path).st_mode
+        except OSError:
+            continue
+        if mode & (stat.S_IRGRP | stat.S_IROTH):
+            log.warning(f"{path}: others can read your credentials: chmod 600 {path}")
+
+
+def login(host: str, env: Mapping[str, str], options: list[str]) -> int:
+    """Have skopeo ask for user and password and keep them; return its status. It has the terminal."""
+    path = login_file(env)
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    return _interactive("login", host, env, ["--authfile", path, *options])
+
+
+def logout(host: str, env: Mapping[str, str]) -> int:
+    """Have skopeo forget a registry's credentials; return its status."""
+    return _interactive("logout", host, env, ["--authfile", login_file(env)])
+
+
+def _interactive(command: str, host: str, env: Mapping[str, str], options: list[str]) -> int:
+    program = shutil.which("skopeo", path=env.get("PATH"))
+    if program is None:
+        raise ChError(f"no skopeo here, which does the {command}: install the package skopeo")
+    kept = {name: env[name] for name in (*ENVIRONMENT, "TERM") if name in env}
+    umask = os.umask(0o077)
+    # Ctrl-C on the terminal reaches it too.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        child = subprocess.Popen(
+            [program, command, *options, host],
+            env=kept,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,  # noqa: PLW1509  no threads
+        )
+        return child.wait()
+    finally:
+        signal.signal(signal.SIGINT, before)
+        os.umask(umask)

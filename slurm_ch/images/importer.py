@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A program of the site's that gets images by another way, as pyxis has it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from typing import TYPE_CHECKING
+
+from .. import log
+from ..errors import ChError
+from . import children
+from .reference import Reference
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+
+def get(program: str, reference: Reference, env: Mapping[str, str], tick: Callable[[], None]) -> str:
+    """Have the site's importer get an image; return the path that it prints."""
+    with children.words_file() as out, children.words_file() as said:
+        child = children.start([program, "get", reference.text], env, stdout=out, stderr=said)
+        try:
+            status = _poll(child, tick)
+        finally:
+            children.stop(child)
+        words = children.words(said).splitlines()
+        if status:
+            reason = "; ".join(words[-3:]) or "it gives no reason"
+            raise ChError(f"{reference.text}: the site's importer {program} failed with status {status}: {reason}")
+        out.seek(0)
+        lines = out.read(1 << 16).decode("utf-8", "surrogateescape").splitlines()
+    path = lines[-1].strip() if lines else ""
+    if not path.startswith("/") or not os.path.exists(path):
+        raise ChError(f"{reference.text}: the site's importer {program} printed no path of an image: {path!r}")
+    return path
+
+
+def release(program: str, env: Mapping[str, str]) -> None:
+    """Tell the site's importer that the image isn't needed any more; a failure is only mentioned."""
+    child = children.start([program, "release"], env)
+    try:
+        status = _poll(child, lambda: None)
+    finally:
+        children.stop(child)
+    if status:
+        log.warning(f"the site's importer {program} failed to release, with status {status}")
+
+
+def _poll(child: subprocess.Popen[bytes], tick: Callable[[], None]) -> int:
+    while True:
+        try:
+            return child.wait(0.2)
+        except subprocess.TimeoutExpired:
+            tick()

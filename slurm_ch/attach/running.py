@@ -150,7 +150,7 @@ def _image(proc_fd: int, environment: dict[str, str]) -> str | None:
     served = _FUSE_ROOT.search(mounts)
     if served:
         return served[1]
-    return "?" if " slurm_ch " in mounts else None
+    return "?" if " slurm_ch" in mounts else None
 
 
 def _age(proc_fd: int) -> int:

@@ -414,6 +414,11 @@ def _as_it_is(text: str) -> list[Record]:
     return [(agreement.PLAN_SET, line) for line in assignments if is_name(line.partition("=")[0])]
 
 
+def load_readers() -> None:
+    """Load what reads an image's environment: in a container that somebody else made, nothing of ours can be found."""
+    from . import image_environment  # noqa: F401
+
+
 def worked_out(environment: Environment) -> Build:
     """Return what a process that entered a container needs: the environment, worked out inside."""
     build = Build()

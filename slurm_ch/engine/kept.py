@@ -30,12 +30,13 @@ _CAN = "ext4, xfs, btrfs and tmpfs can, NFS and Lustre can't"
 class LayKept(Action):
     """Lay the changes in a directory over the image, and have new ones written there."""
 
-    __slots__ = ("image", "label", "path")
+    __slots__ = ("image", "label", "path", "source")
 
-    def __init__(self, path: str, image: Image, label: str) -> None:
+    def __init__(self, path: str, image: Image, label: str, source: str = places.SOURCE) -> None:
         self.path = path
         self.image = image
         self.label = label
+        self.source = source  # what the mount is called in /proc/PID/mountinfo
 
     def describe(self) -> str:
         return f"overlay new root with what is kept in {self.path}"
@@ -51,7 +52,7 @@ class LayKept(Action):
             self._check_attributes(upper)
             self._check_in_use(upper, work)
             try:
-                merged = places.overlay(build.root, upper, work, index=False, volatile=False)
+                merged = places.overlay(build.root, upper, work, index=False, volatile=False, source=self.source)
             except OSError as error:
                 raise ChError(
                     f"{self.label}: can't overlay the image with what is in it: on this file system? ({_CAN})"

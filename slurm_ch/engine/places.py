@@ -35,6 +35,9 @@ _LOCKED = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV
 # Read at once, where a buffered file would take it by pieces.
 _MOUNTINFO_BYTES = 1 << 16
 
+# What our mounts are called.
+SOURCE = "slurm_ch"
+
 # In the staging directory: the layers of overmounts, and the image without them.
 SCRATCH = "scratch"
 UNCOVERED = "uncovered"
@@ -329,18 +332,25 @@ def _unescape(field: bytes) -> bytes:
 
 
 def overlay(
-    lower: str, upper: str, work: str, attributes: int = 0, *, index: bool = True, volatile: bool = True
+    lower: str,
+    upper: str,
+    work: str,
+    attributes: int = 0,
+    *,
+    index: bool = True,
+    volatile: bool = True,
+    source: str = SOURCE,
 ) -> int:
     """Return a detached overlay mount of the three directories.
 
     With an index, they can't be in use, nor the upper one be of another image.
     """
     layers = (("lowerdir", lower), ("upperdir", upper), ("workdir", work))
-    options = (("source", "slurm_ch"), *layers, ("index", "on" if index else "off"))
+    options = (("source", source), *layers, ("index", "on" if index else "off"))
     flags = ("userxattr", "volatile") if volatile else ("userxattr",)
     return linux.new_filesystem("overlay", options, flags, attributes)
 
 
 def tmpfs(options: dict[str, str]) -> int:
     """Return a detached, empty tmpfs."""
-    return linux.new_filesystem("tmpfs", (("source", "slurm_ch"), *options.items()), attributes=_LOCKED)
+    return linux.new_filesystem("tmpfs", (("source", SOURCE), *options.items()), attributes=_LOCKED)

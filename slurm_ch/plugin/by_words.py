@@ -12,7 +12,7 @@ from ..engine import namespaces, task_plan
 from ..engine.action import Build
 from ..engine.caller import Caller
 from ..engine.container import Container, containerize, plan_bytes
-from ..engine.environment import Environment, worked_out
+from ..engine.environment import Environment, load_readers, worked_out
 from ..request import parsers
 from ..request.words import Words
 
@@ -48,6 +48,7 @@ def launch(spec: Spec, caller: Caller, office: tickets.TaskSocket, ready: Sequen
         build = _enter(spec, caller, user_fd, mount_fd)
     elif spec.join_pid is not None:
         environment = Environment(spec, caller)
+        load_readers()
         user_fd, mount_fd = namespaces.enter_pid(spec.join_pid)
         build = worked_out(environment)
     else:
@@ -59,5 +60,6 @@ def launch(spec: Spec, caller: Caller, office: tickets.TaskSocket, ready: Sequen
 def _enter(spec: Spec, caller: Caller, user_fd: int, mount_fd: int) -> Build:
     container = Container(spec, caller, joining=True)
     environment = Environment(spec, caller, container.injection, joining=True)
+    load_readers()
     namespaces.enter(user_fd, mount_fd, "the other peers")
     return worked_out(environment)

@@ -16,10 +16,12 @@ gc.disable()
 sys.path.insert(0, __file__.rpartition("/slurm_ch/")[0])
 
 try:
-    from slurm_ch.agreement import CHECK_OPTION
+    from slurm_ch.agreement import CHECK_OPTION, JOB_END_OPTION
 
     if sys.argv[1:2] == [CHECK_OPTION]:
         from slurm_ch.plugin.submit_check import run
+    elif sys.argv[1:2] == [JOB_END_OPTION]:
+        from slurm_ch.plugin.job_end import run
     else:
         from slurm_ch.plugin.launcher import run
 except Exception as error:

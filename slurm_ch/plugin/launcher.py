@@ -25,6 +25,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from ..engine.action import Build
     from ..request import site, spec
 
 
@@ -40,7 +41,17 @@ def launch(facts: Facts, office: tickets.TaskSocket) -> None:
         log.info(f"container {step.tag(env)} for {task_count(facts)} tasks: {wanted.image}")
     _make_temporary_directory(env)
     caller = Caller(env, script=facts.script)
-    if wanted.image.startswith(agreement.REFERENCE_BEGINNINGS) or agreement.LOCATED_LINE in facts.request:
+    asked = wanted.manner.kept if wanted.manner is not None else None
+    if asked is not None:
+        from . import named_container
+
+        turn = named_container.take_turn(wanted, asked, here, caller)
+        if turn.process is not None:
+            user_fd, mount_fd, more, build = named_container.join(wanted, asked, turn.process, caller)
+            _issue(office, user_fd, mount_fd, build, more)
+            return
+    refers = wanted.image.startswith(agreement.REFERENCE_BEGINNINGS) or agreement.LOCATED_LINE in facts.request
+    if refers and wanted.located is None:
         wanted.located = _locate(facts, wanted, here, caller)
     _leave_first_core()
     container = Container(wanted, caller, here.squashfuse)
@@ -51,9 +62,12 @@ def launch(facts: Facts, office: tickets.TaskSocket) -> None:
         if here.record:
             record.note(here.record, container.image.path, env)
     build = containerize(container)
-    build.records.append((agreement.PLAN_AS_SRUN, ""))
     user_fd, mount_fd = namespaces.open_own()
-    more = namespaces.open_more(wanted.unshare)
+    _issue(office, user_fd, mount_fd, build, namespaces.open_more(wanted.unshare))
+
+
+def _issue(office: tickets.TaskSocket, user_fd: int, mount_fd: int, build: Build, more: Sequence[int]) -> None:
+    build.records.append((agreement.PLAN_AS_SRUN, ""))
     office.issue(user_fd, mount_fd, task_plan.plan_file(plan_bytes(build)), build.relay_fd, more)
 
 

@@ -39,6 +39,8 @@ def check(facts: Facts, command: Sequence[str]) -> str | None:
         from ..devices import library
 
         library.check_files(wanted.devices)
+    if not wanted.image:
+        return None  # what a container with a name is made of, its node knows
     if wanted.image.startswith(agreement.REFERENCE_BEGINNINGS):
         from . import references
 

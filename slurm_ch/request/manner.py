@@ -8,6 +8,24 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+class Kept:
+    """A container that has a name, and is there again for later steps."""
+
+    __slots__ = ("how", "label", "mark", "name", "of_job", "read_only")
+
+    def __init__(self, name: str, how: str, label: str, *, of_job: bool, read_only: bool) -> None:
+        self.name = name
+        self.how = how  # one of NAMED
+        self.label = label
+        self.of_job = of_job  # gone with the job, else there until it is removed
+        self.read_only = read_only  # nothing is written to it this time
+        self.mark = ""  # what tells its overlay from others on the node
+
+
+# What is done about a name: join, reuse or create; only create; only join; never join.
+AUTO, CREATE, EXEC, NO_EXEC = NAMED = ("auto", "create", "exec", "no_exec")
+
+
 class Manner:
     """What a dialect asks for besides a Spec's options; a Spec without one is ours."""
 
@@ -18,6 +36,7 @@ class Manner:
         "gpus",
         "if_image_has",
         "keep",
+        "kept",
         "lifted",
         "scratch",
         "start_in_image",
@@ -35,6 +54,7 @@ class Manner:
         self.entrypoint: tuple[str, bool] | None = None
         self.defaults: Sequence[tuple[str, str]] = ()  # records for the plan, behind the image's environment
         self.drop: Sequence[str] = ()  # variables that a job's environment doesn't bring
+        self.kept: Kept | None = None
         self.keep: Sequence[str] = ()  # variables of which the job's value counts, not the image's
         # Of an image with this variable in its environment, records for the plan.
         self.if_image_has: tuple[str, Sequence[tuple[str, str]]] = ("", ())

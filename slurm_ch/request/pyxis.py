@@ -12,8 +12,8 @@ import os
 
 from .. import agreement
 from ..errors import UsageError
-from . import parsers, site
-from .manner import Manner
+from . import parsers, pyxis_mounts, site
+from .manner import AUTO, CREATE, NAMED, Kept, Manner
 from .options import FLAG, LIST, ONE, PLUGIN, Setting
 from .spec import Bind, Spec
 
@@ -73,6 +73,7 @@ _NO = ("0", "false", "no", "n")
 # Where our own option of the same meaning must not be given too.
 _CLASHES = {
     "container-image": ("image",),
+    "container-name": ("image", "write", "write-fake", "overlay"),
     "container-workdir": ("cd",),
     "container-mount-home": ("home",),
     "container-remap-root": ("uid", "gid", "seccomp"),
@@ -81,17 +82,11 @@ _CLASHES = {
 }
 
 _ABSENT = {
-    "container-name": "containers that are kept are not available here yet: leave it out, and each step has its own",
     "container-save": "a container can't be saved here yet: build the image with `slurm-ch pack` or `ch-image`",
 }
 
-# What of fstab's words changes nothing: mounts are recursive and follow the host's, and places are made.
-_IDLE = frozenset((
-    "rw", "bind", "rbind", "private", "rprivate", "slave", "rslave", "defaults", "auto", "x-create=auto",
-    "x-create=dir", "x-create=file",
-))  # fmt: skip
-_NO_SOURCES = ("tmpfs", "umount")
-_KEPT = ("ro", "nosuid", "nodev", "noexec")
+# What most file systems have for a file's name.
+_NAME_MAX = 255
 
 
 # What an image's own PMIx is told of Slurm's, as enroot's hook does it.
@@ -166,11 +161,15 @@ def combine(here: site.Site, text: str, env: Mapping[str, str]) -> Spec:
     others = parsers.parse_request("\n".join(request.others))
     _check(request, others)
     spec = site.combine(here, [*_settings(request), *others])
-    spec.binds += [*_home(request, env), *_mounts(request)]
-    if request.last("container-image") is not None:
-        spec.manner = _manner(request, env)
+    spec.binds += [*_home(request, env), *pyxis_mounts.binds(request.parts("container-mounts"))]
+    if not any(one.name == "image" for one in others):
+        spec.manner = _manner(request, env, here)
+        kept = spec.manner.kept
+        if kept is not None and request.last("container-image") is None:
+            spec.image = ""  # that of the container, which its node knows
         if "private-tmp" not in spec.labels:
-            spec.manner.tmp_of_image = spec.write or spec.write_fake is not None or spec.overlay is not None
+            writes = spec.write or spec.write_fake is not None or spec.overlay is not None
+            spec.manner.tmp_of_image = writes if kept is None else not kept.read_only
             # One that can't be written to is of no use.
             spec.private_tmp = not spec.manner.tmp_of_image
     if spec.relay_defaults:
@@ -178,19 +177,39 @@ def combine(here: site.Site, text: str, env: Mapping[str, str]) -> Spec:
     return spec
 
 
-def _manner(request: Request, env: Mapping[str, str]) -> Manner:
+def _manner(request: Request, env: Mapping[str, str], here: site.Site) -> Manner:
     manner = Manner()
+    manner.kept = _kept(request, here)
     manner.keep = request.parts("container-env")
     manner.drop = tuple(name for name in _DROPPED if name not in manner.keep)
     manner.gpus = _gpus(env)
-    if request.truth("container-entrypoint"):
+    asked = request.truth("container-entrypoint")
+    if asked if asked is not None else here.execute_entrypoint == "1":
         manner.entrypoint = ("--container-entrypoint", bool(request.truth("container-entrypoint-log")))
-    manner.scratch, manner.lifted = _other_mounts(request)
+    manner.scratch, manner.lifted = pyxis_mounts.without_source(request.parts("container-mounts"))
     manner.defaults = [
         (agreement.PLAN_SET_DEFAULT, f"PMIX_MCA_{name}={env[given]}") for name, given in _PMIX if env.get(given)
     ]
     manner.if_image_has = ("PYTORCH_VERSION", _pytorch(env))
     return manner
+
+
+def _kept(request: Request, here: site.Site) -> Kept | None:
+    """Return the container with a name that is asked for."""
+    value = request.last("container-name")
+    if value is None:
+        return None
+    name, colon, how = value.partition(":")
+    how = how if colon else AUTO
+    if how not in NAMED:
+        raise wrong("container-name", value, f"{how or 'nothing'} is none of {', '.join(NAMED)}")
+    if not name or "/" in name or name.startswith(".") or len(os.fsencode(name)) > _NAME_MAX:
+        why = f"a container's name has 1 to {_NAME_MAX} bytes, no / in it, and no . at its beginning"
+        raise wrong("container-name", value if len(value) < _NAME_MAX else f"{value[:32]}...", why)
+    if how == CREATE and request.last("container-image") is None:
+        raise wrong("container-name", value, "--container-image is missing")
+    read_only = bool(request.truth("container-readonly")) or request.truth("container-writable") is False
+    return Kept(name, how, f"--container-name={name}", of_job=here.container_scope == "job", read_only=read_only)
 
 
 def _gpus(env: Mapping[str, str]) -> tuple[str, Sequence[str], str] | None:
@@ -201,37 +220,6 @@ def _gpus(env: Mapping[str, str]) -> tuple[str, Sequence[str], str] | None:
     if value is None:
         return "nvidia.com/gpu", ("all",), ""
     return "nvidia.com/gpu", value.split(","), f"NVIDIA_VISIBLE_DEVICES={value}"
-
-
-def _other_mounts(request: Request) -> tuple[list[tuple[str, dict[str, str], str]], list[tuple[str, str]]]:
-    """Return the memory file systems that are asked for, and the places whose mounts are to go."""
-    scratch, lifted = [], []
-    for part in request.parts("container-mounts"):
-        kind, _, rest = part.partition(":")
-        dst, _, flags = rest.partition(":")
-        if kind not in _NO_SOURCES:
-            continue
-        if not dst.startswith("/") or not dst.strip("/."):
-            raise wrong("container-mounts", part, f"{kind}: needs an absolute place, which isn't /")
-        label = f"--container-mounts={part}"
-        if kind == "tmpfs":
-            scratch.append((dst, _tmpfs_options(part, flags), label))
-        elif flags.strip("+") not in ("", "x-detach"):
-            raise wrong("container-mounts", part, f"{flags} is no flag of umount, which has x-detach")
-        else:
-            lifted.append((dst, label))
-    return scratch, lifted
-
-
-def _tmpfs_options(part: str, flags: str) -> dict[str, str]:
-    options = {}
-    for word in flags.split("+") if flags else ():
-        name, equals, value = word.partition("=")
-        if name in ("size", "mode", "nr_inodes") and equals and value:
-            options[name] = value
-        elif word not in _IDLE and word not in ("nosuid", "nodev"):
-            raise wrong("container-mounts", part, f"{word or 'nothing'} is no flag that a user's tmpfs can have")
-    return options
 
 
 def _pytorch(env: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -292,7 +280,8 @@ def _check(request: Request, others: Sequence[Setting]) -> None:
         value = request.last(name)
         if value is not None:
             raise wrong(name, value, why)
-    if request.last("container-image") is None and not any(one.name == "image" for one in others):
+    named = request.last("container-image") is not None or request.last("container-name") is not None
+    if not named and not any(one.name == "image" for one in others):
         raise UsageError(f"--{next(iter(request.given))}: --container-image is missing")
     for name, ours in _CLASHES.items():
         clash = [one for one in others if one.name in ours]
@@ -312,6 +301,8 @@ def _settings(request: Request) -> list[Setting]:
     image = _image(request)
     if image is not None:
         add("image", image, "container-image")
+    elif request.last("container-name") is not None:
+        add("image", "/", "container-name")
     directory = request.last("container-workdir")
     if directory is not None:
         if not directory.startswith("/"):
@@ -322,12 +313,19 @@ def _settings(request: Request) -> list[Setting]:
             add(name, value, "container-remap-root")
     if "container-unshare" in request.given:
         add("unshare", ",".join(request.parts("container-unshare")), "container-unshare")
+    return [*found, *_writing(request)]
+
+
+def _writing(request: Request) -> list[Setting]:
     writable, readonly = request.truth("container-writable"), request.truth("container-readonly")
+    if request.last("container-name") is not None:
+        # Where, its node knows.
+        return [Setting("overlay", "/", "--container-name", PLUGIN)]
     if writable or readonly is False:
-        add("write-fake", "yes", "container-writable")
-    elif writable is False or readonly:
-        add("write-fake", "no", "container-readonly")
-    return found
+        return [Setting("write-fake", "yes", "--container-writable", PLUGIN)]
+    if writable is False or readonly:
+        return [Setting("write-fake", "no", "--container-readonly", PLUGIN)]
+    return []
 
 
 def _image(request: Request) -> str | None:
@@ -360,39 +358,6 @@ def image(value: str) -> str:
     if not after.strip(":/"):
         raise wrong("container-image", value, "the image's name is empty")
     return f"docker://{before}/{after}" if before else f"docker://{after}"
-
-
-def _here() -> str:
-    try:
-        return os.getcwd()
-    except OSError:
-        return "/"
-
-
-def _mounts(request: Request) -> list[Bind]:
-    parts = request.parts("container-mounts")
-    return [_mount(part) for part in parts if part.partition(":")[0] not in _NO_SOURCES]
-
-
-def _mount(part: str) -> Bind:
-    src, colon, rest = part.partition(":")
-    dst, colon2, flags = rest.partition(":")
-    name = "container-mounts"
-    if not src.startswith(("/", ".")):
-        raise wrong(name, part, "the source is no path, which begins with / or .")
-    if (colon and not dst) or (colon2 and not flags):
-        raise wrong(name, part, "an empty field")
-    dst = dst or src
-    if not dst.startswith(("/", ".")):
-        raise wrong(name, part, f"the destination is no path, which begins with / or .: {dst}")
-    words = flags.split("+") if flags else []
-    for word in words:
-        if word not in _IDLE and word not in _KEPT:
-            raise wrong(name, part, f"{word or 'nothing'} is no flag that a user's mount can have")
-    dst = os.path.normpath(os.path.join(_here(), dst))
-    if dst == "/":
-        raise wrong(name, part, "the destination can't be /")
-    return Bind(src, dst, f"--{name}={part}", tuple(word for word in _KEPT if word in words))
 
 
 def as_defaults(given: Mapping[str, Sequence[str]]) -> Mapping[str, str]:

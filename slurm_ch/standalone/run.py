@@ -14,7 +14,7 @@ from ..engine import ch_join, namespaces
 from ..engine.action import Build
 from ..engine.caller import Caller
 from ..engine.container import Container, containerize, plan_bytes
-from ..engine.environment import Environment, worked_out
+from ..engine.environment import Environment, load_readers, worked_out
 from ..errors import ChError
 from ..request import step
 
@@ -116,6 +116,7 @@ def _make(spec: Spec, caller: Caller, add_hooks: Callable[[Container], None]) ->
 
 def _enter(spec: Spec, caller: Caller, pid: int) -> Build:
     environment = Environment(spec, caller)
+    load_readers()
     namespaces.enter_pid(pid)
     return worked_out(environment)
 
@@ -144,6 +145,7 @@ def _join(spec: Spec, caller: Caller, add_hooks: Callable[[Container], None]) ->
             peer.wait_for_winner()
             raise
         add_hooks(container)
+        load_readers()
         user_fd, mount_fd = peer.wait_for_winner()
         namespaces.enter(user_fd, mount_fd, "the join's winner")
         build = worked_out(environment)

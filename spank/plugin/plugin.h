@@ -70,6 +70,9 @@ bool beside_pyxis(void);
 /* other_container.c: Slurm's own --container */
 bool other_container(int command_words);
 
+/* job_end.c: on a node, when a job is over */
+void job_end(spank_t sp, int ac, char **av);
+
 /* node.c: in slurmstepd and the tasks */
 int node_init_post_opt(spank_t sp);
 int node_user_init(void);

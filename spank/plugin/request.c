@@ -235,6 +235,11 @@ int request_post_opt(int ac, char **av)
 		refuse();
 	}
 	image = image_of(&plain);
+	if (!image && option_given(OPTION_CONTAINER_NAME, setting_count)) {
+		/* The image is that of the container which the node has. */
+		image = "";
+		plain = false;
+	}
 	if (!image) {
 		if (!explicit_count)
 			return ESPANK_SUCCESS;

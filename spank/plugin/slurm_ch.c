@@ -13,6 +13,7 @@ int slurm_spank_task_init(spank_t sp, int ac, char **av);
 int slurm_spank_task_post_fork(spank_t sp, int ac, char **av);
 int slurm_spank_task_exit(spank_t sp, int ac, char **av);
 int slurm_spank_exit(spank_t sp, int ac, char **av);
+int slurm_spank_job_epilog(spank_t sp, int ac, char **av);
 
 #if SLURM_VERSION_NUMBER >= SLURM_VERSION_NUM(25, 5, 0)
 /* A plugin that can't start fails the job; Slurm leaves the node to everybody else.
@@ -105,6 +106,16 @@ int slurm_spank_task_exit(spank_t sp, int ac, char **av)
 	if (again(&calls))
 		return ESPANK_SUCCESS;
 	return node_task_exit(sp);
+}
+
+/* What is wrong here would drain the node. */
+int slurm_spank_job_epilog(spank_t sp, int ac, char **av)
+{
+	static unsigned calls;
+
+	if (!again(&calls))
+		job_end(sp, ac, av);
+	return ESPANK_SUCCESS;
 }
 
 int slurm_spank_exit(spank_t sp, int ac, char **av)

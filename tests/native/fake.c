@@ -5,6 +5,7 @@
  *                                as the command; then prints it and SLURM_CH_*
  *   fake remote TASKS STEP CMD   slurmstepd: one process a task, which execs CMD
  *   fake many CMD                500 steps that end before they have tasks
+ *   fake epilog UID JOB          the end of a user's job
  *
  * FAKE_CONTEXT local or allocator; FAKE_SITE site arguments, one a line;
  * FAKE_OPTION an option that reaches the node; FAKE_FAIL the number of the API
@@ -96,6 +97,7 @@ int slurm_spank_task_init(spank_t, int, char **);
 int slurm_spank_task_post_fork(spank_t, int, char **);
 int slurm_spank_task_exit(spank_t, int, char **);
 int slurm_spank_exit(spank_t, int, char **);
+int slurm_spank_job_epilog(spank_t, int, char **);
 
 struct call {
 	int (*callback)(spank_t, int, char **);
@@ -352,6 +354,17 @@ static int many(char **argv, int argc)
 	return descriptors() == before ? 0 : 6;
 }
 
+static int epilog(char **argv)
+{
+	char *av[16];
+	int ac = site_arguments(av);
+
+	context = S_CTX_JOB_SCRIPT;
+	job_uid = atoi(argv[0]);
+	job_id = atoi(argv[1]);
+	return slurm_spank_job_epilog(NULL, ac, av) || geteuid() ? 2 : 0;
+}
+
 #include "stepd.h"
 
 int main(int argc, char **argv)
@@ -370,5 +383,7 @@ int main(int argc, char **argv)
 		return remote(argv + 2, argc - 2);
 	if (argc >= 3 && !strcmp(argv[1], "many"))
 		return many(argv + 2, argc - 2);
+	if (argc == 4 && !strcmp(argv[1], "epilog"))
+		return epilog(argv + 2);
 	return 1;
 }

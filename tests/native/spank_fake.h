@@ -18,7 +18,8 @@ static struct spank_option registered[64];
 static int registered_count;
 static char **job_env, **job_argv;
 static int job_argc, task_id;
-static uint32_t job_step, job_tasks;
+static uint32_t job_step, job_tasks, job_id;
+static uid_t job_uid;
 
 /* ---- The includer's part ---- */
 
@@ -55,6 +56,12 @@ spank_err_t spank_get_item(spank_t sp, spank_item_t item, ...)
 		return ESPANK_ERROR;
 	va_start(args, item);
 	switch ((int)item) {
+	case S_JOB_ID:
+		*va_arg(args, uint32_t *) = job_id;
+		break;
+	case S_JOB_UID:
+		*va_arg(args, uid_t *) = job_uid;
+		break;
 	case S_JOB_STEPID:
 		*va_arg(args, uint32_t *) = job_step;
 		break;

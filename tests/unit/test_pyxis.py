@@ -12,6 +12,7 @@ import pytest
 from slurm_ch import agreement
 from slurm_ch.errors import UsageError
 from slurm_ch.request import parsers, pyxis, site
+from slurm_ch.request.manner import Kept
 from slurm_ch.request.spec import Bind, Spec
 
 ROOT = Path(__file__).parents[2]
@@ -276,8 +277,59 @@ def test_without_an_image() -> None:
 
 
 def test_what_is_not_there_yet_is_refused_by_name() -> None:
-    for name in ("container-name=n", "container-save=/s"):
-        assert refused(name).startswith(f"--{name}: ")
+    assert refused("container-save=/s").startswith("--container-save=/s: ")
+
+
+def kept(*words: str, here: site.Site = HERE, image: str = "/i") -> Kept:
+    spec = made(*words, here=here, image=image)
+    assert spec.manner is not None
+    assert spec.manner.kept is not None
+    return spec.manner.kept
+
+
+def test_names() -> None:
+    one = kept("container-name=n")
+    assert (one.name, one.how, one.of_job, one.read_only) == ("n", "auto", True, False)
+    for how in ("auto", "create", "exec", "no_exec"):
+        assert kept(f"container-name=n:{how}").how == how
+    assert not kept("container-name=n", here=site.parse(["pyxis=yes", "container_scope=global"])).of_job
+    assert kept("container-name=n", "container-readonly=yes").read_only
+    # What is written is kept, and so nothing of a site's default counts.
+    for default in ("write", "write-fake", "write-fake=no"):
+        spec = made("container-name=n", here=site.parse(["pyxis=yes", f"default={default}"]))
+        assert (spec.write, spec.overlay is not None) == (False, True), default
+    # Without an image, it is that of the container which its node has.
+    assert made("container-name=n", image="").image == ""
+    for value, why in (
+        ("n:", "nothing is none of auto, create, exec, no_exec"),
+        ("n:x", "x is none of auto"),
+        ("", "1 to 255 bytes"),
+        (".n", "no . at its beginning"),
+        ("a/b", "no / in it"),
+    ):
+        assert why in refused(f"container-name={value}")
+    assert "--container-image is missing" in refused("container-name=n:create", image="")
+    assert "give one of them" in refused("container-name=n", "overlay=/o")
+
+
+def test_pyxis_own_site_arguments() -> None:
+    assert made(here=site.parse(["pyxis=yes", "sbatch_support=1", "use_squashfuse=1"])).image == "/i"
+    here = site.parse(["pyxis=yes", "execute_entrypoint=1"])
+    for words, runs in (((), True), (("container-entrypoint=no",), False)):
+        spec = made(*words, here=here)
+        assert spec.manner is not None
+        assert (spec.manner.entrypoint is not None) is runs
+    for argument, why in (
+        ("runtime_path=/run/pyxis", "containers="),
+        ("use_enroot_load=1", "there is no enroot here"),
+        ("use_squashfuse=0", "not unpacked"),
+        ("sbatch_support=0", "always have"),
+        ("container_scope=step", "neither job nor global"),
+        ("execute_entrypoint=yes", "neither 0 nor 1"),
+        ("containers=here", "not an absolute path"),
+    ):
+        with pytest.raises(UsageError, match=f"plugstack.conf: {argument}.*{why}"):
+            site.parse(["pyxis=yes", argument])
 
 
 def test_where_a_site_has_not_asked_for_it() -> None:

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A step in a container with a name: joined if it runs on this node, else made from what is kept of it.
+
+Loaded for these only. Whatever is removed is removed by a process of the user's: at a job's end (job_end.py), by a
+later step's launcher, or by `slurm-ch rm`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from .. import linux, log
+from ..engine import named, namespaces
+from ..engine.environment import Environment, load_readers, worked_out
+from ..errors import ChError, UsageError
+from ..request.manner import AUTO, CREATE, EXEC, NO_EXEC
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from ..engine.action import Build
+    from ..engine.caller import Caller
+    from ..request.manner import Kept as Asked
+    from ..request.site import Site
+    from ..request.spec import Spec
+
+# Between a container that is made and the first of its tasks in it, and between the last one's end and the
+# kernel's last look at its mounts, nobody is in it; and there is nothing to wait at.
+_LOOK_SECONDS = 0.02
+_TELL_SECONDS = 2.0
+_LONGEST_SECONDS = 60.0
+
+# Slurm is asked about jobs that are over at most so often.
+_SWEEP_SECONDS = 600
+_SWEPT = ".swept"
+_ASK_SECONDS = 20
+
+
+class Turn:
+    """What a step has come to: a process to join, or None where the container is to be made."""
+
+    __slots__ = ("lock", "process")
+
+    def __init__(self, lock: int, process: named.Process | None) -> None:
+        self.lock = lock  # no other step's turn as long as this is open: until this process ends
+        self.process = process
+
+
+def take_turn(wanted: Spec, asked: Asked, here: Site, caller: Caller) -> Turn:
+    """Find the container, and change `wanted` to what is to be made if it doesn't run; ChError if it can't be had."""
+    env = caller.environment
+    job = env.get("SLURM_JOB_ID", "")
+    unnamed = _of_a_step(asked, job)
+    if unnamed is not None:
+        return Turn(-1, unnamed)
+    kept = named.Kept(here.containers, job if asked.of_job else None, env.get("SLURMD_NODENAME", "node"), asked.name)
+    try:
+        kept.make_place()
+        _sweep(here.containers, job, env)
+        lock = kept.lock(wait=False)
+        if lock is None:
+            log.info(f"{asked.label}: waiting for another step of yours that makes it")
+            lock = kept.lock(wait=True)
+    except OSError as error:
+        raise ChError(f"{asked.label}: can't use {kept.directory}") from error
+    assert lock is not None
+    image = kept.image()
+    process = _meet(kept, asked) if image is not None else None
+    if image is None and (asked.how == EXEC or not wanted.image):
+        remedy = "it does not run" if asked.how == EXEC else "and without --container-image it can't be made"
+        raise ChError(f"{asked.label}: no such container on this node, {remedy}")
+    if image is not None:
+        _use(wanted, image)
+    if process is None:
+        log.info(f"{asked.label}: {'made' if image is None else 'there already, kept'} in {kept.directory}")
+        asked.mark = kept.new_mark()
+        wanted.overlay = kept.directory
+    return Turn(lock, process)
+
+
+def _of_a_step(asked: Asked, job: str) -> named.Process | None:
+    """Return a process of an unnamed container, whose name is JOB.STEP; None if the name is none of these."""
+    of, dot, step = asked.name.partition(".")
+    if not dot or of != job or not step.isdigit() or asked.how not in (AUTO, EXEC):
+        return None
+    process = named.find_step(of, step)
+    if process is None:
+        raise ChError(f"{asked.label}: step {asked.name} has no container on this node")
+    return process
+
+
+def _use(wanted: Spec, image: str) -> None:
+    """Have the image that the container was made of; another one is of no use to what is kept."""
+    if os.path.exists(image) or not wanted.image:
+        wanted.image = wanted.image or image
+        wanted.located = image
+        wanted.image_directory = None
+
+
+def _meet(kept: named.Kept, asked: Asked) -> named.Process | None:
+    """Return a process in the container; None where it is there but doesn't run. ChError if the user wants another."""
+    if asked.how == CREATE:
+        raise ChError(f"{asked.label}: there is such a container already")
+    start = time.monotonic()
+    told = False
+    while True:
+        mark = kept.mark()
+        process = named.find(mark) if mark else None
+        if process is not None and asked.how == NO_EXEC:
+            raise ChError(f"{asked.label}: it runs (pid {process.pid}); without no_exec, it is joined")
+        if process is not None:
+            return process
+        if not named.is_busy(kept.directory):
+            break
+        waited = time.monotonic() - start
+        if waited > _LONGEST_SECONDS:
+            raise ChError(f"{asked.label}: it is in use on this node by a process that can't be joined")
+        if waited > _TELL_SECONDS and not told:
+            told = True
+            log.warning(f"{asked.label}: waiting for a step that is about to start in it, or to leave it")
+        time.sleep(_LOOK_SECONDS)
+    if asked.how == EXEC:
+        raise ChError(f"{asked.label}: it does not run on this node")
+    return None
+
+
+def join(wanted: Spec, asked: Asked, process: named.Process, caller: Caller) -> tuple[int, int, list[int], Build]:
+    """Enter the container; return descriptors of its namespaces, and what its tasks' environment is to be."""
+    log.info(f"{asked.label}: joining pid {process.pid}; its image, mounts and devices are as they are")
+    further = process.more_namespaces()
+    lacking = [kind for kind in wanted.unshare if kind not in further]
+    if lacking:
+        raise UsageError(f"{wanted.label('unshare')}={','.join(lacking)}: {asked.name} runs without")
+    wanted.env_rules = [one for one in wanted.env_rules if one[0] != "device"]
+    wanted.image = wanted.image or caller.environment.get("SLURM_JOB_ID", "") + "/" + asked.name
+    environment = Environment(wanted, caller, None, joining=True)
+    load_readers()
+    user_fd, mount_fd = namespaces.open_at(process.proc_fd, process.pid)
+    namespaces.enter(user_fd, mount_fd, f"{asked.label} (pid {process.pid})")
+    return user_fd, mount_fd, list(further.values()), worked_out(environment)
+
+
+# ---- What jobs that are over have left ----
+
+
+def _sweep(root: str | None, own_job: str, env: Mapping[str, str]) -> None:
+    """Have a child look, now and then, for containers of jobs that are over: a node that died had no end of them."""
+    left = [job for job in named.jobs(root) if job != own_job]
+    swept = f"{named.own_directory(root)}/{_SWEPT}"
+    try:
+        if not left or time.time() - os.stat(swept).st_mtime < _SWEEP_SECONDS:
+            return
+    except OSError:
+        pass
+    try:
+        os.close(os.open(swept, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        os.utime(swept)
+        if os.fork():
+            return
+    except OSError as error:
+        log.info(f"can't look for containers of jobs that are over: {error.strerror}")
+        return
+    try:
+        # Whoever has the launcher's end of the tasks' socket keeps its death from them.
+        linux.close_range(3, 0)
+        os.setsid()
+        _remove_of_others(root, left, env)
+    finally:
+        os._exit(0)
+
+
+def _remove_of_others(root: str | None, jobs: Sequence[str], env: Mapping[str, str]) -> None:
+    import subprocess
+
+    # The command is the host's, found as the task would have found it there.
+    own = {name: env[name] for name in ("PATH", "SLURM_CONF") if name in env}
+    asked = subprocess.run(
+        ["squeue", "--noheader", f"--user={os.geteuid()}", "--format=%A"],
+        check=False, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, env=own, timeout=_ASK_SECONDS,
+    )  # fmt: skip
+    if asked.returncode == 0:
+        for job in set(jobs) - set(asked.stdout.split()):
+            named.remove_job(root, job)
+        named.sweep(root)

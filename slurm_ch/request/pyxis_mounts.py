@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""--container-mounts: what each of its parts, SRC[:DST[:FLAGS]], asks for."""
+
+from __future__ import annotations
+
+import os
+
+from ..errors import UsageError
+from .spec import Bind
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# What of fstab's words changes nothing: mounts are recursive and follow the host's, and places are made.
+_IDLE = frozenset((
+    "rw", "bind", "rbind", "private", "rprivate", "slave", "rslave", "defaults", "auto", "x-create=auto",
+    "x-create=dir", "x-create=file",
+))  # fmt: skip
+_NO_SOURCES = ("tmpfs", "umount")
+_KEPT = ("ro", "nosuid", "nodev", "noexec")
+
+
+def _wrong(part: str, why: str) -> UsageError:
+    return UsageError(f"--container-mounts={part}: {why}")
+
+
+def without_source(parts: Sequence[str]) -> tuple[list[tuple[str, dict[str, str], str]], list[tuple[str, str]]]:
+    """Return the memory file systems that are asked for, and the places whose mounts are to go."""
+    scratch, lifted = [], []
+    for part in parts:
+        kind, _, rest = part.partition(":")
+        dst, _, flags = rest.partition(":")
+        if kind not in _NO_SOURCES:
+            continue
+        if not dst.startswith("/") or not dst.strip("/."):
+            raise _wrong(part, f"{kind}: needs an absolute place, which isn't /")
+        label = f"--container-mounts={part}"
+        if kind == "tmpfs":
+            scratch.append((dst, _tmpfs_options(part, flags), label))
+        elif flags.strip("+") not in ("", "x-detach"):
+            raise _wrong(part, f"{flags} is no flag of umount, which has x-detach")
+        else:
+            lifted.append((dst, label))
+    return scratch, lifted
+
+
+def _tmpfs_options(part: str, flags: str) -> dict[str, str]:
+    options = {}
+    for word in flags.split("+") if flags else ():
+        name, equals, value = word.partition("=")
+        if name in ("size", "mode", "nr_inodes") and equals and value:
+            options[name] = value
+        elif word not in _IDLE and word not in ("nosuid", "nodev"):
+            raise _wrong(part, f"{word or 'nothing'} is no flag that a user's tmpfs can have")
+    return options
+
+
+def _here() -> str:
+    try:
+        return os.getcwd()
+    except OSError:
+        return "/"
+
+
+def binds(parts: Sequence[str]) -> list[Bind]:
+    """Return the binds among the mounts."""
+    return [_mount(part) for part in parts if part.partition(":")[0] not in _NO_SOURCES]
+
+
+def _mount(part: str) -> Bind:
+    src, colon, rest = part.partition(":")
+    dst, colon2, flags = rest.partition(":")
+    if not src.startswith(("/", ".")):
+        raise _wrong(part, "the source is no path, which begins with / or .")
+    if (colon and not dst) or (colon2 and not flags):
+        raise _wrong(part, "an empty field")
+    dst = dst or src
+    if not dst.startswith(("/", ".")):
+        raise _wrong(part, f"the destination is no path, which begins with / or .: {dst}")
+    words = flags.split("+") if flags else []
+    for word in words:
+        if word not in _IDLE and word not in _KEPT:
+            raise _wrong(part, f"{word or 'nothing'} is no flag that a user's mount can have")
+    dst = os.path.normpath(os.path.join(_here(), dst))
+    if dst == "/":
+        raise _wrong(part, "the destination can't be /")
+    return Bind(src, dst, f"--container-mounts={part}", tuple(word for word in _KEPT if word in words))

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""pyxis' scripts, unchanged: the kinds that are in public, with stubs for what they start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .conftest import Good
+
+
+def batch(work: Path, text: str, options: str = "") -> str:
+    """Return a line that runs a script by sbatch and shows what it printed."""
+    (work / "job.sh").write_text(f"#!/bin/bash\n{text}")
+    return f"sbatch -W -Q -o out.txt {options} job.sh > /dev/null; code=$?; cat out.txt; exit $code"
+
+
+def test_mlperf(good: Good, work: Path) -> None:
+    """run.sub: the container's options in one array, several runs of it, a log directory mounted."""
+    text = """\
+#SBATCH --job-name mlperf
+set -eux -o pipefail 2> /dev/null
+: "${CONT:?CONT not set}"
+: "${NEXP:=2}"
+readonly _cont_mounts="${PWD}:/results,${PWD}/a b:/data:ro"
+mkdir -p "a b" logs
+for i in $(seq 1 $NEXP); do
+    srun --ntasks=2 --ntasks-per-node=1 --container-image="${CONT}" --container-mounts="${_cont_mounts}" \\
+        --container-workdir=/opt bash -c 'echo "run '$i' $PWD"; touch /results/logs/'$i'.$SLURM_PROCID' 2> /dev/null
+done
+"""
+    out = good("export CONT=$IMG; " + batch(work, text, "-N2 -e /dev/null"))
+    assert sorted(out.split("\n")) == ["", "run 1 /opt", "run 1 /opt", "run 2 /opt", "run 2 /opt"]
+    assert sorted(path.name for path in (work / "logs").iterdir()) == ["1.0", "1.1", "2.0", "2.1"]
+
+
+def test_nemo(good: Good, work: Path) -> None:
+    """The launcher's scripts: mounts of the same path inside, no home, one command line over all nodes."""
+    text = """\
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=2
+srun --output out-%t.txt --container-image $IMG --container-mounts $PWD:$PWD --no-container-mount-home bash -c "
+  cd $PWD; python3 -u train.py --config=x"
+cat out-[0-3].txt | sed 's/:6.* in/ in/'
+"""
+    out = good(batch(work, text))
+    expected = [f"python3 -u train.py --config=x rank={n}/4 local={n % 2} at=n1 in {work}" for n in range(4)]
+    assert out.splitlines() == expected
+
+
+def test_megatron_and_torchrun(good: Good, work: Path) -> None:
+    text = """\
+#SBATCH -N2 --ntasks-per-node=1
+export MASTER_ADDR=$(scontrol show hostnames $SLURM_JOB_NODELIST | head -n 1) MASTER_PORT=6000
+srun --container-image=$IMG --container-mounts="$PWD" --container-workdir="$PWD" \\
+    sh -c 'torchrun --nnodes=$SLURM_NNODES --node_rank=$SLURM_NODEID pretrain.py' | sort
+"""
+    expected = [
+        f"torchrun --nnodes=2 --node_rank={n} pretrain.py rank={n}/2 local=0 at=n1:6000 in {work}" for n in (0, 1)
+    ]
+    assert good(batch(work, text)).splitlines() == expected
+
+
+def test_array(good: Good, work: Path) -> None:
+    text = "#SBATCH --array=1-3 -o part-%a.txt\nsrun --container-image=$IMG sh -c 'echo $SLURM_ARRAY_TASK_ID'\n"
+    (work / "array.sh").write_text(f"#!/bin/bash\n{text}")
+    assert good("sbatch -W array.sh > /dev/null; cat part-?.txt") == "1\n2\n3\n"
+
+
+def test_heterogeneous_job(good: Good, work: Path) -> None:
+    """Each component's srun has its own container's options."""
+    text = """\
+#SBATCH -n1 --comment one
+#SBATCH hetjob
+#SBATCH -n1 --comment two
+srun --het-group=0 --container-image=$IMG --container-workdir=/opt pwd
+srun --het-group=1 --container-image=$IMG pwd
+"""
+    assert good(batch(work, text)).splitlines() == ["/opt", "/workspace"]
+
+
+def test_jax(good: Good, work: Path) -> None:
+    """A coordinator from the list of nodes, and one process per task."""
+    text = """\
+#SBATCH -N2 --ntasks-per-node=2
+export COORDINATOR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n1):1234
+export PYXIS_CONTAINER_MOUNTS=$PWD:/jax
+srun -l --container-image=$IMG --container-env=COORDINATOR \\
+    sh -c 'echo $COORDINATOR $SLURM_PROCID/$SLURM_NTASKS; touch /jax/jax.$SLURM_PROCID' | sort
+"""
+    assert good(batch(work, text)).splitlines() == [f"{n}: n1:1234 {n}/4" for n in range(4)]
+    assert len(list(work.glob("jax.*"))) == 4
+
+
+def test_variables_and_an_allocation(good: Good) -> None:
+    """A site's or user's profile says which container, and scripts are plain srun lines."""
+    line = "export PYXIS_CONTAINER_IMAGE=$IMG PYXIS_CONTAINER_WRITABLE=1 PYXIS_CONTAINER_MOUNTS=$PWD:/w; {}"
+    assert good(line.format("srun sh -c 'touch /new; cat /marker; ls -d /w'")) == "enroot's\n/w\n"
+    assert good("salloc -Q --container-image=$IMG sh -c 'srun cat /marker; srun -n1 --container-workdir=/opt pwd'") == (
+        "enroot's\n/opt\n"
+    )
+
+
+def test_sbatch_in_a_container(good: Good, work: Path) -> None:
+    """The script itself is in the container, and its steps have the same."""
+    text = """\
+#SBATCH --container-image={}
+#SBATCH --container-mounts={}:/project
+cat /marker
+srun -n1 sh -c 'cat /marker; pwd; ls -d /project'
+srun -n1 --container-workdir=/opt pwd
+"""
+    enroots = good("echo $IMG").strip()
+    out = good(batch(work, text.format(enroots, work)))
+    assert out.splitlines() == ["enroot's", "enroot's", "/workspace", "/project", "/opt"]
+
+
+def test_interactive(good: Good) -> None:
+    line = 'srun --pty --container-image=$IMG sh -c "test -t 0 && echo terminal: \\$(pwd)"'
+    assert "terminal: /workspace" in good(f"script -qc '{line}' /dev/null < /dev/null")
+
+
+def test_per_task_values_are_each_tasks_own(good: Good) -> None:
+    out = good(
+        "srun -n4 -N2 --container-image=$IMG sh -c 'echo $SLURM_PROCID $SLURM_LOCALID $RANK $LOCAL_RANK $PMI_RANK' | sort"
+    )
+    for line in out.splitlines():
+        rank, local, torch, torch_local, *pmi = line.split()
+        assert (torch, torch_local) == (rank, local)
+        assert pmi in ([], [rank])
+    assert len(out.splitlines()) == 4
+    out = good("srun -n2 --mpi=pmi2 --container-image=$IMG sh -c 'echo $SLURM_PROCID $PMI_RANK' | sort")
+    assert out == "0 0\n1 1\n"
+    line = "PMIX_PTL_MODULE=tcp PMIX_GDS_MODULE=a PMIX_MCA_gds=b srun --container-image=$IMG sh -c 'echo $PMIX_MCA_ptl $PMIX_MCA_gds'"
+    assert good(line) == "tcp b\n"

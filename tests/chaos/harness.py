@@ -26,7 +26,8 @@ from typing import Any
 
 from slurm_ch import agreement, paths
 from slurm_ch.engine import squashfs
-from tests.native.conftest import ROOT, SOURCES, SPANK
+from tests.native.conftest import SOURCES
+from tests.native.made import ROOT, SPANK
 
 USER = "chuser"
 

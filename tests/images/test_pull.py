@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From registries and archives to a file in the cache: each row of what may fail."""
+"""From registries and archives to a file in the cache."""
 
 from __future__ import annotations
 
@@ -7,48 +7,18 @@ import gzip
 import json
 import os
 import re
-import shutil
 import subprocess
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from slurm_ch.errors import ChError
-from slurm_ch.images import fetch, importer, inject, manifest, pack, pull, reference
+from slurm_ch.images import fetch, importer, inject, manifest, pack, pull
 
 from . import craft
 from .craft import Layout, item
-from .registry import PASSWORD, USER, Registry, auth_file
-
-Make = Callable[..., pull.Puller]
-parse = reference.parse
-
-
-def read(sqfs: str | Path, path: str) -> bytes:
-    return subprocess.run(["unsquashfs", "-cat", sqfs, path], check=True, capture_output=True).stdout
-
-
-def names(sqfs: str | Path) -> set[str]:
-    text = subprocess.run(["unsquashfs", "-ls", "-d", "", sqfs], check=True, capture_output=True, text=True).stdout
-    return set(text.splitlines())
-
-
-def nothing_left(puller: pull.Puller) -> None:
-    for name in ("tmp", "lock"):
-        place = Path(puller.store.directory, name)
-        assert not place.exists() or list(place.iterdir()) == []
-
-
-def refused(puller: pull.Puller, text: str, words: str, mode: str = pull.AUTO) -> str:
-    with pytest.raises(ChError, match=words) as caught:
-        puller.get(parse(text), mode)
-    nothing_left(puller)
-    assert [one.path for one in puller.store.images() if not one.site] == []
-    return str(caught.value)
+from .pulled import Make, fake_packer, names, nothing_left, parse, read, refused
+from .registry import Registry
 
 
 def test_from_a_registry(plain: Registry, layout: Layout, puller: Make) -> None:
@@ -152,102 +122,6 @@ def test_from_a_docker_daemon(puller: Make, env: dict[str, str], tmp_path: Path)
     assert "docker.sock" in words
 
 
-def test_with_tls_and_a_ca_of_its_own(
-    secure: Registry, layout: Layout, puller: Make, env: dict[str, str], ca: Path
-) -> None:
-    name = secure.push(layout, "app:1")
-    words = refused(puller(), name, "nobody known vouches for the certificate")
-    assert f"/etc/containers/certs.d/{secure.host}/ca.crt" in words and "SSL_CERT_FILE" in words
-    env["SSL_CERT_FILE"] = str(ca / "ca.crt")
-    assert read(puller().get(parse(name))[1], "marker")
-    del env["SSL_CERT_FILE"]
-    place = Path(env["HOME"], ".config/containers/certs.d", secure.host)
-    place.mkdir(parents=True)
-    shutil.copy(ca / "ca.crt", place)
-    assert puller().resolve(parse(name)).digest
-
-
-def test_with_a_password(
-    closed: Registry, layout: Layout, puller: Make, env: dict[str, str], ca: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """No credentials, wrong ones, none for that image: one message. Then by each of skopeo's files."""
-    env["SSL_CERT_FILE"] = str(ca / "ca.crt")
-    name = closed.push(layout, "private/app:1")
-    words = refused(puller(), name, "not there, or you may not read it; `slurm-ch login 127")
-    assert (
-        f"no credentials in /run/containers/{os.getuid()}/auth.json, {env['HOME']}/.config/containers/auth.json, {env['HOME']}/.docker/config.json"
-        in words
-    )
-    env["SLURM_JOB_ID"] = "1"
-    assert "what podman keeps in /run/user is not seen in jobs" in refused(puller(), name, "not there")
-    del env["SLURM_JOB_ID"]
-    auth = auth_file(Path(env["HOME"], ".config/containers/auth.json"), closed.host, "wrong")
-    assert f"credentials are in {auth}" in refused(puller(), name, "not there, or you may not read it")
-    for path in (auth, Path(env["HOME"], ".docker/config.json"), Path(env["HOME"], "elsewhere.json")):
-        auth.unlink(missing_ok=True)
-        auth_file(path, closed.host)
-        if path.name == "elsewhere.json":
-            env["REGISTRY_AUTH_FILE"] = str(path)
-        assert puller().resolve(parse(name)).digest
-        path.unlink()
-    auth_file(Path(env["REGISTRY_AUTH_FILE"]), closed.host).chmod(0o644)
-    capfd.readouterr()
-    assert read(puller().get(parse(name))[1], "marker")
-    assert "others can read your credentials" in capfd.readouterr().err
-
-
-def test_a_credential_helper(
-    closed: Registry, layout: Layout, puller: Make, env: dict[str, str], ca: Path, tmp_path: Path
-) -> None:
-    env["SSL_CERT_FILE"] = str(ca / "ca.crt")
-    name = closed.push(layout, "private/app:1")
-    helper = tmp_path / "bin/docker-credential-test"
-    helper.parent.mkdir()
-    helper.write_text(f'#!/bin/sh\nprintf \'{{"Username":"{USER}","Secret":"{PASSWORD}"}}\'\n')
-    helper.chmod(0o755)
-    env["PATH"] = f"{helper.parent}:{env['PATH']}"
-    config = Path(env["HOME"], ".docker/config.json")
-    config.parent.mkdir()
-    config.write_text(json.dumps({"credHelpers": {closed.host: "test"}}))
-    assert puller().resolve(parse(name)).digest
-
-
-def test_no_secret_anywhere(closed: Registry, layout: Layout, puller: Make, env: dict[str, str], ca: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:  # fmt: skip
-    """Not in a child's arguments or environment, in the log at its most talkative, in the cache, in the image."""
-    from slurm_ch import log
-    from slurm_ch.images import children
-
-    seen: list[str] = []
-    start = children.start
-
-    def watched(argv, env, **more):  # type: ignore[no-untyped-def]
-        seen.append(repr([argv, env]))
-        return start(argv, env, **more)
-
-    monkeypatch.setattr(children, "start", watched)
-    env["SSL_CERT_FILE"] = str(ca / "ca.crt")
-    env["SECRET_OF_MINE"] = PASSWORD
-    auth = auth_file(Path(env["HOME"], ".config/containers/auth.json"), closed.host)
-    coded = json.loads(auth.read_text())["auths"][closed.host]["auth"]
-    log.configure(level=log.DEBUG)
-    name = closed.push(layout, "private/secret:1")
-    puller().get(parse(name))
-    with pytest.raises(ChError):
-        puller().get(parse(name.replace("secret", "other")))
-    assert len(seen) >= 4
-    found = capfd.readouterr()
-    texts = [*seen, found.out, found.err]
-    cache = Path(env["HOME"], ".cache")
-    texts += [path.read_bytes().decode("latin-1") for path in cache.rglob("*") if path.is_file()]
-    assert not any(PASSWORD in text or coded in text for text in texts)
-
-
-def test_plain_http_is_only_for_those_named(plain: Registry, layout: Layout, puller: Make, env: dict[str, str]) -> None:
-    name = plain.push(layout, "org/app:1")
-    del env["CONTAINERS_REGISTRIES_CONF"]
-    assert "insecure = true" in refused(puller(), name, "speaks HTTP, not HTTPS")
-
-
 def test_not_there(plain: Registry, layout: Layout, puller: Make, tmp_path: Path) -> None:
     plain.push(layout, "org/app:1")
     for name in ("org/app:2", "nobody/nothing:1", f"org/app@sha256:{'0' * 64}"):
@@ -290,165 +164,6 @@ def test_a_registry_that_is_down(
         puller().get(parse(down.reference("app:2")), pull.CACHED)
     with pytest.raises(fetch.Unreachable, match="no such host|server misbehaving|can't be reached"):
         puller().get(parse("docker://no-such-host.invalid/app"))
-
-
-Answer = tuple[int, dict[str, str], bytes]
-
-
-@contextmanager
-def stub(answer: Callable[[str, int], Answer | None]) -> Iterator[tuple[str, list[str]]]:
-    """A registry whose answers to GET are `answer(path, how many so far)`; None closes the connection."""
-    seen: list[str] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            seen.append(self.path)
-            found = (200, {}, b"{}") if self.path == "/v2/" else answer(self.path, seen.count(self.path))
-            if found is None:
-                self.close_connection = True
-                return
-            status, headers, body = found
-            self.send_response(status)
-            for key, value in headers.items():
-                self.send_header(key, value)
-            if "Content-Length" not in headers:
-                self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        do_HEAD = do_GET
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"127.0.0.1:{server.server_port}", seen
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
-def blobs(layout: Layout) -> dict[str, bytes]:
-    return {"sha256:" + path.name: path.read_bytes() for path in (layout.path / "blobs/sha256").iterdir()}
-
-
-def served(layout: Layout, path: str) -> Answer:
-    """Return what a good registry answers: any tag is the layout's first image."""
-    wanted = path.rpartition("/")[2]
-    wanted = wanted if ":" in wanted else layout.manifests[0]["digest"]
-    data = blobs(layout).get(wanted)
-    if data is None:
-        return 404, {}, b'{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}'
-    return 200, {"Content-Type": craft.MANIFEST, "Docker-Content-Digest": wanted}, data
-
-
-@contextmanager
-def trusted(env: dict[str, str], answer: Callable[[str, int], Answer | None]) -> Iterator[tuple[str, list[str]]]:
-    with stub(answer) as (host, seen):
-        with open(env["CONTAINERS_REGISTRIES_CONF"], "a") as file:
-            file.write(f'[[registry]]\nlocation = "{host}"\ninsecure = true\n')
-        yield f"docker://{host}/app:1", seen
-
-
-def test_a_registry_that_comes_back(layout: Layout, puller: Make, env: dict[str, str]) -> None:
-    """503 twice, then all is well."""
-    with trusted(
-        env, lambda path, count: (503, {}, b"busy") if "/manifests/1" in path and count < 3 else served(layout, path)
-    ) as (name, seen):
-        assert read(puller().get(parse(name))[1], "marker")
-        assert seen.count("/v2/app/manifests/1") == 3
-
-
-def test_a_registry_that_stays_broken(puller: Make, env: dict[str, str]) -> None:
-    with trusted(env, lambda _path, _count: (500, {}, b"broken")) as (name, seen):
-        refused(puller(), name, "can't be reached: .*500")
-        assert len([path for path in seen if "manifests" in path]) == 4
-
-
-def test_too_many_requests(puller: Make, env: dict[str, str]) -> None:
-    body = b'{"errors":[{"code":"TOOMANYREQUESTS","message":"You have reached your pull rate limit"}]}'
-    with trusted(env, lambda _path, _count: (429, {"Retry-After": "0"}, body)) as (name, seen):
-        refused(puller(), name, "limits how much may be pulled: `slurm-ch login 127.*mirror")
-        assert 3 <= len([path for path in seen if "manifests" in path]) <= 6  # skopeo's own
-
-
-def test_a_blob_that_ends_too_soon(layout: Layout, puller: Make, env: dict[str, str]) -> None:
-    """Once: it is fetched again; always: an error, and nothing in the cache."""
-
-    def short(path: str) -> Answer:
-        status, headers, data = served(layout, path)
-        return status, {**headers, "Content-Length": str(len(data))}, data[: len(data) // 2]
-
-    for always in (True, False):
-        with trusted(
-            env,
-            lambda path, count, always=always: (
-                short(path) if "/blobs/" in path and (always or count == 1) else served(layout, path)
-            ),
-        ) as (name, _):  # type: ignore[misc]
-            if always:
-                refused(puller(), name, "can't be reached: .*EOF")
-            else:
-                assert read(puller().get(parse(name))[1], "marker")
-
-
-def test_a_registry_that_lies(layout: Layout, puller: Make, env: dict[str, str]) -> None:
-    """Another blob, another manifest than the digest says; no manifest at all; a page of HTML."""
-
-    def other(path: str, _count: int) -> Answer:
-        status, headers, data = served(layout, path)
-        return status, headers, bytes(len(data)) if "/blobs/" in path else data
-
-    with trusted(env, other) as (name, _):
-        refused(puller(), name, "damaged: ")
-    tampered = json.dumps({**json.loads(served(layout, "/1")[2]), "annotations": {"x": "y"}}).encode()
-    for data, words in ((tampered, "digest"), (b"<html>", "app:1@sha256")):
-        with trusted(env, lambda _path, _count, data=data: (200, {"Content-Type": craft.MANIFEST}, data)) as (name, _):  # type: ignore[misc]
-            refused(puller(), f"{name}@{layout.manifests[0]['digest']}", words)
-    with trusted(env, lambda _path, _count: (200, {"Content-Type": "text/html"}, b"<html>")) as (name, _):
-        refused(puller(), name, "app:1: ")
-
-
-def test_a_registry_that_is_silent(puller: Make, env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    gate = threading.Event()
-
-    def wait(_path: str, _count: int) -> None:
-        gate.wait(60)
-
-    monkeypatch.setattr(fetch, "RESOLVE_SECONDS", 0.5)
-    monkeypatch.setattr(fetch, "RETRIES", ())
-    with trusted(env, wait) as (name, _):
-        try:
-            refused(puller(), name, "no answer for")
-        finally:
-            gate.set()
-
-
-def test_a_download_that_stalls(
-    layout: Layout, puller: Make, env: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    gate = threading.Event()
-
-    def wait(path: str, _count: int) -> Answer | None:
-        if "/blobs/" in path:
-            gate.wait(60)
-            return None
-        return served(layout, path)
-
-    monkeypatch.setattr(fetch, "STALL_SECONDS", 0.5)
-    monkeypatch.setattr(fetch, "RETRIES", ())
-    with trusted(env, wait) as (name, _):
-        try:
-            refused(puller(), name, "no answer for")
-            # The site's own limit counts as well.
-            monkeypatch.setattr(fetch, "STALL_SECONDS", 600)
-            refused(puller(pull_timeout="1s"), name, r"not done after 1 s \(the site's pull_timeout\)")
-        finally:
-            gate.set()
 
 
 def test_images_for_other_machines(
@@ -528,116 +243,6 @@ def test_what_is_no_image(puller: Make, tmp_path: Path) -> None:
     refused(puller(), str(layout), "damaged: the manifest is not sha256:")
     (layout.path / "index.json").write_text('{"schemaVersion": 2, "layers": [], "config": {}}')
     refused(puller(), str(layout), "changed manifest: the manifest is wrong")
-
-
-def test_without_the_programs(
-    plain: Registry, layout: Layout, puller: Make, env: dict[str, str], tmp_path: Path
-) -> None:
-    """Each is named, and its package; what is in the cache works without them."""
-    name = plain.push(layout, "org/app:1")
-    programs = {
-        "skopeo": "install the package skopeo",
-        "tar2sqfs": "install squashfs-tools-ng, or squashfs-tools 4.6 or later",
-    }
-    whole = env["PATH"]
-    for missing, words in programs.items():
-        env["PATH"] = str(tmp_path / missing)
-        Path(env["PATH"]).mkdir()
-        for program in programs:
-            if program != missing:
-                os.symlink(shutil.which(program, path=whole) or "", tmp_path / missing / program)
-        refused(puller(), name, words)
-    env["PATH"] = whole
-    resolved, path = puller().get(parse(name))
-    env["PATH"] = "/nonexistent"
-    assert puller().get(parse(name), pull.CACHED)[1] == path
-    assert puller().get(parse(resolved.pinned))[1] == path
-
-
-def fake_packer(directory: Path, name: str, script: str) -> str:
-    directory.mkdir(exist_ok=True)
-    path = directory / name
-    path.write_text(f"#!/bin/sh\n{script}\n")
-    path.chmod(0o755)
-    return str(path)
-
-
-def test_a_packer_that_fails(layout: Layout, puller: Make, tmp_path: Path) -> None:
-    """With a status, by a signal, silently short of files, for want of room: nothing is published."""
-    real = shutil.which("tar2sqfs")
-    version = '[ "$1" = --version ] && { echo "tar2sqfs 1.2.0"; exit; }\nfor out; do :; done\n'
-    for script, words in (
-        ("cat > /dev/null; echo 'no good: x' >&2; exit 3", "tar2sqfs failed with status 3: no good: x"),
-        ("exit 4", "tar2sqfs failed with status 4: it gives no reason"),
-        ("kill -9 $$", "tar2sqfs was killed by signal 9: out of memory"),
-        ("cat > /dev/null; echo 'write: No space left on device' >&2; exit 1", "no room for the image .*prune"),
-        (
-            f'head -c 20480 | {real} -q -f -c zstd "$out" 2> /dev/null; cat > /dev/null',
-            "(not a SquashFS|can't read|has .* inodes, not)",
-        ),
-        ('cat > /dev/null; printf hsqs > "$out"', "not a SquashFS file"),
-        (f'{real} -q -f -c zstd "$out" && truncate -s 5000 "$out"', "a SquashFS file that is truncated: 5000 of"),
-        (f'tar -cC /var/empty -f - . 2>/dev/null | {real} -q -f -c zstd "$out"; cat > /dev/null', "has .* inodes, not"),
-    ):
-        refused(puller(packer=fake_packer(tmp_path / "bin", "tar2sqfs", version + script)), str(layout), words)
-
-
-def test_which_packer(tmp_path: Path) -> None:
-    """tar2sqfs, else mksquashfs, but only one that reads archives as they are."""
-    both = tmp_path / "both"
-    fake_packer(both, "mksquashfs", "echo 'mksquashfs version 4.6.1 (2023/03/25)'")
-    assert pack.find(path=str(both)).version == "4.6.1"
-    argv = pack.find(path=str(both)).argv("out", 3)
-    assert argv[1:3] == ["-", "out"] and {"-tar", "-exit-on-error", "-root-mode", "-Xcompression-level"} <= set(argv)
-    fake_packer(both, "tar2sqfs", "echo 'tar2sqfs (squashfs-tools-ng) 1.3.2'")
-    assert pack.find(path=str(both)).name == "tar2sqfs"
-    assert pack.find("mksquashfs", str(both)).name == "mksquashfs"
-    old = tmp_path / "old"
-    fake_packer(old, "mksquashfs", "echo 'mksquashfs version 4.5.1 (2022/03/17)'; exit 1")
-    with pytest.raises(ChError, match=r"no tar2sqfs, .*mksquashfs is 4\.5\.1, too old to read archives"):
-        pack.find(path=str(old))
-    with pytest.raises(ChError, match="packer=gzip: neither"):
-        pack.find("gzip")
-
-
-def test_a_full_disk(layout: Layout, puller: Make, plain: Registry, env: dict[str, str], tmp_path: Path) -> None:
-    """A file system that is too small is noticed before the download; one that fills up, in the middle."""
-    name = plain.push(layout, "org/app:1")
-    small = tmp_path / "small"
-    small.mkdir()
-    for size, text in (("600k", name), ("700k", str(layout))):
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", small], check=True)
-        try:
-            env["SLURM_CH_CACHE"] = f"{small}/cache"
-            refused(
-                puller(), text, f"{small}/cache/tmp.*: no room for the image .disk or quota full.: `slurm-ch prune`"
-            )
-        finally:
-            subprocess.run(["umount", small], check=True)
-
-
-def test_blobs_on_the_local_disk(
-    plain: Registry, layout: Layout, puller: Make, env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """TMPDIR has the download where it has room; without, the cache does. Nothing stays in either."""
-    name = plain.push(layout, "org/app:1")
-    seen: list[str] = []
-    copy = fetch.Skopeo.copy
-    monkeypatch.setattr(
-        fetch.Skopeo,
-        "copy",
-        lambda self, ref, digest, to, *more: (seen.append(to), copy(self, ref, digest, to, *more))[1],
-    )
-    local = tmp_path / "local"
-    local.mkdir()
-    env["TMPDIR"] = str(local)
-    one = puller()
-    one.get(parse(name))
-    assert seen[-1].startswith(f"{local}/slurm_ch.") and list(local.iterdir()) == []
-    monkeypatch.setattr(pull, "_free", lambda path: 0 if path == str(local) else 1 << 40)
-    one.get(parse(name), pull.ALWAYS)
-    assert seen[-1].startswith(one.store.directory) and list(local.iterdir()) == []
-    nothing_left(one)
 
 
 def test_modes(plain: Registry, layout: Layout, puller: Make, tmp_path: Path) -> None:

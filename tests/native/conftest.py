@@ -4,23 +4,15 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-SPANK = ROOT / "spank"
+from . import relay as broker_stage
+from .made import SANITIZE, SPANK
+from .relay import Relay
 
-SANITIZE = [
-    "-std=gnu11",
-    "-g",
-    "-Wall",
-    "-Wextra",
-    "-Werror",
-    "-fsanitize=address,undefined",
-    "-fno-sanitize-recover=all",
-]
 SOURCES = sorted(str(path) for folder in ("plugin", "common") for path in (SPANK / folder).glob("*.c"))
 CH_JOIN_SOURCES = sorted(str(path) for folder in ("ch-join", "common") for path in (SPANK / folder).glob("*.c"))
 
@@ -79,8 +71,23 @@ def variables(output: str) -> dict[str, str]:
     return dict(entry.split("=", 1) for entry in output.split("\0") if "=" in entry)
 
 
-def write_script(path: Path, text: str) -> Path:
-    """Write an executable script."""
-    path.write_text(text)
-    path.chmod(0o755)
-    return path
+@pytest.fixture(scope="session")
+def relay_program(world_tmp: Path) -> Path:
+    """ch-relay with sanitizers."""
+    return broker_stage.build(world_tmp / "ch-relay-sanitized")
+
+
+@pytest.fixture
+def relay(relay_program: Path, world_tmp: Path, request: pytest.FixtureRequest) -> Iterator[Relay]:
+    """A broker that knows the stand-ins; ends with the process that it watches."""
+    place = world_tmp / f"relay-{abs(hash(request.node.name))}"
+    place.mkdir(mode=0o755)
+    broker_stage.make_room(relay_program, place / "room")
+    host = broker_stage.make_host(place / "host")
+    # What is no absolute path of the host's doesn't count.
+    path = f":.:relative:{host}:/usr/bin:/bin"
+    running = Relay(
+        relay_program, place / "room", path, {**broker_stage.ASAN, **broker_stage.HOST}, ",".join(broker_stage.COMMANDS)
+    )
+    yield running
+    running.stop()

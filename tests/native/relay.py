@@ -14,11 +14,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from .conftest import SANITIZE, SPANK, write_script
+from .made import SANITIZE, SPANK, write_script
 
 # A name with "!" after it is one that the caller must not steer.
 COMMANDS = ("srun", "squeue", "sinfo!", "sleeper", "missing", "plain", "signals")
 NAMES = tuple(name.rstrip("!") for name in COMMANDS)
+HOST = {"HOME": "/host/home", "TMPDIR": "/host/tmp", "LD_LIBRARY_PATH": "/host/lib", "ONLY_HOST": "1"}
 SOURCES = [*sorted((SPANK / "ch-relay").glob("*.c")), SPANK / "common/message_line.c"]
 
 # LeakSanitizer can't look at a process that isn't dumpable, as the broker.

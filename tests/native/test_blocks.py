@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import SPANK
+from .made import SPANK
 
 # First the one that the cache has no room for.
 NAMES = ("whole", "holes", "empty", *(f"small{number}" for number in range(9)))

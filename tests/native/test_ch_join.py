@@ -18,7 +18,8 @@ from slurm_ch import paths
 from slurm_ch.engine import task_plan
 from slurm_ch.plugin import tickets
 
-from .conftest import CH_JOIN_SOURCES, SANITIZE
+from .conftest import CH_JOIN_SOURCES
+from .made import SANITIZE
 
 HEADER = task_plan.HEADER
 

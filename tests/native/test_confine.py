@@ -7,7 +7,7 @@ import signal
 import subprocess
 from pathlib import Path
 
-from .conftest import SPANK
+from .made import SPANK
 
 
 def test_nothing_but_serving(world_tmp: Path) -> None:

@@ -25,7 +25,7 @@ from tests import leftovers
 from tests.command import SLURM_CH
 from tests.small_images import make_image, squash
 
-from .conftest import write_script
+from .made import write_script
 
 SECRET = "what-the-image-must-not-read"
 STREAMS = {"0", "1", "2"}

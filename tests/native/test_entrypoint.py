@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from .conftest import SANITIZE, SPANK
+from .made import SANITIZE, SPANK
 
 MAIN = r"""
 #include <stdio.h>

@@ -12,7 +12,7 @@ import pytest
 
 from slurm_ch import paths
 
-from .conftest import SPANK, write_script
+from .made import SPANK, write_script
 
 NATIVE = Path(paths.NATIVE)
 PROGRAMS = ("ch-join", "ch-relay", "ch-squashfuse_ll")

@@ -13,7 +13,8 @@ import pytest
 from slurm_ch import paths
 from slurm_ch.request.site import RELAYED
 
-from .conftest import SPANK, Fake, write_script
+from .conftest import Fake
+from .made import SPANK, write_script
 
 WAYS = ["argv0", "api"]
 BATCH, EXTERN, INTERACTIVE = 0xFFFFFFFB, 0xFFFFFFFC, 0xFFFFFFFA

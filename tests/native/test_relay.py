@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The relay: what a command called inside has in common with one called outside."""
+"""ch-relay: what the script in the container sees of a command on the host, through caller and broker."""
 
 from __future__ import annotations
 
@@ -8,55 +8,25 @@ import json
 import os
 import pty
 import pwd
-import random
 import resource
 import select
-import shutil
 import signal
-import socket
 import struct
 import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from slurm_ch import paths
-from slurm_ch.engine import task_plan
-from slurm_ch.plugin import tickets
 
 from . import relay as stage
 from .relay import Relay
-from .test_ch_join import end, join, namespaces, pair, sockets_closed
+from .test_relay_messages import answer, request
 
-__all__ = ["namespaces", "sockets_closed"]
-
-HOST = {"HOME": "/host/home", "TMPDIR": "/host/tmp", "LD_LIBRARY_PATH": "/host/lib", "ONLY_HOST": "1"}
-REQUEST = struct.Struct("=8sQQQIIII" + "QQ" * 16)
 EXITED, KILLED, STOPPED, FAILED, REFUSED = range(1, 6)
-
-
-@pytest.fixture(scope="session")
-def program(world_tmp: Path) -> Path:
-    """ch-relay with sanitizers."""
-    return stage.build(world_tmp / "ch-relay-sanitized")
-
-
-@pytest.fixture
-def relay(program: Path, world_tmp: Path, request: pytest.FixtureRequest) -> Iterator[Relay]:
-    """A broker that knows the stand-ins; ends with the process that it watches."""
-    place = world_tmp / f"relay-{abs(hash(request.node.name))}"
-    place.mkdir(mode=0o755)
-    stage.make_room(program, place / "room")
-    host = stage.make_host(place / "host")
-    # What is no absolute path of the host's doesn't count.
-    path = f":.:relative:{host}:/usr/bin:/bin"
-    running = Relay(program, place / "room", path, {**stage.ASAN, **HOST}, ",".join(stage.COMMANDS))
-    yield running
-    running.stop()
 
 
 def shown(relay: Relay, name: str, *words: str, **kw: object) -> dict[str, object]:
@@ -84,7 +54,7 @@ def test_the_script_s_variables_with_the_host_s_places(relay: Relay) -> None:
     }  # fmt: skip
     env = shown(relay, "squeue", env=inside, cwd="/usr")["env"]
     assert isinstance(env, dict)
-    host = {name: value for name, value in HOST.items() if name != "ONLY_HOST"}
+    host = {name: value for name, value in stage.HOST.items() if name != "ONLY_HOST"}
     path = env.pop("PATH")
     assert path.endswith("host:/usr/bin:/bin")
     assert env == {**host, **stage.ASAN, "MINE": "1", "PWD": "/usr"}
@@ -98,13 +68,13 @@ def test_the_script_s_variables_with_the_host_s_places(relay: Relay) -> None:
     }  # fmt: skip
 
 
-def test_the_host_s_slurm_conf_and_path_win(program: Path, world_tmp: Path) -> None:
+def test_the_host_s_slurm_conf_and_path_win(relay_program: Path, world_tmp: Path) -> None:
     place = world_tmp / "relay-conf"
     place.mkdir(mode=0o755)
-    stage.make_room(program, place / "room")
+    stage.make_room(relay_program, place / "room")
     path = f"{stage.make_host(place / 'host')}:/usr/bin:/bin"
     for conf in ({"SLURM_CONF": "/host/slurm.conf"}, {}):
-        running = Relay(program, place / "room", path, {**stage.ASAN, **conf}, "squeue,srun")
+        running = Relay(relay_program, place / "room", path, {**stage.ASAN, **conf}, "squeue,srun")
         for name in ("squeue", "srun"):
             env = shown(running, name, env={"SLURM_CONF": "/inside/slurm.conf", "PATH": "/inside"})["env"]
             assert isinstance(env, dict)
@@ -135,7 +105,7 @@ def test_nothing_of_the_caller_s_steers_a_confined_command(relay: Relay) -> None
     env = found["env"]
     assert isinstance(env, dict)
     assert env.pop("PATH").endswith("host:/usr/bin:/bin")
-    assert env == {**HOST, **stage.ASAN, **SHOWING, "PWD": os.getcwd()}
+    assert env == {**stage.HOST, **stage.ASAN, **SHOWING, "PWD": os.getcwd()}
     assert (found["argv"], found["cwd"]) == (["-h"], os.getcwd())
     env = shown(relay, "sinfo", env=files)["env"]
     assert isinstance(env, dict)
@@ -363,10 +333,10 @@ def test_a_command_in_the_working_directory_is_none(relay: Relay, tmp_path: Path
     assert not marker.exists()
 
 
-def test_by_hand(program: Path) -> None:
-    done = subprocess.run([program], executable=program, check=False, capture_output=True, env=stage.ASAN)
+def test_by_hand(relay_program: Path) -> None:
+    done = subprocess.run([relay_program], executable=relay_program, check=False, capture_output=True, env=stage.ASAN)
     assert (done.returncode, done.stdout) == (31, b"")  # its name is none of the list's
-    done = subprocess.run(["ch-relay"], executable=program, check=False, capture_output=True, text=True)
+    done = subprocess.run(["ch-relay"], executable=relay_program, check=False, capture_output=True, text=True)
     assert done.returncode == 64
     assert "not by hand" in done.stderr
 
@@ -394,140 +364,6 @@ def test_another_user_gets_nothing(relay: Relay, user: str) -> None:
     command = [sys.executable, "-I", "-S", "-c", code, relay.socket]
     done = subprocess.run(command, check=True, capture_output=True, text=True, user=entry.pw_uid, group=entry.pw_gid)
     assert struct.unpack("=II", bytes(map(int, done.stdout.split()))) == (REFUSED, 13)
-
-
-# ---- Messages that no relay of ours sends ----
-
-
-def sealed(data: bytes, seals: int = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_WRITE) -> int:
-    fd = os.memfd_create("test", os.MFD_ALLOW_SEALING)
-    os.write(fd, data)
-    if seals:
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
-    return fd
-
-
-def head(size: int, arguments: int = 0, variables: int = 0, streams: int = 0, magic: bytes = b"chrelay1") -> bytes:
-    return REQUEST.pack(magic, 0, 0, size, arguments, variables, 0o22, streams, *[2**64 - 1] * 32)
-
-
-def request(name: str = "squeue") -> tuple[bytes, list[int]]:
-    text = f"{name}\0/\0".encode()
-    return head(len(text)), [sealed(text)]
-
-
-def answer(relay: Relay, data: bytes, fds: list[int]) -> tuple[int, int] | None:
-    """Send a message and return the first answer, None for a hang-up; closes the descriptors."""
-    with relay.call() as sock:
-        sock.sendmsg(*stage.message(data, fds))
-        for fd in set(fds):
-            os.close(fd)
-        assert select.select([sock], [], [], 30)[0]
-        got = sock.recv(100)
-        if not got:
-            return None
-        kind, value = struct.unpack("=II", got)
-        return kind, value
-
-
-def test_malformed_requests(relay: Relay) -> None:
-    text = b"squeue\0/\0a\0V=1\0"
-    size = len(text)
-    reader, writer = os.pipe()
-    bad, big = 74, 7  # EBADMSG, E2BIG
-    cases: list[tuple[bytes, list[int], int]] = [
-        (b"x", [], bad),
-        (b"x" * 4096, [], bad),
-        (head(size, 1, 1)[:-1], [sealed(text)], bad),
-        (head(size, 1, 1) + b"x", [sealed(text)], bad),
-        (head(size, 1, 1), [], bad),
-        (head(size, 1, 1, magic=b"chrelay2"), [sealed(text)], bad),
-        (head(size, 1, 1, streams=1), [sealed(text)], bad),
-        (head(size, 1, 1, streams=0), [sealed(text), os.dup(reader)], bad),
-        (head(size, 1, 1, streams=8), [sealed(text), os.dup(reader)], bad),
-        (head(size, 1, 1, streams=2**32 - 1), [sealed(text), *[os.dup(reader) for _ in range(3)]], bad),
-        (head(size, 1, 1), [sealed(text, 0)], bad),
-        (head(size, 1, 1), [sealed(text, fcntl.F_SEAL_WRITE)], bad),
-        (head(size, 1, 1), [os.dup(reader)], bad),
-        (head(size, 1, 1), [os.open("/etc/passwd", os.O_RDONLY)], bad),
-        (head(size, 1, 1), [os.open("/", os.O_RDONLY)], bad),
-        (head(size + 1, 1, 1), [sealed(text)], bad),
-        (head(size - 1, 1, 1), [sealed(text)], bad),
-        (head(0), [sealed(b"")], bad),
-        (head(1), [sealed(b"\0")], bad),
-        (head(size - 1, 1, 1), [sealed(text[:-1])], bad),
-        (head(size, 1, 0), [sealed(text)], bad),
-        (head(size, 1, 2), [sealed(text)], bad),
-        (head(size, 0, 1), [sealed(text)], bad),
-        (head(size, 2**32 - 1, 1), [sealed(text)], big),
-        (head(size, 1, 2**32 - 1), [sealed(text)], big),
-        (head(size, 2**20, 2**20), [sealed(text)], bad),
-        (head(9 << 20, 1, 1), [sealed(b"\0" * (9 << 20))], big),
-        (head(2**64 - 1, 1, 1), [sealed(text)], bad),
-    ]
-    for number, (data, fds, expected) in enumerate(cases):
-        assert answer(relay, data, fds) == (REFUSED, expected), number
-    # More descriptors than there is room for: none of them may stay.
-    assert answer(relay, head(size, 1, 1), [sealed(text), *[os.dup(reader) for _ in range(40)]]) in (
-        (REFUSED, bad),
-        (REFUSED, 24),
-    )
-    os.close(reader)
-    os.close(writer)
-    assert relay.run("squeue").returncode == 0
-    relay.wait_until_idle()
-
-
-def test_random_requests(relay: Relay) -> None:
-    """Seed 0: a good request with a few bytes changed, 250 times."""
-    dice = random.Random(0)
-    stage.write_script(relay.room.parent / "host" / "squeue", "#!/bin/sh\n")
-    text = b"squeue\0/\0-h\0A=1\0B=2\0"
-    good = head(len(text), 1, 2)
-    for _ in range(250):
-        data, strings = bytearray(good), bytearray(text)
-        for _ in range(dice.randint(1, 4)):
-            target = data if dice.random() < 0.5 else strings
-            # Not the limits: a command that can't have memory is none of ours to report.
-            target[dice.randrange(min(len(target), 48))] = dice.choice([0, 1, 255, dice.randrange(256)])
-        found = answer(relay, bytes(data), [sealed(bytes(strings))])
-        assert found is None or found[0] in (EXITED, KILLED, FAILED, REFUSED)
-    assert relay.run("squeue").returncode == 0
-    assert relay.errors.read_text() == ""
-
-
-def test_random_signals_and_silence(relay: Relay) -> None:
-    silent = [relay.call() for _ in range(20)]
-    for data in (
-        b"",
-        b"x",
-        struct.pack("=II", 0, 0),
-        struct.pack("=II", 10**6, 1),
-        b"y" * 100,
-        struct.pack("=II", 18, 0),
-    ):
-        process, command = None, -1
-        sock = relay.call()
-        text = b"sleeper\0/\0"
-        reader, writer = os.pipe()
-        fds = [sealed(text), writer]
-        sock.sendmsg(*stage.message(head(len(text), streams=2), fds))
-        for fd in fds:
-            os.close(fd)
-        with open(reader) as out:
-            command = os.pidfd_open(int(out.readline()))
-        if data:
-            sock.send(data)
-        sock.close()
-        assert stage.gone(command), process
-        os.close(command)
-    assert relay.run("squeue").returncode == 0
-    for sock in silent:
-        sock.close()
-    relay.wait_until_idle()
-
-
-# ---- A terminal ----
 
 
 def test_a_terminal(relay: Relay) -> None:
@@ -563,132 +399,3 @@ def test_the_program_that_ships_needs_nothing_of_the_image() -> None:
     kinds = {struct.unpack_from("=I", data, offset + n * size)[0] for n in range(count)}
     assert 1 in kinds  # PT_LOAD
     assert 3 not in kinds  # PT_INTERP
-
-
-# ---- ch-join's part ----
-
-
-def issue(launcher_end: socket.socket, namespaces: list[int], plan: list[tuple[str, str]], place: str = "") -> None:
-    """Hand out a ticket with a socket for the broker, bound to `place`."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    if place:
-        listener.bind(place)
-        listener.listen()
-    office = tickets.TaskSocket(launcher_end.detach())
-    office.issue(namespaces[0], namespaces[1], task_plan.plan_file(task_plan.encode(plan)), listener.fileno())
-    office.close()
-    listener.close()
-
-
-REPORT = """#!/bin/bash
-exec > {report}.new
-echo "$@"
-for n in {{0..100}}; do [ ! -e /proc/$$/fd/$n ] || readlink /proc/$$/fd/$n; done | sed 's/:.*//' | sort | uniq -c | sed 's/^ *//'
-read -r _ _ _ _ _ session _ < /proc/$$/stat; [ $session = $$ ] && echo leader
-echo $ONLY_HOST $INSIDE $PWD $(ulimit -n)
-mv {report}.new {report}
-"""
-
-
-def ch_join_beside(relay: str, directory: Path, program: str | Path = paths.CH_JOIN) -> Path:
-    """Return a copy of ch-join in a directory of its own, with a ch-relay of the given text ("" for none) beside it."""
-    directory.mkdir()
-    if relay:
-        stage.write_script(directory / "ch-relay", relay)
-    return Path(shutil.copy(program, directory / "ch-join"))
-
-
-@pytest.mark.parametrize("lifetime", ["t", "s"])
-def test_the_broker_s_start(namespaces: list[int], world_tmp: Path, lifetime: str) -> None:
-    report = world_tmp / f"broker-{lifetime}"
-    program = ch_join_beside(REPORT.format(report=report), world_tmp / f"broker-{lifetime}.d")
-    tasks_end, launcher_end = pair()
-    issue(launcher_end, namespaces, [("E", "INSIDE=1")])
-    wait = f"until [ -e {report} ]; do :; done; echo $INSIDE"
-    look = "for n in 0 1 2 3 4 5 6 7 8 9; do [ ! -e /proc/$$/fd/$n ] || echo $n; done"
-    value = f"{tasks_end.fileno()}:{lifetime}srun,squeue"
-    with open("/etc/hostname") as something:
-        # Whatever else the task has open is not the broker's.
-        high = fcntl.fcntl(something, fcntl.F_DUPFD, 50)
-        env = {"SLURM_LOCALID": "0", "ONLY_HOST": "1"}
-        task = join(tasks_end, "sh", "-c", f"{wait}; {look}", value=value, program=program, more_fds=[high], **env)
-        os.close(high)
-    assert end(task) == (0, "1\n0\n1\n2\n", "")
-    words, *lines = report.read_text().splitlines()
-    assert words == "--serve srun,squeue"
-    # What it serves and watches; /dev/null; and what the script itself has opened.
-    opened = {"1 socket", "1 anon_inode", "2 /dev/null", f"1 {report}.new"}
-    assert set(lines[:-1]) == {*opened, "leader"}
-    assert lines[-1].split()[:2] == ["1", os.getcwd()]
-
-
-def test_one_broker_per_node(namespaces: list[int], world_tmp: Path) -> None:
-    """Had the second task started one as well, it would still have the socket."""
-    program = ch_join_beside("#!/bin/sh\nexec sleep 5\n", world_tmp / "broker-that-stays")
-    place = str(world_tmp / "broker-socket")
-    tasks_end, launcher_end = pair()
-    issue(launcher_end, namespaces, [], place)
-    value = f"{tasks_end.fileno()}:tsrun"
-    for _ in range(2):
-        assert end(join(tasks_end, "true", value=value, program=program, SLURM_LOCALID="1")) == (0, "", "")
-    tasks_end.close()  # the ticket in it
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock, pytest.raises(ConnectionRefusedError):
-        sock.connect(place)
-
-
-@pytest.mark.parametrize("way", ["", " echo", "+echo"])
-def test_a_ticket_cannot_ask_for_a_broker(
-    namespaces: list[int], ch_join_sanitized: Path, world_tmp: Path, way: str
-) -> None:
-    """Whether there may be one is the plugin's word; a plan that names a program is not carried out."""
-    started, named = world_tmp / f"started{way}", world_tmp / f"named-by-a-plan{way}"
-    program = ch_join_beside(f"#!/bin/sh\ntouch '{started}'\n", world_tmp / f"no-broker{way}", ch_join_sanitized)
-    tasks_end, launcher_end = pair()
-    issue(launcher_end, namespaces, [])
-    done = end(join(tasks_end, "echo", "ran", value=f"{tasks_end.fileno()}{way}", program=program))
-    why = "the launcher offers a relay of Slurm's commands where the plugin knows of none"
-    assert done == (31, "", f"slurm-ch: error: {why}\n")
-    assert not started.exists()
-    other = stage.write_script(world_tmp / "other-program", f"#!/bin/sh\ntouch '{named}'\n")
-    tasks_end, launcher_end = pair()
-    issue(launcher_end, namespaces, [("B", f"tsrun:{other}")])
-    code, out, err = end(join(tasks_end, "echo", "ran", value=f"{tasks_end.fileno()}:tsrun{way}", program=program))
-    assert (code, out) == (31, "")
-    assert "different versions" in err
-    assert not named.exists()
-
-
-@pytest.mark.parametrize("relay", ["", "#!/nonexistent\n"])
-def test_a_broker_that_can_t_start(namespaces: list[int], ch_join_sanitized: Path, world_tmp: Path, relay: str) -> None:
-    tasks_end, launcher_end = pair()
-    issue(launcher_end, namespaces, [])
-    program = ch_join_beside(relay, world_tmp / f"no-relay-{len(relay)}", ch_join_sanitized)
-    code, out, err = end(join(tasks_end, "echo", "ran", value=f"{tasks_end.fileno()}:tsrun", program=program))
-    if relay:  # found out too late to tell; relays will
-        assert (code, out) == (0, "ran\n")
-        return
-    assert (code, out) == (31, "")
-    assert err.startswith("slurm-ch: error: can't start the relay of Slurm's commands: ")
-    assert "Sanitizer" not in err
-
-
-def test_what_a_relayed_srun_hands_to_its_step(namespaces: list[int], ch_join_sanitized: Path) -> None:
-    relayed = {"PATH": "/usr/bin:/bin:/x", "LD_X": "1", "LD_Y": "", "PWD": "/usr", "": "x"}
-    env = {f"SLURM_CH_RELAYED_{name}": value for name, value in relayed.items()} | {"LD_Y": "gone", "LD_Z": "kept"}
-    tasks_end, launcher_end = pair()
-    office = tickets.TaskSocket(launcher_end.detach())
-    plan = task_plan.encode([("X", "SEEN=$LD_X"), ("E", "LD_Z=ruled")])
-    office.issue(namespaces[0], namespaces[1], task_plan.plan_file(plan))
-    office.close()
-    code, out, err = end(join(tasks_end, "sh", "-c", "pwd; env -0", program=ch_join_sanitized, **env))
-    where, _, rest = out.partition("\n")
-    found = dict(entry.split("=", 1) for entry in rest.split("\0") if entry)
-    assert (code, where, err) == (0, "/usr", "")
-    assert {name: value for name, value in found.items() if "RELAYED" in name} == {"SLURM_CH_RELAYED_": "x"}
-    assert (found["PATH"], found["LD_X"], found["SEEN"], found["LD_Z"]) == ("/usr/bin:/bin:/x", "1", "1", "ruled")
-    assert "LD_Y" not in found
-    tasks_end, launcher_end = pair()
-    office = tickets.TaskSocket(launcher_end.detach())
-    office.issue(namespaces[0], namespaces[1], task_plan.plan_file(task_plan.encode([("C", "/bin")])))
-    office.close()
-    assert end(join(tasks_end, "pwd", SLURM_CH_RELAYED_PWD="/usr"))[1] == f"{os.path.realpath('/bin')}\n"

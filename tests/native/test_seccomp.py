@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import SPANK
+from .made import SPANK
 
 ALLOW, FAKE = 0x7FFF0000, 0x00050000
 

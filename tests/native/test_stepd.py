@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import SOURCES, SPANK, Fake
+from .conftest import SOURCES, Fake
+from .made import SPANK
 
 REQUEST = {"SLURM_CH_REQUEST": "image=i\nset-env=A=%n\n"}
 

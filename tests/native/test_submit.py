@@ -10,7 +10,8 @@ import pytest
 from slurm_ch import agreement
 from slurm_ch.request import parsers, site
 
-from .conftest import Fake, variables, write_script
+from .conftest import Fake, variables
+from .made import write_script
 
 
 def request(done: object) -> list[str]:

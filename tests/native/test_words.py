@@ -20,7 +20,7 @@ from slurm_ch.images import reference
 from slurm_ch.request import options, step
 from slurm_ch.request.words import OWN, TABLE, Words
 
-from .conftest import SANITIZE, SPANK
+from .made import SANITIZE, SPANK
 
 END = b"\2\0"
 # What C says of a command line that it leaves to Python.

@@ -57,3 +57,15 @@ def test_every_difference_is_argued() -> None:
         assert re.search(rf"^{re.escape(name)}\n~~", TEXT, re.MULTILINE), name
     for name in re.findall(r"`([^`]+)`_\b", TEXT):
         assert re.search(rf"^{re.escape(name)}\n~~", TEXT, re.MULTILINE), name
+
+
+def test_every_test_that_a_page_names_is_there() -> None:
+    pages = [*(ROOT / "docs").rglob("*.rst"), ROOT / "README.rst"]
+    named = {found for page in pages for found in re.findall(r"``(tests/[\w/]+\.py)(?:::(\w+))?``", page.read_text())}
+    assert len(named) > 100
+    missing = [
+        (path, name)
+        for path, name in sorted(named)
+        if not (ROOT / path).exists() or (name and f"def {name}(" not in (ROOT / path).read_text())
+    ]
+    assert missing == []

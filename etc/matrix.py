@@ -51,7 +51,7 @@ LEFT_OUT = {
         "tests/native/test_reader.py::test_files_beyond_4_gib": "likewise",
         "tests/engine/test_like_ch_run.py": "Charliecloud 0.21 is no reference",
         "tests/engine/test_ch_run_options.py::test_fuse_single_reaches_the_server": "no squashfuse_ll",
-        "tests/cluster/test_missing_plugin.py::test_the_task_prolog_guards_scripts_and_multi_prog": "Slurm 20.11 goes on"
+        "tests/cluster/test_missing_plugin.py::test_the_task_prolog_guards_what_srun_alone_cannot": "Slurm 20.11 goes on"
         " when TaskProlog fails",
         "tests/cluster/test_configless.py::test_what_plugstack_conf_includes_does_not_get_to_the_node": "likewise",
         "tests/cluster/test_attach.py::test_a_terminal": "Slurm 20.11 sets up terminals otherwise",

@@ -61,7 +61,7 @@ PLAN_KEYRING = "R"  # keep the caller's session keyring, instead of the containe
 REQUEST_VARIABLE = "SLURM_CH_REQUEST"
 # The command's first word, where the guard stands in its place.
 COMMAND_VARIABLE = "SLURM_CH_COMMAND"
-# Set by srun's side if --multi-prog may have been given.
+# Set by srun's side if --multi-prog may have been given; ch-join's path, if that is in front of each command.
 MULTI_PROG_VARIABLE = "SLURM_CH_MULTI_PROG"
 # What srun's or sbatch's --export says, where it names variables.
 EXPORTED_VARIABLE = "SLURM_CH_EXPORTED"
@@ -83,6 +83,9 @@ PYXIS_PREFIX = "PYXIS_CONTAINER_"  # of pyxis' options, for all three
 PIN_WORD = "PIN "
 # In a request, besides the options: where HOST has put the file of the image, and under which path.
 LOCATED_LINE = "located="
+# In the request of an srun of several components that differ, before each one's: RANK:JOB, by which a
+# node knows its step's (spank/plugin/components.c). No option has that name.
+COMPONENT_LINE = "component="
 # How the references begin that are no paths: images in registries, archives and stores.
 REFERENCE_BEGINNINGS = (
     "docker://", "oci:", "oci-archive:", "docker-archive:", "docker-daemon:", "containers-storage:", "dir:",

@@ -3,7 +3,8 @@
  *
  * So srun's side puts a word in the command's place that no host can execute,
  * and the command travels beside it; the node's side puts it back. A batch
- * script is out of a plugin's reach, and so are the commands of --multi-prog.
+ * script is out of a plugin's reach, and so are, since Slurm
+ * 23.02.5, the commands of --multi-prog (multi_prog.c) and, of an srun of several components, those of all but one.
  */
 #define _GNU_SOURCE
 #include <stdio.h>
@@ -17,19 +18,6 @@
 #ifndef GUARD /* the tests' plugin of another age */
 #define GUARD "/proc/no-slurm_ch-plugin-on-this-node,-or-an-older-one"
 #endif
-
-/* Whether a --multi-prog file's text is in place of arguments, if that option may
- * have been given. The first line that says something begins with task numbers. */
-bool guard_is_multi_prog(int argc, char **argv)
-{
-	const char *text;
-
-	if (argc < 2)
-		return false;
-	for (text = argv[1]; *text == '#' || *text == '\n' || *text == ' ' || *text == '\t';)
-		text += *text == '#' ? strcspn(text, "\n") : 1;
-	return *text == '*' || (*text >= '0' && *text <= '9');
-}
 
 /* Whether the words from `first` on, up to the end of a component, are the command as it was
  * typed: with a name in the place of the path that srun has found for it. */
@@ -78,8 +66,9 @@ static char *as_typed(int argc, char **argv)
 	return found ? found : strdup(argv[0]);
 }
 
-/* In srun, after the options, once for each component of a heterogeneous step. */
-int guard_local_user_init(spank_t sp)
+/* In srun, after the options; of several components Slurm calls it for one, and its step alone
+ * has the environment of after it. */
+int guard_local_user_init(spank_t sp, int ac, char **av)
 {
 	char **argv = NULL, *word, *typed;
 	uint32_t step;
@@ -92,8 +81,11 @@ int guard_local_user_init(spank_t sp)
 		return ESPANK_SUCCESS;
 	if (spank_get_item(sp, S_JOB_ARGV, &argc, &argv) != ESPANK_SUCCESS || argc < 1)
 		return ESPANK_SUCCESS;
-	if (getenv(MULTI_PROG_VARIABLE) && guard_is_multi_prog(argc, argv))
+	if (getenv(MULTI_PROG_VARIABLE) && is_multi_prog(argc, argv)) {
+		if (multi_prog_guard(argv, ac, av))
+			exit(EXIT_USAGE);
 		return ESPANK_SUCCESS;
+	}
 	if (!strcmp(argv[0], GUARD)) /* srun launches again; the variable is there */
 		return ESPANK_SUCCESS;
 	if (other_container(argc))

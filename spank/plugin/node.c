@@ -45,16 +45,6 @@ static pid_t maker;
 static bool contained;
 static uint32_t tasks_gone;
 
-static const char *variable(char **env, const char *name)
-{
-	size_t n = strlen(name);
-
-	for (char **e = env; e && *e; e++)
-		if (!strncmp(*e, name, n) && (*e)[n] == '=')
-			return *e + n + 1;
-	return NULL;
-}
-
 enum wish { HOST, CONTAINER, UNKNOWN };
 
 /* Whether this step runs in a container, and if so, its environment. */
@@ -224,12 +214,12 @@ void node_free(void)
 }
 
 /* Everything that the launcher may need to know, as data. */
-static int write_facts(spank_t sp, uint32_t step, char **env, int ac, char **av)
+static int write_facts(spank_t sp, uint32_t step, const char *request, char **env, int ac, char **av)
 {
 	uint32_t tasks;
 	char count[16], **argv = NULL;
 	int argc, fd;
-	FILE *out = step_facts(&fd, variable(env, REQUEST_VARIABLE), env, ac, av);
+	FILE *out = step_facts(&fd, request, env, ac, av);
 
 	if (!out)
 		return -1;
@@ -243,7 +233,7 @@ static int write_facts(spank_t sp, uint32_t step, char **env, int ac, char **av)
 	return facts_close(fd, out);
 }
 
-static int start_launcher(spank_t sp, uint32_t step, int sock, char **env, int ac, char **av)
+static int start_launcher(spank_t sp, uint32_t step, int sock, const char *request, char **env, int ac, char **av)
 {
 	char *python = site_path("python", DEFAULT_PYTHON, ac, av);
 	char *launcher = site_path("launcher", DEFAULT_LAUNCHER, ac, av);
@@ -251,7 +241,7 @@ static int start_launcher(spank_t sp, uint32_t step, int sock, char **env, int a
 	int failed = -1;
 
 	if (python && launcher) {
-		l.facts = write_facts(sp, step, env, ac, av);
+		l.facts = write_facts(sp, step, request, env, ac, av);
 		if (l.facts >= 0) {
 			failed = launch_start(&l);
 			close(l.facts);
@@ -278,6 +268,12 @@ static int prepend_by_api(spank_t sp, prepend_f *api, const char *path, const ch
 	return api(sp, 1, first) == ESPANK_SUCCESS ? 0 : -1;
 }
 
+/* srun's side has put it in front of each task's command already. */
+static int command_is_there(const char *broker, char **join)
+{
+	return asprintf(join, "%d%s", tasks_end.fd, broker) < 0 ? -1 : 0;
+}
+
 /* Before that: put `path` in the command's place, which travels in `join`. */
 static int replace_command(const char *path, const char *command, const char *broker, char **word,
 			   char **join)
@@ -300,6 +296,7 @@ static int prepend(spank_t sp, int id, char **env, const char *path, const char 
 	const char *command = NULL;
 	char **argv = NULL, *join = NULL;
 	int argc = 0, failed = -1;
+	bool several, there;
 
 	if (spank_get_item(sp, S_JOB_ARGV, &argc, &argv) != ESPANK_SUCCESS || argc < 1)
 		goto out;
@@ -308,15 +305,18 @@ static int prepend(spank_t sp, int id, char **env, const char *path, const char 
 		if (!command)
 			goto out;
 	}
-	if (!api && variable(env, MULTI_PROG_VARIABLE) && guard_is_multi_prog(argc, argv)) {
+	several = variable(env, MULTI_PROG_VARIABLE) && is_multi_prog(argc, argv);
+	there = several && multi_prog_goes_through(argv[1], variable(env, MULTI_PROG_VARIABLE));
+	if (!api && several && !there) {
 		/* Each task has an argument array of its own, out of reach. */
 		if (id == 0)
 			complain("--ch-image and --multi-prog together need Slurm "
 				 "23.02.5 or later; refusing to run on the host");
 		return -1;
 	}
-	failed = api ? prepend_by_api(sp, api, path, command, broker, &join) :
-		       replace_command(path, command, broker, argv, &join);
+	failed = there ? command_is_there(broker, &join) :
+		 api   ? prepend_by_api(sp, api, path, command, broker, &join) :
+			 replace_command(path, command, broker, argv, &join);
 	if (!failed)
 		failed = spank_setenv(sp, JOIN_VARIABLE, join, 1) == ESPANK_SUCCESS ? 0 : -1;
 out:
@@ -340,7 +340,7 @@ static void __attribute__((noreturn)) refuse(void)
  * end of the offer, the tasks would never see that task 0 died before it took what is
  * offered: so there the first that comes takes it. Else it is task 0, whose standard
  * error the launcher's words go to. */
-static void see_to_launcher(spank_t sp, uint32_t step, int id, char **env, int ac, char **av)
+static void see_to_launcher(spank_t sp, uint32_t step, int id, const char *request, char **env, int ac, char **av)
 {
 	int sock;
 
@@ -350,7 +350,7 @@ static void see_to_launcher(spank_t sp, uint32_t step, int id, char **env, int a
 			complain("can't take the launcher's socket: %s", strerror(errno));
 			refuse();
 		}
-		if (sock >= 0 && start_launcher(sp, step, sock, env, ac, av))
+		if (sock >= 0 && start_launcher(sp, step, sock, request, env, ac, av))
 			refuse();
 		if (sock >= 0)
 			close(sock);
@@ -365,8 +365,8 @@ int node_task_init(spank_t sp, int ac, char **av)
 	int argc = 0;
 	enum wish wish = wanted(sp, &step, &env);
 	int id = -1;
-	const char *request;
-	char *path, *broker;
+	const char *published;
+	char *request, *path, *broker;
 
 	/* Slurm doesn't tell, and nobody asked for a container: as without us. */
 	if (wish == UNKNOWN && tasks_end.fd < 0 && !options_remote_saw_option())
@@ -402,7 +402,15 @@ int node_task_init(spank_t sp, int ac, char **av)
 				 "does another plugin close descriptors?");
 		refuse();
 	}
-	see_to_launcher(sp, step, id, env, ac, av);
+	published = variable(env, REQUEST_VARIABLE);
+	request = component_request(sp, published ? published : "", env);
+	if (!request) {
+		if (id == 0)
+			complain("can't tell which of this srun's components the step is; "
+				 "use an srun for each");
+		refuse();
+	}
+	see_to_launcher(sp, step, id, request, env, ac, av);
 	path = site_path("ch_join", "ch-join", ac, av);
 	if (!path || access(path, X_OK)) {
 		if (id == 0) /* once is enough: it is the same for all */
@@ -410,8 +418,7 @@ int node_task_init(spank_t sp, int ac, char **av)
 				 path ? path : "?", strerror(errno));
 		refuse();
 	}
-	request = variable(env, REQUEST_VARIABLE);
-	broker = broker_allowed(request ? request : "", step == SLURM_BATCH_SCRIPT, ac, av);
+	broker = broker_allowed(request, step == SLURM_BATCH_SCRIPT, ac, av);
 	/* The one descriptor that the task's own exec must not close. What the
 	 * task forks before that, a TaskProlog, gets none. */
 	if (!broker || prepend(sp, id, env, path, broker) ||
@@ -420,5 +427,6 @@ int node_task_init(spank_t sp, int ac, char **av)
 	spank_unsetenv(sp, REQUEST_VARIABLE);
 	free(broker);
 	free(path);
+	free(request);
 	return ESPANK_SUCCESS;
 }

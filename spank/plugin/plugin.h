@@ -38,6 +38,11 @@ bool options_remote_saw_option(void);
 int request_post_opt(int ac, char **av);
 void request_free(void);
 
+/* components.c: an srun of several components */
+int components_add(char **request);
+void components_free(void);
+char *component_request(spank_t sp, const char *text, char **env);
+
 /* precheck.c: the request, before it waits in the queue */
 struct pin {
 	char *image;   /* the reference with its digest; NULL: nothing is known of it */
@@ -46,9 +51,13 @@ struct pin {
 void precheck_request(const char *request, const char *image, bool plain, int ac, char **av, struct pin *pin);
 
 /* command_guard.c: a node without this plugin must not run the command on the host */
-int guard_local_user_init(spank_t sp);
+int guard_local_user_init(spank_t sp, int ac, char **av);
 bool guard_is(const char *word);
-bool guard_is_multi_prog(int argc, char **argv);
+
+/* multi_prog.c: a command of its own for each task */
+bool is_multi_prog(int argc, char **argv);
+bool multi_prog_goes_through(const char *text, const char *path);
+int multi_prog_guard(char **argv, int ac, char **av);
 
 /* site_arguments.c: where a part is, by plugstack.conf or beside this plugin */
 char *site_path(const char *key, const char *beside, int ac, char **av);
@@ -72,6 +81,9 @@ bool other_container(int command_words);
 
 /* job_end.c: on a node, when a job is over */
 void job_end(spank_t sp, int ac, char **av);
+
+/* variable.c: the job's environment */
+const char *variable(char **env, const char *name);
 
 /* node.c: in slurmstepd and the tasks */
 int node_init_post_opt(spank_t sp);

@@ -99,6 +99,8 @@ static bool is_image(const struct setting *s)
  * components again for each. */
 static struct pin pin;
 static char *pinned;
+/* Of the options of an srun of several components, how many are not this one's own. */
+static size_t carried;
 
 static int replace(struct setting *setting, const char *value)
 {
@@ -128,7 +130,7 @@ static int use_pin(void)
 	return 0;
 }
 
-void request_free(void)
+static void forget_pin(void)
 {
 	free(pinned);
 	free(pin.image);
@@ -137,18 +139,27 @@ void request_free(void)
 	pin = (struct pin){ NULL, NULL };
 }
 
+void request_free(void)
+{
+	forget_pin();
+	components_free();
+	carried = 0;
+}
+
 /* Return the request, checked, and with the image that its reference means; NULL if
  * there is no memory. */
 static char *checked_request(size_t explicit_count, const char *image, bool plain, int ac, char **av)
 {
-	char *request = write_request(explicit_count, pin.located);
+	/* Another component may have another image. */
+	const char *located = pin.image && !strcmp(image, pin.image) ? pin.located : NULL;
+	char *request = write_request(explicit_count, located);
 	struct pin found;
 
 	if (!request)
 		return NULL;
 	precheck_request(request, image, plain, ac, av, &found);
 	if (found.image) {
-		request_free();
+		forget_pin();
 		pin = found;
 		pinned = strdup(image);
 		free(request);
@@ -184,8 +195,33 @@ static const char *image_of(bool *plain)
 	return image;
 }
 
-/* An srun or salloc of several components has one set of options: to Slurm's
- * plugins all are one command line. */
+/* A component that names an image has the options that are given with it; one that names none
+ * goes on with those of the component before it. */
+static void begin_component(void)
+{
+	size_t own = setting_count - carried;
+	bool named = false;
+
+	for (size_t i = carried; i < setting_count; i++)
+		named |= is_image(&settings[i]);
+	if (!named)
+		return;
+	for (size_t i = 0; i < carried; i++)
+		free(settings[i].value);
+	memmove(settings, settings + carried, own * sizeof(*settings));
+	setting_count = own;
+}
+
+/* Keep for the next component what was given, and none of the environment's defaults. */
+static void end_component(size_t explicit_count)
+{
+	while (setting_count > explicit_count)
+		free(settings[--setting_count].value);
+	carried = setting_count;
+}
+
+/* An sbatch or salloc of several components has one set of options: what they are for is
+ * one script, or one shell. */
 static bool differs_by_component(void)
 {
 	const char *first = NULL;
@@ -215,11 +251,14 @@ static void __attribute__((noreturn)) refuse(void)
 
 int request_post_opt(int ac, char **av)
 {
-	size_t explicit_count = setting_count;
+	bool srun = spank_context() == S_CTX_LOCAL, plain;
+	size_t explicit_count;
 	const char *image;
-	char *request;
-	bool plain;
+	char *request = NULL;
 
+	if (srun)
+		begin_component();
+	explicit_count = setting_count;
 	unsetenv(REQUEST_VARIABLE);
 	unsetenv(MULTI_PROG_VARIABLE);
 	unsetenv(EXPORTED_VARIABLE);
@@ -241,13 +280,13 @@ int request_post_opt(int ac, char **av)
 		plain = false;
 	}
 	if (!image) {
-		if (!explicit_count)
+		if (!explicit_count && (!srun || !components_add(&request)))
 			return ESPANK_SUCCESS;
 		complain("--%s: --%s is missing", options[settings[0].option].name,
 			 options[options[settings[0].option].group ? OPTION_CONTAINER_IMAGE : OPTION_IMAGE].name);
 		refuse();
 	}
-	if (differs_by_component()) {
+	if (!srun && differs_by_component()) {
 		complain("--%s=%s: all components of one command have the same image; "
 			 "use an srun for each",
 			 options[option_given(OPTION_CONTAINER_IMAGE, setting_count) ? OPTION_CONTAINER_IMAGE :
@@ -258,12 +297,14 @@ int request_post_opt(int ac, char **av)
 	if (other_container(0))
 		refuse();
 	request = checked_request(explicit_count, image, plain, ac, av);
-	if (!request || setenv(REQUEST_VARIABLE, request, 1) ||
+	if (!request || (srun && components_add(&request)) || setenv(REQUEST_VARIABLE, request, 1) ||
 	    (may_be_multi_prog() && setenv(MULTI_PROG_VARIABLE, "1", 1)) || publish_exported() ||
 	    (spank_context() == S_CTX_ALLOCATOR && options_publish_defaults())) {
 		complain("can't publish the options: %s", strerror(errno));
 		refuse();
 	}
 	free(request);
+	if (srun)
+		end_component(explicit_count);
 	return ESPANK_SUCCESS;
 }

@@ -63,10 +63,9 @@ int slurm_spank_local_user_init(spank_t sp, int ac, char **av)
 {
 	static unsigned calls;
 
-	UNUSED;
 	if (again(&calls))
 		return ESPANK_SUCCESS;
-	return guard_local_user_init(sp);
+	return guard_local_user_init(sp, ac, av);
 }
 
 int slurm_spank_user_init(spank_t sp, int ac, char **av)

@@ -129,13 +129,6 @@ srun --het-group=0,1 {HET.format(image_sqfs)}
     assert len(set(tags(lines))) == 2
 
 
-def test_components_of_one_srun(good: Good) -> None:
-    step = "sh -c 'echo $SLURM_PROCID $(cat /marker)'"
-    out = good(f"srun -N1 -n2 --overcommit --ch-image=$IMG {step} : -N1 -n1 {step}")
-    # Options are the whole command's: Slurm's plugins can't tell components apart.
-    assert sorted(out.splitlines()) == ["0 one", "1 one", "2 one"]
-
-
 def test_a_requeued_job_is_in_its_container_again(sh: Run, world_tmp: Path, image_sqfs: Path) -> None:
     script = world_tmp / "again.sh"
     script.write_text(f"""#!/bin/sh

@@ -86,7 +86,7 @@ def test_without_an_image_nothing_is_guarded(odd: On) -> None:
     assert odd("srun -w n2 echo plain").stdout == "plain\n"
 
 
-def test_the_task_prolog_guards_scripts_and_multi_prog(user: str, image_sqfs: Path, world_tmp: Path) -> None:
+def test_the_task_prolog_guards_what_srun_alone_cannot(user: str, image_sqfs: Path, world_tmp: Path) -> None:
     conf = world_tmp / "multi.prog"
     conf.write_text("0 /bin/echo on the host\n")
     extra = f"TaskProlog={ROOT}/etc/task-prolog\nLaunchParameters=use_interactive_step"
@@ -105,6 +105,10 @@ def test_the_task_prolog_guards_scripts_and_multi_prog(user: str, image_sqfs: Pa
         done = run(f"srun -w n2 --ch-image=$IMG --multi-prog {conf}")
         assert done.returncode != 0
         assert "the plugin is missing on this node" in done.stdout
+        assert "on the host\n" not in done.stdout.replace("refusing to run on the host", "")
+        # Slurm lets a plugin guard the command of one component only, whichever it likes.
+        done = run("srun -w n1 --ch-image=$IMG true : -w n2 --ch-image=/ sh -c 'echo on the host'")
+        assert done.returncode != 0
         assert "on the host\n" not in done.stdout.replace("refusing to run on the host", "")
         # With the plugin, or without an image, it lets everything pass.
         assert run(sbatch.format("cat /marker").replace("-W", "-W -w n1")).stdout == "0\none\n"

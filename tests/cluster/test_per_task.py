@@ -12,8 +12,6 @@ import pytest
 
 from slurm_ch.sandbox.cluster import Cluster
 
-from .conftest import Run
-
 GPUS = 4
 
 Lines = Callable[[str], list[list[str]]]
@@ -102,13 +100,9 @@ def test_any_distribution(lines: Lines, world_tmp: Path, how: str, per_node: lis
         assert len({task[3] for task in here}) == 1
 
 
-def test_multi_prog(cluster: Cluster, sh: Run, world_tmp: Path) -> None:
-    """Each task its own command, where Slurm lets a plugin reach it; else an error and nothing run."""
+def test_multi_prog(good: Callable[..., str], world_tmp: Path) -> None:
+    """Each task its own command, of all nodes."""
     conf = world_tmp / "commands.conf"
     conf.write_text("0 /bin/echo zero %t\n1-2 /bin/echo some %o\n3 /bin/cat /marker\n")
-    done = sh(f"srun -N2 --overcommit -n4 --ch-image=$IMG --multi-prog {conf}")
-    if cluster.version >= (23, 2, 5):
-        assert (done.returncode, sorted(done.stdout.splitlines())) == (0, ["one", "some 0", "some 1", "zero 0"])
-    else:
-        assert (done.returncode, done.stdout) == (31, "")
-        assert done.stderr.count("--ch-image and --multi-prog together need Slurm 23.02.5") == 2
+    out = good(f"srun -N2 --overcommit -n4 --ch-image=$IMG --multi-prog {conf}")
+    assert sorted(out.splitlines()) == ["one", "some 0", "some 1", "zero 0"]

@@ -231,15 +231,19 @@ def test_hostile_environment_reaches_the_command_only(good: Good, world_tmp: Pat
     assert f"PATH is {evil}:" in out
 
 
-def test_multi_prog_is_refused_or_works(sh: Run, cluster: Cluster, world_tmp: Path) -> None:
+def test_multi_prog(sh: Run, cluster: Cluster, world_tmp: Path) -> None:
     conf = world_tmp / "multi.conf"
-    conf.write_text("# comment\n0-3 /bin/cat /marker\n")
+    conf.write_text(
+        "# comment\n\n 0,2\tcat /marker\n   # another\n1 sh -c 'echo $0 in $(cat /marker)' %t\n3 /bin/echo %t"
+    )
     done = sh(f"srun -N1 --overcommit -n4 --ch-image=$IMG --multi-prog {conf}")
+    assert (done.returncode, sorted(done.stdout.splitlines())) == (0, ["1 in one", "3", "one", "one"]), done.stderr
+    conf.write_text("0 /bin/cat \\\n/marker\n")
+    done = sh(f"srun --ch-image=$IMG --multi-prog {conf}")
     if cluster.version >= (23, 2, 5):
-        assert (done.returncode, done.stdout) == (0, "one\n" * 4), done.stderr
+        assert (done.returncode, done.stdout) == (0, "one\n"), done.stderr
     else:
-        assert done.returncode == 31
-        assert done.stderr.count("--ch-image and --multi-prog together need Slurm 23.02.5") == 1
-        assert done.stdout == ""
+        assert (done.returncode, done.stdout) == (64, "")
+        assert "--multi-prog with a backslash at a line's end need Slurm 23.02.5" in done.stderr
     # The plugin takes no other command for one.
     assert sh("srun --ch-image=$IMG echo '0 x' --multi-prog-not").returncode == 0

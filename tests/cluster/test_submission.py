@@ -172,12 +172,6 @@ def test_a_test_only_submission(good: Good) -> None:
     assert "to start at" in good("sbatch --test-only --ch-image=$IMG --ch-private-tmp --ch-cd=/ --wrap=true 2>&1")
 
 
-def test_two_images_in_one_command_are_refused(sh: Run) -> None:
-    done = sh("srun --ch-image=$IMG cat /marker : --ch-image=/other cat /marker")
-    assert (done.returncode, done.stdout) == (64, "")
-    assert "--ch-image=/other: all components of one command have the same image" in done.stderr
-
-
 @pytest.mark.parametrize("form", ["--ch-image={}", "--ch-image {}"])
 def test_two_images_in_one_script_are_refused(sh: Run, world_tmp: Path, image_sqfs: Path, form: str) -> None:
     script = world_tmp / "components.sh"

@@ -203,11 +203,14 @@ static int submit(int argc, char **argv)
 		job_argv = words;
 		job_argc = words[1] ? 2 : 1;
 		for (int i = 0; i < 2; i++)
-			if (slurm_spank_local_user_init(NULL, 0, NULL))
+			if (slurm_spank_local_user_init(NULL, ac, av))
 				return 5;
 		printf("COMMAND=%s%c", words[0], 0);
+		printf("WORD=%s%c", words[1] ? words[1] : "", 0);
 		if (words[0] != getenv("FAKE_COMMAND"))
 			free(words[0]);
+		if (words[1] != getenv("FAKE_WORD"))
+			free(words[1]);
 	}
 	for (char **e = environ; *e; e++)
 		if (strstr(*e, "SLURM_") && strstr(*e, "ch_"))

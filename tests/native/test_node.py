@@ -284,6 +284,12 @@ def test_multi_prog_is_refused_where_it_cannot_work(fake: Fake, world_tmp: Path,
     # With Slurm's function it works, and a command that only looks like it is none.
     assert fake("remote", 2, 0, "/bin/echo", text, way="api", **env).stdout == "task: 77\n" * 2
     assert fake("remote", 2, 0, "/bin/echo", "x" + text, **env).stdout == "task: 77\n" * 2
+    # With ch-join in front of each task's command, what is in their place stays as it is.
+    env["SLURM_CH_MULTI_PROG"] = "/x/ch-join"
+    through = re.sub(r"([\d*]) +(?=\S+\n?$)", r"\1 /x/ch-join ", text)
+    for way in WAYS:
+        said = fake("remote", 1, 0, "/bin/echo", through, way=way, **env).stdout
+        assert said == through + "\ntask: 0\n"
     del env["SLURM_CH_MULTI_PROG"]
     assert fake("remote", 2, 0, "/bin/echo", text, **env).stdout == "task: 77\n" * 2
 

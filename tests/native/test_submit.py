@@ -158,18 +158,54 @@ def test_the_command_is_guarded(fake: Fake) -> None:
     found = variables(fake("submit", "--ch-image=i", **env).stdout)
     # A word that only looks like --multi-prog makes no difference.
     again = variables(fake("submit", "--ch-image=i", name="--mu", FAKE_WORD="word", **env).stdout)
-    assert again == {**found, "SLURM_CH_MULTI_PROG": "1"}
+    assert again == {**found, "WORD": "word", "SLURM_CH_MULTI_PROG": "1"}
     assert found["COMMAND"].startswith("/proc/no-slurm_ch-plugin")
     assert found["SLURM_CH_COMMAND"] == "app"
 
 
-@pytest.mark.parametrize(("words", "env"), [([], {}), (["--ch-image=i"], {"SLURM_SRUN_MULTI": "1"})])
-def test_a_command_that_needs_no_guard_or_can_have_none(fake: Fake, words: list[str], env: dict[str, str]) -> None:
-    found = variables(
-        fake("submit", *words, FAKE_COMMAND="app", FAKE_WORD="0 x", SLURM_CH_COMMAND="stale", **env).stdout
-    )
+def test_a_command_that_needs_no_guard(fake: Fake) -> None:
+    found = variables(fake("submit", FAKE_COMMAND="app", FAKE_WORD="0 x", SLURM_CH_COMMAND="stale").stdout)
     assert found["COMMAND"] == "app"
     assert "SLURM_CH_COMMAND" not in found
+
+
+MULTI = {"SLURM_SRUN_MULTI": "1", "FAKE_SITE": "ch_join=/x/ch-join", "SLURM_CH_COMMAND": "stale"}
+
+
+@pytest.mark.parametrize(
+    ("text", "through"),
+    [
+        ("0 app\n", "0 /x/ch-join app\n"),
+        ("# a\n\n \t0-1,3\tapp 'b c' \\d", "# a\n\n \t0-1,3 /x/ch-join\tapp 'b c' \\d"),
+        ("*  ./app %t\n#\n1 b\n2", "* /x/ch-join  ./app %t\n#\n1 /x/ch-join b\n2 /x/ch-join"),
+    ],
+)
+def test_the_commands_of_multi_prog_go_through_ch_join(fake: Fake, world_tmp: Path, text: str, through: str) -> None:
+    conf = world_tmp / "through.conf"
+    conf.write_text(text)
+    found = variables(fake("submit", "--ch-image=i", FAKE_COMMAND=conf, FAKE_WORD=text, **MULTI).stdout)
+    assert (found["COMMAND"], found["WORD"]) == (str(conf), through)
+    assert found["SLURM_CH_MULTI_PROG"] == "/x/ch-join"
+    assert "SLURM_CH_COMMAND" not in found
+    # Where Slurm puts it there, on the node, nothing is changed.
+    found = variables(fake("submit", "--ch-image=i", way="api", FAKE_COMMAND=conf, FAKE_WORD=text, **MULTI).stdout)
+    assert (found["WORD"], found["SLURM_CH_MULTI_PROG"]) == (text, "1")
+
+
+@pytest.mark.parametrize(
+    ("text", "word", "reason"),
+    [
+        ("0 a\\\nb\n", None, "a backslash at a line's end"),
+        ("0 a\n", "0 b\n", "what can't be read twice"),
+        ("0 a\n", "0 a", "what can't be read twice"),
+    ],
+)
+def test_what_cannot_go_through_ch_join(fake: Fake, world_tmp: Path, text: str, word: str | None, reason: str) -> None:
+    conf = world_tmp / "not-through.conf"
+    conf.write_text(text)
+    done = fake("submit", "--ch-image=i", FAKE_COMMAND=conf, FAKE_WORD=word or text, **MULTI)
+    assert done.returncode == 64
+    assert f"--ch-image and --multi-prog with {reason} need Slurm 23.02.5 or later" in done.stderr
 
 
 @pytest.mark.parametrize(

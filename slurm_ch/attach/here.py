@@ -12,7 +12,7 @@ from ..engine import ch_join, environment, namespaces, task_plan
 from ..errors import ChError
 from ..images import directory, elsewhere
 from ..images.flat import Flat
-from . import running
+from . import kept, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -29,9 +29,14 @@ _TASKS_OWN = ("PMI_", "PMIX_")
 def containers(job: int) -> Iterator[str]:
     """Yield a line for each of a job's containers on this node."""
     node = os.environ.get("SLURMD_NODENAME", "")
+    left = kept.all_here(str(job), node)
     for one in running.find(job, None, node):
         record = {"step": one.step, "node": node, "image": one.image, "tasks": one.tasks, "seconds": one.seconds}
-        yield MARK + json.dumps(record)
+        mark = next((mark for mark in left if one.has_overlay(mark)), None)
+        name = {} if mark is None else {"name": left.pop(mark).name}
+        yield MARK + json.dumps({**record, **name})
+    for rest in left.values():
+        yield MARK + json.dumps(kept.row(rest, node))
 
 
 def _meant(job: int, label: str, step: str | None) -> running.Running:
@@ -51,11 +56,12 @@ def enter(job: int, label: str, step: str | None, argv: Sequence[str]) -> NoRetu
     """Become `argv`, or a shell, in the container of this node that is meant; ChError if there is none."""
     container = _meant(job, label, step)
     user_fd, mount_fd = container.open_namespaces()
+    further = container.open_further()
     directory = container.open_directory()
     ch_join.drop_descriptors()
     program = ch_join.open_ch_join()
     env, plan = _environment(container)
-    namespaces.enter(user_fd, mount_fd, f"pid {container.pid}")
+    namespaces.enter(user_fd, mount_fd, f"pid {container.pid}", further)
     ch_join.become(program, task_plan.encode(plan), argv or [_shell()], env, _change_to(directory))
 
 

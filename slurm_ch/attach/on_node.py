@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `slurm-ch enter`, `ps` and `pack` run on a job's node, as a step of the job.
 
-on_node.py list JOB | on_node.py enter JOB LABEL STEP|- [CMD...] | on_node.py pack JOB LABEL STEP|-
+on_node.py list JOB | on_node.py enter JOB LABEL STEP|- [CMD...] | on_node.py pack JOB LABEL STEP|- |
+on_node.py remove JOB NAME...
 """
 
 import sys
@@ -11,7 +12,7 @@ sys.path.insert(0, __file__.rpartition("/slurm_ch/")[0])
 import os
 
 from slurm_ch import log
-from slurm_ch.attach import here
+from slurm_ch.attach import here, kept
 from slurm_ch.errors import describe, exit_code
 
 
@@ -21,6 +22,10 @@ def main(words: list[str]) -> None:
     if words[0] == "list":
         for line in here.containers(int(words[1])):
             print(line)
+        return
+    if words[0] == "remove":
+        for path in kept.remove(words[2:], words[1], os.environ.get("SLURMD_NODENAME")):
+            print(path)
         return
     command, job, label, step, *argv = words
     which = int(job), label, None if step == "-" else step

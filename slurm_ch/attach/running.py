@@ -11,10 +11,14 @@ from __future__ import annotations
 
 import os
 import re
+from typing import TYPE_CHECKING
 
-from ..engine import namespaces
+from ..engine import named, namespaces
 from ..errors import ChError
 from ..slurm import commands
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _OWN_STEP = ("SLURM_JOB_ID", "SLURM_STEP_ID")
 _FUSE_ROOT = re.compile(r" / / \S+ .*- fuse\.slurm_ch (\S+) ", re.ASCII)
@@ -48,6 +52,14 @@ class Running:
     def open_namespaces(self) -> tuple[int, int]:
         """Return descriptors of its user and mount namespaces; ChError if it has ended."""
         return namespaces.open_at(self.proc_fd, self.pid)
+
+    def open_further(self) -> Mapping[str, int]:
+        """Return descriptors of its further namespaces that aren't ours."""
+        return namespaces.open_further(self.proc_fd, self.pid)
+
+    def has_overlay(self, mark: str) -> bool:
+        """Whether it is the container whose overlay is called so."""
+        return named.is_in(mark, _read(self.proc_fd, "mountinfo"))
 
     def open_directory(self) -> int | None:
         """Return a descriptor of its working directory, or None if that can't be opened."""

@@ -103,6 +103,16 @@ def pack_source(reference: str, node: str | None) -> elsewhere.FromProgram:
     return elsewhere.FromProgram(srun(job, [node], *program), clean_environment(os.environ))
 
 
+def remove(reference: str, names: Sequence[str]) -> NoReturn:
+    """Become the srun that removes a job's containers of these names on all its nodes; ChError if there is no job."""
+    job, _, _ = find(reference, None)
+    command = srun(job, [], *_program("remove", str(job.id), *names))
+    try:
+        os.execvpe("srun", command, clean_environment(os.environ))
+    except OSError as error:
+        raise ChError("can't execute srun") from error
+
+
 def list_job(job: Job) -> list[dict[str, object]]:
     """Return the job's containers on all its nodes; ChError if the nodes don't answer."""
     command = srun(job, [], *_program("list", str(job.id)))

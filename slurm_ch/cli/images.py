@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from slurm_ch import log
-from slurm_ch.errors import ChError
+from slurm_ch.errors import ChError, UsageError
 from slurm_ch.images import reference, settings
 from slurm_ch.images.progress import size
 from slurm_ch.images.store import Store
@@ -60,12 +60,19 @@ def images(*, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("names", nargs=-1, required=True, metavar="REF|DIGEST...")
-def rm(*, names: Sequence[str]) -> None:
-    """Remove images from your cache, by reference or by the beginning of a digest.
+@click.option("--container", is_flag=True, help="NAMEs are those of containers (--container-name), on this node.")
+@click.option("--job", metavar="JOBID", help="With --container: that job's, on all its nodes.")
+@click.argument("names", nargs=-1, required=True, metavar="REF|DIGEST|NAME...")
+def rm(*, container: bool, job: str | None, names: Sequence[str]) -> None:
+    """Remove images from your cache, by reference or by the beginning of a digest; or containers with a name.
 
     A running step keeps its image on a local disk and on Lustre; on NFS it may lose it.
     """
+    if job is not None and not container:
+        raise UsageError("--job: is for --container")
+    if container:
+        _remove_containers(names, job)
+        return
     store = _store()
     own = [one for one in store.images() if not one.site]
     known = store.names()
@@ -76,6 +83,17 @@ def rm(*, names: Sequence[str]) -> None:
         for one in found:
             store.remove(one)
             click.echo(one.path)
+
+
+def _remove_containers(names: Sequence[str], job: str | None) -> None:
+    if job is not None:
+        from slurm_ch.attach import to_node
+
+        to_node.remove(job, names)
+    from slurm_ch.attach import kept
+
+    for path in kept.remove(names, None, None):
+        click.echo(path)
 
 
 def _matching(name: str, own: Sequence[Cached], known: dict[str, list[str]]) -> list[Cached]:

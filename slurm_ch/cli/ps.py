@@ -33,14 +33,17 @@ def ps(*, as_json: bool, verbose: int, names: Sequence[str]) -> None:
 
     Each job is asked by a short step of its own: one srun per job, whatever its
     number of tasks. TASKS counts a step's own tasks; it is 0 for a container that
-    a script started by itself.
+    a script started by itself. A container with a NAME that waits for its next step has no STEP,
+    and the time since its last.
     """
     log.configure(level=verbose)
     user = to_node.user_name()
     running = commands.running_jobs(user)
     if names:
         running = [records.find_job(running, name, user) for name in names]
-    running = [job for job in running if job.steps]
+    else:
+        # Where no step is, no container runs; one that is kept is shown to who asks for the job.
+        running = [job for job in running if job.steps]
     rows: list[dict[str, object]] = []
     failed = False
     with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -50,6 +53,8 @@ def ps(*, as_json: bool, verbose: int, names: Sequence[str]) -> None:
                 log.error(describe(answer))
             else:
                 rows += sorted(answer, key=lambda row: (str(row["step"]), str(row["node"])))
+    # One that outlives its job is seen by each job of its node.
+    rows = [row for n, row in enumerate(rows) if row["job"] != "-" or row not in rows[:n]]
     for line in _lines(rows, as_json):
         click.echo(line)
     if failed:
@@ -66,10 +71,15 @@ def _ask(job: records.Job) -> list[dict[str, object]] | ChError:
 def _lines(rows: list[dict[str, object]], as_json: bool) -> list[str]:
     if as_json:
         return [json.dumps(row) for row in rows]
-    cells = [[name.upper() for name in COLUMNS]]
+    last = ("name",) if any("name" in row for row in rows) else ()
+    cells = [[name.upper() for name in (*COLUMNS, *last)]]
     # What runs in a container may have told any name for its image.
     cells += [
-        [*(log.printable(str(row[name])) for name in COLUMNS[:-1]), records.clock(int(str(row["seconds"])))]
+        [
+            *(log.printable(str(row[name])) for name in COLUMNS[:-1]),
+            records.clock(int(str(row["seconds"]))),
+            *(log.printable(str(row.get(name, ""))) for name in last),
+        ]
         for row in rows
     ]
     return display.table(cells, right=(COLUMNS.index("tasks"), COLUMNS.index("age")))

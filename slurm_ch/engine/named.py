@@ -24,7 +24,7 @@ from .action import Build
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
 _GLOBAL = "global"
 _GONE = ".gone-"
@@ -132,6 +132,14 @@ def all_of(root: str | None, job: str | None, node: str) -> Iterator[Kept]:
             yield one
 
 
+def nodes(root: str | None, job: str | None) -> list[str]:
+    """Return the nodes whose containers, of a job or those that outlive theirs, are here."""
+    try:
+        return sorted(os.listdir(os.path.dirname(os.path.dirname(Kept(root, job, "-", "-").directory))))
+    except OSError:
+        return []
+
+
 def jobs(root: str | None) -> list[str]:
     """Return the jobs that have containers here."""
     try:
@@ -193,21 +201,15 @@ class Process:
         self.pid = pid
         self.proc_fd = proc_fd
 
-    def more_namespaces(self) -> Mapping[str, int]:
-        """Return descriptors of those of its further namespaces that aren't this process's own."""
-        found = {}
-        for kind in ("net", "ipc", "uts"):
-            try:
-                if os.stat(f"ns/{kind}", dir_fd=self.proc_fd).st_ino != os.stat(f"/proc/self/ns/{kind}").st_ino:
-                    found[kind] = os.open(f"ns/{kind}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.proc_fd)
-            except OSError as error:
-                raise ChError(f"join: can't open /proc/{self.pid}/ns/{kind}") from error
-        return found
-
 
 def find(mark: str) -> Process | None:
     """Return a process of the caller's in whose tree the overlay of that name is; None if there is none."""
-    return _find(lambda proc_fd: f" - overlay {mark} ".encode() in _read(proc_fd, "mountinfo"))
+    return _find(lambda proc_fd: is_in(mark, _read(proc_fd, "mountinfo")))
+
+
+def is_in(mark: str, mountinfo: bytes) -> bool:
+    """Whether the overlay of that name is among a process's mounts."""
+    return f" - overlay {mark} ".encode() in mountinfo
 
 
 def find_step(job: str, step: str) -> Process | None:

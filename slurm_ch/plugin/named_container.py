@@ -129,7 +129,7 @@ def _meet(kept: named.Kept, asked: Asked) -> named.Process | None:
 def join(wanted: Spec, asked: Asked, process: named.Process, caller: Caller) -> tuple[int, int, list[int], Build]:
     """Enter the container; return descriptors of its namespaces, and what its tasks' environment is to be."""
     log.info(f"{asked.label}: joining pid {process.pid}; its image, mounts and devices are as they are")
-    further = process.more_namespaces()
+    further = namespaces.open_further(process.proc_fd, process.pid)
     lacking = [kind for kind in wanted.unshare if kind not in further]
     if lacking:
         raise UsageError(f"{wanted.label('unshare')}={','.join(lacking)}: {asked.name} runs without")

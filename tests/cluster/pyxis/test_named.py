@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from slurm_ch.sandbox.cluster import Cluster
 
 from .conftest import Good, Run
 
+SLURM_CH = Path(sys.executable).parent / "slurm-ch"
 NAMED = "srun -n1 --overlap --container-name={}"
 
 
@@ -239,9 +241,42 @@ def test_global_ones_outlive_their_job(user: str, enroots: Path, world_tmp: Path
         assert good("srun --container-name=g cat /n") == "1\n"
         directory = place / f"slurm_ch.containers-{pwd.getpwnam(user).pw_uid}"
         assert (directory / "global/n1/g/image").read_text() == f"{enroots}\n"
+        line = f"salloc -Q bash -c 'srun true; {SLURM_CH} ps $SLURM_JOB_ID' | sed 's/  */ /g' | cut -d' ' -f1,2,3,7"
+        assert good(line) == "JOB STEP NODE NAME\n- - n1 g\n"
+        assert good(f"{SLURM_CH} rm --container g") == f"{directory}/global/n1/g\n"
+        assert not list((directory / "global/n1").iterdir())
 
 
 def test_steps_in_quick_succession(good: Good) -> None:
     """Between two steps nobody may be seen in it while the kernel still has it mounted: no error."""
     lines = ["NAMED --container-image=$IMG true"] + ["NAMED true; NAMED sh -c 'exit 0'"] * 5
     assert good(in_job("\n".join(lines))) == ""
+
+
+def test_ps_enter_and_rm_know_them(good: Good, go: Path) -> None:
+    """A kept one is listed by its name, and one that runs can be entered with all its namespaces, but not removed."""
+    out = good(
+        in_job(f"""
+        srun -n1 --overlap --container-image=$IMG --container-name=waits true
+        NAMED --container-image=$IMG --container-mounts=$PWD --container-unshare=net,ipc,uts \\
+            sh -c "readlink /proc/self/ns/net; readlink /proc/self/ns/uts; echo started > $PWD/go; read x < $PWD/go" &
+        read x < go
+        {SLURM_CH} enter $SLURM_JOB_ID.1 -- sh -c 'readlink /proc/self/ns/net; readlink /proc/self/ns/uts'
+        {SLURM_CH} ps $SLURM_JOB_ID | sed 's/  */ /g' | cut -d' ' -f2,3,5,7
+        {SLURM_CH} ps --json $SLURM_JOB_ID | grep -c '"name": "waits"'
+        {SLURM_CH} rm --container c 2>&1
+        {SLURM_CH} rm --container --job=$SLURM_JOB_ID waits | sed 's#.*/of-job-[0-9]*/##'
+        echo > go
+        wait
+        {SLURM_CH} rm --container c | sed 's#.*/of-job-[0-9]*/##'
+        {SLURM_CH} rm --container c 2>&1
+        NAMED true 2>&1 | grep -o 'no such container'
+        """)
+    )
+    lines = out.splitlines()
+    assert lines[0:2] == lines[2:4]
+    assert os.readlink("/proc/self/ns/net") not in lines[:2]
+    assert lines[4:] == [
+        "STEP NODE TASKS NAME", "- n1 0 waits", "1 n1 1 c", "1", "slurm-ch: error: c: a step uses it; see slurm-ch ps",
+        "n1/waits", "n1/c", "slurm-ch: error: c: no container of yours has that name here", "no such container",
+    ]  # fmt: skip

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Containers with a name on this node: those that wait for a step, for `slurm-ch ps`, and removing one."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+from ..engine import named
+from ..errors import ChError
+from ..request import site
+from ..slurm import plugstack
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+
+def _root() -> str | None:
+    """Return the site's directory for them, or None for the usual one."""
+    conf = plugstack.slurm_conf(os.environ)
+    if conf is None:
+        return None
+    entries = list(plugstack.entries(plugstack.path_of(conf, plugstack.settings(conf))))
+    pairs = [word.partition("=") for entry in entries[:1] for word in entry.arguments]
+    found = [f"{key}={value}" for key, _, value in pairs if key == "containers"]
+    return site.parse(found).containers
+
+
+def all_here(job: str, node: str) -> dict[str, named.Kept]:
+    """Return a job's containers on this node, and those that outlive theirs, by what their overlay is called."""
+    try:
+        root = _root()
+    except ChError:
+        return {}
+    return {one.mark() or one.directory: one for scope in (job, None) for one in named.all_of(root, scope, node)}
+
+
+def row(one: named.Kept, node: str) -> Mapping[str, object]:
+    """Return what `slurm-ch ps` shows of one that doesn't run: its age since it was last used."""
+    seconds = max(0, int(time.time() - one.used()))
+    record = {"step": "-", "node": node, "image": one.image(), "tasks": 0, "seconds": seconds, "name": one.name}
+    return record if one.job is not None else {**record, "job": "-"}
+
+
+def remove(names: Sequence[str], job: str | None, node: str | None) -> Iterator[str]:
+    """Remove containers of this node, by their names, and yield where they were; ChError for one that is in use.
+
+    Without a job, those that outlive theirs are meant, and the current job's; without a node, all there are here.
+    """
+    root = _root()
+    job = job or os.environ.get("SLURM_JOB_ID")
+    for name in names:
+        found = [one for one in _everywhere(root, job, node) if one.name == name]
+        if not found:
+            raise ChError(f"{name}: no container of yours has that name here")
+        for one in found:
+            lock = one.lock(wait=False)
+            mark = one.mark()
+            if lock is None or (mark is not None and named.find(mark) is not None) or named.is_busy(one.directory):
+                raise ChError(f"{name}: a step uses it; see slurm-ch ps")
+            one.remove()
+            os.close(lock)
+            yield one.directory
+
+
+def _everywhere(root: str | None, job: str | None, node: str | None) -> Iterator[named.Kept]:
+    for scope in dict.fromkeys((job, None)):
+        for one in [node] if node is not None else named.nodes(root, scope):
+            yield from named.all_of(root, scope, one)

@@ -337,7 +337,7 @@ def main() -> int:
         finding("ch-join and ch-relay start", programs_answer)
         finding("ch-join carries out a plan", plan)
         finding("the plugin in a fake Slurm", lambda: plugin(place))
-        for target in ("ch_join", "submit", "node", "relay"):
+        for target in ("ch_join", "words", "meeting", "submit", "node", "relay"):
             finding(f"fuzz target {target}", lambda target=target: fuzz(target))  # type: ignore[misc]
         finding("ch-squashfuse_ll serves an image", lambda: serve(place))
         finding("linux.py's numbers are those of the header", numbers)

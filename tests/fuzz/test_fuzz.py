@@ -18,7 +18,7 @@ from tests.native.fuse_wire import Gone, Server
 from . import squashfs_seeds
 
 HERE = Path(__file__).parent
-TARGETS = ["ch_join", "submit", "node", "relay"]
+TARGETS = ["ch_join", "words", "meeting", "submit", "node", "relay"]
 CASES = 4000
 SEED = 20261124
 # Of images: in the reader alone, and through a whole server.

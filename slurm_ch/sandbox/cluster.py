@@ -232,7 +232,7 @@ class Cluster:
         for name, text in self.files.items():
             self._write(name, text.encode())
         cgroup = config.cgroup_conf(self.version)
-        if cgroup is not None:
+        if cgroup is not None and "cgroup.conf" not in self.files:
             self._write("cgroup.conf", cgroup.encode())
         self._supervisor = subprocess.Popen(
             [sys.executable or agreement.DEFAULT_PYTHON, "-I", "-S", _SUPERVISOR, self.directory],

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from slurm_ch import paths
@@ -68,6 +69,7 @@ class Steps:
         out, err = srun.communicate()
         outcome = Outcome(status, out, err, elapsed)
         outcome.left = self.wait_until_alone(bystanders)
+        _end_group(srun.pid)
         return outcome
 
     def alone(self) -> bool:
@@ -124,6 +126,21 @@ def _comm(pid: int) -> str:
         return Path(f"/proc/{pid}/comm").read_text().strip()
     except OSError:
         return ""
+
+
+def _end_group(leader: int) -> None:
+    """End what an srun that was killed has left: a child that tells slurmctld so, and goes on trying without one."""
+
+    def gone() -> bool:
+        try:
+            os.killpg(leader, 0)
+        except ProcessLookupError:
+            return True
+        return False
+
+    if not wait_for(gone):
+        with suppress(ProcessLookupError):
+            os.killpg(leader, signal.SIGKILL)
 
 
 def with_parts(lab: Lab, nodes: int = 2, **kw: str) -> Iterator[Steps]:

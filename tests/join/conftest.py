@@ -6,14 +6,17 @@ from __future__ import annotations
 import os
 import pwd
 import select
+import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from slurm_ch import paths
 from tests.command import SLURM_CH
 from tests.leftovers import descendants
 
@@ -52,6 +55,10 @@ class Peer:
             self.kill()
             raise AssertionError(f"peer {self.pid} hangs") from None
         return self.process.returncode, (self._text + out).decode(), err.decode()
+
+    def runs(self) -> bool:
+        """Whether it has not ended."""
+        return self.process.poll() is None
 
     def go(self) -> None:
         """Let a command that reads a line go on."""
@@ -156,12 +163,20 @@ def wait_for(ready: Callable[[], object], why: Callable[[], str], seconds: float
         os.sched_yield()
 
 
-@pytest.fixture
-def place(user: str, image_dir: Path, request: pytest.FixtureRequest) -> Iterator[Place]:
-    """A meeting place of the test's own; nothing may be left of it."""
-    one = Place(
-        user, image_dir, f"{request.node.name[:40].replace('[', '.').rstrip(']')}-{os.getpid()}".replace(" ", "_")
-    )
+def installed(directory: Path, interpreter: Path) -> str:
+    """Install the package in a directory that everybody may enter, with this interpreter; return the command."""
+    shutil.copytree(paths.PACKAGE, directory / "slurm_ch")
+    (directory / "slurm_ch/native/interpreter").write_text(f"{interpreter}\n")
+    (directory / "slurm-ch").symlink_to(directory / "slurm_ch/native/ch-join")
+    for each in (directory, *directory.parents[:2]):
+        each.chmod(0o755)
+    return str(directory / "slurm-ch")
+
+
+@contextmanager
+def meeting(user: str, image: Path, tag: str) -> Iterator[Place]:
+    """A meeting place, of which nothing may be left."""
+    one = Place(user, image, tag)
     yield one
     for peer in one.peers:
         if peer.process.poll() is None:
@@ -174,3 +189,11 @@ def place(user: str, image_dir: Path, request: pytest.FixtureRequest) -> Iterato
     finally:
         for pid in one.holders().values():
             os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def place(user: str, image_dir: Path, request: pytest.FixtureRequest) -> Iterator[Place]:
+    """A meeting place of the test's own."""
+    tag = f"{request.node.name[:40].replace('[', '.').rstrip(']')}-{os.getpid()}".replace(" ", "_")
+    with meeting(user, image_dir, tag) as one:
+        yield one

@@ -6,17 +6,15 @@ from __future__ import annotations
 import os
 import re
 import select
-import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from slurm_ch import paths
 from tests.strike import killed_at, numbered
 
-from .conftest import Peer, Place, wait_for
+from .conftest import Peer, Place, installed, wait_for
 
 # `make chaos` strikes at each call.
 FULL = os.environ.get("CHAOS") == "full"
@@ -139,8 +137,6 @@ def test_signals_for_the_tasks_are_not_the_holders(place: Place) -> None:
 @pytest.fixture
 def held(place: Place, tmp_path: Path) -> Iterator[Place]:
     """A place whose launcher says its pid, and waits until it is told to start."""
-    package = tmp_path / "slurm_ch"
-    shutil.copytree(paths.PACKAGE, package)
     wrapper, gate = tmp_path / "python", tmp_path / "gate"
     os.mkfifo(gate)
     gate.chmod(0o666)
@@ -148,11 +144,7 @@ def held(place: Place, tmp_path: Path) -> Iterator[Place]:
     wrapper.chmod(0o755)
     (tmp_path / "pids").touch()
     (tmp_path / "pids").chmod(0o666)
-    (package / "native/interpreter").write_text(f"{wrapper}\n")
-    for directory in (tmp_path, *tmp_path.parents[:2]):
-        directory.chmod(0o755)
-    place.program = str(tmp_path / "slurm-ch")
-    Path(place.program).symlink_to(package / "native/ch-join")
+    place.program = installed(tmp_path, wrapper)
     place.scratch = tmp_path
     yield place
 

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Joins without the plugin: who keeps the meeting place, and the launcher, killed at each of their calls [J5].
+
+The peers themselves: test_peers.py, and tests/join/test_deaths.py.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.command import SLURM_CH
+from tests.join.conftest import Place, installed, meeting, wait_for
+
+from .conftest import FULL, Record
+from .harness import CLEAR, PEER, USER, Call, Lab, Part
+
+PEERS = 3
+# The processes that an elected peer starts, in their order: one that starts the guard and ends; the two that stay.
+STARTER, GUARD, HOLDER = 1, 2, 3
+# Says where it is, and stays until it is told to go.
+STAY = ("sh", "-c", "echo $(readlink /proc/self/ns/mnt) $(cat /marker); read x")
+
+
+class Join:
+    """How a join ended: its peers' statuses, where they were, what they said."""
+
+    def __init__(self, place: Place, elected: str, others: str) -> None:
+        """Run one: the elected peer's command, and the others' (of which one may be who begins)."""
+        started = time.monotonic()
+        place.program = elected
+        peers = [place.start(count=PEERS, command=STAY, rank=0)]
+        wait_for(lambda: place.is_bound() or not peers[0].runs(), lambda: "nobody is elected")
+        place.program = others
+        peers += [place.start(count=PEERS, command=STAY, rank=rank) for rank in range(1, PEERS)]
+        self.where = [peer.line() for peer in peers]
+        for peer, where in zip(peers, self.where):
+            if where:
+                peer.go()
+        ends = [peer.end() for peer in peers]
+        self.seconds = time.monotonic() - started
+        self.codes = [code for code, _, _ in ends]
+        self.said = "".join(err for _, _, err in ends).splitlines()
+        wait_for(lambda: is_clean(place), lambda: f"left behind: {place.left()}")
+
+    def problem(self, expected: tuple[set[int], ...], lines: int) -> str:
+        """Return what is wrong, or ""; `expected` are the sets of statuses that may be."""
+        inside = {where for where, code in zip(self.where, self.codes) if code == 0}
+        if len(inside) > 1 or not all(where.endswith(" one") for where in inside):
+            return "not all in one container of the image"
+        if set(self.codes) not in expected:
+            return "statuses"
+        failed = sum(code != 0 for code in self.codes)
+        if len(self.said) != (min(failed, lines) if failed else 0):
+            return "words"
+        return "" if all(CLEAR.match(line) for line in self.said) else "unclear"
+
+    def __repr__(self) -> str:
+        return f"{self.codes} in {self.where} after {self.seconds:.2f} s: {self.said}"
+
+
+def is_clean(place: Place) -> bool:
+    """Whether nothing is left; the guard of a holder that was killed, which tells those who come, is ended."""
+    processes = place.holders()
+    if set(processes) == {"guard"}:
+        with suppress(ProcessLookupError):
+            os.kill(processes["guard"], signal.SIGKILL)
+    return not place.left()
+
+
+@pytest.fixture
+def place(user: str, image_sqfs: Path, request: pytest.FixtureRequest) -> Iterator[Place]:
+    with meeting(USER, image_sqfs, f"struck-{os.getpid()}") as one:
+        yield one
+
+
+def campaign(
+    place: Place,
+    part: Part,
+    programs: tuple[str, str],
+    calls: list[Call],
+    expected: tuple[set[int], ...],
+    lines: int,
+) -> dict[str, object]:
+    """Kill at each call; return the figures, with what went wrong."""
+    problems, seconds, hits, failed = [], [], 0, 0
+    for call in calls:
+        part.act(call, "kill")
+        done = Join(place, *programs)
+        hits += part.hit() is not None
+        failed += any(done.codes)
+        seconds.append(done.seconds)
+        if problem := done.problem(expected, lines):
+            problems.append(f"killed at {call!r}: {problem}: {done!r}")
+    assert not problems, "\n".join(problems[:20])
+    return {"cases": len(calls), "hit": hits, "failed": failed, "problems": 0, "slowest": round(max(seconds), 2)}
+
+
+@pytest.mark.parametrize(("who", "process"), [("starter", STARTER), ("guard", GUARD), ("holder", HOLDER)])
+@pytest.mark.row("J5")
+def test_who_keeps_the_meeting_place_killed_at_every_call(
+    lab: Lab, place: Place, record: Record, who: str, process: int
+) -> None:
+    """Without the holder nobody comes in who isn't told of the container yet; the others' end costs nobody anything."""
+    part = lab.parts[PEER]
+    part.real = SLURM_CH
+    elected = lab.place / "slurm-ch"
+    elected.symlink_to(part.path)
+    programs = (str(elected), SLURM_CH)
+    part.record()
+    done = Join(place, *programs)
+    assert not done.problem(({0},), 0), done
+    calls = [call for call in part.calls() if call.process == process]
+    assert calls
+    expected = ({0}, {32}, {0, 32}) if process == HOLDER else ({0},)
+    figures = campaign(place, part, programs, calls[:: 1 if FULL else max(1, len(calls) // 12)], expected, PEERS)
+    # How often a holder polls is another matter each time; its last calls may never come.
+    assert figures["hit"] > 0.6 * figures["cases"]
+    record(f"join, {who} killed", calls=len(calls), **figures)
+
+
+@pytest.mark.row("J5")
+def test_the_launcher_killed_at_every_call(lab: Lab, place: Place, record: Record, tmp_path: Path) -> None:
+    """All fail, with one line, or all are in: the ticket is sent or it isn't."""
+    part = lab.parts["python"]
+    programs = (installed(tmp_path, part.path),) * 2
+    part.record()
+    done = Join(place, *programs)
+    assert not done.problem(({0},), 0), done
+    calls = part.calls()
+    assert len(calls) > 500
+    struck = calls[:: 1 if FULL else len(calls) // 16]
+    figures = campaign(place, part, programs, struck, ({0}, {33}, {31}), 1)
+    assert figures["hit"] > 0.9 * figures["cases"]
+    record("join, launcher killed", calls=len(calls), **figures)

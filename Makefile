@@ -11,7 +11,7 @@ USER_NAME = chuser
 
 PACKAGES = slurmctld slurmd slurm-client libslurm-dev munge squashfs-tools squashfs-tools-ng busybox-static \
     gcc libc6-dev make python3 python3-dev python3-venv util-linux bsdutils cppcheck strace \
-    charliecloud-runtime python3-docutils python3-click python3-yaml fuse3 bubblewrap openmpi-bin libopenmpi-dev libmpich-dev libpmix2 \
+    charliecloud-runtime python3-docutils python3-click python3-yaml fuse3 bubblewrap openmpi-bin libopenmpi-dev mpich libmpich-dev libpmix2 parallel \
     libdeflate-dev zlib1g-dev liblzma-dev liblz4-dev libzstd-dev \
     skopeo zstd umoci docker-registry apache2-utils openssl
 

@@ -240,9 +240,9 @@ def test_who_ignores_the_end_of_children(place: Place) -> None:
     together([place.start("--set-env=A=1", count=1, command=STAY, preexec_fn=ignore)])
 
 
-def test_many_peers_with_few_descriptors(place: Place) -> None:
-    few = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (24, 24))  # noqa: E731
-    count = 200
+@pytest.mark.parametrize(("count", "files"), [(200, 24), (600, 64)])
+def test_many_peers_with_few_descriptors(place: Place, count: int, files: int) -> None:
+    few = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))  # noqa: E731
     peers = [place.start(count=count, preexec_fn=few) for _ in range(count)]
     assert {peer.end() for peer in peers} == {(0, "one\n", "")}
 

@@ -13,7 +13,7 @@ import pytest
 from slurm_ch import agreement
 from slurm_ch.plugin import job_end
 
-from .conftest import write_script
+from .made import write_script
 
 JOB = 4711
 

@@ -92,19 +92,21 @@ def _sealed_copy(fd: int) -> int:
     return copy
 
 
-def execute(ch_join: int, plan: bytes, argv: Sequence[str], env: Mapping[str, str]) -> NoReturn:
-    """Become ch-join, which carries out `plan` and executes `argv`; OSError or ChError if that can't be."""
-    plan_fd = task_plan.plan_file(plan)
-    os.set_inheritable(plan_fd, True)
-    # By descriptor: the /proc of the container is not to be trusted.
-    os.execve(ch_join, ["ch-join", f"{agreement.PLAN_OPTION}{plan_fd}", "--", *argv], env)
-    raise AssertionError
-
-
 def restore_signals() -> None:
     """Undo what Python does to signals; the command shall find them as they were."""
     _signal.signal(_signal.SIGPIPE, _signal.SIG_DFL)
     _signal.signal(_signal.SIGXFSZ, _signal.SIG_DFL)
+
+
+def execute(ch_join: int, plan: bytes, argv: Sequence[str], env: Mapping[str, str]) -> NoReturn:
+    """Become ch-join, which carries out `plan` and executes `argv`; OSError or ChError if that can't be."""
+    # A limit on files (ulimit -f) holds for those in memory too, and shall be an error.
+    plan_fd = task_plan.plan_file(plan)
+    os.set_inheritable(plan_fd, True)
+    restore_signals()
+    # By descriptor: the /proc of the container is not to be trusted.
+    os.execve(ch_join, ["ch-join", f"{agreement.PLAN_OPTION}{plan_fd}", "--", *argv], env)
+    raise AssertionError
 
 
 def become_front(argv: list[str]) -> NoReturn:
@@ -120,7 +122,6 @@ def become_front(argv: list[str]) -> NoReturn:
 
 def become(ch_join: int, plan: bytes, argv: Sequence[str], env: Mapping[str, str], cwd: str | None = None) -> NoReturn:
     """Become ch-join, which carries out `plan` and executes `argv`, in `cwd` if one is named."""
-    restore_signals()
     environment = {name: value for name, value in env.items() if name != agreement.JOIN_VARIABLE}
     environment.pop(agreement.CWD_VARIABLE, None)
     if cwd is not None:

@@ -236,8 +236,10 @@ class Container:
         uid, gid = self.uid, self.gid
         if self.spec.like_ch_run:
             return [
-                root.Write("/etc/passwd", accounts.passwd_text(uid, gid, accounts.user_line(uid, gid, "/"))),
-                root.Write("/etc/group", accounts.group_text(gid, accounts.group_line(gid))),
+                root.Write(
+                    "/etc/passwd", accounts.passwd_text(uid, gid, accounts.user_line(uid, gid, "/")), made=False
+                ),
+                root.Write("/etc/group", accounts.group_text(gid, accounts.group_line(gid)), made=False),
             ]
         # Named before any namespace is entered; only the home is known later.
         user, group = accounts.user_line(uid, gid, "\0"), accounts.group_line(gid)
@@ -258,21 +260,28 @@ class Container:
         return root.OpenDirectory(self.image)
 
     def _default_binds(self) -> list[Action]:
+        made = not self.spec.like_ch_run  # ch-run wants images that have all places
         # Who makes a user namespace writes its maps in /proc, and may need a fresh one, which the kernel
         # refuses to all who see only a read-only one.
         required = [
-            binds.BindMount(path, path, readonly=path != "/proc" or not self.spec.userns, dst_create=True, follow=True)
+            binds.BindMount(path, path, readonly=path != "/proc" or not self.spec.userns, dst_create=made, follow=True)
             for path in REQUIRED_BINDS
         ]
         names = [
-            binds.BindMount(path, path, src_optional=True, dst_create=True, readonly=True, follow=True)
+            binds.BindMount(
+                path, path, src_optional=True, dst_create=made, dst_optional=not made, readonly=True, follow=True
+            )
             for path in NAME_SERVICE_BINDS
         ]
-        optional = [
+        optional: list[Action] = [
             binds.BindMount(path, path, src_optional=True, dst_optional=True, readonly=True, follow=True)
             for path in OPTIONAL_BINDS
         ]
         # A writeable image gets no file that it lacks.
+        if log.level() >= log.INFO and made:
+            from . import locales
+
+            optional.append(locales.TellLocale(self.caller.environment))
         zone = [] if self.spec.write or self.spec.like_ch_run or _is_utc() else [root.BindWhereMissing(TIME_ZONE)]
         return [*required, *names, *zone, *optional]
 
@@ -281,7 +290,7 @@ class Container:
             if self.spec.private_tmp:
                 return [root.PrivateTmp()]
             where = self.caller.environment.get("TMPDIR") or "/tmp"
-            return [binds.BindMount(where, "/tmp", dst_create=True, follow=True)]
+            return [binds.BindMount(where, "/tmp", follow=True)]
         if self.spec.private_tmp:
             return [root.PrivateTmp(), root.PrivateTmp("/var/tmp", optional=True)]
         if self.spec.manner and self.spec.manner.tmp_of_image:
@@ -321,7 +330,7 @@ class Container:
             source,
             bind.dst,
             dst_create=create,
-            cover=not spec.write,
+            cover=not spec.write and not spec.like_ch_run,
             attributes=binds.attributes_of(bind.flags),
             recursive=True,
             label=bind.label,

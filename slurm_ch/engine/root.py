@@ -187,11 +187,12 @@ class ReadOnlyCovers(Action):
 class Write(Action):
     """Put a file with the given text over one of the image's."""
 
-    __slots__ = ("path", "text")
+    __slots__ = ("made", "path", "text")
 
-    def __init__(self, path: str, text: str) -> None:
+    def __init__(self, path: str, text: str, made: bool = True) -> None:
         self.path = path
         self.text = text
+        self.made = made  # where the image has none
 
     def describe(self) -> str:
         return f"write {self.path}"
@@ -204,7 +205,7 @@ class Write(Action):
         os.write(fd, self.text.encode("utf-8", "surrogateescape"))
         os.close(fd)
         # Never unlinked: a mount of what has no name can't be moved again.
-        BindMount(name, self.path, dst_create=True, follow=True).apply(build)
+        BindMount(name, self.path, dst_create=self.made, follow=True).apply(build)
 
 
 class BindWhereMissing(BindMount):

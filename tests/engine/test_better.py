@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests import leftovers
+from tests.command import CH_RUN, IN_PYTHON, SLURM_CH
 
-from .conftest import SLURM_CH, Run, mountinfo, settings
+from .conftest import Run, mountinfo, settings
 
 Good = Callable[..., str]
 
@@ -138,3 +139,38 @@ def test_a_place_that_the_image_lacks_is_said(run: Run, world_tmp: Path, image_d
     subprocess.run(["cp", "-a", image_dir, root], check=True)
     (root / "etc/machine-id").unlink()
     assert "info: left out: /etc/machine-id: the image has no /etc/machine-id\n" in run("-v", root, "--", "true").stderr
+
+
+def test_a_locale_that_the_image_lacks_is_said(run: Run, world_tmp: Path, image_dir: Path, user: str) -> None:
+    """Not shown: a program that doesn't know a locale's form aborts."""
+    root = world_tmp / "with-a-locale"
+    subprocess.run(["cp", "-a", image_dir, root], check=True)
+    (root / "usr/lib/locale/de_DE.utf8").mkdir(parents=True)
+
+    def said(*words: object, **env: str) -> list[str]:
+        settled = {**settings(user)["env"], **env}  # type: ignore[dict-item]
+        lines = run(*words, root, "--", "true", env=settled).stderr.splitlines()
+        return [line.partition(":")[2] for line in lines if "the image has no such locale" in line]
+
+    lacks = (
+        " info: {}: the image has no such locale; programs go on with C, or as their C library can (C.UTF-8 is in most"
+    )
+    for env, named in (
+        ({"LANG": "en_US.UTF-8"}, "LANG=en_US.UTF-8"), ({"LANG": "de_DE.UTF-8"}, ""), ({"LANG": "C.UTF-8"}, ""),
+        ({"LANG": "C.UTF-8", "LC_ALL": "fr_FR@euro"}, "LC_ALL=fr_FR@euro"), ({"LANG": "fr_FR", "LC_CTYPE": "POSIX"}, ""),
+    ):  # fmt: skip
+        assert [line[: len(lacks.format(named))] for line in said("-v", **env)] == (
+            [lacks.format(named)] if named else []
+        )
+    assert said(LANG="en_US.UTF-8") == []
+
+
+@pytest.mark.parametrize("command", [SLURM_CH, IN_PYTHON, CH_RUN])
+@pytest.mark.parametrize("options", ["", "--no-passwd", "--no-passwd -W"])
+def test_a_limit_on_files_is_an_error(image: Path, user: str, command: str, options: str) -> None:
+    """`ulimit -f 0` holds for files in memory too; nobody dies of it without a word."""
+    line = f"ulimit -f 0; exec {command} {'' if command == CH_RUN else 'run'} {options} {image} -- true"
+    done = subprocess.run(["sh", "-c", line], check=False, capture_output=True, text=True, timeout=30, **settings(user))  # type: ignore[call-overload]
+    assert (done.returncode, done.stdout) == (31, "")
+    assert done.stderr.endswith("File too large\n")
+    assert done.stderr.count("\n") == 1

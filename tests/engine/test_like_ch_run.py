@@ -167,7 +167,7 @@ STATUS = [
     (["/nonexistent", "--", "true"], 1, 31, 31),
     (["-c", "/nonexistent", "IMG", "--", "true"], 1, 31, 31),
     (["-b", "/nonexistent:/mnt", "IMG", "--", "true"], 1, 31, 31),
-    (["-b", "/usr:/no/where", "IMG", "--", "true"], 1, 31, 0),
+    (["-b", "/usr:/no/where", "IMG", "--", "true"], 1, 31, 31),
     (["-b", ":/mnt", "IMG", "--", "true"], 1, 31, 31),
     (["-u", "x", "IMG", "--", "true"], 1, 31, 31),
     (["--set-env=/nonexistent", "IMG", "--", "true"], 1, 31, 31),

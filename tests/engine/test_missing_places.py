@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.command import CH_RUN
 from tests.small_images import make_image, squash
 
-from .conftest import mountinfo
+from .conftest import mountinfo, settings
 
 Good = Callable[..., str]
 Fails = Callable[..., str]
@@ -170,3 +171,32 @@ def test_an_image_on_a_read_only_file_system(fails: Fails, good: Good, image_dir
         assert good(*words) == good("-W", *words) == "/new/place/doc\n"
     finally:
         subprocess.run(["umount", root], check=True)
+
+
+@both
+def test_ch_run_makes_no_places(scratch: dict[str, Path], kind: str, user: str, world_tmp: Path) -> None:
+    """Under its name as with the real one: a read-only image has all places, or it is an error."""
+
+    def ch_run(*words: object) -> tuple[int, str, str]:
+        done = subprocess.run([CH_RUN, *map(str, words)], check=False, capture_output=True, text=True, **settings(user))  # type: ignore[call-overload]
+        return done.returncode, done.stdout, done.stderr
+
+    root = make_image(world_tmp / f"all-but-one-{kind}")
+    (root / "etc/hosts").unlink()
+    image = both_forms(root, user)[kind]
+    code, out, said = ch_run("-b/usr/bin:/a/place", image, "--", "true")
+    assert (code, out) == (31, "")
+    assert "--bind=/usr/bin:/a/place: can't bind: " in said, said
+    assert said.count("\n") == 1
+    assert ch_run("-W", "-b/usr/bin:/a/place", image, "--", "ls", "-d", "/a/place") == (0, "/a/place\n", "")
+    # What is bound unasked, and isn't required, is passed over.
+    assert ch_run(image, "--", "sh", "-c", "test -e /etc/hosts || echo none") == (0, "none\n", "")
+    for place in ("tmp", "etc/passwd", "proc"):
+        gone = root / place
+        gone.rename(root / "gone")
+        image = both_forms(root, user)[kind]
+        code, out, said = ch_run(image, "--", "/bin/true")
+        (root / "gone").rename(gone)
+        assert (code, out, said.count("\n")) == (31, "", 1)
+        assert f"can't bind: destination not found: /{place}\n" in said
+    assert ch_run(scratch[kind], "--", "/busybox", "true")[0] == 31

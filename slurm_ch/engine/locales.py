@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The locale that the environment names, for whoever asks for more: the image has it, or programs do without.
+
+The host's locales are never shown: a program aborts where the file is of a C library that it doesn't
+know. glibc 2.31 to 2.43 read each other's; programs of before 2.27, and static ones, don't.
+"""
+
+from __future__ import annotations
+
+import os
+
+from .. import log
+from . import places
+from .action import Action
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .action import Build
+
+_DIRECTORY = "/usr/lib/locale"
+# In order of precedence; what the C library has built in.
+_VARIABLES = ("LC_ALL", "LC_CTYPE", "LANG")
+_BUILT_IN = ("C", "POSIX", "C.utf8")
+
+
+def wanted(env: Mapping[str, str]) -> tuple[str, str]:
+    """Return the variable that names a locale which some image may lack, and the name; or two empty strings."""
+    for variable in _VARIABLES:
+        name = env.get(variable, "")
+        if name:
+            return ("", "") if _as_stored(name) in _BUILT_IN or "/" in name else (variable, name)
+    return "", ""
+
+
+def _as_stored(name: str) -> str:
+    """Return the name as localedef stores it: en_US.UTF-8 is en_US.utf8."""
+    base, dot, codeset = name.partition(".")
+    codeset, at, modifier = codeset.partition("@")
+    return base + dot + codeset.lower().replace("-", "") + at + modifier
+
+
+class TellLocale(Action):
+    """Say that the image lacks the environment's locale."""
+
+    __slots__ = ("env",)
+
+    def __init__(self, env: Mapping[str, str]) -> None:
+        self.env = env
+
+    def describe(self) -> str:
+        return "look for the environment's locale in the image"
+
+    def apply(self, build: Build) -> None:
+        variable, name = wanted(self.env)
+        if not name:
+            return
+        for place in ("locale-archive", name, _as_stored(name)):
+            try:
+                os.close(places.look_up(build, f"{_DIRECTORY}/{place}", True))
+            except OSError:
+                continue
+            return
+        log.info(
+            f"{variable}={name}: the image has no such locale; programs go on with C, or as their C library can"
+            f" (C.UTF-8 is in most images: set-env={variable}=C.UTF-8)"
+        )

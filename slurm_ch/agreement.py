@@ -67,6 +67,10 @@ MULTI_PROG_VARIABLE = "SLURM_CH_MULTI_PROG"
 EXPORTED_VARIABLE = "SLURM_CH_EXPORTED"
 # ch-join's task: FD[:BROKER][ ARGV0|+ARGV0] (spank/ch-join/main.c).
 JOIN_VARIABLE = "SLURM_CH_JOIN"
+# For ch-join, where the container is to be saved: how many tasks must end well, behind SAVER_BATCH for a
+# batch script; then, a line each, the option, FILE, and the site's arguments about packing.
+SAVER_VARIABLE = "SLURM_CH_SAVER"
+SAVER_BATCH = "b"
 # The directory where the user called us, for ch-join to change to.
 CWD_VARIABLE = "SLURM_CH_CWD"
 # Before the name of a variable that a script in a container has changed and the host's programs
@@ -124,6 +128,7 @@ OWN_FILES = ("/dev/fd", "/dev/std", "/proc/")
 
 # Arguments of our programs.
 CHECK_OPTION = "--check"  # the launcher's: check a request where it is submitted
+SAVE_OPTION = "--save"  # the launcher's: save a container whose tasks have ended
 PLAN_OPTION = "--plan="  # ch-join's: the plan's descriptor
 JOB_END_OPTION = "--job-end"  # the launcher's: remove a directory of containers whose job is over
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import select
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 MARK = b"\0slurm_ch archive\0"
 # On standard error, behind the archive: how many inodes it has.
 COUNT = "slurm_ch inodes "
-_TICK_SECONDS = 0.2
 _CHUNK = 1 << 18
 
 
@@ -40,38 +38,40 @@ class FromChild:
         child = os.fork()
         if child == 0:
             os.close(reader)
-            os.write(writer, json.dumps(self._in_child(fd)).encode())
+            self._in_child(fd, writer)
             os._exit(0)
         os.close(writer)
-        said = b""
+        said: dict[str, object] = {}
         try:
-            while True:
-                if not select.select([reader], [], [], _TICK_SECONDS)[0]:
-                    tick(0)
-                    continue
-                more = os.read(reader, 4096)
-                if not more:
-                    break
-                said += more
+            with open(reader, "rb") as lines:
+                for line in lines:
+                    said.update(json.loads(line))
+                    self.bytes, self.written = said.get("bytes", 0), said.get("written", 0)  # type: ignore[assignment]
+                    tick(self.written)
         finally:
-            os.close(reader)
             os.waitpid(child, 0)
-        answer = json.loads(said or b'{"error": "what reads the image was killed"}')
-        if answer.get("broken"):
+        if said.get("broken"):
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
-        if "error" in answer:
-            raise ChError(answer["error"])
-        self.inodes = answer["inodes"]
+        inodes = said.get("inodes")
+        if not isinstance(inodes, int):
+            raise ChError(str(said.get("error", "what reads the image was killed")))
+        self.inodes = inodes
 
-    def _in_child(self, fd: int) -> dict[str, object]:
+    def _in_child(self, fd: int, writer: int) -> None:
+        """Write the archive to `fd`, and a line to `writer` for each thing that the parent is to know."""
+
+        def tell(**what: object) -> None:
+            os.write(writer, json.dumps(what).encode() + b"\n")
+
         try:
             flat = Flat(self._read())
-            flat.write(fd)
+            tell(bytes=flat.bytes)
+            flat.write(fd, lambda written: tell(written=written))
+            tell(inodes=flat.inodes)
         except BrokenPipeError:
-            return {"broken": True}
+            tell(broken=True)
         except Exception as error:
-            return {"error": describe(error)}
-        return {"inodes": flat.inodes}
+            tell(error=describe(error))
 
 
 class FromProgram:

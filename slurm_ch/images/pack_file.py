@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 def replaced(out: str) -> Iterator[str]:
     """Give the name of a new file beside `out`, which takes its place at the end, if nothing was raised."""
     directory, name = os.path.split(os.path.abspath(out))
-    private = os.path.join(directory, f".{name}.{os.getpid()}")
+    prefix = f".{name}.{os.uname().nodename}."
+    private = os.path.join(directory, f"{prefix}{os.getpid()}")
     try:
+        _remove_abandoned(directory, prefix)
         yield private
         with open(private, "rb") as file:
             os.fsync(file.fileno())
@@ -34,6 +36,14 @@ def replaced(out: str) -> Iterator[str]:
             os.unlink(private)
 
 
+def _remove_abandoned(directory: str, prefix: str) -> None:
+    """Remove what processes of this host left that were killed."""
+    for name in os.listdir(directory):
+        pid = name[len(prefix) :]
+        if name.startswith(prefix) and pid.isdigit() and not os.path.exists(f"/proc/{pid}"):
+            os.unlink(os.path.join(directory, name))
+
+
 def write(tree: merge.Tree, out: str, settings: Settings, progress: Progress) -> int:
     """Pack `tree` into the file `out` and return its size."""
     return write_from(Flat(tree), out, settings, progress)
@@ -42,10 +52,9 @@ def write(tree: merge.Tree, out: str, settings: Settings, progress: Progress) ->
 def write_from(flat: pack.Source, out: str, settings: Settings, progress: Progress) -> int:
     """Pack what `flat` writes into the file `out` and return its size."""
     packer = pack.find(settings.packer)
-    progress.to_pack = flat.bytes
 
     def packed(count: int) -> None:
-        progress.packed = count
+        progress.to_pack, progress.packed = flat.bytes, count
         progress.show()
 
     with replaced(out) as private:

@@ -4,7 +4,8 @@
 As small as can be, because the file that is run is compiled at every start.
 Standard error leads nowhere: what the interpreter and its libraries say in
 distress is a screenful. Lines of ours go to ERRORS_FD.
-Where a step is submitted, the plugin has `--check FACTS_FD` instead.
+Where a step is submitted, the plugin has `--check FACTS_FD` instead; at a step's end, ch-join has
+`--save 1 2 NODE USER_FD MOUNT_FD ...`: what it writes in distress goes where a launcher's does.
 """
 
 import gc
@@ -16,12 +17,14 @@ gc.disable()
 sys.path.insert(0, __file__.rpartition("/slurm_ch/")[0])
 
 try:
-    from slurm_ch.agreement import CHECK_OPTION, JOB_END_OPTION
+    from slurm_ch.agreement import CHECK_OPTION, JOB_END_OPTION, SAVE_OPTION
 
     if sys.argv[1:2] == [CHECK_OPTION]:
         from slurm_ch.plugin.submit_check import run
     elif sys.argv[1:2] == [JOB_END_OPTION]:
         from slurm_ch.plugin.job_end import run
+    elif sys.argv[1:2] == [SAVE_OPTION]:
+        from slurm_ch.plugin.save import run
     else:
         from slurm_ch.plugin.launcher import run
 except Exception as error:

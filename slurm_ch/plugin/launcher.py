@@ -61,6 +61,10 @@ def launch(facts: Facts, office: tickets.TaskSocket) -> None:
         log.info(record.description(container.image.path))
         if here.record:
             record.note(here.record, container.image.path, env)
+    if wanted.save is not None:
+        from . import save
+
+        save.check(container, here, env, facts.script is not None)
     build = containerize(container)
     user_fd, mount_fd = namespaces.open_own()
     _issue(office, user_fd, mount_fd, build, namespaces.open_more(wanted.unshare))

@@ -55,13 +55,13 @@ class Interrupted(ChError):
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
+def interruptible(doing: str = "pulling") -> Iterator[None]:
     """Have what would end us at once raise Interrupted instead, so that nothing is left behind."""
 
     def end(number: int, _frame: object) -> None:
         for one in _ENDING:
             signal.signal(one, signal.SIG_IGN)
-        raise Interrupted("interrupted" if number == signal.SIGINT else "ended while pulling")
+        raise Interrupted("interrupted" if number == signal.SIGINT else f"ended while {doing}")
 
     before = {number: signal.getsignal(number) for number in _ENDING}
     for number, was in before.items():

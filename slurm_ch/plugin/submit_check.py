@@ -35,6 +35,8 @@ def check(facts: Facts, command: Sequence[str]) -> str | None:
     """
     here, wanted = asked_for(facts)
     _refuse_two_images(command)
+    if wanted.save is not None and os.path.basename(command[0]) == "salloc":
+        raise UsageError(f"{wanted.label('save')}={wanted.save}: salloc runs nothing in a container: give it to srun")
     if wanted.devices:
         from ..devices import library
 

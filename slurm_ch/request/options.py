@@ -88,6 +88,8 @@ OPTIONS = (
            short="W", bare=DEFAULT_WRITE_FAKE),
     Option("overlay", ONE, "DIR", "keep what is written in DIR, and use it again (implies write-fake)",
            paths="directory"),
+    Option("save", ONE, "FILE", "pack the container to FILE when all tasks have ended with status 0", where=PLUGIN,
+           paths="directory"),
     Option("home", FLAG, "", "bind your home directory at /home/$USER (implies write-fake)"),
     Option("device", LIST, "KIND|FILE", "add devices: CDI kind, KIND=NAME, all or spec file (implies write-fake)",
            short="d", paths="devices"),

@@ -227,6 +227,12 @@ def _overlay(spec: Spec, setting: Setting) -> None:
     spec.overlay = setting.value
 
 
+def _save(spec: Spec, setting: Setting) -> None:
+    if not setting.value or setting.value.endswith("/"):
+        raise setting.wrong("not the name of a file")
+    spec.save = path(setting, setting.value)
+
+
 def _home(spec: Spec, setting: Setting) -> None:
     spec.home = boolean(setting)
 
@@ -382,6 +388,7 @@ _PARSERS = {
     "write": _write,
     "write-fake": _write_fake,
     "overlay": _overlay,
+    "save": _save,
     "home": _home,
     "device": _device,
     "cdi-dirs": _cdi_dirs,

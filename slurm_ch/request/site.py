@@ -131,7 +131,7 @@ def _check_pyxis_own(setting: Setting) -> None:
 def _site_default(setting: Setting) -> Setting:
     name, equals, value = setting.value.partition("=")
     option = BY_NAME.get(name)
-    if option is None or not option.where & PLUGIN or name == "image":
+    if option is None or not option.where & PLUGIN or name in ("image", "save"):
         raise setting.wrong("not an option that can have a default")
     if not equals:
         if option.bare is None:
@@ -179,6 +179,8 @@ def as_defaults(request: Sequence[Setting]) -> Mapping[str, str]:
     """Return the variables that make `request` the default of the steps inside, as sbatch's options are."""
     found: dict[str, str] = {}
     for setting in request:
+        if setting.name == "save":
+            continue
         option = BY_NAME[setting.name]
         variable = agreement.SRUN_PREFIX + option.variable
         if option.kind == LIST and variable in found:

@@ -45,7 +45,7 @@ class Spec:
         "binds", "cd", "cdi_dirs", "color", "devices", "env_expand", "env_rules", "fuse_single", "gid", "home",
         "image", "image_directory", "image_env", "image_timeout", "join", "join_count", "join_pid", "join_tag",
         "join_timeout", "keep_keyring", "labels", "like_ch_run", "located", "manner", "mount_point", "overlay",
-        "passwd", "platform", "private_tmp", "pull", "relay", "relay_commands", "relay_defaults", "seccomp",
+        "passwd", "platform", "private_tmp", "pull", "relay", "relay_commands", "relay_defaults", "save", "seccomp",
         "storage", "uid", "unshare", "userns", "verbosity", "write", "write_fake",
     )  # fmt: skip
 
@@ -70,6 +70,7 @@ class Spec:
         self.write = False
         self.write_fake: str | None = None
         self.overlay: str | None = None  # where what is written is kept
+        self.save: str | None = None  # where the container is to be packed at the end
         self.home = False
         self.uid: int | None = None
         self.gid: int | None = None

@@ -60,6 +60,11 @@ struct settings {
 struct plan plan_read(int fd);
 struct settings plan_carry_out(struct plan plan);
 
+/* save.c: have this process wait for its child, which goes on as the task, for the container to be saved; the text
+ * is the plugin's. In the child, when it has entered: end with the one that waits. */
+void save_at_end(const char *text, const struct ticket *t);
+void end_with_keeper(void);
+
 /* task.c: enter the container of a ticket, and become the command there. `directory` is
  * the caller's. */
 void task_run(const struct ticket *t, const char *directory, char **argv) __attribute__((noreturn));

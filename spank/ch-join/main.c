@@ -56,7 +56,7 @@ static void __attribute__((noreturn)) through_ticket(const char *join, char **ar
 	struct ticket t;
 	const char *rest = join;
 	const char *callers = NULL;
-	char *broker = "", *command = NULL;
+	char *broker = "", *command = NULL, *saver = getenv(SAVER_VARIABLE);
 	int sock = number(&rest);
 	bool behind;
 
@@ -72,10 +72,15 @@ static void __attribute__((noreturn)) through_ticket(const char *join, char **ar
 	if (*rest)
 		command = need(strdup(rest + 1));
 	unsetenv(JOIN_VARIABLE);
+	if (saver)
+		saver = need(strdup(saver));
+	unsetenv(SAVER_VARIABLE);
 	ticket_read(sock, &t, &w);
 	close(sock);
 	if (t.relay_fd >= 0)
 		start_broker(broker, t.relay_fd);
+	if (saver)
+		save_at_end(saver, &t);
 	argv += behind;
 	if (!argv[0])
 		die(EXIT_USAGE, "no command given");

@@ -14,6 +14,7 @@ void task_run(const struct ticket *t, const char *directory, char **argv)
 	struct settings settings;
 
 	ticket_enter(t);
+	end_with_keeper();
 	if (copy >= 0)
 		become_copy(copy, plan_fd, directory, argv);
 	settings = plan_carry_out(plan);

@@ -14,20 +14,6 @@
 #include "../common/relay.h"
 #include "plugin.h"
 
-/* The last of the lines that start with `key`, or NULL; its length in n. */
-static const char *last_line(const char *text, const char *key, size_t *n)
-{
-	const char *found = NULL;
-	size_t length = strlen(key);
-
-	for (const char *line = text; *line; line += strcspn(line, "\n"), line += *line == '\n')
-		if (!strncmp(line, key, length)) {
-			found = line + length;
-			*n = strcspn(found, "\n");
-		}
-	return found;
-}
-
 static bool is_one_of(const char *word, size_t n, const char *const *words)
 {
 	for (; *words; words++)

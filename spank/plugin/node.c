@@ -422,6 +422,7 @@ int node_task_init(spank_t sp, int ac, char **av)
 	/* The one descriptor that the task's own exec must not close. What the
 	 * task forks before that, a TaskProlog, gets none. */
 	if (!broker || prepend(sp, id, env, path, broker) ||
+	    saver_tell(sp, request ? request : "", step == SLURM_BATCH_SCRIPT, ac, av) ||
 	    pthread_atfork(NULL, NULL, close_tasks_end) || fcntl(tasks_end.fd, F_SETFD, 0))
 		refuse();
 	spank_unsetenv(sp, REQUEST_VARIABLE);

@@ -222,7 +222,8 @@ int options_publish_defaults(void)
 		const char *between = options[i].group ? "," : "\n";
 		int n = 0, failed;
 
-		if (is_negation(&options[i]))
+		/* What a batch script's container is saved to is its alone. */
+		if (is_negation(&options[i]) || i == OPTION_SAVE || i == OPTION_CONTAINER_SAVE)
 			continue;
 		variable_name(&options[i], SRUN_PREFIX, name, sizeof(name));
 		/* What the job's own options have replaced is no default of its steps'. */

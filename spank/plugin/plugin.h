@@ -69,6 +69,12 @@ FILE *step_facts(int *fd, const char *request, char **env, int ac, char **av);
 /* broker_allowed.c: whether Slurm's commands may be called inside */
 char *broker_allowed(const char *request, bool batch, int ac, char **av);
 
+/* request_lines.c */
+const char *last_line(const char *text, const char *key, size_t *n);
+
+/* saver.c: whether, and where, the container is to be saved */
+int saver_tell(spank_t sp, const char *request, bool batch, int ac, char **av);
+
 /* batch_script.c: a script that was submitted past this plugin */
 bool batch_script_asks(const char *path);
 bool batch_script_says(const char *path, bool is(const char *word));

@@ -17,6 +17,7 @@ VECTORS = [
     ("image", "docker://foo", "docker://foo"),
     ("storage", "s", "/d/s"),
     ("overlay", "over", "/d/over"),
+    ("save", "a,b.sqfs", "/d/a,b.sqfs"),
     ("storage", "~/s", "~/s"),
     ("cdi-dirs", "a:/b:./c", "/d/a:/b:/d/./c"),
     ("bind", "./x:/y,/z,w:/v", "/d/./x:/y,/z,/d/w:/v"),

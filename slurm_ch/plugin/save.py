@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The container becomes a file at the end of its tasks: `--ch-save=FILE`.
+
+    check   in the launcher, before the command starts: what can be known to go wrong by then
+    run     the saver, a program: ch-join becomes it when the last task has ended well
+
+The saver reads the container in a child that enters it, and packs and writes on the host, as the user.
+Loaded only where it is asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from .. import linux, log
+from ..engine import image, namespaces
+from ..errors import ChError, UsageError, describe, exit_code
+from ..images import directory, elsewhere, pack, pack_file
+from ..images import settings as site_settings
+from ..images.progress import Progress, size
+from ..request import parsers
+from ..request.options import PLUGIN, Setting
+from . import references
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from ..engine.container import Container
+    from ..images.merge import Tree
+    from ..request.site import Site
+
+# Of plugstack.conf's arguments, what the plugin passes on.
+_PACKING = ("packer", "pull_threads")
+
+
+def check(container: Container, here: Site, env: Mapping[str, str], is_batch: bool) -> None:
+    """Raise ChError if the container can't be saved, as far as that can be known before its command starts."""
+    wanted = container.spec
+    assert wanted.save is not None
+    what = f"{wanted.label('save')}={wanted.save}"
+    if container.image.kind == image.HOST:
+        raise UsageError(f"{what}: the host as image is not saved")
+    nodes = "1" if is_batch else env.get("SLURM_STEP_NUM_NODES", "1")
+    if nodes != "1":
+        raise UsageError(
+            f"{what}: the step has {nodes} nodes, and each has a container of its own: use a step of one node (-N1)"
+        )
+    path = container.caller.path(wanted.save)
+    _check_place(what, path)
+    settings = site_settings.parse([one for one in here.pulling if one[0] in _PACKING], env, container.caller.user)
+    try:
+        pack.find(settings.packer, env.get("PATH"))
+    except ChError as error:
+        raise ChError(f"{what}: {error}") from None
+
+
+def _check_place(what: str, path: str) -> None:
+    if os.path.isdir(path):
+        raise UsageError(f"{what}: it is a directory")
+    try:
+        os.close(os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY))
+    except OSError as error:
+        raise ChError(f"{what}: can't use its directory") from error
+    if not os.access(os.path.dirname(path), os.W_OK | os.X_OK):
+        raise ChError(f"{what}: you can't write to its directory")
+
+
+def _read(user_fd: int, mount_fd: int) -> Tree:
+    """Return what the container has, from within it; leaves this process good for nothing else."""
+    # What is needed is loaded: from here on, a file of that name would be the image's.
+    sys.meta_path.clear()
+    namespaces.enter(user_fd, mount_fd, "the container")
+    return directory.read("/", directory.mount_points())
+
+
+def save(user_fd: int, mount_fd: int, setting: Setting, site: Sequence[str]) -> None:
+    """Pack the container to the file that an option names; ChError if that fails."""
+    path = parsers.make("/", [setting]).save
+    assert path is not None
+    arguments = [(key, value) for key, _, value in (one.partition("=") for one in site)]
+    settings = site_settings.parse(arguments, {}, "")
+    progress = Progress(*log.target())
+    try:
+        with references.interruptible("saving"):
+            written = pack_file.write_from(
+                elsewhere.FromChild(lambda: _read(user_fd, mount_fd)), path, settings, progress
+            )
+    except ChError as error:
+        progress.end()
+        raise type(error)(f"{setting.label}={setting.value}: not saved: {describe(error)}") from None
+    progress.line(f"saved in {progress.seconds():.0f} s, {size(written)}: {path}")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Save the container whose namespaces `argv` names, for the option and the site that it has; return the status."""
+    node, user_fd, mount_fd, label, value, *site = argv
+    log.configure(node=node)
+    try:
+        # It was the command's core.
+        linux.sched_setaffinity_any()
+    except OSError as error:
+        log.info(f"can't widen the CPU affinity: {error.strerror}")
+    try:
+        save(int(user_fd), int(mount_fd), Setting("save", value, label, PLUGIN), site)
+    except ChError as error:
+        log.error(describe(error))
+        return exit_code(error)
+    return 0
+
+
+def run() -> None:
+    """Run the saver as a program; leaves without the interpreter's clean-up."""
+    os._exit(main(sys.argv[4:]))

@@ -136,11 +136,16 @@ class Container:
             from . import device_edits
 
             extra = device_edits.actions(self.injection, os.getgroups())
+        if self.spec.manner is not None:
+            from . import image_wishes
+
+            extra = image_wishes.actions(extra, self.spec, self.spec.manner, self.injection, self.caller)
         if self.spec.manner is not None and self.spec.manner.entrypoint is not None:
             from . import entrypoint
 
             label, speaks = self.spec.manner.entrypoint
             environment = self.caller.environment
+            label += ": the image's entrypoint"
             run = entrypoint.RunEntrypoint(label, environment, speaks=speaks, directory=self.spec.cd is None)
             extra.before_binds.append(entrypoint.HoldChJoin(run))
             extra.inside.append(run)
@@ -277,6 +282,10 @@ class Container:
             binds.BindMount(path, path, src_optional=True, dst_optional=True, readonly=True, follow=True)
             for path in OPTIONAL_BINDS
         ]
+        if self.spec.manner is not None:
+            from . import manners
+
+            return [*required, *names, *manners.of_host(TIME_ZONE), *optional]
         # A writeable image gets no file that it lacks.
         if log.level() >= log.INFO and made:
             from . import locales

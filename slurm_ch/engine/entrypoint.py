@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import NoReturn
 
-_SHOW = ("/bin/sh", "-c", "cat /proc/self/environ >&3 && pwd >&3")
+SHOW = ("/bin/sh", "-c", "cat /proc/self/environ >&3 && pwd >&3")
 _SHOWN_MAX = 4 << 20
 # What a shell sets by itself.
 _SHELLS = ("_", "PWD", "OLDPWD", "SHLVL")
@@ -46,11 +46,14 @@ class HoldChJoin(Action):
 class RunEntrypoint(Action):
     """Run the image's entrypoint, and have what it does to environment and directory done for each task."""
 
-    __slots__ = ("ch_join_fd", "directory", "env", "label", "speaks")
+    __slots__ = ("argv", "ch_join_fd", "directory", "env", "label", "speaks")
 
-    def __init__(self, label: str, env: Mapping[str, str], *, speaks: bool, directory: bool) -> None:
+    def __init__(
+        self, label: str, env: Mapping[str, str], *, speaks: bool, directory: bool, argv: Sequence[str] = ("-", *SHOW)
+    ) -> None:
         self.label = label
         self.env = {name: value for name, value in env.items() if name != agreement.JOIN_VARIABLE}
+        self.argv = argv  # what is run, which is to end as SHOW does
         self.speaks = speaks  # whether the user sees what it prints
         self.directory = directory  # whether tasks start where it goes
         self.ch_join_fd = -1
@@ -60,8 +63,8 @@ class RunEntrypoint(Action):
 
     def apply(self, build: Build) -> None:
         plan = task_plan.encode(build.records)
-        before, _ = self._run(plan, _SHOW, False)
-        after, directory = self._run(plan, ("-", *_SHOW), self.speaks)
+        before, _ = self._run(plan, SHOW, False)
+        after, directory = self._run(plan, self.argv, self.speaks)
         os.close(self.ch_join_fd)
         names = [name for name in {**before, **after} if name not in _SHELLS and not is_tasks_own(name)]
         for name in names:
@@ -85,7 +88,7 @@ class RunEntrypoint(Action):
             status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
             if status != 0:
                 words = os.pread(said, 1000, 0).decode("utf-8", "replace").strip().replace("\n", "; ")
-                raise ChError(f"{self.label}: the image's entrypoint ended with status {status}: {words}")
+                raise ChError(f"{self.label} ended with status {status}: {words}")
             *entries, directory = os.fsdecode(os.pread(shown, _SHOWN_MAX, 0)).split("\0")
         finally:
             _signal.signal(_signal.SIGCHLD, before)

@@ -255,6 +255,8 @@ class Environment(Action):
         if self.spec.manner and self.spec.manner.start_in_image:
             return [(agreement.PLAN_DIRECTORY, images or "/")]
         start, lost = self.whereabouts.directory(build)
+        if self.spec.manner:
+            return [(agreement.PLAN_DIRECTORY, images or "/" if lost else start)]
         if lost and images and start == "/":
             start = images
         if lost and build.root and not self.spec.like_ch_run:

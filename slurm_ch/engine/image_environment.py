@@ -293,9 +293,9 @@ def _apptainer(build: Build, read: Read, quiet: bool) -> list[Record] | None:
 
 def _enroot(build: Build, read: Read, parse: Parse | None, quiet: bool) -> list[Record] | None:
     started = read(build, ENROOT_START, ENROOT_START)
-    is_enroots = started is not None and _is_enroots(started)
+    enroots = started is not None and is_enroots(started)
     text = read(build, _ENVIRONMENT_FILE, _ENVIRONMENT_FILE)
-    if not is_enroots:
+    if not enroots:
         if text is None or parse is None:
             return None
         # As PAM reads it.
@@ -315,7 +315,8 @@ def _enroot(build: Build, read: Read, parse: Parse | None, quiet: bool) -> list[
     return found + _of(script)
 
 
-def _is_enroots(text: str) -> bool:
+def is_enroots(text: str) -> bool:
+    """Whether an /etc/rc is one that enroot wrote."""
     return "exec" in text and '"$@"' in text
 
 
@@ -346,7 +347,7 @@ def _plain(text: str) -> str:
 def enroot_directory(build: Build, read: Read) -> str:
     """Return the directory that enroot's /etc/rc changes to, or "" if there is none."""
     text = read(build, ENROOT_START, ENROOT_START) or ""
-    if not _is_enroots(text):
+    if not is_enroots(text):
         return ""
     script = Script()
     script.read(text)

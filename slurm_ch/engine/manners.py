@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 
 from .. import linux, log
 from ..devices import names as cdinames
 from ..errors import ChError, UsageError
 from ..request.options import DEFAULT_WRITE_FAKE
-from . import places
+from . import binds, places
 from .action import Action, Build
 
 TYPE_CHECKING = False
@@ -26,6 +28,8 @@ _DRIVERS = {"nvidia.com/gpu": "/dev/nvidiactl"}
 
 def choose_gpus(spec: Spec, manner: Manner, caller: Caller) -> None:
     """Ask for the devices that the node has specs of; a warning where it should have and hasn't."""
+    for text in manner.notes:
+        log.warning(text)
     if manner.gpus is None:
         return
     kind, names, label = manner.gpus
@@ -56,6 +60,31 @@ def _has(kind: str, directories: Sequence[str], cwd: str) -> bool:
     from ..devices import library
 
     return library.has(kind, directories, cwd)
+
+
+def of_host(time_zone: str) -> list[Action]:
+    """Return what shows the host's name and time zone, whatever the image has there."""
+    return [ShowInstead(path) for path in ("/etc/hostname", time_zone)]
+
+
+class ShowInstead(binds.BindMount):
+    """Bind a file of the host's over the image's, which may be a link: over the link, not over what that leads to."""
+
+    __slots__ = ()
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path, path, src_optional=True, dst_create=True, readonly=True, follow=True)
+
+    def _open_target(self, build: Build, source: int) -> int:
+        directory, _, name = self.dst.rpartition("/")
+        try:
+            parent = places.look_up(build, directory, True)
+            try:
+                return linux.openat2(parent, name, os.O_PATH | os.O_NOFOLLOW, linux.RESOLVE_BENEATH)
+            finally:
+                os.close(parent)
+        except OSError:
+            return super()._open_target(build, source)
 
 
 def scratch(manner: Manner) -> list[Action]:
@@ -116,9 +145,25 @@ class Lift(Action):
             target = places.look_up(build, self.path, False)
             if places.same_place(target, build.root_fd):
                 raise UsageError(f"{self.label}: that is the container's root")
-            # By descriptor: a name would mean the host's.
-            linux.umount2(f"/proc/self/fd/{target}", linux.MNT_DETACH)
+            ours = {places.mount_id(fd) for fd in build.covers}
+            if not places.is_mount(target) or places.mount_id(target) in ours:
+                raise ChError(f"{self.label}: can't unmount {self.path}: nothing is mounted there")
+            try:
+                # By descriptor: a name would mean the host's.
+                linux.umount2(f"/proc/self/fd/{target}", linux.MNT_DETACH)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                self._cover(target)
             os.close(target)
         except OSError as error:
-            why = "no mount of its own: what comes with a directory of the host goes with it"
-            raise ChError(f"{self.label}: can't unmount {self.path}: {why}") from error
+            raise ChError(f"{self.label}: can't unmount {self.path}") from error
+
+    def _cover(self, target: int) -> None:
+        """Have nothing seen of a mount that came with a directory of the host: the kernel keeps the two together."""
+        if not stat.S_ISDIR(os.fstat(target).st_mode):
+            raise ChError(f"{self.label}: can't unmount {self.path}: a file that came with a directory of the host")
+        empty = places.tmpfs({"size": "4k", "mode": "0755"})
+        linux.mount_setattr(empty, 0, linux.MOUNT_ATTR_RDONLY)
+        linux.move_mount(empty, "", target, "", linux.MOVE_MOUNT_F_EMPTY_PATH | linux.MOVE_MOUNT_T_EMPTY_PATH)
+        os.close(empty)

@@ -187,7 +187,11 @@ def _overmount(build: Build, directory: int, path: str) -> int:
     log.debug(f"overmounting {os.readlink(f'/proc/self/fd/{directory}')}")
     entries = _few_entries(build, directory)
     if entries is None:
-        cover = _overlay_of(build, directory, path)
+        layers = f"{SCRATCH}/{build.overmounts}"
+        build.overmounts += 1
+        os.makedirs(f"{layers}/upper", 0o755)
+        os.mkdir(f"{layers}/work", 0o700)
+        cover = overlay_of(build, directory, path, layers)
         lay_over(build, directory, cover)
     else:
         cover = tmpfs({"size": "1m", "mode": f"{os.fstat(directory).st_mode & 0o7777:o}"})
@@ -211,11 +215,8 @@ def _few_entries(build: Build, directory: int) -> Sequence[str] | None:
     return entries if len(entries) <= _MAX_ENTRIES else None
 
 
-def _overlay_of(build: Build, directory: int, path: str) -> int:
-    layers = f"{SCRATCH}/{build.overmounts}"
-    build.overmounts += 1
-    os.makedirs(f"{layers}/upper", 0o755)
-    os.mkdir(f"{layers}/work", 0o700)
+def overlay_of(build: Build, directory: int, path: str, layers: str) -> int:
+    """Return a detached overlay of a directory of the image, with the layers in `layers`, to create `path` there."""
     lower = _uncovered(build, directory)
     try:
         return overlay(f"/proc/self/fd/{lower}", f"{layers}/upper", f"{layers}/work", _LOCKED)
@@ -276,6 +277,14 @@ def _show(build: Build, directory: int, cover: int, name: str, mounted: bool) ->
             os.close(clone)
     finally:
         os.close(entry)
+
+
+def is_mount(directory: int) -> bool:
+    """Whether it is where a mount begins."""
+    wanted = b"%d" % mount_id(directory)
+    path = os.fsencode(os.readlink(f"/proc/self/fd/{directory}"))
+    lines = (line.split(b" ", 5) for line in _mountinfo().splitlines())
+    return any(fields[0] == wanted and _unescape(fields[4]) == path for fields in lines)
 
 
 def same_place(one: int, other: int) -> bool:

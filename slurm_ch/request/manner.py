@@ -38,13 +38,15 @@ class Manner:
         "keep",
         "kept",
         "lifted",
+        "notes",
         "scratch",
+        "speaks",
         "start_in_image",
         "tmp_of_image",
     )
 
     def __init__(self) -> None:
-        self.start_in_image = True  # in the image's directory, else in /
+        self.start_in_image = True  # in the image's directory, else in /; if not: in the job's, if it is there
         self.tmp_of_image = False  # /tmp is the image's own
         # Devices to show where the node has specs of them: (kind, names, and who has asked, or "" for nobody).
         self.gpus: tuple[str, Sequence[str], str] | None = None
@@ -52,6 +54,8 @@ class Manner:
         self.lifted: Sequence[tuple[str, str]] = ()  # places of which what is mounted goes, and labels
         # The image's entrypoint is run once per node: the option that asks for it, and whether its output is shown.
         self.entrypoint: tuple[str, bool] | None = None
+        self.speaks = False  # whether the output of what an image runs by itself is shown
+        self.notes: Sequence[str] = ()  # what the user is to know
         self.defaults: Sequence[tuple[str, str]] = ()  # records for the plan, behind the image's environment
         self.drop: Sequence[str] = ()  # variables that a job's environment doesn't bring
         self.kept: Kept | None = None

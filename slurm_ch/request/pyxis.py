@@ -92,6 +92,8 @@ _NAME_MAX = 255
 # What an image's own PMIx is told of Slurm's, as enroot's hook does it.
 _PMIX = (("ptl", "PMIX_PTL_MODULE"), ("psec", "PMIX_SECURITY_MODE"), ("gds", "PMIX_GDS_MODULE"))
 
+_NO_DEVICES = ("", "none", "void")
+
 # What a job's environment doesn't bring: the image has its own languages.
 _DROPPED = ("LANG", "LANGUAGE", "LC_ALL")
 
@@ -180,12 +182,20 @@ def combine(here: site.Site, text: str, env: Mapping[str, str]) -> Spec:
 def _manner(request: Request, env: Mapping[str, str], here: site.Site) -> Manner:
     manner = Manner()
     manner.kept = _kept(request, here)
+    manner.start_in_image = here.container_directory == "image"
     manner.keep = request.parts("container-env")
     manner.drop = tuple(name for name in _DROPPED if name not in manner.keep)
     manner.gpus = _gpus(env)
     asked = request.truth("container-entrypoint")
     if asked if asked is not None else here.execute_entrypoint == "1":
         manner.entrypoint = ("--container-entrypoint", bool(request.truth("container-entrypoint-log")))
+    manner.speaks = bool(request.truth("container-entrypoint-log"))
+    adapters = env.get("MELLANOX_VISIBLE_DEVICES")
+    if adapters not in (None, *_NO_DEVICES):
+        manner.notes = (
+            f"MELLANOX_VISIBLE_DEVICES={adapters}: the node's InfiniBand devices are in the container, all of them; the"
+            " libraries for them are the image's own",
+        )
     manner.scratch, manner.lifted = pyxis_mounts.without_source(request.parts("container-mounts"))
     manner.defaults = [
         (agreement.PLAN_SET_DEFAULT, f"PMIX_MCA_{name}={env[given]}") for name, given in _PMIX if env.get(given)
@@ -215,7 +225,7 @@ def _kept(request: Request, here: site.Site) -> Kept | None:
 def _gpus(env: Mapping[str, str]) -> tuple[str, Sequence[str], str] | None:
     """Return the GPUs that NVIDIA_VISIBLE_DEVICES means; all that there are, where a job says nothing."""
     value = env.get("NVIDIA_VISIBLE_DEVICES")
-    if value in ("", "none", "void"):
+    if value in _NO_DEVICES:
         return None
     if value is None:
         return "nvidia.com/gpu", ("all",), ""

@@ -19,7 +19,8 @@ _RELAYABLE = frozenset((*RELAYED, "sacctmgr", "salloc", "scrontab", "sdiag", "sr
 # Where Slurm may note what ran.
 RECORDS = ("comment", "extra")
 _WORDS = {
-    "record": RECORDS, "pyxis": ("yes", "no"), "container_scope": ("job", "global"), "execute_entrypoint": ("0", "1"),
+    "record": RECORDS, "pyxis": ("yes", "no"), "container_directory": ("image", "job"),
+    "container_scope": ("job", "global"), "execute_entrypoint": ("0", "1"),
 }  # fmt: skip
 # Of pyxis' own arguments, what says nothing here, and what can't be had.
 _IDLE = ("sbatch_support=1", "use_squashfuse=1")
@@ -45,6 +46,7 @@ class Site:
 
     __slots__ = (
         "binds",
+        "container_directory",
         "container_scope",
         "containers",
         "defaults",
@@ -61,6 +63,7 @@ class Site:
 
     def __init__(self) -> None:
         self.binds: list[spec.Bind] = []
+        self.container_directory = "image"  # where pyxis' containers start
         self.container_scope = "job"  # how long a container with a name is kept
         self.containers: str | None = None  # below which directory
         self.defaults: list[Setting] = []

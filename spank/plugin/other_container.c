@@ -11,7 +11,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "plugin.h"
+#include "options.h"
 
 /* Shorter, it might be --contiguous. */
 #define LEAST strlen("--conta")
@@ -86,6 +86,17 @@ static const char *in_environment(void)
 	return NULL;
 }
 
+/* The option by which ours is asked for. */
+static const char *own_option(void)
+{
+	const int asking[] = { OPTION_CONTAINER_IMAGE, OPTION_CONTAINER_NAME };
+
+	for (size_t i = 0; i < sizeof(asking) / sizeof(asking[0]); i++)
+		if (option_given(asking[i], setting_count))
+			return options[asking[i]].name;
+	return options[OPTION_IMAGE].name;
+}
+
 /* Whether a container of Slurm's own is asked for as well; says so. */
 bool other_container(int command_words)
 {
@@ -94,7 +105,7 @@ bool other_container(int command_words)
 	bool found = variable || word;
 
 	if (found)
-		complain("--ch-image and %s: each makes a container; give one of them",
+		complain("--%s and %s: each makes a container; give one of them", own_option(),
 			 variable ? variable : word);
 	free(word);
 	return found;

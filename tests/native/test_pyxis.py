@@ -125,3 +125,17 @@ def test_beside_a_loaded_pyxis(fake: Fake, world_tmp: Path) -> None:
     assert request(done) == ["image=i"]
     assert f"slurm_ch: plugstack.conf: pyxis=yes is ignored: {plugin} is loaded too" in done.stderr
     assert fake("submit", IMAGE, FAKE_LOAD=str(plugin), **YES).returncode < 0
+
+
+@pytest.mark.parametrize("option", [IMAGE, "--container-name=x"])
+def test_slurms_own_container_beside_them(fake: Fake, option: str) -> None:
+    """The option is called as it was typed."""
+    done = fake("submit", option, SLURM_CONTAINER="bundle", **YES)
+    words = f"{option.partition('=')[0]} and SLURM_CONTAINER: each makes a container; give one of them"
+    assert (done.returncode, words in done.stderr) == (64, True)
+
+
+def test_a_name_is_enough(fake: Fake) -> None:
+    """Without an image it is that of the container, and so it is in the variable."""
+    assert request(fake("submit", "--container-name=x", **YES)) == ["container-name=x"]
+    assert request(fake("submit", PYXIS_CONTAINER_NAME="x:exec", **YES)) == ["container-name=x:exec"]

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from slurm_ch import paths
 from slurm_ch.sandbox.cluster import Cluster
+from tests.small_images import make_image, squash
 
-from .conftest import Good, Run
+from .conftest import WAITING, Good, Run
 
 
 def test_the_image_as_pyxis_shows_it(good: Good) -> None:
@@ -54,9 +57,47 @@ def test_mounts_without_a_source(good: Good, sh: Run) -> None:
     lines = out.split()
     assert (lines[:4], lines[-1]) == (["tmpfs", "711", "p", "x"], "0")
     assert "1024" in lines
-    done = sh("srun --container-image=$IMG --container-mounts=umount:/dev/shm true")
+    # What came with a directory of the host's stays, but nothing of it is seen.
+    out = good(
+        "touch /dev/shm/pyxis-$$; srun --container-image=$IMG --container-mounts=umount:/dev/shm"
+        " sh -c 'ls /dev/shm; ls /dev/null; touch /dev/shm/x 2> /dev/null || echo ro'; rm /dev/shm/pyxis-$$"
+    )
+    assert out == "/dev/null\nro\n"
+    done = sh("srun --container-image=$IMG --container-mounts=umount:/etc true")
     assert done.returncode == 31
-    assert "--container-mounts=umount:/dev/shm: can't unmount /dev/shm: " in done.stderr
+    assert "--container-mounts=umount:/etc: can't unmount /etc: nothing is mounted there" in done.stderr
+
+
+def test_name_and_time_of_the_host(good: Good, world_tmp: Path, enroots: Path) -> None:
+    """Over the image's own, be it a link: the file that it leads to stays as it is."""
+    root = make_image(world_tmp / "zones", "zones")
+    (root / "usr/share/zoneinfo").mkdir(parents=True)
+    (root / "usr/share/zoneinfo/UTC").write_text("the image's\n")
+    (root / "etc/localtime").symlink_to("/usr/share/zoneinfo/UTC")
+    (root / "etc/hostname").write_text("builder\n")
+    squash(root, world_tmp / "zones.sqfs")
+    show = "cat /etc/hostname; md5sum < /etc/localtime; cat /usr/share/zoneinfo/UTC; readlink /etc/localtime"
+    host = [line for path in ("/etc/hostname",) for line in Path(path).read_text().splitlines()]
+    zone = subprocess.run("md5sum < /etc/localtime", shell=True, check=True, capture_output=True, text=True).stdout
+    for option in ("", "--container-writable", "--container-name=z"):
+        out = good(f"srun --container-image={world_tmp}/zones.sqfs {option} sh -c '{show} || echo no link'")
+        assert out.splitlines() == [*host, zone.strip(), "the image's", "no link"]
+
+
+def test_the_jobs_directory_where_a_site_wants_it(user: str, enroots: Path, work: Path) -> None:
+    """container_directory=job: if the container shows it, and nobody asks for another."""
+    with Cluster(nodes=1, plugstack_lines=[f"required {paths.PLUGIN} pyxis=yes container_directory=job"]) as other:
+
+        def good(line: str) -> str:
+            env = {**other.environ(user), "IMG": str(enroots), "PATH": "/usr/bin:/bin"}
+            done = other.run(["bash", "-c", f"cd {work}; {line}"], user=user, timeout=60, env=env)
+            assert (done.returncode, WAITING.sub("", done.stderr)) == (0, "")
+            return str(done.stdout)
+
+        assert good("srun --container-image=$IMG --container-mounts=$PWD pwd") == f"{work}\n"
+        assert good("srun --container-image=$IMG --container-mounts=$PWD:/w pwd") == "/w\n"
+        assert good("srun --container-image=$IMG pwd") == "/workspace\n"
+        assert good("srun --container-image=$IMG --container-mounts=$PWD --container-workdir=/opt pwd") == "/opt\n"
 
 
 def test_gpus_by_their_specs(sh: Run, user: str, world_tmp: Path, cluster: Cluster, enroots: Path) -> None:

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an image says of the container that it wants: no devices, enroot's mounts, a script to be sourced.
+
+Loaded only where users of another tool expect that.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from .. import log
+from ..request.options import PULLED_ENVIRONMENT
+from . import places
+from .action import Action, Build, MoreActions
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ..devices.edits import Injection
+    from ..request.manner import Manner
+    from ..request.spec import Spec
+    from .caller import Caller
+
+_NO_DEVICES = ("", "none", "void")
+# More than an image's variables are.
+_ENVIRONMENT_BYTES = 1 << 20
+
+
+def actions(extra: MoreActions, spec: Spec, manner: Manner, injection: Injection | None, caller: Caller) -> MoreActions:
+    """Return what is done as the image says."""
+    kind = manner.gpus[0] if manner.gpus is not None else ""
+    if injection is not None and all(asked_by == kind for _, asked_by in spec.devices):
+        # Nobody has asked, but that the node has them.
+        wish = Wish(injection)
+        for part in (extra.before_binds, extra.in_tree, extra.inside):
+            part[:] = [IfWanted(wish, one) for one in part]
+    start = RunStartFile(caller.environment, manner, spec.cd is None)
+    extra.in_tree.append(EnrootsFiles(start))
+    if manner.entrypoint is None:
+        # Which sources the file by itself.
+        extra.inside.append(start)
+    return extra
+
+
+class Wish:
+    """Whether the image wants GPUs: only one that says so in its environment wants none."""
+
+    __slots__ = ("_injection", "_wanted")
+
+    def __init__(self, injection: Injection) -> None:
+        self._injection = injection
+        self._wanted: bool | None = None
+
+    def is_for_them(self, build: Build) -> bool:
+        """Look at the image, once; where it wants none, none of the devices' variables are set either."""
+        if self._wanted is None:
+            self._wanted = _value_in_image(build, "NVIDIA_VISIBLE_DEVICES") not in _NO_DEVICES
+            if not self._wanted:
+                log.info("the image's NVIDIA_VISIBLE_DEVICES is for no devices")
+                self._injection.env[:] = [[] for _ in self._injection.env]
+        return self._wanted
+
+
+def _value_in_image(build: Build, name: str) -> str | None:
+    found = None
+    for path, separator in ((PULLED_ENVIRONMENT, b"\0"), ("/etc/environment", b"\n")):
+        try:
+            fd = places.open_file(build, path)
+        except OSError:
+            continue
+        text = os.read(fd, _ENVIRONMENT_BYTES) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+        os.close(fd)
+        for line in text.split(separator):
+            if line.startswith(name.encode() + b"="):
+                found = os.fsdecode(line[len(name) + 1 :])
+    return found
+
+
+class IfWanted(Action):
+    """Do something for the devices, if the image wants them."""
+
+    __slots__ = ("action", "wish")
+
+    def __init__(self, wish: Wish, action: Action) -> None:
+        self.wish = wish
+        self.action = action
+
+    def describe(self) -> str:
+        return self.action.describe()
+
+    def apply(self, build: Build) -> None:
+        if build.root_fd < 0 or self.wish.is_for_them(build):
+            self.action.apply(build)
+
+
+class RunStartFile(Action):
+    """Source enroot's /etc/rc.local, if there is anything in it."""
+
+    __slots__ = ("directory", "env", "run", "speaks")
+
+    def __init__(self, env: Mapping[str, str], manner: Manner, directory: bool) -> None:
+        self.env = env
+        self.directory = directory  # whether tasks start where it goes
+        self.speaks = manner.speaks  # whether the user sees what it prints
+        self.run: Action | None = None
+
+    def describe(self) -> str:
+        return "source /etc/rc.local, if enroot's image has one"
+
+    def apply(self, build: Build) -> None:
+        if self.run is not None:
+            self.run.apply(build)
+
+
+class EnrootsFiles(Action):
+    """Mount what enroot's /etc/fstab says, and see whether there is a start file."""
+
+    __slots__ = ("start",)
+
+    def __init__(self, start: RunStartFile) -> None:
+        self.start = start
+
+    def describe(self) -> str:
+        return "mount what /etc/fstab says, if the image is enroot's"
+
+    def apply(self, build: Build) -> None:
+        mounts, starts = (_has_text(build, path) for path in ("/etc/fstab", "/etc/rc.local"))
+        if not mounts and not starts:
+            return
+        from . import enroot_files, entrypoint
+
+        if not enroot_files.is_image(build):
+            return
+        if mounts:
+            enroot_files.mount(build)
+        if starts:
+            run = enroot_files.start(self.start.env, speaks=self.start.speaks, directory=self.start.directory)
+            entrypoint.HoldChJoin(run).apply(build)
+            self.start.run = run
+
+
+def _has_text(build: Build, path: str) -> bool:
+    try:
+        fd = places.look_up(build, path, True)
+    except OSError:
+        return False
+    size = os.fstat(fd).st_size
+    os.close(fd)
+    return size > 0

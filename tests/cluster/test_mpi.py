@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from slurm_ch import paths
 from slurm_ch.sandbox.cluster import Cluster
 from tests.small_images import make_image
 
@@ -110,7 +111,7 @@ def add(root: Path, program: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def mpi_image(world_tmp: Path) -> Path:
+def mpi_image(world_tmp: Path, user: str) -> Path:
     """An image with one program for each MPI, and nothing that their packages don't bring."""
     root = make_image(world_tmp / "mpi", "mpi")
     source = world_tmp / "program.c"
@@ -125,6 +126,8 @@ def mpi_image(world_tmp: Path) -> Path:
         shutil.copytree(data, root / data.lstrip("/"), symlinks=True)
     source.write_text(CMA)
     subprocess.run(["cc", "-O", "-static", "-o", root / "bin/cma", source], check=True)
+    # Of a directory that is somebody else's, an overlay can't change the owner.
+    subprocess.run(["chown", "-hR", f"{user}:", root], check=True)
     return root
 
 
@@ -139,7 +142,13 @@ def mpi(world_tmp: Path, user: str, mpi_image: Path) -> Iterator[Callable[[str],
         (world_tmp / f"tmp-{node}").chmod(0o1777)
     extra = f"TmpFS={world_tmp}/tmp-%n"
     try:
-        with Cluster(nodes=NODES, cpus=PER_NODE, directory_parent=str(parent), slurm_conf_extra=extra) as own:
+        with Cluster(
+            nodes=NODES,
+            cpus=PER_NODE,
+            directory_parent=str(parent),
+            slurm_conf_extra=extra,
+            plugstack_lines=[f"required {paths.PLUGIN} pyxis=yes"],
+        ) as own:
 
             def run(line: str) -> str:
                 env = {**own.environ(user), "IMG": str(mpi_image), **ONE_MACHINE}
@@ -187,6 +196,17 @@ def test_open_mpi_with_pmix(mpi: Callable[[str], str], world_tmp: Path, pmix: bo
         return
     step = f"sh -c 'OMPI_MCA_btl_vader_backing_directory={world_tmp}/tmp-$SLURMD_NODENAME exec openmpi-program'"
     assert set(mpi(f"{SRUN} --mpi=pmix {step}").splitlines()) == expected()
+
+
+def test_open_mpi_with_pmix_by_pyxis_options(mpi: Callable[[str], str], pmix: bool) -> None:
+    """Each task has its own rank, in a container of the step's and in one with a name; /tmp is each container's."""
+    if not pmix:
+        return
+    step = "sh -c 'OMPI_MCA_btl_vader_backing_directory=/tmp exec openmpi-program'"
+    srun = f"srun -N{NODES} --ntasks-per-node={PER_NODE} --container-image=$IMG --mpi=pmix"
+    assert set(mpi(f"{srun} {step}").splitlines()) == expected()
+    again = f'salloc -Q -N{NODES} --ntasks-per-node={PER_NODE} sh -c "{srun} --container-name=m true;'
+    assert set(mpi(f'{again} {srun.replace("$IMG", "$IMG --container-name=m")} {step}"').splitlines()) == expected()
 
 
 def test_open_mpi_with_a_tmp_of_its_own(mpi: Callable[[str], str], world_tmp: Path, pmix: bool) -> None:

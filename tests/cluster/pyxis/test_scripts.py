@@ -132,3 +132,48 @@ def test_per_task_values_are_each_tasks_own(good: Good) -> None:
     assert out == "0 0\n1 1\n"
     line = "PMIX_PTL_MODULE=tcp PMIX_GDS_MODULE=a PMIX_MCA_gds=b srun --container-image=$IMG sh -c 'echo $PMIX_MCA_ptl $PMIX_MCA_gds'"
     assert good(line) == "tcp b\n"
+
+
+def test_preload_then_run(good: Good, work: Path) -> None:
+    """One step per node gets the container ready, the ones that count use it by its name."""
+    text = """\
+#SBATCH -N2 --ntasks-per-node=2
+readonly _cont_name=benchmark_${SLURM_JOB_ID}
+srun --ntasks="${SLURM_JOB_NUM_NODES}" --ntasks-per-node=1 --container-image=$IMG --container-name="${_cont_name}" \\
+    sh -c 'echo cached > /cache'
+for run in 1 2; do
+    srun --ntasks=2 --ntasks-per-node=1 --container-name="${_cont_name}" --container-mounts=$PWD:/results \\
+        --container-writable sh -c "echo clear >> /caches.$run"
+    srun -l --ntasks=4 --container-name="${_cont_name}" --container-mounts=$PWD:/results --container-workdir=/results \\
+        sh -c 'cat /cache; ls /caches.'$run'; pwd' | sort
+done
+"""
+    out = good(batch(work, text)).splitlines()
+    assert sorted(out) == sorted(
+        f"{task}: {line}" for run in (1, 2) for task in range(4) for line in ("/results", f"/caches.{run}", "cached")
+    )
+
+
+def test_apt_as_root(good: Good, work: Path) -> None:
+    """What a script installs as root is there for the rest of it; nothing of it needs to be root on the host."""
+    apt = """\
+#!/bin/sh -e
+[ $(id -u) = 0 ] || { echo "E: are you root?"; exit 100; }
+mkdir -p /var/lib/apt/lists/partial /usr/local/bin
+chown 42:0 /var/lib/apt/lists/partial
+[ $1 = install ] || exit 0
+printf '#!/bin/sh\\necho %s of $(id -un)\\n' $3 > /usr/local/bin/$3.new
+chown root:root /usr/local/bin/$3.new
+chmod 4755 /usr/local/bin/$3.new
+mv /usr/local/bin/$3.new /usr/local/bin/$3
+"""
+    (work / "apt-get").write_text(apt)
+    (work / "apt-get").chmod(0o755)
+    text = """\
+#SBATCH -n1
+srun --container-image=$IMG --container-name=dev --container-remap-root --container-writable \\
+    --container-mounts=$PWD/apt-get:/bin/apt-get bash -c "apt-get update && apt-get install -y tool && /usr/local/bin/tool"
+srun --container-name=dev bash -c "/usr/local/bin/tool | grep -v root"
+"""
+    me = good("id -un").strip()
+    assert good(batch(work, text)) == f"tool of root\ntool of {me}\n"

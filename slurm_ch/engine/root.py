@@ -256,7 +256,8 @@ class Account(Action):
         except OSError:
             old = ""
         else:
-            with open(fd, "rb") as file:
+            # With a buffer, Python asks first whether it's a terminal: a request to the image's server.
+            with open(fd, "rb", buffering=0) as file:
                 if places.mount_id(fd) not in build.mounts:
                     return
                 # What is no file, as a FIFO that somebody writes to, says nothing.

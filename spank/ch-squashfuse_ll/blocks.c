@@ -47,14 +47,11 @@ static int load(struct image *image, struct block *b)
 
 bool blocks_init(struct image *image, int threads)
 {
-	unsigned int count = CACHE_BYTES / image->block_size, least = threads + 1;
+	unsigned int count = CACHE_BYTES / image->block_size;
 	unsigned int ways = count < WAYS_MAX ? count : WAYS_MAX;
-	unsigned int sets = count / ways;
 
-	/* A thread holds one at a time: so there is always one to be had. */
-	if (ways < least)
-		ways = least;
-	return cache_init(&image->data, load, sets, ways, image->block_size);
+	/* A thread holds one at a time. */
+	return cache_init(&image->data, load, count / ways, ways, threads, image->block_size);
 }
 
 /* ---- Block lists ---- */
@@ -117,11 +114,9 @@ static int list_next(struct list *l, uint32_t *header)
 static int list_open(struct list *l, struct image *image, const struct inode *inode, uint64_t number)
 {
 	uint64_t distance = STEP_BLOCKS * (1 + inode->file.blocks / (STEP_BLOCKS * STEPS_MAX));
-	struct step step = { inode->reference, 0, inode->file.start, inode->rest };
+	struct step step = recall(image, inode, number, distance);
 	uint32_t header;
 
-	if (number >= distance)
-		step = recall(image, inode, number, distance);
 	l->position = step.position;
 	if (cursor_open(&l->cursor, image, &image->inodes, step.place))
 		return -EIO;

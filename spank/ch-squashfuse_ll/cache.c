@@ -9,10 +9,14 @@ struct set {
 	uint64_t now;
 };
 
-bool cache_init(struct cache *cache, block_loader *load, unsigned int sets, unsigned int ways, size_t bytes)
+bool cache_init(struct cache *cache, block_loader *load, unsigned int sets, unsigned int ways, unsigned int held,
+		size_t bytes)
 {
-	unsigned int count = sets * ways;
+	unsigned int count;
 
+	if (ways <= held)
+		ways = held + 1;
+	count = sets * ways;
 	*cache = (struct cache){ .load = load, .sets = sets, .ways = ways, .bytes = bytes };
 	cache->set = calloc(sets, sizeof(*cache->set));
 	cache->blocks = calloc(count, sizeof(*cache->blocks));
@@ -55,7 +59,7 @@ static bool is(const struct block *b, uint64_t position, uint32_t header)
 	return b->state != EMPTY && b->position == position && b->header == header;
 }
 
-/* The block in its set, or the one to put it in: the longest unused. NULL if all are held. */
+/* The block in its set, or the one to put it in: the longest unused. */
 static struct block *find(struct block *ways, unsigned int count, uint64_t position, uint32_t header)
 {
 	struct block *oldest = NULL;
@@ -70,21 +74,6 @@ static struct block *find(struct block *ways, unsigned int count, uint64_t posit
 	return oldest;
 }
 
-/* A block that nobody shares: so a cursor always gets one. */
-static struct block *load_loose(struct cache *cache, struct image *image, uint64_t position, uint32_t header)
-{
-	struct block *b = malloc(sizeof(*b) + cache->bytes);
-
-	if (!b)
-		return NULL;
-	*b = (struct block){ .loose = true, .users = 1, .position = position, .header = header };
-	b->data = (uint8_t *)(b + 1);
-	if (!load(cache, image, b))
-		return b;
-	free(b);
-	return NULL;
-}
-
 struct block *cache_hold(struct cache *cache, struct image *image, uint64_t position, uint32_t header)
 {
 	unsigned int number = position * 0x9e3779b97f4a7c15 >> 32 & (cache->sets - 1);
@@ -95,10 +84,8 @@ struct block *cache_hold(struct cache *cache, struct image *image, uint64_t posi
 	pthread_mutex_lock(&set->lock);
 	while ((b = find(ways, cache->ways, position, header)) && b->state == LOADING)
 		pthread_cond_wait(&set->loaded, &set->lock);
-	if (!b) {
-		pthread_mutex_unlock(&set->lock);
-		return load_loose(cache, image, position, header);
-	}
+	if (!b) /* see cache_init() */
+		abort();
 	b->used = ++set->now;
 	__atomic_add_fetch(&b->users, 1, __ATOMIC_RELAXED);
 	if (is(b, position, header)) {
@@ -123,8 +110,5 @@ struct block *cache_hold(struct cache *cache, struct image *image, uint64_t posi
 
 void cache_let_go(struct block *b)
 {
-	if (b->loose)
-		free(b);
-	else
-		__atomic_sub_fetch(&b->users, 1, __ATOMIC_RELEASE);
+	__atomic_sub_fetch(&b->users, 1, __ATOMIC_RELEASE);
 }

@@ -25,7 +25,6 @@ enum block_state { EMPTY, LOADING, READY };
 
 struct block {
 	enum block_state state;
-	bool loose; /* of no set: all others were held */
 	int users;
 	uint64_t used;
 	/* What it is: a block has the same position and header whoever asks for it. */
@@ -49,8 +48,11 @@ struct cache {
 	uint8_t *data;
 };
 
-/* `sets` is a power of two. The data's memory is taken as blocks are first used. */
-bool cache_init(struct cache *cache, block_loader *load, unsigned int sets, unsigned int ways, size_t bytes);
+/* `sets` is a power of two. Each has as many `ways` as asked for, or more: so that there is always a block that
+ * nobody holds, though all threads hold as many as they ever do at once (`held`, of all), and load one.
+ * The data's memory is taken as blocks are first used. */
+bool cache_init(struct cache *cache, block_loader *load, unsigned int sets, unsigned int ways, unsigned int held,
+		size_t bytes);
 void cache_free(struct cache *cache);
 
 /* Return a block, and keep it; NULL if it can't be read. */

@@ -2,26 +2,15 @@
 /* Compression by other people's libraries. What a thread needs for one, it makes once and keeps. */
 #include "image.h"
 
+typedef ssize_t decoder(const uint8_t *from, size_t size, uint8_t *to, size_t room);
+
+static const char *const names[] = {
+	[GZIP] = "gzip", [LZMA] = "lzma", [LZO] = "lzo", [XZ] = "xz", [LZ4] = "lz4", [ZSTD] = "zstd",
+};
+
 #ifdef HAVE_LIBDEFLATE
 #include <libdeflate.h>
-#endif
-#ifdef HAVE_ZLIB
-#include <zlib.h>
-#endif
-#ifdef HAVE_XZ
-#include <lzma.h>
-#endif
-#ifdef HAVE_LZ4
-#include <lz4.h>
-#endif
-#ifdef HAVE_ZSTD
-#include <zstd.h>
-#endif
 
-/* Of a block of 1 MiB, and what there is to it. */
-#define XZ_MEMORY (2 << 20)
-
-#ifdef HAVE_LIBDEFLATE
 static ssize_t gzip(const uint8_t *from, size_t size, uint8_t *to, size_t room)
 {
 	static _Thread_local struct libdeflate_decompressor *d;
@@ -31,9 +20,9 @@ static ssize_t gzip(const uint8_t *from, size_t size, uint8_t *to, size_t room)
 		return -1;
 	return libdeflate_zlib_decompress(d, from, size, to, room, &inflated) ? -1 : (ssize_t)inflated;
 }
-#endif
+#elif defined(HAVE_ZLIB)
+#include <zlib.h>
 
-#ifdef HAVE_ZLIB
 static ssize_t gzip(const uint8_t *from, size_t size, uint8_t *to, size_t room)
 {
 	static _Thread_local z_stream z;
@@ -46,9 +35,16 @@ static ssize_t gzip(const uint8_t *from, size_t size, uint8_t *to, size_t room)
 	z.avail_out = room;
 	return inflate(&z, Z_FINISH) == Z_STREAM_END ? (ssize_t)(room - z.avail_out) : -1;
 }
+#else
+#define gzip NULL
 #endif
 
 #ifdef HAVE_XZ
+#include <lzma.h>
+
+/* Of a block of 1 MiB, and what there is to it. */
+#define XZ_MEMORY (2 << 20)
+
 static ssize_t xz(const uint8_t *from, size_t size, uint8_t *to, size_t room)
 {
 	static _Thread_local lzma_stream s;
@@ -62,67 +58,54 @@ static ssize_t xz(const uint8_t *from, size_t size, uint8_t *to, size_t room)
 	s.avail_out = room;
 	return lzma_code(&s, LZMA_FINISH) == LZMA_STREAM_END ? (ssize_t)(room - s.avail_out) : -1;
 }
+#else
+#define xz NULL
 #endif
 
 #ifdef HAVE_ZSTD
+#include <zstd.h>
+
 static ssize_t zstd(const uint8_t *from, size_t size, uint8_t *to, size_t room)
 {
 	static _Thread_local ZSTD_DCtx *d;
-	size_t inflated = 0;
+	size_t inflated;
 
 	if (!d && !(d = ZSTD_createDCtx()))
 		return -1;
 	inflated = ZSTD_decompressDCtx(d, to, room, from, size);
 	return ZSTD_isError(inflated) ? -1 : (ssize_t)inflated;
 }
+#else
+#define zstd NULL
 #endif
 
 #ifdef HAVE_LZ4
+#include <lz4.h>
+
 static ssize_t lz4(const uint8_t *from, size_t size, uint8_t *to, size_t room)
 {
 	return LZ4_decompress_safe((const char *)from, (char *)to, size, room);
 }
+#else
+#define lz4 NULL
 #endif
 
-static const struct {
-	const char *name;
-	ssize_t (*decompress)(const uint8_t *from, size_t size, uint8_t *to, size_t room);
-} compressions[] = {
-#if defined(HAVE_LIBDEFLATE) || defined(HAVE_ZLIB)
-	[GZIP] = { "gzip", gzip },
-#else
-	[GZIP] = { "gzip", NULL },
-#endif
-	[LZMA] = { "lzma", NULL }, /* of SquashFS before 4.1 */
-	[LZO] = { "lzo", lzo_decompress },
-#ifdef HAVE_XZ
-	[XZ] = { "xz", xz },
-#else
-	[XZ] = { "xz", NULL },
-#endif
-#ifdef HAVE_LZ4
-	[LZ4] = { "lz4", lz4 },
-#else
-	[LZ4] = { "lz4", NULL },
-#endif
-#ifdef HAVE_ZSTD
-	[ZSTD] = { "zstd", zstd },
-#else
-	[ZSTD] = { "zstd", NULL },
-#endif
+/* lzma, of SquashFS before 4.1, is known by name only. */
+static decoder *const decoders[ZSTD + 1] = {
+	[GZIP] = gzip, [LZO] = lzo_decompress, [XZ] = xz, [LZ4] = lz4, [ZSTD] = zstd,
 };
 
 const char *compression_name(int compression)
 {
-	return compression >= GZIP && compression <= ZSTD ? compressions[compression].name : NULL;
+	return compression >= GZIP && compression <= ZSTD ? names[compression] : NULL;
 }
 
 bool compression_supported(int compression)
 {
-	return compression_name(compression) && compressions[compression].decompress;
+	return compression_name(compression) && decoders[compression];
 }
 
 ssize_t decompress(int compression, const uint8_t *from, size_t size, uint8_t *to, size_t room)
 {
-	return compressions[compression].decompress(from, size, to, room);
+	return decoders[compression](from, size, to, room);
 }

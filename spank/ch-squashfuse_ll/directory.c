@@ -13,7 +13,8 @@
 #define ENTRIES_MAX 256
 #define ENTRY 8
 #define INDEX 12
-/* A listing's size counts "." and "..", which aren't in it. */
+/* A listing's size counts "." and "..", which aren't in it. By squashfs-tools-ng 1.0 it doesn't: so, as for the
+ * kernel, no header begins in the last three bytes, but an entry may end there. */
 #define DOTS 3
 
 static int spoilt(struct directory *d, const char *what)
@@ -42,14 +43,14 @@ static int compare(const uint8_t *a, size_t a_length, const uint8_t *b, size_t b
 	return order ? order : (a_length > b_length) - (a_length < b_length);
 }
 
-/* As directory_next(), but for the check of the name's order. */
+/* As directory_next(), but for the check of the name. */
 static int step(struct directory *d, struct entry *entry)
 {
 	uint8_t scratch[HEADER];
 	const uint8_t *p;
 
 	if (!d->left) {
-		if (d->position == d->size)
+		if (d->size - d->position <= DOTS)
 			return 0;
 		if (!(p = take(d, scratch, HEADER)))
 			return -EIO;
@@ -90,12 +91,7 @@ int directory_next(struct directory *d, struct entry *entry)
 	found = step(d, entry);
 	if (found != 1)
 		return found;
-	if (!is_name(entry->name, entry->length) ||
-	    (d->name_length && compare(d->name, d->name_length, entry->name, entry->length) >= 0))
-		return spoilt(d, "a directory's names");
-	memcpy(d->name, entry->name, entry->length);
-	d->name_length = entry->length;
-	return 1;
+	return is_name(entry->name, entry->length) ? 1 : spoilt(d, "a directory's names");
 }
 
 void directory_close(struct directory *d)
@@ -108,7 +104,7 @@ static int search_index(struct image *image, const struct inode *inode, uint32_t
 			size_t length, uint32_t *found, struct place *place)
 {
 	uint8_t scratch[INDEX], name_scratch[NAME_LENGTH_MAX];
-	struct cursor c;
+	struct cursor c = { .block = NULL };
 	uint32_t last = 0;
 
 	if (cursor_open(&c, image, &image->inodes, inode->rest))
@@ -146,9 +142,9 @@ static int begin(struct directory *d, struct image *image, const struct inode *i
 	struct place place = inode->directory.listing;
 
 	d->cursor = (struct cursor){ .image = image };
-	d->position = d->left = d->name_length = 0;
-	d->size = inode->size > DOTS ? inode->size - DOTS : 0;
-	if (!d->size)
+	d->position = d->left = 0;
+	d->size = inode->size;
+	if (d->size <= DOTS)
 		return 0;
 	/* Nobody needs an index that is damaged: it takes longer from the beginning. */
 	if (inode->directory.index_count && (position || name) &&
@@ -188,21 +184,22 @@ int directory_open(struct directory *d, struct image *image, const struct inode 
 {
 	struct resume known;
 	struct entry entry;
+	int found;
 
+	d->cursor.block = NULL;
 	if (position && recall(image, inode, position, &known)) {
-		d->size = inode->size - DOTS;
+		d->size = inode->size;
 		d->position = position;
 		d->left = known.left;
 		d->block = known.block;
 		d->number = known.number;
-		d->name_length = 0;
 		return cursor_open(&d->cursor, image, &image->directories, known.place);
 	}
 	if (begin(d, image, inode, position, NULL, 0))
 		return -EIO;
-	while (d->position < position && d->position < d->size)
-		if (step(d, &entry) != 1)
-			return -EIO;
+	while (d->position < position && (found = step(d, &entry)))
+		if (found < 0)
+			return found;
 	return 0;
 }
 

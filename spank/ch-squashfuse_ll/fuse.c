@@ -13,10 +13,11 @@
 #define STACK_BYTES (256 << 10)
 
 struct worker {
+	char reply[REPLY_BYTES] __attribute__((aligned(4096))); /* as are the pages that it is copied to */
+	struct request request;
 	struct image *image;
 	int fuse;
-	struct request request;
-	char reply[REPLY_BYTES];
+	int more; /* threads to begin */
 };
 
 /* Read one request; false when the mount is gone. */
@@ -47,6 +48,8 @@ static void send_reply(int fuse, const struct request *r, char *reply, ssize_t s
 		return;
 }
 
+static void begin(struct image *image, int fuse, int more, bool here);
+
 static void *serve(void *argument)
 {
 	struct worker *w = argument;
@@ -55,27 +58,35 @@ static void *serve(void *argument)
 	while (receive(w->fuse, &w->request)) {
 		if (r->head.opcode == FUSE_FORGET || r->head.opcode == FUSE_BATCH_FORGET)
 			continue;
+		/* Until a command's contents are wanted, one thread is enough, and there sooner. */
+		for (; w->more && r->head.opcode == FUSE_READ; w->more--)
+			begin(w->image, w->fuse, 0, false);
 		send_reply(w->fuse, r, w->reply, answer(w->image, r, w->reply));
 	}
 	_exit(0);
 }
 
-void fuse_serve(struct image *image, int fuse, int threads)
+/* Begin to serve, in this thread or another. If there is no memory, those that there are will do. */
+static void begin(struct image *image, int fuse, int more, bool here)
 {
-	struct worker *first = NULL, *w;
+	struct worker *w = aligned_alloc(4096, sizeof(*w));
 	pthread_attr_t small;
 	pthread_t thread;
 
+	if (!w)
+		return;
+	w->image = image;
+	w->fuse = fuse;
+	w->more = more;
+	if (here)
+		serve(w);
 	pthread_attr_init(&small);
 	pthread_attr_setstacksize(&small, STACK_BYTES);
-	for (int i = 0; i < threads && (w = malloc(sizeof(*w))); i++) {
-		w->image = image;
-		w->fuse = fuse;
-		if (!first)
-			first = w;
-		else if (pthread_create(&thread, &small, serve, w))
-			break; /* those that there are will do */
-	}
-	if (first)
-		serve(first);
+	if (pthread_create(&thread, &small, serve, w))
+		free(w);
+}
+
+void fuse_serve(struct image *image, int fuse, int threads)
+{
+	begin(image, fuse, threads - 1, true);
 }

@@ -118,7 +118,7 @@ bool image_open(struct image *image, int fd, uint64_t offset, uint64_t size, int
 		snprintf(why, why_size, "the image is damaged: its superblock");
 		return false;
 	}
-	if (!metadata_init(image) || !blocks_init(image, threads)) {
+	if (!metadata_init(image, threads) || !blocks_init(image, threads)) {
 		snprintf(why, why_size, "out of memory");
 		return false;
 	}

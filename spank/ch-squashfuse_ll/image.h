@@ -131,14 +131,12 @@ struct cursor {
 	uint32_t offset;
 };
 
-bool metadata_init(struct image *image);
+bool metadata_init(struct image *image, int threads);
 
-/* These return 0 or -EIO; after -EIO, and before the first opening, there is nothing to close.
- * cursor_move() is as closing and opening, and quicker within a block. */
+/* These return 0 or -EIO; after -EIO there is nothing to close. A cursor has no block before it is opened
+ * for the first time, and may be opened again while it has one. With no `to`, what is read is skipped. */
 int cursor_open(struct cursor *c, struct image *image, const struct table *table, struct place at);
-int cursor_move(struct cursor *c, struct image *image, const struct table *table, struct place at);
 int cursor_read(struct cursor *c, void *to, size_t size);
-int cursor_skip(struct cursor *c, size_t size);
 void cursor_close(struct cursor *c);
 struct place cursor_place(const struct cursor *c);
 
@@ -203,8 +201,6 @@ struct directory {
 	uint32_t left; /* entries below the last header */
 	uint32_t block, number; /* as that says */
 	struct resume before; /* the last entry */
-	uint32_t name_length;
-	uint8_t name[NAME_LENGTH_MAX]; /* of the last entry */
 	uint8_t scratch[NAME_LENGTH_MAX];
 };
 

@@ -101,7 +101,7 @@ static int read_kind(struct image *image, struct cursor *c, struct inode *inode,
 	}
 	inode->rest = cursor_place(c);
 	if (inode->type == TYPE_LINK && extended) { /* the target lies between */
-		if (cursor_skip(c, inode->size) || !(p = cursor_take(c, scratch, 4)))
+		if (cursor_read(c, NULL, inode->size) || !(p = cursor_take(c, scratch, 4)))
 			return -EIO;
 		inode->xattrs = le32(p);
 	}
@@ -156,7 +156,7 @@ int inode_read_next(struct cursor *c, struct image *image, uint64_t reference, e
 	struct place at = { image->inodes.start + (reference >> 16), reference & 0xffff };
 
 	*inode = (struct inode){ .reference = reference, .xattrs = NO_INDEX };
-	return cursor_move(c, image, &image->inodes, at) ? -EIO : read_at(image, c, type, inode);
+	return cursor_open(c, image, &image->inodes, at) ? -EIO : read_at(image, c, type, inode);
 }
 
 int inode_read(struct image *image, uint64_t reference, enum type type, struct inode *inode)
@@ -170,7 +170,7 @@ int inode_read(struct image *image, uint64_t reference, enum type type, struct i
 
 ssize_t link_read(struct image *image, const struct inode *inode, char *to, size_t room)
 {
-	struct cursor c;
+	struct cursor c = { .block = NULL };
 	int failed;
 
 	if (inode->size > room)

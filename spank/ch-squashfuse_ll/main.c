@@ -52,9 +52,7 @@ static int cores(void)
 
 static int descriptor(const char *path)
 {
-	int fd;
-
-	return sscanf(path, "/dev/fd/%d", &fd) == 1 ? fd : -1;
+	return strncmp(path, "/dev/fd/", 8) ? -1 : atoi(path + 8);
 }
 
 static void __attribute__((noreturn)) usage(void)

@@ -7,9 +7,11 @@
 
 /* 2 MiB. A look-up in a directory of 100,000 entries is as likely as not to find what it needs. */
 #ifndef METADATA_SETS
-#define METADATA_SETS 64
-#define METADATA_WAYS 4
+#define METADATA_SETS 16
+#define METADATA_WAYS 16
 #endif
+/* That a thread holds at once: of a listing, of its entries' inodes, of these inodes' owners. */
+#define HELD 3
 #define STORED_PLAIN 0x8000
 /* What a block is loaded as, in place of a data block's header. */
 enum { INFLATED, RAW };
@@ -46,13 +48,18 @@ static int load(struct image *image, struct block *b)
 	return 0;
 }
 
-bool metadata_init(struct image *image)
+bool metadata_init(struct image *image, int threads)
 {
-	return cache_init(&image->metadata, load, METADATA_SETS, METADATA_WAYS, METADATA_SIZE);
+	return cache_init(&image->metadata, load, METADATA_SETS, METADATA_WAYS, HELD * threads, METADATA_SIZE);
 }
 
 int cursor_open(struct cursor *c, struct image *image, const struct table *table, struct place at)
 {
+	if (c->block && c->table == table && c->block->position == at.block && at.offset <= c->block->size) {
+		c->offset = at.offset;
+		return 0;
+	}
+	cursor_close(c);
 	*c = (struct cursor){ .image = image, .table = table, .offset = at.offset };
 	if (at.block < table->start || at.block >= table->end)
 		return damaged(image, table->name, at.block);
@@ -63,16 +70,6 @@ int cursor_open(struct cursor *c, struct image *image, const struct table *table
 		return 0;
 	cursor_close(c);
 	return damaged(image, table->name, at.block);
-}
-
-int cursor_move(struct cursor *c, struct image *image, const struct table *table, struct place at)
-{
-	if (c->block && c->table == table && c->block->position == at.block && at.offset <= c->block->size) {
-		c->offset = at.offset;
-		return 0;
-	}
-	cursor_close(c);
-	return cursor_open(c, image, table, at);
 }
 
 void cursor_close(struct cursor *c)
@@ -89,16 +86,13 @@ struct place cursor_place(const struct cursor *c)
 
 static int next_block(struct cursor *c)
 {
-	struct place next = { c->block->position + c->block->stored, 0 };
-
-	cursor_close(c);
-	return cursor_open(c, c->image, c->table, next);
+	return cursor_open(c, c->image, c->table, (struct place){ c->block->position + c->block->stored, 0 });
 }
 
 /* No block is empty, so that this ends. */
-static int advance(struct cursor *c, uint8_t *to, size_t size)
+int cursor_read(struct cursor *c, void *to, size_t size)
 {
-	while (size) {
+	for (uint8_t *at = to; size;) {
 		size_t there = c->block ? c->block->size - c->offset : 0;
 
 		if (!c->block)
@@ -110,24 +104,14 @@ static int advance(struct cursor *c, uint8_t *to, size_t size)
 		}
 		if (there > size)
 			there = size;
-		if (to) {
-			memcpy(to, c->block->data + c->offset, there);
-			to += there;
+		if (at) {
+			memcpy(at, c->block->data + c->offset, there);
+			at += there;
 		}
 		c->offset += there;
 		size -= there;
 	}
 	return 0;
-}
-
-int cursor_read(struct cursor *c, void *to, size_t size)
-{
-	return advance(c, to, size);
-}
-
-int cursor_skip(struct cursor *c, size_t size)
-{
-	return advance(c, NULL, size);
 }
 
 /* The positions of a table's blocks are plain numbers in the image, and are read by 8 KiB too. */
@@ -148,7 +132,7 @@ int table_read(struct image *image, const struct table *table, uint32_t number, 
 {
 	uint32_t in_block = METADATA_SIZE / table->entry;
 	struct place at = { .offset = number % in_block * table->entry };
-	struct cursor c;
+	struct cursor c = { .block = NULL };
 	int failed;
 
 	if (number >= table->count)

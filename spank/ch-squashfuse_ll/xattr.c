@@ -88,7 +88,7 @@ static int skip_value(struct attributes *a)
 	if (!p)
 		return -EIO;
 	size = le32(p);
-	return size > VALUE_MAX ? spoilt(a, "an attribute's value") : cursor_skip(&a->cursor, size);
+	return size > VALUE_MAX ? spoilt(a, "an attribute's value") : cursor_read(&a->cursor, NULL, size);
 }
 
 /* Copy the value that is next; its size, or -errno. Closes. */
@@ -107,7 +107,6 @@ static ssize_t copy_value(struct attributes *a, char *to, size_t room)
 		if (le32(p) != 8)
 			return spoilt(a, "an attribute's value");
 		elsewhere = place_of(image, le64(p + 4));
-		cursor_close(&a->cursor);
 		if (cursor_open(&a->cursor, image, &image->xattrs, elsewhere))
 			return -EIO;
 	}

@@ -20,8 +20,8 @@ def program(world_tmp: Path) -> Path:
     to = world_tmp / "blocks"
     server = SPANK / "ch-squashfuse_ll"
     sources = ("bytes", "decompress", "directory", "image", "inode", "lzo", "metadata", "xattr")
-    # Metadata's cache is so small that blocks of it come and go as well, and threads hold all that there are.
-    small = ["-DMETADATA_SETS=2", "-DMETADATA_WAYS=2"]
+    # Metadata's cache has no more blocks than all threads may hold at once.
+    small = ["-DMETADATA_SETS=1", "-DMETADATA_WAYS=1"]
     flags = [
         "-std=gnu11",
         "-g",

@@ -7,6 +7,7 @@ import os
 import random
 import socket
 import stat
+import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -184,6 +185,30 @@ def test_files_beyond_4_gib(image: Path, world_tmp: Path) -> None:
     (root / "small").touch()
     pack(root, image, "tar2sqfs -c lz4 -b 16384")
     subprocess.run(["rm", "-rf", str(root)], check=True)
+    compare(image)
+
+
+def test_listings_whose_size_counts_no_dots(image: Path, world_tmp: Path) -> None:
+    """squashfs-tools-ng 1.0 (bullseye's) gives a listing's own size, three less than others; the kernel takes both."""
+    root = world_tmp / "reader-dots"
+    marks = {"": 1_600_000_001, "long": 1_600_000_002, "empty": 1_600_000_003, "one": 1_600_000_004}
+    for name in filter(None, marks):
+        (root / name).mkdir(parents=True)
+    for number in range(900):
+        (root / f"long/{number:03}{'n' * 80}").touch()
+    (root / "one/x").touch()
+    for name, seconds in reversed(marks.items()):
+        os.utime(root / name, (0, seconds))
+    pack(root, image, "-noI")
+    subprocess.run(["rm", "-rf", str(root)], check=True)
+    data = bytearray(image.read_bytes())
+    for seconds in marks.values():
+        # An inode: type, mode, owner, group (2 bytes each), time, number (4 each); then a directory's own.
+        inode = data.index(struct.pack("<I", seconds)) - 8
+        assert data.count(struct.pack("<I", seconds)) == 1
+        at, form = {1: (inode + 24, "<H"), 8: (inode + 20, "<I")}[data[inode]]
+        struct.pack_into(form, data, at, struct.unpack_from(form, data, at)[0] - 3)
+    image.write_bytes(data)
     compare(image)
 
 

@@ -173,6 +173,18 @@ def test_the_image_is_read_in_confinement(plain: Path, tmp_path: Path) -> None:
     assert all(n > places["prctl(PR_SET_SECCOMP"] for n in threads)
 
 
+@pytest.mark.parametrize("words", [(), ("-s",)], ids=["threads", "one"])
+def test_further_threads_come_with_the_first_contents(plain: Path, words: tuple[str, ...]) -> None:
+    server = Server(plain, *words)
+    tasks = Path("/proc") / str(server.process.pid) / "task"
+    server.init()
+    small = server.lookup(b"small")
+    assert len(list(tasks.iterdir())) == 1
+    assert server.read(small) == b"small"
+    assert len(list(tasks.iterdir())) == (1 if words else min(4, len(os.sched_getaffinity(0))))
+    assert server.end() == (0, "")
+
+
 def test_nothing_else_is_open_in_the_server(plain: Path) -> None:
     extra = [os.open("/etc/passwd", os.O_RDONLY) for _ in range(3)]
     os.dup2(extra[0], 200)

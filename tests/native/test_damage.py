@@ -1,0 +1,333 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One number of an image that can't be, and what it costs: an error for who needs that place, one line, and nothing else.
+
+Each check that the SquashFS reader makes has a case here that fails without it, or one in tests/fuzz.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from .fuse_wire import READLINK, ROOT, Server
+from .plain_image import Plain
+
+BLOCK = 4096
+KEPT = random.Random(1).randbytes(BLOCK)  # in no fragment
+EVERYTHING = 0xFFFFFFFF
+
+
+@pytest.fixture(scope="module")
+def plain(world_tmp: Path) -> Iterator[bytes]:
+    root = world_tmp / "damage"
+    dice = random.Random(4)
+    for name in ("dir", "many", "kept"):
+        (root / name).mkdir(parents=True)
+    (root / "kept/file").write_bytes(KEPT)
+    (root / "big").write_bytes(dice.randbytes(3 * BLOCK + 100))
+    (root / "blocks").write_bytes(dice.randbytes(2 * BLOCK))
+    (root / "small").write_bytes(b"small")
+    (root / "link").symlink_to("small")
+    (root / "dir/aa").touch()
+    (root / "dir/bb").touch()
+    (root / "dir/cc").touch()
+    for number in range(900):
+        os.link(root / "dir/aa", root / f"many/{number:03}{'n' * 80}")
+    for name in ("one", "two"):
+        (root / name).touch()
+        os.setxattr(root / name, f"trusted.of-{name}", b"v" * 20)
+        os.setxattr(root / name, "trusted.shared", b"s" * 300)
+    image = world_tmp / "damage.sqfs"
+    command = ["mksquashfs", root, image, "-noI", "-noD", "-noF", "-noX", "-b", "4K", "-all-time", "0", "-nopad"]
+    subprocess.run([*command, "-quiet", "-no-progress", "-noappend"], check=True, capture_output=True, timeout=60)
+    yield image.read_bytes()
+    subprocess.run(["rm", "-rf", root, image], check=True)
+
+
+Request = Callable[[Server], object]
+
+
+def node(server: Server, path: str) -> int:
+    at = ROOT
+    for name in path.split("/"):
+        at = server.lookup(name.encode(), at)
+        assert at
+    return at
+
+
+def look_up(path: str) -> Request:
+    return lambda server: node(server, path)
+
+
+def names(path: str) -> Request:
+    return lambda server: server.names(node(server, path))
+
+
+def read(path: str, offset: int = 0, size: int = 131072) -> Request:
+    return lambda server: server.read(node(server, path), offset, size)
+
+
+def attributes(path: str) -> Request:
+    return lambda server: server.listxattr(node(server, path))
+
+
+def attribute(path: str, name: bytes) -> Request:
+    return lambda server: server.getxattr(node(server, path), name)
+
+
+def target(path: str) -> Request:
+    return lambda server: server.ask(READLINK, node(server, path))
+
+
+START, FRAGMENT, FRAGMENT_OFFSET, SIZE = ((16, 4), (20, 4), (24, 4), (28, 4))
+# What is damaged, the field, its new value (or one made of the old), what needs it, what needs it not, what is said.
+Case = tuple[
+    str, Callable[[Plain], list[int]], int | Callable[[int], int], Request, Request | None, str,
+]  # fmt: skip
+CASES: list[Case] = [
+    # ---- Inodes
+    ("type 0", lambda i: i.of("small", (0, 2)), 0, look_up("small"), names("dir"), "an inode's type"),
+    ("type 15", lambda i: i.of("small", (0, 2)), 15, look_up("small"), read("big"), "an inode's type"),
+    ("another type than its entry's", lambda i: i.of("small", (0, 2)), 6, look_up("small"), None, "an inode's type"),
+    ("number 0", lambda i: i.of("small", (12, 4)), 0, look_up("small"), None, "an inode's number"),
+    ("a number beyond all", lambda i: i.of("small", (12, 4)), lambda n: n + 1000, look_up("small"), None, "number"),
+    ("no such user", lambda i: i.of("small", (4, 2)), 7, look_up("small"), None, "table of users"),
+    ("no such group", lambda i: i.of("small", (6, 2)), 7, look_up("small"), None, "table of users"),
+    ("no such fragment", lambda i: i.of("small", FRAGMENT), 99, look_up("small"), read("big"), "a file's inode"),
+    ("a tail beyond a block", lambda i: i.of("small", FRAGMENT_OFFSET), BLOCK - 4, look_up("small"), None, "a file's"),
+    (
+        "a tail beyond the fragment",
+        lambda i: i.of("small", FRAGMENT_OFFSET),
+        BLOCK - 5,
+        read("small"),
+        None,
+        "contents",
+    ),
+    (
+        "more blocks than the table has room for",
+        lambda i: i.of("big", SIZE),
+        EVERYTHING,
+        look_up("big"),
+        None,
+        "file's",
+    ),
+    (
+        "a larger size than any",
+        lambda i: i.of("many/000" + "n" * 80, (0, 0), (31, 1)),
+        0x80,
+        look_up("dir/aa"),
+        None,
+        "file",
+    ),
+    ("a target of 64 KiB", lambda i: i.of("link", (20, 4)), 65536, look_up("link"), None, "a link's inode"),
+    ("a target longer than any path", lambda i: i.of("link", (20, 4)), 4097, target("link"), look_up("link"), "longer"),
+    ("a target beyond the table", lambda i: i.of("link", (20, 4)), 4096, target("link"), look_up("link"), "inodes"),
+    # ---- Contents
+    ("a block's size", lambda i: i.of("big", (32, 4)), 1 << 24 | BLOCK + 1, read("big"), read("small"), "blocks"),
+    ("a block before", lambda i: i.of("big", (32, 4)), BLOCK + 1, read("big", BLOCK, 5), read("small"), "blocks"),
+    ("a fragment's size", lambda i: i.array(80, 0, 16, 8, 4), 1 << 24 | BLOCK + 1, read("small"), None, "data block"),
+    ("a fragment of nothing", lambda i: i.array(80, 0, 16, 8, 4), 1 << 24, read("small"), None, "data block"),
+    ("a fragment beyond the end", lambda i: i.array(80, 0, 16, 0, 8), 1 << 40, read("small"), None, "image's end"),
+    ("a fragment before the end", lambda i: i.array(80, 0, 16, 0, 8), lambda _: 2**64 - 4, read("small"), None, "end"),
+    ("a block that is too short", lambda i: i.of("big", (32, 4)), 1 << 24 | BLOCK - 1, read("big"), None, "contents"),
+    ("a block that can't be inflated", lambda i: i.of("big", (32, 4)), BLOCK, read("big"), None, "compressed data"),
+    ("blocks beyond the end", lambda i: i.of("blocks", START), 1 << 30, read("blocks"), read("small"), "blocks"),
+    (
+        "the last block of no tail is short",
+        lambda i: i.of("blocks", (36, 4)),
+        1 << 24 | 5,
+        read("blocks"),
+        None,
+        "contents",
+    ),
+    # ---- Directories
+    ("257 entries", lambda i: i.header("dir", 0), 256, names("dir"), look_up("many"), "a directory's header"),
+    (
+        "more entries than there are",
+        lambda i: i.header("dir", 0),
+        3,
+        names("dir"),
+        look_up("many"),
+        "a directory's size",
+    ),
+    (
+        "a size beyond the entries",
+        lambda i: i.of("dir", (24, 2)),
+        lambda n: n + 5,
+        names("dir"),
+        None,
+        "directory's size",
+    ),
+    ("a size within an entry", lambda i: i.of("dir", (24, 2)), lambda n: n - 4, names("dir"), look_up("dir"), "size"),
+    (
+        "a listing beyond the table",
+        lambda i: i.of("dir", (16, 4)),
+        1 << 20,
+        names("dir"),
+        look_up("dir"),
+        "directories",
+    ),
+    ("a listing beyond its block", lambda i: i.of("dir", (26, 2)), 8193, names("dir"), look_up("dir"), "directories"),
+    ("an entry of no type", lambda i: i.entry("dir/bb", 4, 2), 0, names("dir"), None, "a directory's entry"),
+    ("an entry of a long type", lambda i: i.entry("dir/bb", 4, 2), 9, names("dir"), None, "a directory's entry"),
+    ("a name of 257", lambda i: i.entry("dir/bb", 6, 2), 256, names("dir"), look_up("many"), "a directory's entry"),
+    ("a slash", lambda i: i.entry("dir/bb", 8, 1), ord("/"), names("dir"), None, "a directory's names"),
+    ("a NUL", lambda i: i.entry("dir/bb", 9, 1), 0, names("dir"), None, "a directory's names"),
+    ("two dots", lambda i: i.entry("dir/aa", 8, 2), 0x2E2E, names("dir"), None, "a directory's names"),
+    ("an inode beyond the table", lambda i: i.header("dir", 4), 1 << 20, look_up("dir/bb"), names("dir"), "inodes"),
+    ("an inode beyond its block", lambda i: i.entry("dir/bb", 0, 2), 0xFFFF, look_up("dir/bb"), names("dir"), "inodes"),
+    # ---- Attributes
+    (
+        "no such attributes",
+        lambda i: i.of("one", (0, 0), (52, 4)),
+        99,
+        attributes("one"),
+        attributes("two"),
+        "attributes",
+    ),
+    ("attributes beyond the table", lambda i: i.array(56, 0, 16, 0, 8), 1 << 40, attributes("one"), None, "attributes"),
+    ("an empty name", lambda i: i.attribute(b"of-one", -2, 2), 0, attributes("one"), attributes("two"), "name"),
+    ("a name of 256", lambda i: i.attribute(b"of-one", -2, 2), 256, attributes("one"), attributes("two"), "name"),
+    ("no such prefix", lambda i: i.attribute(b"of-one", -4, 2), 3, attributes("one"), attributes("two"), "name"),
+    ("a NUL in a name", lambda i: i.attribute(b"of-one", 1, 1), 0, attributes("one"), attributes("two"), "name"),
+    (
+        "a value of more than 64 KiB",
+        lambda i: i.attribute(b"of-one", 6, 4),
+        65537,
+        attribute("one", b"trusted.of-one"),
+        None,
+        "value",
+    ),
+    (
+        "one before another",
+        lambda i: i.attribute(b"of-one", 6, 4),
+        65537,
+        attributes("one"),
+        attributes("two"),
+        "value",
+    ),
+]
+
+
+def test_the_image_is_whole(plain: bytes, tmp_path: Path) -> None:
+    (tmp_path / "image.sqfs").write_bytes(plain)
+    server = Server(tmp_path / "image.sqfs")
+    server.init()
+    for _, _, _, needs, other, _ in CASES:
+        needs(server)
+        if other:
+            other(server)
+    assert server.end() == (0, "")
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case[0])
+def test_a_damaged_number(plain: bytes, tmp_path: Path, case: Case) -> None:
+    _, field, value, needs, other, line = case
+    image = Plain(plain)
+    where = field(image)
+    image.put(where, value(image.get(where)) if callable(value) else value)
+    check(image, tmp_path, needs, other, line)
+
+
+def check(image: Plain, tmp_path: Path, needs: Request, other: Request | None, line: str) -> None:
+    path = tmp_path / "image.sqfs"
+    path.write_bytes(image.data)
+    server = Server(path)
+    server.init()
+    for _ in range(2):
+        with pytest.raises(OSError) as refused:
+            needs(server)
+        assert refused.value.errno == errno.EIO
+    if other:
+        other(server)
+    assert server.read(node(server, "kept/file")) == KEPT
+    status, said = server.end()
+    assert status == 0
+    assert re.fullmatch(rf"{re.escape(str(path))} is damaged: [^\n]*{re.escape(line)}[^\n]*, at byte \d+\n", said), said
+
+
+def test_a_value_elsewhere(plain: bytes, tmp_path: Path) -> None:
+    """Attributes that share a value: its place is in place of it, with a size of 8, and not again elsewhere."""
+    image = Plain(plain)
+    shared = [m.start() for m in re.finditer(b"shared", plain)]
+    elsewhere = [at for at in shared if image.word(at - 4, 2) & 0x100]
+    assert len(shared) == 2 and elsewhere == shared
+    needs, other = (attribute(name, b"trusted.shared") for name in ("one", "two"))
+    for size in (7, 9):
+        image = Plain(plain)
+        image.put(list(range(elsewhere[0] + 6, elsewhere[0] + 10)), size)
+        check(image, tmp_path, needs, other, "value")
+    image = Plain(plain)
+    image.put(list(range(elsewhere[0] + 10, elsewhere[0] + 18)), 1 << 40)
+    check(image, tmp_path, needs, other, "attributes")
+
+
+def test_more_names_than_a_file_can_have(plain: bytes, tmp_path: Path) -> None:
+    """An image may say that there are four thousand million, and have them: what no file can have isn't looked at."""
+    image = Plain(plain)
+    image.put(image.array(56, 0, 16, 8, 4), EVERYTHING)
+    check(image, tmp_path, attributes("one"), None, "")
+
+
+SUPERBLOCK: list[tuple[str, int, int, int | Callable[[Plain], int]]] = [
+    ("a block size of 2 KiB", 12, 4, 2048),
+    ("another block size than its logarithm", 12, 4, 8192),
+    ("no users", 26, 2, 0),
+    ("inodes in the superblock", 64, 8, 95),
+    ("no inodes", 64, 8, partial(Plain.super, at=72, size=8)),
+    ("directories beyond the end", 72, 8, lambda i: len(i.data) + 1),
+    ("users beyond the end", 48, 8, lambda i: len(i.data)),
+    ("users before the directories", 48, 8, 96),
+    ("more fragments than there is room for", 16, 4, EVERYTHING),
+    ("fragments beyond the end", 80, 8, lambda i: len(i.data)),
+    ("fragments before the directories", 80, 8, 96),
+    ("attributes beyond the end", 56, 8, lambda i: len(i.data) - 15),
+    ("attributes in the superblock", 56, 8, 4),
+]
+
+
+@pytest.mark.parametrize(
+    ("at", "size", "value"), [case[1:] for case in SUPERBLOCK], ids=[case[0] for case in SUPERBLOCK]
+)
+def test_a_superblock_that_can_not_be(plain: bytes, tmp_path: Path, at: int, size: int, value: object) -> None:
+    image = Plain(plain)
+    number = value(image) if callable(value) else value
+    assert isinstance(number, int)
+    image.put(list(range(at, at + size)), number)
+    if at == 12 and number == 2048:
+        image.put([22, 23], 11)
+    refused(image, tmp_path, "the image is damaged: its superblock\n")
+
+
+def refused(image: Plain, tmp_path: Path, last: str) -> None:
+    (tmp_path / "image.sqfs").write_bytes(image.data)
+    status, said = Server(tmp_path / "image.sqfs").end()
+    assert status == 1 and said.endswith(last) and said.count("\n") <= 2, said
+
+
+def test_tables_that_can_not_be(plain: bytes, tmp_path: Path) -> None:
+    """What an array's index and the attributes' header say is bounded like the superblock."""
+    for pointer, place, number in ((48, 0, 90), (80, 0, 90), (56, 16, 90), (56, 0, 1 << 40), (56, 8, EVERYTHING)):
+        image = Plain(plain)
+        at = image.super(pointer, 8) + place
+        image.put(list(range(at, at + (4 if place == 8 else 8))), number)
+        refused(image, tmp_path, "the image is damaged: its superblock\n")
+        for beyond in (0, 1):  # the blocks come before the index
+            image = Plain(plain)
+            at = image.super(pointer, 8) + (16 if pointer == 56 else 0)
+            image.put(list(range(at, at + 8)), image.super(pointer, 8) + beyond)
+            refused(image, tmp_path, "the image is damaged: its superblock\n")
+
+
+def test_a_root_that_is_no_directory(plain: bytes, tmp_path: Path) -> None:
+    image = Plain(plain)
+    image.put(list(range(32, 40)), image.entries(image.inode(""))[b"small"][1])
+    refused(image, tmp_path, "the image is damaged: its root directory\n")

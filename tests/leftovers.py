@@ -29,6 +29,14 @@ def descendants(ancestor: int) -> dict[int, str]:
     return found
 
 
+def wait_until_gone(line: str) -> None:
+    """Return when no process has this command line; AssertionError if that takes too long."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while line in descendants(1).values():
+        assert time.monotonic() < deadline, f"{line} is still there"
+        os.sched_yield()
+
+
 def ours(ancestor: int) -> dict[int, str]:
     """Return the processes below `ancestor` that only a running container has, by pid."""
     words = ("squashfuse_ll", "launch.py", "ch-join", "ch-relay", "slurmstepd")

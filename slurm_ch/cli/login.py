@@ -15,7 +15,7 @@ from slurm_ch.images import credentials
 def _host(text: str) -> str:
     host = text[len("docker://") :] if text.startswith("docker://") else text
     if not host or "@" in host or host.startswith("-"):
-        raise UsageError(f"{'HOST' if '@' in host else text}: not a registry's name, as ghcr.io")
+        raise UsageError(f"{'HOST' if '@' in host else text}: not a registry's name, such as ghcr.io")
     return host
 
 

@@ -54,7 +54,7 @@ def puller(env: Mapping[str, str], platform: str | None = None, quiet: bool = Fa
 def mode(text: str | None, label: str) -> str:
     """Return a value of --pull; UsageError if it is none."""
     if text is not None and text not in pull.MODES:
-        raise UsageError(f"{label}={text}: none of {', '.join(pull.MODES)}")
+        raise UsageError(f"{label}={text}: not one of {', '.join(pull.MODES)}")
     return text or pull.AUTO
 
 
@@ -63,7 +63,7 @@ def locate(spec: Spec, env: Mapping[str, str]) -> None:
     if not reference.is_reference(spec.image):
         if spec.pull is not None or spec.platform is not None:
             label = spec.labels["pull" if spec.pull is not None else "platform"]
-            raise UsageError(f"{label}: {spec.image} is no reference, and nothing is pulled")
+            raise UsageError(f"{label}: {spec.image} is not a reference, so nothing is pulled")
         return
     log.configure(level=spec.verbosity)
     one = puller(env, spec.platform, quiet=spec.verbosity < 0)

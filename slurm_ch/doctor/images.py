@@ -37,7 +37,7 @@ def check(entry: plugstack.Entry, user: pwd.struct_passwd) -> Iterator[Finding]:
         return  # said already, of the other arguments
     if found.pull != settings.NO and found.importer is None:
         if shutil.which("skopeo", path=_PATH):
-            yield Finding(OK, _ABOUT, "skopeo is there")
+            yield Finding(OK, _ABOUT, "skopeo is installed")
         else:
             yield Finding(WARNING, _ABOUT, "no skopeo: nothing can be pulled here", f"install skopeo: {_WHERE}")
         try:
@@ -52,7 +52,7 @@ def check(entry: plugstack.Entry, user: pwd.struct_passwd) -> Iterator[Finding]:
 
 def _check_cache(path: str, user: pwd.struct_passwd, by_site: bool) -> Iterator[Finding]:
     if not by_site and not os.path.isdir(user.pw_dir):
-        yield Finding(OK, _ABOUT, f"{user.pw_name} has no home, and so no cache: --user names another")
+        yield Finding(OK, _ABOUT, f"{user.pw_name} has no home directory, and so no cache: --user names another user")
         return
     here = path
     while not os.path.exists(here):

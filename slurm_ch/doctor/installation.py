@@ -39,7 +39,7 @@ def find(env: Mapping[str, str], conf: str | None) -> tuple[plugstack.Entry | No
             slurm_conf = plugstack.slurm_conf(env)
             if slurm_conf is None:
                 text = f"no slurm.conf: neither SLURM_CONF nor {', '.join(plugstack.SLURM_CONFS)}"
-                return None, [Finding(PROBLEM, "plugin", text, "set SLURM_CONF, or say --plugstack=FILE")]
+                return None, [Finding(PROBLEM, "plugin", text, "set SLURM_CONF, or use --plugstack=FILE")]
             settings = plugstack.settings(slurm_conf)
             conf = plugstack.path_of(slurm_conf, settings)
             directories = tuple(one for one in settings.get("plugindir", "").split(":") if one)
@@ -60,7 +60,7 @@ def find(env: Mapping[str, str], conf: str | None) -> tuple[plugstack.Entry | No
     if len(entries) > 1:
         text = f"in plugstack.conf more than once: {', '.join(one.where for one in entries)}"
         # Harmless to steps: the plugin takes part once. But only the first line's arguments count.
-        found.append(Finding(WARNING, "plugin", text, "leave one of the lines: the first one's arguments count"))
+        found.append(Finding(WARNING, "plugin", text, "keep one of the lines: the first line's arguments count"))
     if entry.kind != "required":
         text = f"{entry.where}: optional: a node that can't load it runs steps on the host"
         found.append(Finding(WARNING, "plugin", text, "make it required"))
@@ -142,7 +142,7 @@ def check(entry: plugstack.Entry, user: pwd.struct_passwd) -> Iterator[Finding]:
                 yield Finding(PROBLEM, "plugstack.conf", text, "create it, or remove the bind")
     ch_join = argument(entry, "ch_join") or os.path.join(native, "ch-join")
     yield from _check_python(_python(entry), _launcher(entry), user)
-    yield from _check_program("ch-join", ch_join, "make install, or say ch_join=PATH in plugstack.conf", user)
+    yield from _check_program("ch-join", ch_join, "make install, or set ch_join=PATH in plugstack.conf", user)
     if argument(entry, "launcher") is None:
         # Beside the launcher's modules, which are where the plugin is.
         relay = os.path.join(native, "ch-relay")
@@ -296,7 +296,7 @@ def _check_launcher(python: str, launcher: str, tag: str, user: pwd.struct_passw
         return
     stale = [name for name in _modules(package) if not _compiled(package, name, tag)]
     if stale:
-        text = f"{launcher}: {len(stale)} modules are not compiled for {python} ({stale[0]}, ...): every step does it"
+        text = f"{launcher}: {len(stale)} modules are not compiled for {python} ({stale[0]}, ...): each step does that"
         yield Finding(WARNING, "launcher", text, f"{python} -m compileall {package}")
     else:
         yield Finding(OK, "launcher", launcher)
@@ -338,7 +338,7 @@ def _check_program(name: str, path: str, remedy: str, user: pwd.struct_passwd) -
         yield Finding(PROBLEM, name, errors.describe(error), remedy)
         return
     if status != agreement.EXIT_USAGE or name not in said:
-        yield Finding(PROBLEM, name, f"{path}: not our program", remedy)
+        yield Finding(PROBLEM, name, f"{path}: not a program of slurm_ch", remedy)
     elif _interpreter(path):
         text = f"{path}: linked dynamically: its loader is not in the image"
         yield Finding(PROBLEM, name, text, "make install, with static libc")

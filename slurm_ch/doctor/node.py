@@ -75,7 +75,7 @@ def check_user_namespaces() -> Iterator[Finding]:
         if value == "0":
             yield Finding(PROBLEM, "user namespaces", f"{dotted} is 0: switched off", sysctl.remedy(name, "65536"))
         elif value and value.isdigit() and int(value) < FEW_NAMESPACES:
-            text = f"{dotted} is {value}: enough for few steps at a time"
+            text = f"{dotted} is {value}: enough for only a few steps at a time"
             yield Finding(WARNING, "user namespaces", text, sysctl.remedy(name, "65536"))
         elif value:
             yield from _check_next_boot(name, "0", value)
@@ -137,10 +137,10 @@ def check_server(user: pwd.struct_passwd, path: str | None) -> Iterator[Finding]
     try:
         _, said = as_user.in_child(lambda: as_user.run([server, "--help"]), user)
     except errors.ChError as error:
-        yield Finding(PROBLEM, what, errors.describe(error), "make install, or say squashfuse=PATH in plugstack.conf")
+        yield Finding(PROBLEM, what, errors.describe(error), "make install, or set squashfuse=PATH in plugstack.conf")
         return
     if "usage: ch-squashfuse_ll" not in said:
-        text = f"{server} is not slurm_ch's own: it takes images apart unconfined"
+        text = f"{server} is not slurm_ch's own: it reads images without confinement"
         yield Finding(WARNING, what, text, "remove squashfuse= from plugstack.conf")
         return
     found = said.partition("compressions:")[2].split()

@@ -93,7 +93,7 @@ class Container:
         """Say of a mount point what ch-run says; the mount itself is made detached and needs none."""
         label = self.spec.label("mount")
         if self.image.kind != image.SQUASHFS:
-            log.warning(f"{label}={path}: ignored: the image is no SquashFS file")
+            log.warning(f"{label}={path}: ignored: the image is not a SquashFS file")
         elif not os.path.isdir(os.path.join(self.caller.cwd, path)):
             raise UsageError(f"{label}={path}: the mount point is not a directory")
 
@@ -357,9 +357,9 @@ def _is_utc() -> bool:
 def check_image(spec: Spec, found: image.Image, storage: str | None) -> None:
     """Raise UsageError where an option asks for what an image of this kind can't do."""
     if spec.write and found.kind == image.SQUASHFS:
-        raise UsageError(f"{spec.label('write')}: SquashFS can't be written to, only write-fake: {spec.image}")
+        raise UsageError(f"{spec.label('write')}: a SquashFS image can't be written to; use write-fake: {spec.image}")
     if spec.write and storage is not None and image.in_storage(found, storage):
-        raise UsageError(f"{spec.label('write')}: an image in {storage} is ch-image's to write: {spec.image}")
+        raise UsageError(f"{spec.label('write')}: an image in {storage} may only be written by ch-image: {spec.image}")
     if spec.write_fake is not None and found.kind == image.HOST:
         raise UsageError(
             f"{spec.write_fake_label()}: the host as image can't be overlaid: the kernel hides the mounts below /"

@@ -2,7 +2,7 @@
 """Environment rules: from the options, and the files that they name, to records for `ch-join`.
 
 The rules are worked out once per node; `ch-join` applies them to each task's
-own environment, so that SLURM_PROCID and its like stay the task's.
+own environment, so that SLURM_PROCID and similar variables stay the task's.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def parse_file(text: str, given: str, separator: str = "\n", either_quotes: bool
         if "\0" in line:
             raise UsageError(f"{given}: line {number} has a NUL in it")
         if not is_name(name):
-            raise UsageError(f"{given}: line {number}: a variable's name with a blank in it: {whole[:_SHOWN]}")
+            raise UsageError(f"{given}: line {number}: the variable's name has a blank in it: {whole[:_SHOWN]}")
         assignments.append(unquoted(line, either_quotes and separator == "\n"))
     return assignments
 

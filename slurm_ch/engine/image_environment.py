@@ -324,8 +324,8 @@ def _report(script: Script, path: str, quiet: bool) -> None:
     for line in script.not_understood[:1]:
         if not quiet:
             log.warning(
-                f"{path} of the image: line {line}: only a shell can say what it sets; it is left out"
-                " (run the command by sh -c with what it needs)"
+                f"{path} of the image: line {line}: only a shell can evaluate it; it is left out"
+                " (set-env can set what the command needs)"
             )
 
 

@@ -55,7 +55,7 @@ class LayKept(Action):
                 merged = places.overlay(build.root, upper, work, index=False, volatile=False, source=self.source)
             except OSError as error:
                 raise ChError(
-                    f"{self.label}: can't overlay the image with what is in it: on this file system? ({_CAN})"
+                    f"{self.label}: can't overlay the image with what is in it; can this file system? ({_CAN})"
                 ) from error
             self._note(fd)
         finally:
@@ -116,7 +116,7 @@ class LayKept(Action):
             how = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW
             note = linux.openat2(fd, "image", how, _PLAIN, 0o600)
             if not stat.S_ISREG(os.fstat(note).st_mode):
-                raise ChError(f"{self.label}: {self.path}/image is no file")
+                raise ChError(f"{self.label}: {self.path}/image is not a file")
             os.ftruncate(note, 0)
             os.write(note, os.fsencode(self.image.path + "\n"))
             os.close(note)

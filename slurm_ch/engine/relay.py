@@ -72,7 +72,7 @@ class Offer(Action):
         except (ChError, OSError) as error:
             if self.label:
                 raise ChError(f"{self.label}: can't {self.describe()}: {describe(error)}") from None
-            log.warning(f"srun and its like won't work in this container: {describe(error)}")
+            log.warning(f"srun and similar commands won't work in this container: {describe(error)}")
 
     def _offer(self, build: Build) -> None:
         places = self._places(build)

@@ -3,7 +3,7 @@
 
 skopeo knows auth files and their helpers, mirrors, signature policies, proxies
 and all transports. It gets an environment of our choosing, and never a secret:
-those it reads from the files where `docker login` and its like keep them.
+those it reads from the files where `docker login` and similar commands keep them.
 """
 
 from __future__ import annotations

@@ -201,7 +201,7 @@ def _copy_file(out: _Output, node: Node) -> None:
             except OSError as error:
                 raise ChError(f"can't read {node.data}") from error
             if not data:
-                raise ChError(f"{node.data}: it has become shorter while it was read")
+                raise ChError(f"{node.data}: it became shorter while it was read")
             out.add(data)
             left -= len(data)
     finally:

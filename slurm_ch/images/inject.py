@@ -59,7 +59,7 @@ def parse(raw: bytes, what: str) -> Config:
     except (ValueError, RecursionError):
         raise ChError(f"{what}: its configuration is not JSON") from None
     if not isinstance(value, dict):
-        raise ChError(f"{what}: its configuration is no JSON object")
+        raise ChError(f"{what}: its configuration is not a JSON object")
     inner = value.get("config")
     inner = inner if isinstance(inner, dict) else {}
     config = Config()

@@ -96,7 +96,7 @@ def parse(raw: bytes, what: str) -> Manifest | Index:
     except (ValueError, RecursionError):
         raise ManifestError(f"{what}: not an image: its manifest is not JSON") from None
     if not isinstance(value, dict):
-        raise ManifestError(f"{what}: not an image: its manifest is no JSON object")
+        raise ManifestError(f"{what}: not an image: its manifest is not a JSON object")
     if value.get("schemaVersion") == 1:
         raise ManifestError(
             f"{what}: an image in Docker's old format (schema 1), which is not supported: push it again"
@@ -131,7 +131,7 @@ def this_platform() -> str:
 def check_platform(text: str) -> str:
     """Return `text` if it can be a platform; UsageError if not."""
     if not re.fullmatch(r"[a-z0-9]+/[a-z0-9_]+(/[a-z0-9.]+)?", text):
-        raise UsageError(f"{text}: not a platform, which is OS/ARCHITECTURE[/VARIANT], as linux/arm64")
+        raise UsageError(f"{text}: not a platform, which is OS/ARCHITECTURE[/VARIANT], such as linux/arm64")
     return text
 
 

@@ -373,7 +373,7 @@ class Puller:
         # The copy may have another form, and so another digest. Its layers may not, where their digests were pinned.
         pinned = wanted if wanted is not None and reference.scheme == DOCKER else found
         if [one.digest for one in found.layers] != [one.digest for one in pinned.layers]:
-            raise ChError(f"{reference.text}: what was fetched has other layers than {resolved.manifest} says")
+            raise ChError(f"{reference.text}: the fetched image has other layers than {resolved.manifest} lists")
         return blobs, found
 
 

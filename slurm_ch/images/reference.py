@@ -76,7 +76,7 @@ def parse(text: str, cwd: str | None = None) -> Reference:
     if not colon or scheme not in (*_PATHS, *_NAMES):
         raise UsageError(f"{text}: not a reference: it begins with none of docker://, {', '.join(_schemes())}")
     if not rest or not rest.isprintable():
-        raise UsageError(f"{text!r}: no name behind {scheme}:")
+        raise UsageError(f"{text!r}: no name after {scheme}:")
     if scheme in _NAMES:
         return Reference(scheme, rest)
     path, colon, inner = rest.partition(":")

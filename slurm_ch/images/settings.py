@@ -43,7 +43,7 @@ def size(text: str, label: str) -> int:
     """Return a number of bytes like 200G; UsageError if it is none."""
     found = re.fullmatch(r"(\d{1,15})([kmgt]?)(?:i?b)?", text.lower())
     if not found:
-        raise UsageError(f"{label}={text}: not a size, as 200G")
+        raise UsageError(f"{label}={text}: not a size, such as 200G")
     return int(found[1]) * _UNITS[found[2]]
 
 
@@ -51,7 +51,7 @@ def duration(text: str, label: str) -> float:
     """Return seconds from a number like 30d; UsageError if it is none."""
     found = re.fullmatch(r"(\d{1,9})([smhd]?)", text.lower())
     if not found:
-        raise UsageError(f"{label}={text}: not a time, as 90s, 15m, 12h or 30d")
+        raise UsageError(f"{label}={text}: not a time, such as 90s, 15m, 12h or 30d")
     return float(int(found[1]) * _SECONDS[found[2]])
 
 
@@ -73,7 +73,7 @@ def parse(arguments: Sequence[tuple[str, str]], env: Mapping[str, str], user: st
 
 def _when(text: str, label: str) -> str:
     if text not in (SUBMIT, AUTO, NODE, NO):
-        raise UsageError(f"{label}={text}: none of submit, auto, node, no")
+        raise UsageError(f"{label}={text}: not one of submit, auto, node, no")
     return text
 
 

@@ -56,7 +56,7 @@ def containerize(
     """
     for name in _OF_A_COMMAND:
         if more.get(name):
-            raise errors.UsageError(f"{name}: only for what slurm_ch.run() runs")
+            raise errors.UsageError(f"{name}: only for commands that slurm_ch.run() runs")
     spec = _spec(image, binds, write_fake, env, more)
     caller = Caller(dict(os.environ))
     container = engine.Container(spec, caller)

@@ -284,7 +284,7 @@ def _storage(spec: Spec, setting: Setting) -> None:
 
 def _pull(spec: Spec, setting: Setting) -> None:
     if setting.value not in ("auto", "always", "cached", "never"):
-        raise setting.wrong("none of auto, always, cached, never")
+        raise setting.wrong("not one of auto, always, cached, never")
     spec.pull = setting.value
 
 

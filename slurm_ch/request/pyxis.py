@@ -152,7 +152,7 @@ def _boolean(name: str, value: str) -> bool:
     if word in _NO:
         return False
     variable = VARIABLES + BY_NAME[name].variable
-    raise UsageError(f"{variable}={value}: none of {', '.join((*_YES, *_NO))}")
+    raise UsageError(f"{variable}={value}: not one of {', '.join((*_YES, *_NO))}")
 
 
 def combine(here: site.Site, text: str, env: Mapping[str, str]) -> Spec:
@@ -212,7 +212,7 @@ def _kept(request: Request, here: site.Site) -> Kept | None:
     name, colon, how = value.partition(":")
     how = how if colon else AUTO
     if how not in NAMED:
-        raise wrong("container-name", value, f"{how or 'nothing'} is none of {', '.join(NAMED)}")
+        raise wrong("container-name", value, f"{how or 'nothing'} is not one of {', '.join(NAMED)}")
     if not name or "/" in name or name.startswith(".") or len(os.fsencode(name)) > _NAME_MAX:
         why = f"a container's name has 1 to {_NAME_MAX} bytes, no / in it, and no . at its beginning"
         raise wrong("container-name", value if len(value) < _NAME_MAX else f"{value[:32]}...", why)

@@ -175,7 +175,7 @@ def parse_reference(text: str) -> tuple[str, str | None]:
     """Return job and step of `JOB[.STEP]`; UsageError if it is neither plain, array nor het."""
     match = _REFERENCE.fullmatch(text)
     if not match:
-        raise UsageError(f"{text}: not JOBID[.STEP], as 12, 12.0, 12_3.batch or 12+1.0")
+        raise UsageError(f"{text}: not JOBID[.STEP], such as 12, 12.0, 12_3.batch or 12+1.0")
     return match[1], match[2]
 
 

@@ -74,7 +74,7 @@ class Meeting:
             # What was opened may be another's, who has taken the name away since.
             if status is not None and status.st_ino in _mapped(name):
                 if status.st_size < _SEMAPHORE_SIZE:
-                    raise JoinError(f"join: {SHM}/{name} is no semaphore; refusing to use it")
+                    raise JoinError(f"join: {SHM}/{name} is not a semaphore; refusing to use it")
                 return semaphore
             semaphore.close()
             self._check_time()

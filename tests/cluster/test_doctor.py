@@ -72,7 +72,7 @@ NO_DEV = "mount -t tmpfs tmpfs /dev; for d in null:3 zero:5 urandom:9; do mknod 
     ("setup", "code", "message"),
     [
         ("echo 0 > $T; mount --bind $T /proc/sys/user/max_user_namespaces", 1, "user namespaces: user.max_user_namespaces is 0: switched off"),
-        ("echo 99 > $T; mount --bind $T /proc/sys/user/max_mnt_namespaces", 0, "warning: user namespaces: user.max_mnt_namespaces is 99: enough for few"),
+        ("echo 99 > $T; mount --bind $T /proc/sys/user/max_mnt_namespaces", 0, "warning: user namespaces: user.max_mnt_namespaces is 99: enough for only a few"),
         ("mount -o bind,remount,ro /proc", 1, "/proc: /proc is mounted read-only"),
         (NO_DEV, 1, "/dev/fuse: can't be looked at: No such file or directory"),
         ("mount --bind /dev/null /dev/fuse", 1, "/dev/fuse: is not the FUSE device"),

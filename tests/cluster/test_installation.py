@@ -75,7 +75,7 @@ def findings(conf: Path) -> list[Finding]:
         ("required {plugin} launcher={parts}/closed/launch.py", PROBLEM, "launcher: {parts}/closed/launch.py: "),
         ("required {plugin} launcher={parts}/uncompiled/slurm_ch/plugin/launch.py", WARNING, "modules are not compiled for /usr/bin/python3"),
         ("required {plugin} ch_join=/nonexistent", PROBLEM, "ch-join: can't execute /nonexistent: No such file"),
-        ("required {plugin} ch_join=/bin/true", PROBLEM, "ch-join: /bin/true: not our program"),
+        ("required {plugin} ch_join=/bin/true", PROBLEM, "ch-join: /bin/true: not a program of slurm_ch"),
         ("required {plugin} ch_join={parts}/dynamic", PROBLEM, "ch-join: {parts}/dynamic: linked dynamically"),
     ],
 )  # fmt: skip
@@ -192,7 +192,7 @@ def test_the_whole_installation_is_looked_at(parts: Path, tmp_path: Path) -> Non
 
 def test_a_server_that_is_not_ours_or_lacks_compressions(parts: Path) -> None:
     (found,) = node.check_server(NOBODY, str(parts / "squashfuse_ll"))
-    assert (found.grade, "is not slurm_ch's own: it takes images apart unconfined" in found.text) == (WARNING, True)
+    assert (found.grade, "is not slurm_ch's own: it reads images without confinement" in found.text) == (WARNING, True)
     (found,) = node.check_server(NOBODY, str(parts / "poor"))
     assert (found.grade, found.text.split(": ", 1)[1]) == (
         WARNING, "was built without lz4, xz, zstd: images with that compression are refused"

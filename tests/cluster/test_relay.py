@@ -258,7 +258,7 @@ def test_an_image_without_a_place(sh: Run, cluster: Cluster, user: str, world_tm
         )
         for more in ("", "--ch-relay")
     ]
-    why = "srun and its like won't work in this container: the image has none of /usr/local/bin, /usr/bin, /bin"
+    why = "srun and similar commands won't work in this container: the image has none of /usr/local/bin, /usr/bin, /bin"
     assert found[0] == [f"slurm-ch: n1: warning: {why}", "bare"]
     assert len(found[1]) == 1
     assert "error: --ch-relay: can't pass srun, " in found[1][0]

@@ -197,7 +197,7 @@ def test_images_of_ch_image_are_not_written_to(fails: Fails, good: Good, world_t
     subprocess.run(["cp", "-a", image_dir, storage / "img/foo+1"], check=True)
     for reference in ("foo:1", storage / "img/foo+1"):
         line = fails(64, "-w", "-s", storage, reference, "--", "true")
-        assert line == f"--write: an image in {storage} is ch-image's to write: {reference}"
+        assert line == f"--write: an image in {storage} may only be written by ch-image: {reference}"
         assert good("-s", storage, reference, "--", "cat", "/marker") == "one\n"
 
 
@@ -222,7 +222,7 @@ def test_mount_point(good: Good, run: Run, fails: Fails, image_dir: Path, image_
     assert line == "--mount=/nonexistent: the mount point is not a directory"
     done = run("-m", point, image_dir, "--", "cat", "/marker")
     assert (done.returncode, done.stdout) == (0, "one\n")
-    assert done.stderr == f"slurm-ch: warning: --mount={point}: ignored: the image is no SquashFS file\n"
+    assert done.stderr == f"slurm-ch: warning: --mount={point}: ignored: the image is not a SquashFS file\n"
     assert run("-qq", "-m", point, image_dir, "--", "true").stderr == ""
 
 

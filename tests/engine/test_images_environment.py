@@ -139,7 +139,7 @@ def test_what_only_a_shell_knows_is_warned_of(run: Run, make: Make) -> None:
     done = run(image, "--", "env", "-0")
     found = variables(done.stdout)
     assert (found["A"], "B" in found, found["C"]) == ("1", False, "3")
-    assert "/.singularity.d/env/90-environment.sh of the image: line 2: only a shell can say" in done.stderr
+    assert "/.singularity.d/env/90-environment.sh of the image: line 2: only a shell can evaluate it" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
@@ -244,7 +244,7 @@ def test_files_as_people_write_them(good: Good, fails: Fails, image: Path, world
     for line in ("A B=1", "A = 1", "export A", "nothing"):
         file.write_text(f"# one\nX=1\n{line}\n")
         assert f"--set-env={file}: line 3" in fails(64, f"--set-env={file}", image, "--", "true")
-    assert "blank in it" in fails(64, "--set-env=A B=1", image, "--", "true")
+    assert "the variable's name has a blank in it" in fails(64, "--set-env=A B=1", image, "--", "true")
 
 
 # ---- Expansion ----

@@ -154,7 +154,7 @@ os.wait()
         ("run('foo.sqfs', ['true'], cd=True)", "UsageError: cd=True: the option needs a value"),
         ("run('foo.sqfs', ['true'], uid='x')", "UsageError: uid=x: not a whole number"),
         ("run('foo.sqfs', ['/nowhere'])", ""),
-        ("containerize('foo.sqfs', seccomp=True)", "UsageError: seccomp: only for what slurm_ch.run() runs"),
+        ("containerize('foo.sqfs', seccomp=True)", "UsageError: seccomp: only for commands that slurm_ch.run() runs"),
         ("run(slurm_ch.Spec('foo.sqfs'), ['true'], uid=1)", "TypeError: a Spec has everything in it"),
         ("run('foo.sqfs', ['true'], hooks=[slurm_ch.Hooks('never')])", "UsageError: hooks run at host, guest or all, not at never"),
         ("job_environment(image='/etc/passwd')", "ChError: unknown image type: /etc/passwd"),

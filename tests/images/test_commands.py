@@ -88,9 +88,9 @@ def test_run_pulls_what_is_missing(caller: Caller, plain: Registry, layout: Layo
     status, _, err = caller.run("run", "--platform=linux/riscv64", name, "--", "true")
     assert status == 31 and "no image for linux/riscv64" in err
     status, _, err = caller.run("run", "--pull=perhaps", name, "--", "true")
-    assert status == 64 and "--pull=perhaps: none of auto, always, cached, never" in err
+    assert status == 64 and "--pull=perhaps: not one of auto, always, cached, never" in err
     status, _, err = caller.run("run", "--pull=never", "a:b", "--", "true")
-    assert status == 64 and "a:b is no reference" in err
+    assert status == 64 and "a:b is not a reference" in err
 
 
 def test_a_job_has_one_image_by_one_name(caller: Caller, plain: Registry, layout: Layout, world_tmp: Path) -> None:

@@ -25,7 +25,7 @@ def test_what_is_there(user: str) -> None:
     found = look(user)
     texts = [one.text for one in found]
     assert warnings(found) == ""
-    assert "skopeo is there" in texts and any("packs them" in text for text in texts)
+    assert "skopeo is installed" in texts and any("packs them" in text for text in texts)
     assert any("can be a cache, on " in text for text in texts)
 
 

@@ -81,8 +81,8 @@ def test_a_path_is_no_reference(path: str) -> None:
         ("docker://../x/y", "not a registry's name"),
         ("docker://ubuntu 24", "not a name"),
         ("docker://ubuntu\n", "not a name"),
-        ("oci:", "no name behind oci:"),
-        ("oci:a\nb", "no name behind oci:"),
+        ("oci:", "no name after oci:"),
+        ("oci:a\nb", "no name after oci:"),
     ],
 )
 def test_wrong_ones_are_refused(text: str, words: str) -> None:
@@ -130,7 +130,7 @@ BLOB = {"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": DI
     [
         (b"<html>", "its manifest is not JSON"),
         (b"[" * 100_000, "its manifest is not JSON"),
-        (b"[]", "is no JSON object"),
+        (b"[]", "is not a JSON object"),
         (raw(schemaVersion=1), r"schema 1"),
         (raw(config=BLOB), "its manifest has no layers"),
         (raw(config=BLOB, layers=[{**BLOB, "mediaType": BLOB["mediaType"] + "+encrypted"}]), "layer 1 is encrypted"),

@@ -39,7 +39,7 @@ def test_environment_file_as_people_write_it() -> None:
 @pytest.mark.parametrize("line", ["A B=1", "A =1", "A\t=1", "export A B=1", "A\x01=1", "A\rB=1"])
 @pytest.mark.parametrize("separator", ["\n", "\0"])
 def test_no_variable_has_a_blank_in_its_name(line: str, separator: str) -> None:
-    with pytest.raises(UsageError, match="--set-env=f: line 2: a variable's name with a blank in it"):
+    with pytest.raises(UsageError, match="--set-env=f: line 2: the variable's name has a blank in it"):
         environment.parse_file(f"X=1{separator}{line}{separator}", "--set-env=f", separator)
     with pytest.raises(UsageError, match="the variable's name has a blank in it"):
         parsers.make("/i", [options.Setting("set-env", "A B=1", "--set-env")])

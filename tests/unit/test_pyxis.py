@@ -200,7 +200,7 @@ def test_writing() -> None:
 @pytest.mark.parametrize("name", [one.name for one in pyxis.OPTIONS if one.bare == "yes"])
 def test_what_is_no_boolean(name: str) -> None:
     if name in pyxis.BY_NAME and name not in pyxis._ABSENT:
-        assert "=maybe: none of 1, true, yes, y, 0, false, no, n" in refused(f"{name}=maybe")
+        assert "=maybe: not one of 1, true, yes, y, 0, false, no, n" in refused(f"{name}=maybe")
 
 
 def test_environment() -> None:
@@ -301,8 +301,8 @@ def test_names() -> None:
     # Without an image, it is that of the container which its node has.
     assert made("container-name=n", image="").image == ""
     for value, why in (
-        ("n:", "nothing is none of auto, create, exec, no_exec"),
-        ("n:x", "x is none of auto"),
+        ("n:", "nothing is not one of auto, create, exec, no_exec"),
+        ("n:x", "x is not one of auto"),
         ("", "1 to 255 bytes"),
         (".n", "no . at its beginning"),
         ("a/b", "no / in it"),

@@ -24,7 +24,7 @@ def _root() -> str | None:
     entries = list(plugstack.entries(plugstack.path_of(conf, plugstack.settings(conf))))
     pairs = [word.partition("=") for entry in entries[:1] for word in entry.arguments]
     found = [f"{key}={value}" for key, _, value in pairs if key == "containers"]
-    return site.parse(found).containers
+    return site.parse(found).dialect.get("containers")
 
 
 def all_here(job: str, node: str) -> dict[str, named.Kept]:

@@ -55,7 +55,7 @@ class Running:
 
     def open_further(self) -> Mapping[str, int]:
         """Return descriptors of its further namespaces that aren't ours."""
-        return namespaces.open_further(self.proc_fd, self.pid)
+        return named.open_further(self.proc_fd, self.pid)
 
     def has_overlay(self, mark: str) -> bool:
         """Whether it is the container whose overlay is called so."""

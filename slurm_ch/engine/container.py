@@ -140,15 +140,6 @@ class Container:
             from . import image_wishes
 
             extra = image_wishes.actions(extra, self.spec, self.spec.manner, self.injection, self.caller)
-        if self.spec.manner is not None and self.spec.manner.entrypoint is not None:
-            from . import entrypoint
-
-            label, speaks = self.spec.manner.entrypoint
-            environment = self.caller.environment
-            label += ": the image's entrypoint"
-            run = entrypoint.RunEntrypoint(label, environment, speaks=speaks, directory=self.spec.cd is None)
-            extra.before_binds.append(entrypoint.HoldChJoin(run))
-            extra.inside.append(run)
         return extra
 
     def _tree(self, extra: MoreActions) -> list[Action]:

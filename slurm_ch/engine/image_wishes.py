@@ -39,8 +39,16 @@ def actions(extra: MoreActions, spec: Spec, manner: Manner, injection: Injection
     start = RunStartFile(caller.environment, manner, spec.cd is None)
     extra.in_tree.append(EnrootsFiles(start))
     if manner.entrypoint is None:
-        # Which sources the file by itself.
         extra.inside.append(start)
+    else:
+        # Which sources the file by itself.
+        from . import entrypoint
+
+        label, speaks = manner.entrypoint
+        label += ": the image's entrypoint"
+        run = entrypoint.RunEntrypoint(label, caller.environment, speaks=speaks, directory=spec.cd is None)
+        extra.before_binds.append(entrypoint.HoldChJoin(run))
+        extra.inside.append(run)
     return extra
 
 

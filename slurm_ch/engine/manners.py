@@ -146,7 +146,7 @@ class Lift(Action):
             if places.same_place(target, build.root_fd):
                 raise UsageError(f"{self.label}: that is the container's root")
             ours = {places.mount_id(fd) for fd in build.covers}
-            if not places.is_mount(target) or places.mount_id(target) in ours:
+            if places.mount_id(target) in ours or not self._is_mounted(build):
                 raise ChError(f"{self.label}: can't unmount {self.path}: nothing is mounted there")
             try:
                 # By descriptor: a name would mean the host's.
@@ -158,6 +158,14 @@ class Lift(Action):
             os.close(target)
         except OSError as error:
             raise ChError(f"{self.label}: can't unmount {self.path}") from error
+
+    def _is_mounted(self, build: Build) -> bool:
+        directory, _, name = places.without_links(build, self.path).rpartition("/")
+        above = places.look_up(build, directory, False)
+        try:
+            return name in places.mounted_below(above)
+        finally:
+            os.close(above)
 
     def _cover(self, target: int) -> None:
         """Have nothing seen of a mount that came with a directory of the host: the kernel keeps the two together."""

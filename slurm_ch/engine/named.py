@@ -24,8 +24,10 @@ from .action import Build
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
+# What a container may have of its own besides.
+_FURTHER = ("net", "ipc", "uts")
 _GLOBAL = "global"
 _GONE = ".gone-"
 # What an overlay is called is found as " - overlay MARK " in /proc/PID/mountinfo.
@@ -200,6 +202,18 @@ class Process:
     def __init__(self, pid: int, proc_fd: int) -> None:
         self.pid = pid
         self.proc_fd = proc_fd
+
+
+def open_further(proc_fd: int, pid: int) -> Mapping[str, int]:
+    """Return descriptors of the namespaces of further kinds in which the process isn't with us."""
+    found = {}
+    for kind in _FURTHER:
+        try:
+            if os.stat(f"ns/{kind}", dir_fd=proc_fd).st_ino != os.stat(f"/proc/self/ns/{kind}").st_ino:
+                found[kind] = os.open(f"ns/{kind}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc_fd)
+        except OSError as error:
+            raise ChError(f"join: can't open /proc/{pid}/ns/{kind}") from error
+    return found
 
 
 def find(mark: str) -> Process | None:

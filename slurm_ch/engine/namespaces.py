@@ -19,10 +19,6 @@ if TYPE_CHECKING:
 # setns gives EINVAL now and then for no lasting reason (Charliecloud issue 1270).
 _SETNS_TRIES = 5
 
-# What a container may have of its own besides.
-FURTHER = ("net", "ipc", "uts")
-NONE: Mapping[str, int] = {}
-
 _NS_GET_OWNER_UID = 0xB704  # _IO(NSIO, 4), linux/nsfs.h
 
 _HINT = (
@@ -164,25 +160,13 @@ def open_at(proc_fd: int, pid: int) -> tuple[int, int]:
     return fds[0], fds[1]
 
 
-def open_further(proc_fd: int, pid: int) -> Mapping[str, int]:
-    """Return descriptors of the namespaces of further kinds in which the process isn't with us."""
-    found = {}
-    for kind in FURTHER:
-        try:
-            if os.stat(f"ns/{kind}", dir_fd=proc_fd).st_ino != os.stat(f"/proc/self/ns/{kind}").st_ino:
-                found[kind] = os.open(f"ns/{kind}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc_fd)
-        except OSError as error:
-            raise ChError(f"join: can't open /proc/{pid}/ns/{kind}") from error
-    return found
-
-
-def enter(user_fd: int, mount_fd: int, whose: str, further: Mapping[str, int] = NONE) -> None:
+def enter(user_fd: int, mount_fd: int, whose: str, further: Mapping[str, int] | None = None) -> None:
     """Enter a user, then further ones, then a mount namespace; ChError names the one that refused, and `whose`."""
     _check_owner(user_fd, whose)
     # On the way, this process is where the host's files are and where root in
     # the container has a say.
     linux.prctl_dumpable(False)
-    for kind, fd in (("user", user_fd), *further.items(), ("mnt", mount_fd)):
+    for kind, fd in (("user", user_fd), *(further or {}).items(), ("mnt", mount_fd)):
         for left in range(_SETNS_TRIES - 1, -1, -1):
             try:
                 linux.setns(fd)

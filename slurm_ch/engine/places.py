@@ -279,14 +279,6 @@ def _show(build: Build, directory: int, cover: int, name: str, mounted: bool) ->
         os.close(entry)
 
 
-def is_mount(directory: int) -> bool:
-    """Whether it is where a mount begins."""
-    wanted = b"%d" % mount_id(directory)
-    path = os.fsencode(os.readlink(f"/proc/self/fd/{directory}"))
-    lines = (line.split(b" ", 5) for line in _mountinfo().splitlines())
-    return any(fields[0] == wanted and _unescape(fields[4]) == path for fields in lines)
-
-
 def same_place(one: int, other: int) -> bool:
     """Whether two descriptors are of one place: the same file, in the same mount."""
     return os.path.samestat(os.fstat(one), os.fstat(other)) and mount_id(one) == mount_id(other)

@@ -25,7 +25,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ..engine.action import Build
     from ..request import site, spec
 
 
@@ -41,14 +40,10 @@ def launch(facts: Facts, office: tickets.TaskSocket) -> None:
         log.info(f"container {step.tag(env)} for {task_count(facts)} tasks: {wanted.image}")
     _make_temporary_directory(env)
     caller = Caller(env, script=facts.script)
-    asked = wanted.manner.kept if wanted.manner is not None else None
-    if asked is not None:
+    if wanted.manner is not None and wanted.manner.kept is not None:
         from . import named_container
 
-        turn = named_container.take_turn(wanted, asked, here, caller)
-        if turn.process is not None:
-            user_fd, mount_fd, more, build = named_container.join(wanted, asked, turn.process, caller)
-            _issue(office, user_fd, mount_fd, build, more)
+        if named_container.is_joined(wanted, wanted.manner.kept, here, caller, office):
             return
     refers = wanted.image.startswith(agreement.REFERENCE_BEGINNINGS) or agreement.LOCATED_LINE in facts.request
     if refers and wanted.located is None:
@@ -66,12 +61,9 @@ def launch(facts: Facts, office: tickets.TaskSocket) -> None:
 
         save.check(container, here, env, facts.script is not None)
     build = containerize(container)
-    user_fd, mount_fd = namespaces.open_own()
-    _issue(office, user_fd, mount_fd, build, namespaces.open_more(wanted.unshare))
-
-
-def _issue(office: tickets.TaskSocket, user_fd: int, mount_fd: int, build: Build, more: Sequence[int]) -> None:
     build.records.append((agreement.PLAN_AS_SRUN, ""))
+    user_fd, mount_fd = namespaces.open_own()
+    more = namespaces.open_more(wanted.unshare)
     office.issue(user_fd, mount_fd, task_plan.plan_file(plan_bytes(build)), build.relay_fd, more)
 
 

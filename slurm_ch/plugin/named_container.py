@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import time
 
-from .. import linux, log
-from ..engine import named, namespaces
+from .. import agreement, linux, log
+from ..engine import named, namespaces, task_plan
 from ..engine.environment import Environment, load_readers, worked_out
 from ..errors import ChError, UsageError
 from ..request.manner import AUTO, CREATE, EXEC, NO_EXEC
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ..request.manner import Kept as Asked
     from ..request.site import Site
     from ..request.spec import Spec
+    from .tickets import TaskSocket
 
 # Between a container that is made and the first of its tasks in it, and between the last one's end and the
 # kernel's last look at its mounts, nobody is in it; and there is nothing to wait at.
@@ -38,34 +39,37 @@ _SWEPT = ".swept"
 _ASK_SECONDS = 20
 
 
-class Turn:
-    """What a step has come to: a process to join, or None where the container is to be made."""
+def is_joined(wanted: Spec, asked: Asked, here: Site, caller: Caller, office: TaskSocket) -> bool:
+    """Have the tasks join the container if it runs; else change `wanted` to what is to be made of it.
 
-    __slots__ = ("lock", "process")
+    ChError if it can't be had. Until this process ends, it is no other step's turn.
+    """
+    process = _take_turn(wanted, asked, here, caller)
+    if process is not None:
+        user_fd, mount_fd, more, build = _join(wanted, asked, process, caller)
+        build.records.append((agreement.PLAN_AS_SRUN, ""))
+        office.issue(user_fd, mount_fd, task_plan.plan_file(task_plan.encode(build.records)), more=more)
+    return process is not None
 
-    def __init__(self, lock: int, process: named.Process | None) -> None:
-        self.lock = lock  # no other step's turn as long as this is open: until this process ends
-        self.process = process
 
-
-def take_turn(wanted: Spec, asked: Asked, here: Site, caller: Caller) -> Turn:
-    """Find the container, and change `wanted` to what is to be made if it doesn't run; ChError if it can't be had."""
+def _take_turn(wanted: Spec, asked: Asked, here: Site, caller: Caller) -> named.Process | None:
+    """Return a process that runs in the container, or None, with `wanted` as it is to be made."""
     env = caller.environment
     job = env.get("SLURM_JOB_ID", "")
     unnamed = _of_a_step(asked, job)
     if unnamed is not None:
-        return Turn(-1, unnamed)
-    kept = named.Kept(here.containers, job if asked.of_job else None, env.get("SLURMD_NODENAME", "node"), asked.name)
+        return unnamed
+    root = here.dialect.get("containers")
+    kept = named.Kept(root, job if asked.of_job else None, env.get("SLURMD_NODENAME", "node"), asked.name)
     try:
         kept.make_place()
-        _sweep(here.containers, job, env)
-        lock = kept.lock(wait=False)
-        if lock is None:
+        _sweep(root, job, env)
+        # Kept open, which this process's end ends.
+        if kept.lock(wait=False) is None:
             log.info(f"{asked.label}: waiting for another step of yours that makes it")
-            lock = kept.lock(wait=True)
+            kept.lock(wait=True)
     except OSError as error:
         raise ChError(f"{asked.label}: can't use {kept.directory}") from error
-    assert lock is not None
     image = kept.image()
     process = _meet(kept, asked) if image is not None else None
     if image is None and (asked.how == EXEC or not wanted.image):
@@ -77,7 +81,7 @@ def take_turn(wanted: Spec, asked: Asked, here: Site, caller: Caller) -> Turn:
         log.info(f"{asked.label}: {'made' if image is None else 'there already, kept'} in {kept.directory}")
         asked.mark = kept.new_mark()
         wanted.overlay = kept.directory
-    return Turn(lock, process)
+    return process
 
 
 def _of_a_step(asked: Asked, job: str) -> named.Process | None:
@@ -126,10 +130,10 @@ def _meet(kept: named.Kept, asked: Asked) -> named.Process | None:
     return None
 
 
-def join(wanted: Spec, asked: Asked, process: named.Process, caller: Caller) -> tuple[int, int, list[int], Build]:
+def _join(wanted: Spec, asked: Asked, process: named.Process, caller: Caller) -> tuple[int, int, list[int], Build]:
     """Enter the container; return descriptors of its namespaces, and what its tasks' environment is to be."""
     log.info(f"{asked.label}: joining pid {process.pid}; its image, mounts and devices are as they are")
-    further = namespaces.open_further(process.proc_fd, process.pid)
+    further = named.open_further(process.proc_fd, process.pid)
     lacking = [kind for kind in wanted.unshare if kind not in further]
     if lacking:
         raise UsageError(f"{wanted.label('unshare')}={','.join(lacking)}: {asked.name} runs without")

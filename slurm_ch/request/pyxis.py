@@ -182,12 +182,12 @@ def combine(here: site.Site, text: str, env: Mapping[str, str]) -> Spec:
 def _manner(request: Request, env: Mapping[str, str], here: site.Site) -> Manner:
     manner = Manner()
     manner.kept = _kept(request, here)
-    manner.start_in_image = here.container_directory == "image"
+    manner.start_in_image = here.dialect.get("container_directory") != "job"
     manner.keep = request.parts("container-env")
     manner.drop = tuple(name for name in _DROPPED if name not in manner.keep)
     manner.gpus = _gpus(env)
     asked = request.truth("container-entrypoint")
-    if asked if asked is not None else here.execute_entrypoint == "1":
+    if asked if asked is not None else here.dialect.get("execute_entrypoint") == "1":
         manner.entrypoint = ("--container-entrypoint", bool(request.truth("container-entrypoint-log")))
     manner.speaks = bool(request.truth("container-entrypoint-log"))
     adapters = env.get("MELLANOX_VISIBLE_DEVICES")
@@ -219,7 +219,8 @@ def _kept(request: Request, here: site.Site) -> Kept | None:
     if how == CREATE and request.last("container-image") is None:
         raise wrong("container-name", value, "--container-image is missing")
     read_only = bool(request.truth("container-readonly")) or request.truth("container-writable") is False
-    return Kept(name, how, f"--container-name={name}", of_job=here.container_scope == "job", read_only=read_only)
+    of_job = here.dialect.get("container_scope") != "global"
+    return Kept(name, how, f"--container-name={name}", of_job=of_job, read_only=read_only)
 
 
 def _gpus(env: Mapping[str, str]) -> tuple[str, Sequence[str], str] | None:

@@ -10,7 +10,7 @@ from .options import BY_NAME, LIST, PLUGIN, SITE, Setting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
 
 RELAYED = tuple(agreement.RELAYED_COMMANDS.split(","))
@@ -18,18 +18,7 @@ RELAYED = tuple(agreement.RELAYED_COMMANDS.split(","))
 _RELAYABLE = frozenset((*RELAYED, "sacctmgr", "salloc", "scrontab", "sdiag", "sreport", "strigger"))
 # Where Slurm may note what ran.
 RECORDS = ("comment", "extra")
-_WORDS = {
-    "record": RECORDS, "pyxis": ("yes", "no"), "container_directory": ("image", "job"),
-    "container_scope": ("job", "global"), "execute_entrypoint": ("0", "1"),
-}  # fmt: skip
-# Of pyxis' own arguments, what says nothing here, and what can't be had.
-_IDLE = ("sbatch_support=1", "use_squashfuse=1")
-_ABSENT = {
-    "runtime_path": "nothing of an image is unpacked here; containers= says where named containers are",
-    "use_enroot_load": "there is no enroot here; leave it out",
-    "use_squashfuse": "images are not unpacked here; leave it out",
-    "sbatch_support": "sbatch and salloc always have the options; leave it out",
-}
+_WORDS = {"record": RECORDS, "pyxis": ("yes", "no")}
 # What decides whether, and how, the image can be written.
 _OF_WRITING = frozenset(("write", "write-fake", "overlay", "home", "device"))
 
@@ -46,11 +35,8 @@ class Site:
 
     __slots__ = (
         "binds",
-        "container_directory",
-        "container_scope",
-        "containers",
         "defaults",
-        "execute_entrypoint",
+        "dialect",
         "forbidden",
         "image_timeout",
         "pulling",
@@ -63,11 +49,8 @@ class Site:
 
     def __init__(self) -> None:
         self.binds: list[spec.Bind] = []
-        self.container_directory = "image"  # where pyxis' containers start
-        self.container_scope = "job"  # how long a container with a name is kept
-        self.containers: str | None = None  # below which directory
         self.defaults: list[Setting] = []
-        self.execute_entrypoint = "0"
+        self.dialect: dict[str, str] = {}  # about pyxis' options: pyxis_site.py
         self.forbidden: set[str] = set()
         self.image_timeout = 0  # seconds; 0: none
         self.pulling: list[tuple[str, str]] = []
@@ -95,9 +78,8 @@ def _take(site: Site, setting: Setting) -> None:
     key, value = setting.name, setting.value
     if key in ("storage", "squashfuse"):
         setattr(site, key, value)
-    elif key in _MEANINGS:
-        name, meaning = _MEANINGS[key]
-        setattr(site, name, meaning(setting))
+    elif key == "image_timeout":
+        site.image_timeout = _site_seconds(setting)
     elif key in _WORDS:
         if value not in _WORDS[key]:
             raise setting.wrong(f"neither {' nor '.join(_WORDS[key])}")
@@ -110,25 +92,14 @@ def _take(site: Site, setting: Setting) -> None:
         site.defaults.append(_site_default(setting))
     elif key == "forbid":
         site.forbidden |= _site_forbidden(setting)
+    elif key == "relay":
+        site.relayed = _site_relayed(setting)
     elif key in IMAGE_ARGUMENTS:
         site.pulling.append((key, value))
     else:
-        _check_pyxis_own(setting)
+        from . import pyxis_site
 
-
-def _site_place(setting: Setting) -> str:
-    if not setting.value.startswith("/"):
-        raise setting.wrong("not an absolute path")
-    return setting.value.rstrip("/")
-
-
-def _check_pyxis_own(setting: Setting) -> None:
-    """Raise UsageError unless it is one of pyxis' arguments that asks for what is done here anyway."""
-    argument = f"{setting.name}={setting.value}"
-    if setting.name in _ABSENT and argument not in _IDLE:
-        raise setting.wrong(_ABSENT[setting.name])
-    if argument not in _IDLE:
-        raise UsageError(f"plugstack.conf: {argument}: unknown argument")
+        pyxis_site.take(site.dialect, setting)
 
 
 def _site_default(setting: Setting) -> Setting:
@@ -168,14 +139,6 @@ def _site_relayed(setting: Setting) -> Sequence[str]:
     if unknown:
         raise setting.wrong(f"neither yes nor no, nor commands of Slurm's: {', '.join(unknown)}")
     return names
-
-
-# Which field such an argument is, and what its value means.
-_MEANINGS: Mapping[str, tuple[str, Callable[[Setting], object]]] = {
-    "containers": ("containers", _site_place),
-    "image_timeout": ("image_timeout", _site_seconds),
-    "relay": ("relayed", _site_relayed),
-}
 
 
 def as_defaults(request: Sequence[Setting]) -> Mapping[str, str]:

@@ -110,16 +110,12 @@ class Container:
             root.Stage(self.image.reference),
             *actions,
             RunHooks(self, self.hooks_host),
-            *([root.ReadOnlyCovers()] if self._is_read_only() else []),
+            *([] if self.spec.write or self.spec.write_fake else [root.ReadOnlyCovers()]),
             root.Pivot(),
             NewNamespaces((0, 0), (self.uid, self.gid), last=True, more=self.spec.unshare),
             *extra.inside,
             RunHooks(self, self.hooks_guest),
         )
-
-    def _is_read_only(self) -> bool:
-        kept = self.spec.manner.kept if self.spec.manner else None
-        return kept.read_only if kept else not (self.spec.write or self.spec.write_fake)
 
     def plan_of_tree(self) -> tuple[Action, ...]:
         """Return what shows the image alone, with what is kept of its changes: nothing is bound, and nobody enters."""
@@ -180,11 +176,7 @@ class Container:
         if spec.overlay is not None:
             from . import kept
 
-            path, named = self.caller.path(spec.overlay), spec.manner.kept if spec.manner else None
-            if named is None:
-                return [kept.LayKept(path, self.image, f"{spec.label('overlay')}={spec.overlay}")]
-            lay = kept.LayKept(path, self.image, named.label, named.mark)
-            return [lay, root.ReadOnlyRoot()] if named.read_only else [lay]
+            return kept.actions(spec, self.caller.path(spec.overlay), self.image, self.hooks_host)
         return [root.WriteFake(spec.write_fake, spec.write_fake_label())] if spec.write_fake is not None else []
 
     def _user_mounts(self) -> list[Action]:

@@ -15,16 +15,36 @@ import stat
 from .. import linux
 from ..errors import ChError, UsageError
 from . import places, root
-from .action import Action
+from .action import HOOK_SKIP, Action
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .action import Build
+    from typing import Any
+
+    from ..request.spec import Spec
+    from .action import Build, Hooks
     from .image import Image
 
 _PLAIN = linux.RESOLVE_BENEATH | linux.RESOLVE_NO_SYMLINKS
 
 _CAN = "ext4, xfs, btrfs and tmpfs can, NFS and Lustre can't"
+
+
+def actions(spec: Spec, path: str, image: Image, at_last: Hooks) -> list[Action]:
+    """Return what lays the changes in `path` over the image."""
+    named = spec.manner.kept if spec.manner else None
+    if named is None:
+        return [LayKept(path, image, f"{spec.label('overlay')}={spec.overlay}")]
+    lay = LayKept(path, image, named.label, named.mark)
+    if not named.read_only:
+        return [lay]
+    # What is made for mounts later is written to nobody's disk either.
+    at_last.add("read-only covers", _cover_read_only, duplicate=HOOK_SKIP)
+    return [lay, root.ReadOnlyRoot()]
+
+
+def _cover_read_only(container: Any, _data: object) -> None:
+    root.ReadOnlyCovers().apply(container.build)
 
 
 class LayKept(Action):

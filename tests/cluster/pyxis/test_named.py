@@ -147,7 +147,8 @@ def test_read_only_and_root(good: Good) -> None:
     out = good(
         in_job("""
         NAMED --container-image=$IMG touch /new
-        NAMED --container-readonly sh -c 'ls /new; touch /newer 2> /dev/null || echo ro; touch /etc/newer 2> /dev/null || echo ro; touch /tmp/x'
+        NAMED --container-readonly sh -c 'ls /new; touch /newer 2> /dev/null || echo ro; touch /tmp/x'
+        srun -n1 --container-image=$IMG --container-name=fresh --container-readonly sh -c 'touch /etc/newer 2> /dev/null || echo ro'
         NAMED --container-remap-root --container-writable sh -c 'id -u; mkdir -p /var/lib/apt; chown 5 /var/lib/apt; touch /etc/apt'
         NAMED sh -c 'ls /etc/apt /newer 2> /dev/null; [ $(id -u) != 0 ] && echo me; ls /tmp'
         """)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.leftovers import descendants
 from tests.strike import killed_at, numbered
 
 from .conftest import Peer, Place, installed, wait_for
@@ -129,6 +130,23 @@ def test_signals_for_the_tasks_are_not_the_holders(place: Place) -> None:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGALRM):
             os.kill(pid, number)
     assert place.start(count=2).end() == (0, "one\n", "")
+
+
+def test_the_images_server_killed(place: Place, image_sqfs: Path) -> None:
+    """As under the plugin: what is to be read from the image can't be, and nothing is left."""
+    line = "readlink /proc/self/ns/mnt; read x; exec cat /marker"
+    peers = [place.start(count=3, image=image_sqfs, command=("sh", "-c", line)) for _ in range(2)]
+    assert len({peer.line() for peer in peers}) == 1
+    (server,) = [pid for pid, words in descendants(1).items() if re.search(r"squashfuse\S* -f ", words)]
+    os.kill(server, signal.SIGKILL)
+    for peer in peers:
+        peer.go()
+    late = place.start(count=3, image=image_sqfs)
+    for code, out, err in [peer.end() for peer in (*peers, late)]:
+        # The shell's own pages may be gone: then it dies of that.
+        assert code in (126, 127, -signal.SIGBUS, -signal.SIGSEGV, 1, 2), (code, out, err)
+        assert out == ""
+        assert err.count("\n") <= 1
 
 
 # ---- The launcher ----

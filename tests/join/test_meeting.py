@@ -257,6 +257,21 @@ def test_no_process_to_be_had(place: Place) -> None:
     assert not place.is_bound()
 
 
+def test_few_processes_to_be_had(place: Place) -> None:
+    """Each peer gets in, or says why it can't, wherever the limit is met. The user has no processes but these."""
+    place.uid = 64100
+    for limit in range(2, 12):
+        few = lambda: resource.setrlimit(resource.RLIMIT_NPROC, (limit, limit))  # noqa: B023, E731
+        ends = [peer.end() for peer in [place.start("--join-timeout=2", count=2, preexec_fn=few) for _ in range(2)]]
+        for code, out, err in ends:
+            assert (code, out, err) == (0, "one\n", "") or (code in (31, 32, 33) and out == ""), (limit, ends)
+        said = [err for _, _, err in ends if err]
+        assert all(err.startswith("slurm-ch: error: ") and err.count("\n") == 1 for err in said), (limit, ends)
+        assert bool(said) == any(code for code, _, _ in ends), (limit, ends)
+        place.wait_until_clean()
+    assert [code for code, _, _ in ends] == [0, 0]
+
+
 def test_private_directories(place: Place) -> None:
     """Each task has mounts of its own, as with job_container: no directory in which to meet is in common."""
     own = 'mount -t tmpfs none /dev/shm; mount -t tmpfs none /var/tmp; exec setpriv --reuid=$UID --regid=$UID --clear-groups "$@"'

@@ -175,6 +175,42 @@ def test_hellos_that_lie(holder: Place) -> None:
     assert holder.start(count=2).end() == (0, "one\n", "")
 
 
+@pytest.mark.parametrize(
+    ("answer", "code", "said"),
+    [
+        (ANSWER.pack(MAGIC, COUNT, 7, 0, b""), 64, "--join-ct=2: other peers of {} say 7"),
+        (ANSWER.pack(MAGIC, TAG, 0, 0, b""), 32, "join: {}: its name is another join's, whose tag has the same hash"),
+        (ANSWER.pack(MAGIC, LOST, 0, 0, b""), 32, "join: {}: the container's holder was killed before this peer came"),
+        (ANSWER.pack(MAGIC, OTHERS, 0, 0, b""), 32, "join: {}: the peers are of different versions of slurm_ch"),
+        (ANSWER.pack(MAGIC, 99, 0, 0, b""), 32, "join: {}: the peers are of different versions of slurm_ch"),
+        (ANSWER.pack(b"chmeet0\0", BEGIN, 0, 0, b""), 32, "join: {}: the peers are of different versions of slurm_ch"),
+        (b"x", 32, "join: {}: the peers are of different versions of slurm_ch"),
+        (b"x" * 9999, 32, "join: {}: the peers are of different versions of slurm_ch"),
+        (ANSWER.pack(MAGIC, TAKE, 1, 0, b"n" * 32), 31, "can't receive the ticket: out of file descriptors"),
+    ],
+    ids=["count", "tag", "lost", "others", "unknown", "magic", "short", "long", "take-nothing"],
+)
+def test_answers(place: Place, answer: bytes, code: int, said: str) -> None:
+    """Of whoever is taken for the holder."""
+
+    def body() -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            listener.bind(place.name.encode())
+            listener.listen()
+            one, _ = listener.accept()
+            with one:
+                assert len(one.recv(1000)) == HELLO.size
+                one.send(answer)
+                one.recv(1)
+
+    holder = Child(place.uid, lambda _: body())
+    wait_for(place.is_bound, lambda: "nobody has bound the name")
+    assert place.start(count=2).end() == (code, "", f"slurm-ch: error: {said.format(place.tag)}\n")
+    assert holder.end() == 0
+    os.close(holder.reports)
+    os.close(holder.gate)
+
+
 @pytest.mark.parametrize("count", [1, 2, 253])
 def test_descriptors_with_a_hello(holder: Place, count: int) -> None:
     """They are closed."""

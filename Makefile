@@ -215,7 +215,7 @@ install-needed:
 	    echo "make install: $(PYTHON) has no click: install python3-click, or say WHEELS=DIR or WHEELS=pypi (docs/admins.rst)" >&2; \
 	    exit 1; \
 	else \
-	    $(PYTHON) -I -c 'import posix_ipc' 2> /dev/null || echo "without posix_ipc: no named join (slurm-ch run --join)"; \
+	    $(PYTHON) -I -c 'import posix_ipc' 2> /dev/null || echo "without posix_ipc: no joins (slurm-ch run --join) where a policy forbids abstract sockets"; \
 	    $(PYTHON) -I -c 'import yaml' 2> /dev/null || echo "without PyYAML: device files (CDI) must be JSON"; \
 	fi
 	@$(MAKE) --no-print-directory completion WITH_CLICK="$(INSTALLED_CLICK)"

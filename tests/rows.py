@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which tests hold a row of docs/internals/parity.rst: those that name it, `@pytest.mark.row("I1", "--bind")`.
+"""Which tests hold a row of the tables in docs/internals: those that name it, `@pytest.mark.row("I1", "--bind")`.
 
-`python -m tests.rows` writes them into the page.
+`python -m tests.rows` writes them into the pages.
 """
 
 from __future__ import annotations
@@ -11,8 +11,11 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs/internals/parity.rst"
-TABLES = ("Options", "Behaviour")
+# The tables of each page, by the title of their section.
+TABLES = {
+    ROOT / "docs/internals/parity.rst": ("Options", "Behaviour"),
+    ROOT / "docs/internals/reliability.rst": ("A join without the plugin",),
+}
 
 
 def key(cell: str) -> str:
@@ -34,21 +37,28 @@ def marked() -> dict[str, list[str]]:
     return found
 
 
-def rendered(text: str) -> str:
+def table(text: str, title: str) -> list[str]:
+    """Return the rows of the table below a title, without its head."""
+    section = text.split(f"\n{title}\n---")[1].split("\n---", maxsplit=1)[0]
+    return section.split("\n   * - ")[2:]
+
+
+def rendered(page: Path) -> str:
     """Return the page with each row's tests."""
-    tests = marked()
+    tests, text = marked(), page.read_text()
 
     def row(match: re.Match[str]) -> str:
         names = [f"``{name}``" for name in tests.get(key(match[1]), ())]
         return f"   * - {match[1]}\n     - {match[2]}\n     -" + ",\n      ".join(f" {name}" for name in names) + "\n"
 
-    for title in TABLES:
+    for title in TABLES[page]:
         section = text.split(f"\n{title}\n---")[1].split("\n---", maxsplit=1)[0]
         body = section.split("     - tests\n", 1)[1]
-        made = re.sub(r"   \* - (.*)\n     - (.*)\n     -(?:.*,\n)*.*\n", row, body)
+        made = re.sub(r"   \* - (.*)\n     - (.*(?:\n       .*)*)\n     -(?:.*,\n)*.*\n", row, body)
         text = text.replace(body, made)
     return text
 
 
 if __name__ == "__main__":
-    PAGE.write_text(rendered(PAGE.read_text()))
+    for each in TABLES:
+        each.write_text(rendered(each))

@@ -29,7 +29,10 @@ from slurm_ch.request import options  # noqa: E402
 EXIT_CODES = (
     ("any", "the command's own exit status; death by signal N shows as 128+N"),
     ("31", "the container can't be set up: image, bind, namespaces, ..."),
-    ("32", "the peers of a join did not get together"),
+    (
+        "32",
+        "--join: the container was not ready in time, its keeper was killed, or its name is somebody else's",
+    ),
     ("33", "the launcher was killed before the container was ready"),
     ("64", "an option, a variable or an argument in plugstack.conf is wrong"),
     ("87", "the feature that --feature asks for is not available here"),

@@ -56,6 +56,7 @@ def members(groups: Path) -> dict[int, str]:
 if FULL:
 
     @pytest.mark.parametrize("end", ["the tasks", "scancel"])
+    @pytest.mark.row("D13")
     def test_a_join_s_holder_and_server_end_with_the_step(
         groups: Path, image_sqfs: Path, record: Record, end: str
     ) -> None:

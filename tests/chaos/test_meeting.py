@@ -103,7 +103,7 @@ def campaign(
 
 
 @pytest.mark.parametrize(("who", "process"), [("starter", STARTER), ("guard", GUARD), ("holder", HOLDER)])
-@pytest.mark.row("J5")
+@pytest.mark.row("J5", "D8", "D9")
 def test_who_keeps_the_meeting_place_killed_at_every_call(
     lab: Lab, place: Place, record: Record, who: str, process: int
 ) -> None:
@@ -125,7 +125,7 @@ def test_who_keeps_the_meeting_place_killed_at_every_call(
     record(f"join, {who} killed", calls=len(calls), **figures)
 
 
-@pytest.mark.row("J5")
+@pytest.mark.row("J5", "D4")
 def test_the_launcher_killed_at_every_call(lab: Lab, place: Place, record: Record, tmp_path: Path) -> None:
     """All fail, with one line, or all are in: the ticket is sent or it isn't."""
     part = lab.parts["python"]

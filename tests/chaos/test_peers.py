@@ -52,6 +52,7 @@ def join(steps: Steps, wrap: list[str], first: bool) -> Outcome:
 
 
 @pytest.mark.parametrize("first", [True, False])
+@pytest.mark.row("D1")
 def test_a_peer_killed_at_every_call(steps: Steps, record: Record, first: bool) -> None:
     log = steps.lab.place / "logs/peer"
     log.unlink(missing_ok=True)

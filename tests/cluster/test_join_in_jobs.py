@@ -103,7 +103,7 @@ def apart(found: dict[tuple[str, str], Counter[str]]) -> list[int]:
     return sorted(sum(counts.values()) for counts in found.values())
 
 
-@pytest.mark.row("J1")
+@pytest.mark.row("J1", "W1")
 def test_multi_prog(gathering: Gathering, image_sqfs: Path, other_sqfs: Path) -> None:
     """One step, several commands: those of one image are in one container."""
     conf = gathering.place / "multi.conf"
@@ -121,7 +121,7 @@ def interleaved(gathering: Gathering) -> tuple[str, str]:
     return f"sh -c '{first}'", f"sh -c '{until % 1}; exec {gathering.peer(4, 'second')}'"
 
 
-@pytest.mark.row("J1")
+@pytest.mark.row("J1", "W1")
 def test_components_of_a_het_job(gathering: Gathering) -> None:
     """Slurm gives them different nodes, which are one machine here: by their names they are told apart."""
     body = "#SBATCH -w n1 -n2 --overcommit\n#SBATCH hetjob\n#SBATCH -w n2 -n2 --overcommit\n"
@@ -129,14 +129,14 @@ def test_components_of_a_het_job(gathering: Gathering) -> None:
     assert apart(gathering.batch(body)) == [2, 2]
 
 
-@pytest.mark.row("J1")
+@pytest.mark.row("J1", "W1")
 def test_components_of_a_het_step(gathering: Gathering) -> None:
     """Likewise, and of one step id."""
     body = "srun -w n1 -n2 {} : -w n2 -n2 {}".format(*interleaved(gathering))
     assert apart(gathering.batch(body, "-w n1,n2 -n6 --overcommit")) == [2, 2]
 
 
-@pytest.mark.row("J1")
+@pytest.mark.row("J1", "W1")
 def test_steps_at_once_on_a_node(gathering: Gathering) -> None:
     step = "srun -N1 --overlap --overcommit -n2"
     body = "\n".join(f"{step} {gathering.peer(8, f'step{n}')} &" for n in range(4))
@@ -144,7 +144,7 @@ def test_steps_at_once_on_a_node(gathering: Gathering) -> None:
 
 
 @pytest.mark.parametrize("mpirun", [OPEN_MPI, HYDRA], ids=["Open MPI", "MPICH"])
-@pytest.mark.row("J1")
+@pytest.mark.row("J1", "W1")
 def test_two_mpiruns_in_a_batch_script(gathering: Gathering, mpirun: str) -> None:
     """At once, of two and of three ranks."""
     body = "\n".join(f"{mpirun} {n} {gathering.peer(5, f'of{n}')} &" for n in (2, 3))
@@ -158,6 +158,7 @@ def test_mpiruns_one_after_the_other_in_a_batch_script(gathering: Gathering, mpi
     assert found == {(str(n), "one"): Counter({"-": 2}) for n in (1, 2, 3)}
 
 
+@pytest.mark.row("D13")
 def test_scancel_while_there_is_a_holder(cluster: Cluster, user: str, sh: Run, world_tmp: Path) -> None:
     """One of two tasks never joins: the container waits for it, and goes with the job."""
     gate = world_tmp / "never"
@@ -178,7 +179,7 @@ def test_scancel_while_there_is_a_holder(cluster: Cluster, user: str, sh: Run, w
     gate.unlink()
 
 
-@pytest.mark.row("J2")
+@pytest.mark.row("J2", "D12")
 def test_a_task_that_never_comes_delays_nobody(sh: Run) -> None:
     """The holder waits for it until the step's end, and srun not for the holder."""
     done = sh(
@@ -221,16 +222,15 @@ def home(world_tmp: Path, user: str, image_sqfs: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "starter",
-    ["srun -N1 --overcommit -n4", f"srun -N1 --overcommit -n1 {OPEN_MPI} 4", f"srun -N1 --overcommit -n1 {HYDRA} 4"],
-    ids=["srun", "Open MPI", "MPICH"],
+    "starter", ["srun --overcommit -n4", f"{OPEN_MPI} 4", f"{HYDRA} 4"], ids=["srun", "Open MPI", "MPICH"]
 )
 @pytest.mark.parametrize("command", ["slurm-ch run", "ch-run"])
+@pytest.mark.row("W2")
 def test_a_wheel_in_a_users_venv(gathering: Gathering, home: Path, starter: str, command: str) -> None:
     """By its name in PATH; and under ch-run's, which a workflow may call."""
     peer = gathering.peer(4, "-").replace(f"{SLURM_CH} run", command)
-    link = f"ln -sf slurm-ch {home}/venv/bin/ch-run; PATH={home}/venv/bin:$PATH"
-    assert apart(gathering.run(f"{link}; {starter} {peer}")) == [4]
+    body = f"ln -sf slurm-ch {home}/venv/bin/ch-run; PATH={home}/venv/bin:$PATH; {starter} {peer}"
+    assert apart(gathering.batch(body, "-w n1 -n4 --overcommit")) == [4]
 
 
 def test_the_same_through_a_link_and_in_one_command(good: Callable[..., str], home: Path) -> None:

@@ -22,7 +22,7 @@ def ours_in_shm() -> list[str]:
     return [name for name in os.listdir("/dev/shm") if "slurm_ch" in name]
 
 
-@pytest.mark.row("--join")
+@pytest.mark.row("--join", "W1")
 def test_peers_of_each_node_share_one_container(good: Good, world_tmp: Path) -> None:
     # All stay until the last one is in: a namespace's number is given again once it is gone.
     here = world_tmp / "peers"
@@ -46,6 +46,7 @@ def test_a_command_that_ends_at_once(good: Good) -> None:
     assert ours_in_shm() == []
 
 
+@pytest.mark.row("L2")
 def test_two_joins_in_a_row_and_their_own_tag(good: Good) -> None:
     join = f"{SLURM_CH} run --join-ct=2 --join-tag=mine $IMG -- cat /marker"
     assert good(f"srun -N1 --overcommit -n2 sh -c '{join}; {join}'") == "one\n" * 4
@@ -63,6 +64,7 @@ def test_an_image_that_is_none_fails_all(sh: Run) -> None:
     assert ours_in_shm() == []
 
 
+@pytest.mark.row("D3")
 def test_a_task_killed_before_it_arrives_costs_the_others_nothing(sh: Run) -> None:
     """They run; Slurm decides, by --kill-on-bad-exit, whether they may."""
     line = f'test $SLURM_PROCID != 2 || exec sh -c "kill -9 \\$\\$"; exec {RUN} echo joined'

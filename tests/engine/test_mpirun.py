@@ -36,7 +36,7 @@ def ours_in_shm() -> list[str]:
     return [name for name in os.listdir("/dev/shm") if "slurm_ch" in name]
 
 
-@pytest.mark.row("--join")
+@pytest.mark.row("--join", "W2")
 def test_j1_peers_of_mpirun_share_one_container(image: Path, user: str) -> None:
     show = "echo $OMPI_COMM_WORLD_RANK $(readlink /proc/self/ns/mnt) $(cat /marker)"
     done = mpirun(4, user, SLURM_CH, "run", "--join", image, "--", "sh", "-c", show)

@@ -35,6 +35,7 @@ def fuzzers(world_tmp: Path) -> Path:
 
 
 @pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.row("E4", "L5")
 def test_kept_and_mutated_cases(fuzzers: Path, target: str) -> None:
     corpus = sorted((HERE / "corpus" / target).iterdir())
     crash = fuzzers / f"{target}.crash"

@@ -42,7 +42,7 @@ def together(peers: list[Peer], problems: list[str], where: str) -> None:
 
 
 @pytest.mark.parametrize("when", ["first", "among others", "last"])
-@pytest.mark.row("J5")
+@pytest.mark.row("J5", "D1", "D2", "D3")
 def test_a_peer_killed_at_each_call(place: Place, tmp_path: Path, when: str) -> None:
     """The others are in one container, at once."""
     calls = calls_of_a_peer(place, tmp_path)
@@ -74,6 +74,7 @@ def test_a_peer_killed_at_each_call(place: Place, tmp_path: Path, when: str) -> 
     assert ended.count(-9) > (0.8 if when == "first" else 0.5) * len(ended), ended
 
 
+@pytest.mark.row("D8")
 def test_the_holder_killed(place: Place) -> None:
     """Who comes later is told so; nobody makes a second container."""
     first = place.start("--join-timeout=1", count=3, command=STAY)
@@ -89,6 +90,7 @@ def test_the_holder_killed(place: Place) -> None:
     assert first.end()[0] == 0
 
 
+@pytest.mark.row("D9")
 def test_the_guard_killed(place: Place) -> None:
     first = place.start(count=2)
     assert first.end() == (0, "one\n", "")
@@ -96,6 +98,7 @@ def test_the_guard_killed(place: Place) -> None:
     assert place.start(count=2).end() == (0, "one\n", "")
 
 
+@pytest.mark.row("D10")
 def test_holder_and_guard_killed(place: Place) -> None:
     """The one split that is left: the next peer makes another container."""
     first = place.start(count=2, command=STAY)
@@ -110,6 +113,7 @@ def test_holder_and_guard_killed(place: Place) -> None:
         assert peer.end()[0] == 0
 
 
+@pytest.mark.row("D11")
 def test_the_holder_stopped(place: Place) -> None:
     first = place.start(count=2)
     assert first.end()[0] == 0
@@ -123,6 +127,7 @@ def test_the_holder_stopped(place: Place) -> None:
     assert place.start(count=2).end() == (0, "one\n", "")
 
 
+@pytest.mark.row("D13")
 def test_signals_for_the_tasks_are_not_the_holders(place: Place) -> None:
     """As scancel --signal sends them to all that is in the step."""
     assert place.start(count=2).end()[0] == 0
@@ -132,6 +137,7 @@ def test_signals_for_the_tasks_are_not_the_holders(place: Place) -> None:
     assert place.start(count=2).end() == (0, "one\n", "")
 
 
+@pytest.mark.row("D7")
 def test_the_images_server_killed(place: Place, image_sqfs: Path) -> None:
     """As under the plugin: what is to be read from the image can't be, and nothing is left."""
     line = "readlink /proc/self/ns/mnt; read x; exec cat /marker"
@@ -178,6 +184,7 @@ def release(place: Place) -> None:
         gate.write("\n")
 
 
+@pytest.mark.row("D4")
 def test_the_launcher_killed(held: Place) -> None:
     """One line, for all; who comes late is told by its status alone."""
     peers = [held.start(count=4) for _ in range(3)]
@@ -189,6 +196,7 @@ def test_the_launcher_killed(held: Place) -> None:
     assert said[0].startswith("slurm-ch: error: the launcher died before the container was ready")
 
 
+@pytest.mark.row("D6")
 def test_the_launcher_hangs(held: Place) -> None:
     """Each peer waits no longer than its timeout, and names who makes the container; the launcher ends with the last."""
     peers = [held.start("--join-timeout=1", count=2, rank=rank) for rank in range(2)]
@@ -203,6 +211,7 @@ def test_the_launcher_hangs(held: Place) -> None:
     os.close(pid)
 
 
+@pytest.mark.row("D8")
 def test_the_holder_killed_while_peers_wait(held: Place) -> None:
     """Who has the end of the socket gets in."""
     peers = [held.start("--join-timeout=5", count=4, command=NAMESPACE) for _ in range(3)]
@@ -235,6 +244,7 @@ def sockets(pid: int) -> list[str]:
     return [link for link in links if link.startswith("socket:")]
 
 
+@pytest.mark.row("D2")
 def test_all_peers_killed_while_the_launcher_works(held: Place) -> None:
     """It ends, for nobody waits any more; the next peers begin anew."""
     peers = [held.start(count=2) for _ in range(2)]
@@ -246,6 +256,7 @@ def test_all_peers_killed_while_the_launcher_works(held: Place) -> None:
     os.close(pid)
 
 
+@pytest.mark.row("D4")
 def test_a_single_command_whose_launcher_is_killed(held: Place) -> None:
     peer = held.execute([held.program, "run", str(held.image), "--", "true"], env={"PATH": "/usr/bin:/bin"})
     os.kill(launcher(held), signal.SIGKILL)

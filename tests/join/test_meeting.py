@@ -51,6 +51,7 @@ def test_of_a_squashfs_image(place: Place, image_sqfs: Path) -> None:
     together([place.start(count=4, image=image_sqfs, command=STAY) for _ in range(4)])
 
 
+@pytest.mark.row("L1")
 def test_who_comes_late_gets_in(place: Place) -> None:
     """Into a container in which nobody is any more."""
     assert place.start(count=3).end() == (0, "one\n", "")
@@ -60,7 +61,7 @@ def test_who_comes_late_gets_in(place: Place) -> None:
     assert place.start(count=3).end() == (0, "one\n", "")
 
 
-@pytest.mark.row("J2")
+@pytest.mark.row("J2", "D12")
 def test_who_never_comes_costs_nobody_anything(place: Place) -> None:
     """The holder ends so long after the last arrival as the timeout says."""
     assert place.start("--join-timeout=1", count=5).end() == (0, "one\n", "")
@@ -69,6 +70,7 @@ def test_who_never_comes_costs_nobody_anything(place: Place) -> None:
     assert place.start(count=1).end() == (0, "one\n", "")
 
 
+@pytest.mark.row("D12")
 def test_the_holder_ends_with_slurmstepd(place: Place, tmp_path: Path) -> None:
     """Not before: a late task of a step has all the time in the world."""
     step = {
@@ -99,6 +101,7 @@ def _ended(pidfd: int, seconds: float) -> bool:
     return bool(select.select([pidfd], [], [], seconds)[0])
 
 
+@pytest.mark.row("L3")
 def test_counts_that_contradict(place: Place) -> None:
     assert place.start(count=3).end()[0] == 0
     code, out, err = place.start(count=2).end()
@@ -108,6 +111,7 @@ def test_counts_that_contradict(place: Place) -> None:
         assert place.start(count=3).end()[0] == 0
 
 
+@pytest.mark.row("L1")
 def test_one_too_many_is_the_first_of_the_next(place: Place) -> None:
     peers = [place.start("--join-timeout=2", count=2, command=STAY) for _ in range(3)]
     namespaces = [peer.line() for peer in peers]
@@ -117,7 +121,7 @@ def test_one_too_many_is_the_first_of_the_next(place: Place) -> None:
     assert [peer.end()[0] for peer in peers] == [0] * 3
 
 
-@pytest.mark.row("J1")
+@pytest.mark.row("J1", "L2")
 def test_joins_in_a_row_by_rank(place: Place) -> None:
     """Four tasks, five joins each, and nobody waits for anybody: the n-th of each are together."""
     line = "; ".join(
@@ -136,6 +140,7 @@ def test_joins_in_a_row_by_rank(place: Place) -> None:
     assert len(ends[0][1].split()) == 5
 
 
+@pytest.mark.row("L3")
 def test_other_images_are_other_joins(place: Place, other_sqfs: Path) -> None:
     """Also where each rank starts two at once, in another order."""
     images = [place.image, other_sqfs]
@@ -158,6 +163,7 @@ def test_an_image_by_another_path_from_elsewhere(place: Place) -> None:
     assert "can't stat image" in lost[2]
 
 
+@pytest.mark.row("L3")
 def test_each_peer_has_its_own_rules(place: Place) -> None:
     """In the same container: variables, directory, messages."""
     show = ("sh", "-c", "readlink /proc/self/ns/mnt; read x; echo $A $PWD")
@@ -173,6 +179,7 @@ def test_each_peer_has_its_own_rules(place: Place) -> None:
     assert ["executing" in err for _, _, err in ends] == [False, False, False, True]
 
 
+@pytest.mark.row("L3")
 def test_a_peer_whose_rules_are_wrong(place: Place) -> None:
     """It says so, and the others don't care."""
     good = place.start(count=3)
@@ -183,6 +190,7 @@ def test_a_peer_whose_rules_are_wrong(place: Place) -> None:
     assert place.start(count=3).end() == (0, "one\n", "")
 
 
+@pytest.mark.row("D5")
 def test_an_image_that_is_none_is_said_once(place: Place) -> None:
     peers = [place.start(count=5, image="/nonexistent") for _ in range(4)]
     ends = [peer.end() for peer in peers] + [place.start(count=5, image="/nonexistent").end()]
@@ -191,6 +199,7 @@ def test_an_image_that_is_none_is_said_once(place: Place) -> None:
     assert said == ["slurm-ch: error: can't stat image: /nonexistent: No such file or directory\n"]
 
 
+@pytest.mark.row("D5")
 def test_an_option_that_is_wrong_is_said_once(place: Place) -> None:
     ends = [peer.end() for peer in [place.start("--bind=x", count=3) for _ in range(3)]]
     assert [code for code, _, _ in ends] == [64] * 3
@@ -215,6 +224,7 @@ def test_a_shells_pipe_as_a_file_of_variables(place: Place) -> None:
     assert [peer.end() for peer in peers] == [(0, "0\n", ""), (0, "1\n", "")]
 
 
+@pytest.mark.row("L3")
 def test_long_tags(place: Place) -> None:
     """Longer than a socket's name may be, and alike up to that."""
     for tag in ("x" * 200, "x" * 199 + "y"):
@@ -222,6 +232,7 @@ def test_long_tags(place: Place) -> None:
         together([place.start(count=2, command=STAY) for _ in range(2)])
 
 
+@pytest.mark.row("L4")
 def test_closed_streams(place: Place) -> None:
     """No descriptor of ours is taken for a stream, and what was closed is closed."""
     marker = "sh -c 'ls -l /proc/self/fd | wc -l; read x || cat /marker' 1>&3 3>&-"
@@ -234,6 +245,7 @@ def test_closed_streams(place: Place) -> None:
     assert ends[0][1].endswith("one\n")
 
 
+@pytest.mark.row("L4")
 def test_who_ignores_the_end_of_children(place: Place) -> None:
     ignore = lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # noqa: E731
     together([place.start(count=3, command=STAY, preexec_fn=ignore) for _ in range(3)])
@@ -241,12 +253,14 @@ def test_who_ignores_the_end_of_children(place: Place) -> None:
 
 
 @pytest.mark.parametrize(("count", "files"), [(200, 24), (600, 64)])
+@pytest.mark.row("L4")
 def test_many_peers_with_few_descriptors(place: Place, count: int, files: int) -> None:
     few = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))  # noqa: E731
     peers = [place.start(count=count, preexec_fn=few) for _ in range(count)]
     assert {peer.end() for peer in peers} == {(0, "one\n", "")}
 
 
+@pytest.mark.row("L4")
 def test_no_process_to_be_had(place: Place) -> None:
     """The user's last one: an error, and the name is free again."""
     none = lambda: resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))  # noqa: E731
@@ -257,6 +271,7 @@ def test_no_process_to_be_had(place: Place) -> None:
     assert not place.is_bound()
 
 
+@pytest.mark.row("L4")
 def test_few_processes_to_be_had(place: Place) -> None:
     """Each peer gets in, or says why it can't, wherever the limit is met. The user has no processes but these."""
     place.uid = 64100
@@ -272,6 +287,7 @@ def test_few_processes_to_be_had(place: Place) -> None:
     assert [code for code, _, _ in ends] == [0, 0]
 
 
+@pytest.mark.row("L4")
 def test_private_directories(place: Place) -> None:
     """Each task has mounts of its own, as with job_container: no directory in which to meet is in common."""
     own = 'mount -t tmpfs none /dev/shm; mount -t tmpfs none /var/tmp; exec setpriv --reuid=$UID --regid=$UID --clear-groups "$@"'

@@ -36,7 +36,7 @@ def as_user(uid: int) -> Iterator[None]:
         os.setegid(0)
 
 
-@pytest.mark.row("J6")
+@pytest.mark.row("J6", "E1")
 def test_a_squatter_who_listens(place: Place) -> None:
     with as_user(OTHER):
         squatter = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -52,7 +52,7 @@ def test_a_squatter_who_listens(place: Place) -> None:
     assert place.start(count=1).end() == (0, "one\n", "")
 
 
-@pytest.mark.row("J6")
+@pytest.mark.row("J6", "E1")
 def test_a_squatter_who_only_binds(place: Place) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as squatter:
         squatter.bind(place.name.encode())
@@ -62,6 +62,7 @@ def test_a_squatter_who_only_binds(place: Place) -> None:
     assert place.start(count=1).end() == (0, "one\n", "")
 
 
+@pytest.mark.row("E2")
 def test_code_in_a_container_can_t_pose_as_a_holder(place: Place) -> None:
     """Of the same user, in a user namespace of its own."""
     script = (
@@ -90,6 +91,7 @@ def test_code_in_a_container_can_t_pose_as_a_holder(place: Place) -> None:
     poser.kill()
 
 
+@pytest.mark.row("E2")
 def test_code_in_a_container_is_no_peer(place: Place) -> None:
     """It is not let in: nothing of a container is given to it, and no container comes from it."""
     assert place.start(count=2).end()[0] == 0
@@ -155,6 +157,7 @@ def holder(place: Place) -> Place:
     return place
 
 
+@pytest.mark.row("E4")
 def test_hellos_that_lie(holder: Place) -> None:
     good = hello(holder)
     cases = [
@@ -190,6 +193,7 @@ def test_hellos_that_lie(holder: Place) -> None:
     ],
     ids=["count", "tag", "lost", "others", "unknown", "magic", "short", "long", "take-nothing"],
 )
+@pytest.mark.row("E4")
 def test_answers(place: Place, answer: bytes, code: int, said: str) -> None:
     """Of whoever is taken for the holder."""
 
@@ -212,6 +216,7 @@ def test_answers(place: Place, answer: bytes, code: int, said: str) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 253])
+@pytest.mark.row("E4")
 def test_descriptors_with_a_hello(holder: Place, count: int) -> None:
     """They are closed."""
     pid = holder.holders()["holder"]
@@ -231,6 +236,7 @@ def test_descriptors_with_a_hello(holder: Place, count: int) -> None:
     assert holder.start(count=2).end() == (0, "one\n", "")
 
 
+@pytest.mark.row("E4")
 def test_a_second_message(holder: Place) -> None:
     """Only who was told to begin may hand over, and only once."""
     reader, writer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -255,6 +261,7 @@ def test_a_second_message(holder: Place) -> None:
     assert holder.start(count=2).end() == (0, "one\n", "")
 
 
+@pytest.mark.row("E3")
 def test_a_flood_of_foreign_connects(holder: Place) -> None:
     """They are dropped, and the late peer gets in."""
     script = (
@@ -274,6 +281,7 @@ def test_a_flood_of_foreign_connects(holder: Place) -> None:
             flood.wait()
 
 
+@pytest.mark.row("E3")
 def test_callers_who_say_nothing(holder: Place) -> None:
     """More of them than the holder has descriptors for would need the user's own hand; some don't matter."""
     silent = [socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(50)]

@@ -9,6 +9,8 @@ import signal
 import socket
 from pathlib import Path
 
+import pytest
+
 from .conftest import Place
 
 LAST_PID = Path("/proc/sys/kernel/ns_last_pid")
@@ -31,6 +33,7 @@ def _takes_number(number: int, uid: int) -> int:
     raise AssertionError(f"others are faster: no process {number}")
 
 
+@pytest.mark.row("E2")
 def test_whose_listener_has_ended_speaks_for_nobody(place: Place) -> None:
     """A command in a container has a child listen, and waits until another process of the user's has its number."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:

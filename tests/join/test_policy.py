@@ -70,13 +70,14 @@ def together(peers: list[Peer]) -> None:
     ("call", "error"),
     [("socket", errno.EPERM), ("socket", errno.EACCES), ("bind", errno.EACCES), ("connect", errno.EPERM)],
 )
-@pytest.mark.row("J2")
+@pytest.mark.row("J2", "E5")
 def test_all_are_refused(place: Place, call: str, error: int) -> None:
     """They meet in shared memory, and leave nothing there."""
     together([place.start(count=3, command=STAY, preexec_fn=refuse(call, error)) for _ in range(3)])
     assert not ours_in_shm()
 
 
+@pytest.mark.row("E5")
 def test_all_are_in_one_landlock_domain(place: Place) -> None:
     """As under a batch system's shell that is confined: they reach each other."""
     line = " & ".join([" ".join(place.command(count=2, command=("readlink", "/proc/self/ns/mnt")))] * 2) + "; wait"
@@ -85,6 +86,7 @@ def test_all_are_in_one_landlock_domain(place: Place) -> None:
     assert not ours_in_shm()
 
 
+@pytest.mark.row("E5")
 def test_each_is_in_a_landlock_domain_of_its_own(place: Place) -> None:
     """Whoever can't reach the others says that they didn't come; whoever was first runs."""
     first = place.start("--join-timeout=1", count=2, command=STAY, preexec_fn=scope)

@@ -49,13 +49,13 @@ def run(place: Place, tmp_path: Path) -> Run:
     return call
 
 
-@pytest.mark.row("J1")
+@pytest.mark.row("J1", "W2")
 def test_xargs(run: Run) -> None:
     """Its children are a join's peers, if they are told how many they are."""
     assert set(run("seq 4 | xargs -P4 -I{} JOIN", 4, "--join-ct=4").values()) == {4}
 
 
-@pytest.mark.row("J1")
+@pytest.mark.row("J1", "W2")
 def test_gnu_parallel(run: Run) -> None:
     assert set(run("seq 4 | parallel -j4 -n0 JOIN", 4, "--join-ct=4").values()) == {4}
 
@@ -67,13 +67,13 @@ def test_single_commands(run: Run, starter: str) -> None:
 
 
 @pytest.mark.parametrize("starter", [OPEN_MPI, HYDRA], ids=["Open MPI", "MPICH"])
-@pytest.mark.row("J1")
+@pytest.mark.row("J1", "W2")
 def test_mpirun(run: Run, starter: str) -> None:
     assert set(run(f"{starter.format(4)} JOIN", 4).values()) == {4}
 
 
 @pytest.mark.parametrize("starter", [OPEN_MPI, HYDRA], ids=["Open MPI", "MPICH"])
-@pytest.mark.row("J1")
+@pytest.mark.row("J1", "W1")
 def test_two_at_once(place: Place, tmp_path: Path, starter: str) -> None:
     """Started by one shell, the second's ranks all in between the first's two: each has its own container."""
     for directory in (tmp_path, *tmp_path.parents[:2]):
@@ -98,6 +98,7 @@ def test_two_at_once(place: Place, tmp_path: Path, starter: str) -> None:
     assert set(found.values()) == {2}
 
 
+@pytest.mark.row("L2")
 def test_joins_in_a_row_of_mpichs(place: Place) -> None:
     """Two per rank, unsynchronised."""
     join = f"{place.program} run --join {place.image} -- cat /marker"

@@ -117,6 +117,7 @@ LINES = st.lists(st.one_of(LONG, SHORT, PLAIN, VALUES), max_size=7)
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(LINES, min_size=20, max_size=60))
+@pytest.mark.row("L5")
 def test_random_words(program: Path, lines: list[list[bytes]]) -> None:
     for line, found in zip(lines, in_c(program, lines), strict=True):
         if found is not PYTHONS:

@@ -21,15 +21,17 @@ OURS_ALONE = {"image-env", "join-timeout", "keep-keyring", "overlay", "platform"
 
 
 def table(title: str) -> list[str]:
-    """Return the rows of the table below a title, without its head."""
-    section = TEXT.split(f"\n{title}\n---")[1].split("\n---")[0]
-    return section.split("\n   * - ")[2:]
+    """Return the rows of the page's table below a title."""
+    return rows.table(TEXT, title)
 
 
 def test_every_row_has_its_tests() -> None:
     """What the page says is what the tests say: `python -m tests.rows` writes it."""
-    assert rows.rendered(TEXT) == TEXT
-    named = {rows.key(row.split("\n")[0]) for row in table("Options") + table("Behaviour")}
+    named = set()
+    for page, titles in rows.TABLES.items():
+        text = page.read_text()
+        assert rows.rendered(page) == text
+        named |= {rows.key(row.split("\n")[0]) for title in titles for row in rows.table(text, title)}
     assert named == set(rows.marked())
 
 

@@ -13,7 +13,7 @@ PACKAGES = slurmctld slurmd slurm-client libslurm-dev munge squashfs-tools squas
     gcc libc6-dev make python3 python3-dev python3-venv util-linux bsdutils cppcheck strace \
     charliecloud-runtime python3-docutils python3-click python3-yaml fuse3 bubblewrap openmpi-bin libopenmpi-dev mpich libmpich-dev libpmix2 parallel \
     libdeflate-dev zlib1g-dev liblzma-dev liblz4-dev libzstd-dev \
-    skopeo zstd umoci docker-registry apache2-utils openssl
+    skopeo zstd umoci docker-registry apache2-utils openssl debootstrap git openssh-client
 
 # What `make chaos` needs besides.
 CHAOS_PACKAGES = valgrind clang-14 libclang-rt-14-dev
@@ -61,8 +61,12 @@ demo test: deps
 demo-here: build
 	@$(VENV)/bin/python -m etc.demo $(USER_NAME)
 
+# The image of Debian that some tests have, made once; it needs a mirror.
+debian-image: build
+	@$(VENV)/bin/python -m tests.debian_image > /dev/null
+
 # A test that hangs is interrupted, and says where.
-test-here: build lint
+test-here: build lint debian-image
 	timeout --foreground --signal=INT --kill-after=60 2700 $(VENV)/bin/python -m pytest
 
 # The whole suite on Debian bullseye, bookworm, trixie and forky, each with its own
@@ -279,6 +283,6 @@ clean:
 	rm -rf $(VENV) $(BENCH_VENV) build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: FORCE all bench analyze completion cross deb deps docs docs-test packages-test fuzz build native demo rpm test \
+.PHONY: FORCE all bench analyze completion cross deb debian-image deps docs docs-test packages-test fuzz build native demo rpm test \
     demo-here test-here chaos chaos-here hostile-here matrix lint man install \
     install-ch-run install-files install-needed uninstall clean

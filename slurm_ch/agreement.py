@@ -42,7 +42,7 @@ PLAN_SET_ANYWHERE = "A"  # NAME=VALUE: set, with $NAME and ${NAME} expanded anyw
 PLAN_SET_DEFAULT = "N"  # NAME=VALUE: set, unless there is one
 PLAN_IF_STILL = "Y"  # NAME=VALUE: the next record is only for tasks for which it is so still
 PLAN_UNSET = "U"  # unset what matches this shell pattern
-PLAN_PATH = "P"  # give PATH a /bin if it has none; with text: but make no PATH
+PLAN_PATH = "P"  # give PATH /bin, or the directories that are text, where it lacks them; other text: but make no PATH
 PLAN_TEMPORARY = "T"  # if TMPDIR or a similar variable names no directory, it is /tmp; text: without a warning
 PLAN_DIRECTORY = "C"  # change to this directory, or fail
 PLAN_USUAL_DIRECTORY = "D"  # without C: change to this directory, or to /

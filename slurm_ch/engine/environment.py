@@ -96,6 +96,10 @@ def stray_dollar(value: str) -> str:
     return ""
 
 
+# Root looks for commands there, as dpkg and useradd do; on Debian, others don't.
+_ROOTS_PATH = "/usr/local/sbin:/usr/sbin:/sbin"
+
+
 def first_records(home: str, private_tmp: bool = False, makes_path: bool = True) -> list[Record]:
     """Return what happens to every environment before the user's rules."""
     return [
@@ -226,6 +230,8 @@ class Environment(Action):
             records += self._in_manner(build, places_there)
         if in_image:
             records += first_records(self.whereabouts.home(build), spec.private_tmp, not spec.like_ch_run)
+            if spec.uid == 0 and not spec.like_ch_run:
+                records.append((agreement.PLAN_PATH, _ROOTS_PATH))
             if spec.like_ch_run:
                 records[-1] = (agreement.PLAN_UNSET, "TMPDIR")
         records += self._rules(build)

@@ -43,7 +43,7 @@ def describe(record: Record) -> str:
         agreement.PLAN_SET_DEFAULT: "set, where there is none:",
         agreement.PLAN_IF_STILL: "for tasks that still have",
         agreement.PLAN_UNSET: "unset",
-        agreement.PLAN_PATH: "add /bin to PATH if it has none",
+        agreement.PLAN_PATH: "add to PATH, if they aren't in it, /bin or these:",
         agreement.PLAN_TEMPORARY: "use /tmp if TMPDIR is not there",
         agreement.PLAN_USUAL_DIRECTORY: "start in",
         agreement.PLAN_LOST_DIRECTORY: "note:",

@@ -170,7 +170,7 @@ def _carry_out(records: Iterable[task_plan.Record], environ: MutableMapping[str,
             if environ.get(name) != text:
                 next(rest, None)
         elif kind == agreement.PLAN_PATH:
-            _path_has_bin(environ, makes_one=not value)
+            _path_has(environ, value if value[:1] == "/" else "/bin", makes_one=not value or value[0] == "/")
         elif kind in (agreement.PLAN_UNSET, agreement.PLAN_TEMPORARY):
             _take_away(kind, value, environ)
         else:
@@ -189,12 +189,13 @@ def _take_away(kind: str, pattern: str, environ: MutableMapping[str, str]) -> No
             environ[one] = "/tmp"
 
 
-def _path_has_bin(environ: MutableMapping[str, str], *, makes_one: bool) -> None:
-    path = environ.get("PATH")
-    if path is None and not makes_one:
-        return
-    if "/bin" not in (path or "").split(":"):
-        environ["PATH"] = f"{path}:/bin" if path else "/bin"
+def _path_has(environ: MutableMapping[str, str], directories: str, *, makes_one: bool) -> None:
+    for one in directories.split(":"):
+        path = environ.get("PATH")
+        if path is None and not makes_one:
+            return
+        if one not in (path or "").split(":"):
+            environ["PATH"] = f"{path}:{one}" if path else one
 
 
 def matches(pattern: str, name: str) -> bool:

@@ -106,7 +106,7 @@ void set_variable(const char *assignment, enum expansion how);
 void set_default(const char *assignment);
 bool is_still(const char *assignment);
 void unset_variables(const char *pattern);
-void path_has_bin(bool makes_one);
+void path_has(const char *directories, bool makes_one);
 void check_temporary(bool tells);
 
 #endif

@@ -61,7 +61,10 @@ static bool carry_out(const char *record, struct settings *s)
 		unset_variables(rest);
 		break;
 	case PLAN_PATH:
-		path_has_bin(!*rest);
+		if (*rest == '/')
+			path_has(rest, true);
+		else
+			path_has("/bin", !*rest);
 		break;
 	case PLAN_TEMPORARY:
 		check_temporary(!*rest);

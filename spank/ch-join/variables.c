@@ -179,30 +179,38 @@ bool is_still(const char *assignment)
 	return value && assignment[n] && !strcmp(value, assignment + n + 1);
 }
 
-void path_has_bin(bool makes_one)
+static bool has_item(const char *list, const char *item, size_t n)
 {
-	const char *path = getenv("PATH");
-	char *with;
+	for (;; list++) {
+		size_t length = strcspn(list, ":");
 
-	if (!path && !makes_one)
-		return;
-	if (!path || !*path) {
-		setenv("PATH", "/bin", 1);
-		return;
+		if (length == n && !strncmp(list, item, n))
+			return true;
+		list += length;
+		if (!*list)
+			return false;
 	}
-	for (const char *item = path;; item++) {
-		size_t n = strcspn(item, ":");
+}
 
-		if (n == 4 && !strncmp(item, "/bin", 4))
+/* Have each directory of the list in PATH, behind what is there; without a PATH, make one if asked to. */
+void path_has(const char *directories, bool makes_one)
+{
+	for (const char *one = directories, *path; *one; one += *one == ':') {
+		size_t n = strcspn(one, ":");
+		char *with;
+
+		path = getenv("PATH");
+		if (!path && !makes_one)
 			return;
-		item += n;
-		if (!*item)
-			break;
+		path = path ? path : "";
+		if (!has_item(path, one, n)) {
+			if (asprintf(&with, "%s%s%.*s", path, *path ? ":" : "", (int)n, one) < 0)
+				need(NULL);
+			setenv("PATH", with, 1);
+			free(with);
+		}
+		one += n;
 	}
-	if (asprintf(&with, "%s:/bin", path) < 0)
-		need(NULL);
-	setenv("PATH", with, 1);
-	free(with);
 }
 
 /* Each variable that a program may take its directory for temporary files from names

@@ -14,6 +14,7 @@ import pytest
 
 from slurm_ch import paths
 from slurm_ch.sandbox.cluster import Cluster
+from tests import documented
 from tests.small_images import make_image
 
 LIBRARIES = Path("/usr/lib/x86_64-linux-gnu")
@@ -175,6 +176,12 @@ SRUN = f"srun -N{NODES} --ntasks-per-node={PER_NODE} --ch-image=$IMG"
 
 def test_mpich_with_pmi2(mpi: Callable[[str], str]) -> None:
     assert set(mpi(f"{SRUN} --mpi=pmi2 mpich-program").splitlines()) == expected()
+
+
+def test_the_quickstarts_line(mpi: Callable[[str], str]) -> None:
+    line = documented.blocks("docs/quickstart.rst", "task")["mpi"]
+    line = line.replace("mpich.sqfs", "$IMG").replace("mpi-program", "mpich-program")
+    assert set(mpi(line.replace("-n8", f"-N{NODES} -n8")).splitlines()) == expected()
 
 
 def test_mpich_with_shared_memory_inside_a_node(mpi: Callable[[str], str]) -> None:

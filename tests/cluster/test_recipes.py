@@ -13,15 +13,10 @@ from pathlib import Path
 import pytest
 
 from slurm_ch.sandbox.cluster import Cluster
-from tests import small_images
+from tests import documented, small_images
 
 ROOT = Path(__file__).parents[2]
-BLOCKS: dict[str, str] = {
-    name: "".join(line[4:] or "\n" for line in block.splitlines(keepends=True)).strip() + "\n"
-    for name, block in re.findall(
-        r"^\.\. run: (\S+)\n\n::\n\n((?:    .*\n|\n)+)", (ROOT / "docs/recipes.rst").read_text(), re.M
-    )
-}
+BLOCKS = documented.blocks("docs/recipes.rst", "run")
 
 PROGRAMS = {
     "bash": 'exec /bin/sh "$@"',

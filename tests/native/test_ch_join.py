@@ -170,6 +170,13 @@ def test_path_has_bin(path: str, expected: str) -> None:
     assert environment_after([("P", "")], PATH=path)["PATH"] == expected
 
 
+def test_path_has_what_root_needs() -> None:
+    records = [("P", "/usr/local/sbin:/usr/sbin:/sbin")]
+    assert environment_after(records, PATH="/bin:/usr/sbin")["PATH"] == "/bin:/usr/sbin:/usr/local/sbin:/sbin"
+    # The command is found by it.
+    assert environment_after([("U", "PATH"), ("P", ""), *records])["PATH"] == f"/bin:{records[0][1]}"
+
+
 def test_path_where_there_is_none() -> None:
     assert "PATH" not in environment_after([("U", "PATH"), ("P", "as it is")])
     assert environment_after([("U", "PATH"), ("P", "")])["PATH"] == "/bin"

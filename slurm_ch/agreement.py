@@ -3,7 +3,7 @@
 
 `spank/agreement.h` is generated from this file: each assignment becomes a
 `#define`, each comment line a comment. So the file holds nothing else, and
-imports nothing. What each end does with it is said there.
+imports nothing. What each program does with a value is documented there.
 """
 
 # Exit codes of ours; the user's command has its own.
@@ -11,7 +11,7 @@ EXIT_SETUP = 31
 EXIT_JOIN = 32
 EXIT_LAUNCHER_DIED = 33
 EXIT_USAGE = 64
-# Under the name ch-run: what can't be executed, whatever the reason.
+# Called as ch-run: the command can't be executed, whatever the reason.
 EXIT_CH_RUN_COMMAND = 49
 EXIT_NO_FEATURE = 87
 EXIT_CANNOT_EXECUTE = 126
@@ -32,22 +32,22 @@ FACT_TASKS = "t"  # how many tasks this node has
 FACT_COMMAND = "c"  # srun, sbatch or salloc, to the checker: its program may have another name
 FACT_SCRIPT = "b"  # the batch script's path, in a batch step
 FACT_WORD = "w"  # one of the words of `slurm-ch run` before the command: options, image
-FACT_NAME = "n"  # what that was called: CH_RUN has defaults of its own
-FACT_LOCATED = "l"  # the file that the image's reference means, found by Python before
+FACT_NAME = "n"  # the name that it was called by: CH_RUN has other defaults
+FACT_LOCATED = "l"  # the file that the image's reference means, which Python has found
 
 # The plan: what ch-join does to a task. Records that end with NUL: a kind, then the text.
 PLAN_SET = "E"  # NAME=VALUE: set
 PLAN_SET_ITEMS = "X"  # NAME=VALUE: set, with each item between colons that is $NAME expanded
 PLAN_SET_ANYWHERE = "A"  # NAME=VALUE: set, with $NAME and ${NAME} expanded anywhere; a backslash keeps a $
-PLAN_SET_DEFAULT = "N"  # NAME=VALUE: set, unless there is one
-PLAN_IF_STILL = "Y"  # NAME=VALUE: the next record is only for tasks for which it is so still
-PLAN_UNSET = "U"  # unset what matches this shell pattern
+PLAN_SET_DEFAULT = "N"  # NAME=VALUE: set, unless it is set already
+PLAN_IF_STILL = "Y"  # NAME=VALUE: carry out the next record only if the task's variable still has this value
+PLAN_UNSET = "U"  # unset the variables that match this shell pattern
 PLAN_PATH = "P"  # give PATH /bin, or the directories that are text, where it lacks them; other text: but make no PATH
 PLAN_TEMPORARY = "T"  # if TMPDIR or a similar variable names no directory, it is /tmp; text: without a warning
 PLAN_DIRECTORY = "C"  # change to this directory, or fail
 PLAN_USUAL_DIRECTORY = "D"  # without C: change to this directory, or to /
-PLAN_LOST_DIRECTORY = "L"  # words about a directory that isn't there, for a command that may have been in it
-PLAN_AS_SRUN = "W"  # a command that PATH doesn't lead to may be in the working directory
+PLAN_LOST_DIRECTORY = "L"  # a message about a missing directory, in case the command was in it
+PLAN_AS_SRUN = "W"  # a command that is not in PATH is looked for in the working directory
 PLAN_IMAGES_DIRECTORY = "I"  # without C: where the image's own command starts
 PLAN_LIKE_CH_RUN = "Q"  # exit with ch-run's codes
 PLAN_VERBOSITY = "V"  # a level, below 0 for quiet
@@ -56,14 +56,14 @@ PLAN_ROOT = "S"  # emulate root by seccomp; the option that asks for it, as give
 PLAN_KEYRING = "R"  # keep the caller's session keyring, instead of the container's own
 
 # Variables. Slurm passes on what starts with SLURM_ whatever --export says.
-# The step's request, written where the user submits and read on the node: of a repeated option
-# Slurm itself carries the last value only.
+# The step's request, written where the user submits and read on the node: if an option is
+# repeated, Slurm itself carries only the last value.
 REQUEST_VARIABLE = "SLURM_CH_REQUEST"
-# The command's first word, where the guard stands in its place.
+# The command's first word, if the guard has replaced it.
 COMMAND_VARIABLE = "SLURM_CH_COMMAND"
 # Set by srun's side if --multi-prog may have been given; ch-join's path, if that is in front of each command.
 MULTI_PROG_VARIABLE = "SLURM_CH_MULTI_PROG"
-# What srun's or sbatch's --export says, where it names variables.
+# The value of srun's or sbatch's --export, if it names variables.
 EXPORTED_VARIABLE = "SLURM_CH_EXPORTED"
 # ch-join's task: FD[:BROKER][ ARGV0|+ARGV0] (spank/ch-join/main.c).
 JOIN_VARIABLE = "SLURM_CH_JOIN"
@@ -71,12 +71,12 @@ JOIN_VARIABLE = "SLURM_CH_JOIN"
 # batch script; then, a line each, the option, FILE, and the site's arguments about packing.
 SAVER_VARIABLE = "SLURM_CH_SAVER"
 SAVER_BATCH = "b"
-# The directory where the user called us, for ch-join to change to.
+# The directory in which the user called the command; ch-join changes to it.
 CWD_VARIABLE = "SLURM_CH_CWD"
-# Before the name of a variable that a script in a container has changed and the host's programs
-# can't bear: so it travels to its step's container. Empty: unset.
+# Prefix for a variable that a script in a container has changed, and that would break the host's
+# programs: under this name it travels to the container of the script's step. Empty: unset.
 RELAYED_PREFIX = "SLURM_CH_RELAYED_"
-# Before the name of an option: its default, for srun, sbatch and salloc.
+# Prefix for the name of an option: the variable with its default, for srun, sbatch and salloc.
 SRUN_PREFIX = "SLURM_CH_"
 SBATCH_PREFIX = "SBATCH_CH_"
 SALLOC_PREFIX = "SALLOC_CH_"
@@ -90,12 +90,12 @@ LOCATED_LINE = "located="
 # In the request of an srun of several components that differ, before each one's: RANK:JOB, by which a
 # node knows its step's (spank/plugin/components.c). No option has that name.
 COMPONENT_LINE = "component="
-# How the references begin that are no paths: images in registries, archives and stores.
+# How a reference begins, as opposed to a path: images in registries, archives and stores.
 REFERENCE_BEGINNINGS = (
     "docker://", "oci:", "oci-archive:", "docker-archive:", "docker-daemon:", "containers-storage:", "dir:",
 )  # fmt: skip
 
-# What follows PLAN_COLOR where the task's own standard error decides.
+# The text of PLAN_COLOR if the task's own standard error decides.
 IF_TERMINAL = "tty"
 
 # Names of the command. The third is Python's, which has checked the words that come with it:
@@ -123,7 +123,7 @@ JOIN_SECONDS_MAX = 86400
 HYDRA_COUNT = "MPI_LOCALNRANKS"
 HYDRA_PROXY = "hydra_pmi_proxy"
 
-# In an option's value or an image's name: what only the process that was called can open.
+# Beginnings of paths, in an option's value or an image's name, that only the called process itself can open.
 OWN_FILES = ("/dev/fd", "/dev/std", "/proc/")
 
 # Arguments of our programs.
@@ -141,15 +141,15 @@ CONTAINERS_OF_JOB = "of-job-"
 # Beside ch-join, where it was installed for another Python than the default: that one's path.
 INTERPRETER_FILE = "interpreter"
 
-# Where things are unless plugstack.conf says otherwise: the launcher from the plugin's directory.
+# Default paths, unless plugstack.conf has others; that of the launcher is relative to the plugin's directory.
 DEFAULT_PYTHON = "/usr/bin/python3"
 DEFAULT_LAUNCHER = "../plugin/launch.py"
 
-# Slurm's commands that a container may pass on to the host unless the site says which. Not
-# salloc: what it starts would be on the host.
+# Slurm's commands that a container may pass on to the host, unless the site chooses. Not
+# salloc, because its command would run on the host.
 RELAYED_COMMANDS = "srun,sbatch,sbcast,scancel,scontrol,sinfo,squeue,sacct,sattach,sprio,sshare,sstat"
 
-# What a flag's value may be for no, in any case of letters.
+# The values of a flag that mean no, in upper or lower case.
 NO_WORDS = ("0", "no", "false", "off")
 
 # How a SquashFS file starts: https://dr-emann.github.io/squashfs/.

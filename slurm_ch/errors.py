@@ -3,11 +3,11 @@
 
     ChError                 a failure of ours                       exit 31
     +-- UsageError          bad option, value or variable           exit 64
-    +-- JoinError           peers could not get together            exit 32
+    +-- JoinError           peers did not join                      exit 32
 
 A command's own exit status passes through untouched; a command that can't be
-executed gives 127 (not found) or 126, as in a shell. A launcher that vanishes
-without a word (killed) makes its tasks exit with 33.
+executed gives 127 (not found) or 126, as in a shell. If the launcher ends
+without a message (killed), its tasks exit with 33.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class JoinError(ChError):
 
 
 def describe(error: BaseException) -> str:
-    """Return the one line for people that says what `error` is about."""
+    """Return the line that reports `error` to the user."""
     if isinstance(error, OSError) and not isinstance(error, ChError):
         return os_error_text(error)
     text = str(error) or type(error).__name__

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a plan is made of: actions, and what they hand to each other.
+"""What a plan consists of: actions, and the state that they share.
 
 A plan is a tuple of actions, decided before anything is done. It can be shown
 (`slurm-ch explain`) and tested without a namespace.

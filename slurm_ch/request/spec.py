@@ -18,7 +18,7 @@ MOUNT_FLAGS = ("ro", "nosuid", "nodev", "noexec")
 
 
 class Bind:
-    """A bind mount that was asked for: source on the host, destination inside, and what of MOUNT_FLAGS it has."""
+    """A bind mount that was asked for: source on the host, destination inside, and some of MOUNT_FLAGS."""
 
     __slots__ = ("dst", "flags", "label", "src")
 
@@ -39,7 +39,7 @@ class Bind:
 
 
 class Spec:
-    """What a container shall be, as asked for: checked for form, not against the node."""
+    """The container that is asked for: values are checked for their form, not against the node."""
 
     __slots__ = (
         "binds", "cd", "cdi_dirs", "color", "devices", "env_expand", "env_rules", "fuse_single", "gid", "home",
@@ -51,37 +51,37 @@ class Spec:
 
     def __init__(self, image: str) -> None:
         self.image = image
-        self.image_directory: str | None = None  # where it was asked for, if not in the step's directory
-        self.like_ch_run = False  # called by that name: what nobody asked for is as ch-run has it
+        self.image_directory: str | None = None  # what a relative image is relative to, if not to the step's directory
+        self.like_ch_run = False  # called as ch-run: defaults are ch-run's
         self.manner: Manner | None = None  # what another tool's users expect
         self.located: str | None = None  # the file that an image's reference means
         self.pull: str | None = None
         self.platform: str | None = None
-        self.labels: dict[str, str] = {}  # how its giver knows each option
+        self.labels: dict[str, str] = {}  # what whoever gave an option calls it
         self.binds: list[Bind] = []
         self.cd: str | None = None
-        self.devices: list[tuple[str, str]] = []  # each as asked for, and its label
+        self.devices: list[tuple[str, str]] = []  # the value of each option, and its label
         self.cdi_dirs: str | None = None
         self.env_rules: list[tuple[str, str]] = []
         self.env_expand = True
-        self.image_env: bool | None = None  # the image's own environment; None: if it brings one by itself
+        self.image_env: bool | None = None  # apply the image's own environment; None: if the image brings one
         self.private_tmp = False
         self.passwd = True
         self.write = False
         self.write_fake: str | None = None
-        self.overlay: str | None = None  # where what is written is kept
+        self.overlay: str | None = None  # the directory that keeps the changes
         self.save: str | None = None  # where the container is to be packed at the end
         self.home = False
         self.uid: int | None = None
         self.gid: int | None = None
         self.storage: str | None = None
-        self.relay: bool | None = None  # None: as the kind of step has it
-        self.relay_commands: Sequence[str] = ()  # the site's word
+        self.relay: bool | None = None  # None: only in batch scripts
+        self.relay_commands: Sequence[str] = ()  # the site's choice
         self.relay_defaults: Mapping[str, str] = {}  # variables for a step's own steps
         self.seccomp = False
         self.fuse_single = False
         self.keep_keyring = False
-        self.image_timeout = 0  # the site's word; seconds
+        self.image_timeout = 0  # the site's choice; seconds
         self.unshare: tuple[str, ...] = ()  # further namespaces: net, ipc, uts
         self.userns = False
         self.mount_point: str | None = None
@@ -94,16 +94,16 @@ class Spec:
         self.join_timeout = 30.0
 
     def label(self, name: str) -> str:
-        """Return how its giver knows an option: a Spec made by hand has fields instead."""
+        """Return what whoever gave an option calls it; a Spec made by hand has fields instead."""
         return self.labels.get(name) or name.replace("-", "_")
 
     def write_fake_label(self) -> str:
-        """Return how its giver knows the option that makes the image writeable, which others imply."""
+        """Return the name of the given option that makes the image writeable, directly or by implication."""
         given = [name for name in ("write-fake", "overlay", "home", "device") if name in self.labels]
         return self.label(given[0] if given else "write-fake")
 
     def option(self, name: str) -> str:
-        """Return what somebody who made this Spec by options would type for another of them."""
+        """Return another option's name as the user would type it."""
         return f"--ch-{name}" if "image" in self.labels else f"--{name}"
 
 

@@ -17,7 +17,7 @@ void exit_codes_of_ch_run(void);
 int exit_code(int code);
 void die(int code, const char *format, ...) __attribute__((noreturn, format(printf, 2, 3)));
 void warn(const char *format, ...) __attribute__((format(printf, 1, 2)));
-/* Say something that is asked for from this level on. */
+/* Print a message that is shown from this verbosity on. */
 void info(int level, const char *format, ...) __attribute__((format(printf, 2, 3)));
 char *need(char *allocated);
 
@@ -31,7 +31,7 @@ struct ticket {
 	size_t more_count;
 };
 bool is_first_task(void);
-/* Who says what all are told, and how long to wait for whom. */
+/* Whether this task prints a message that all get, and how long it waits, and for whom. */
 struct waiting {
 	bool speaks;
 	unsigned seconds;  /* 0: for ever */
@@ -75,11 +75,11 @@ void front(const char *name, char **argv) __attribute__((noreturn));
 /* command.c */
 void command_run(const struct settings *s, const char *callers, char **argv) __attribute__((noreturn));
 
-/* execute.c: as execvp, but never returns: where it can't be done, say what is missing. */
+/* execute.c: as execvp, but never returns: if the command can't be executed, report what is missing. */
 void execute(const struct settings *s, char **argv) __attribute__((noreturn));
 
 /* entrypoint.c: the command that the image was built with, for "-" and the
- * arguments behind it. */
+ * arguments after it. */
 char **images_own(char **argv);
 
 /* sealed.c: a copy of this program in memory that nobody can change, for the container; -1
@@ -91,16 +91,16 @@ void become_copy(int copy, int plan_fd, const char *directory, char **argv) __at
 void emulate_root(const char *label);
 size_t root_filter(struct sock_filter *to, size_t room);
 
-/* relay_start.c: the broker of Slurm's commands, and what a script that called one of them has
- * changed. */
+/* relay_start.c: start the broker of Slurm's commands; take over the variables and the directory of a
+ * script that called srun through a relay. */
 int relay_start(const char *broker, int listen_fd);
 int relay_take_variables(const char **directory);
 
 /* keyring.c: let go of the caller's session keyring, for the container's own. */
 void leave_keyring(void);
 
-/* variables.c: NAME=VALUE, expanded or not; only where there is none; whether it is so still;
- * unset by shell pattern; a /bin in PATH; directories for temporary files. */
+/* variables.c: set NAME=VALUE, expanded or not; set it unless it is set; whether it still has this
+ * value; unset by shell pattern; add /bin to PATH; check TMPDIR and similar variables. */
 enum expansion { LITERAL, EXPAND_ITEMS, EXPAND_ANYWHERE };
 void set_variable(const char *assignment, enum expansion how);
 void set_default(const char *assignment);

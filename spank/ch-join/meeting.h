@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The meeting place of a join's peers: an abstract unix socket, behind which a holder answers.
+/* The meeting place of a join's peers: an abstract unix socket, at which a holder answers.
  *
  * A peer says hello, once. The holder answers BEGIN to the first, who starts the launcher and hands
  * over the end of the tasks' socket at which the ticket will be (HAVE, with that descriptor). Every
@@ -39,7 +39,7 @@ struct hello {
 struct answer {
 	char magic[8];
 	uint32_t kind, value;
-	int32_t pid; /* of who makes the container, */
+	int32_t pid; /* of the process that makes the container, */
 	char name[32];
 };
 
@@ -47,7 +47,7 @@ struct answer {
 int message_send(int sock, const void *message, size_t size, int fd);
 ssize_t message_receive(int sock, void *message, size_t size, int *fd, int flags);
 
-/* Whether who is at the other end of a socket is of this user, and in this user namespace. */
+/* Whether the process at the other end of a socket belongs to this user, and is in this user namespace. */
 enum whose { OURS, ANOTHER_USERS, ANOTHER_NAMESPACES, NOBODYS };
 enum whose meeting_whose(int sock, struct ucred *who);
 
@@ -62,7 +62,7 @@ bool meeting_enter(const struct step *s, const struct hello *h, unsigned seconds
 void meeting_hand_over(struct meeting *m, int ticket);
 
 /* holder.c: start a holder, and its guard, at a socket that is bound; -1 with errno. `watch` is
- * somebody without whom nobody comes any more (0: not known); with `seconds` the holder ends so
+ * a process after whose end no more peers come (0: not known). With `seconds` the holder ends that
  * long after the last arrival. */
 int holder_start(int sock, pid_t watch, unsigned seconds);
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What a command line of `slurm-ch run` is, as far as the way there must know it. */
+/* The parts of a command line of `slurm-ch run` that the static program needs. */
 #ifndef WORDS_H
 #define WORDS_H
 
@@ -13,14 +13,14 @@ struct words {
 	const char *image; /* NULL: none, with --join-pid */
 	char **command;	  /* NULL: the image's own */
 	bool join, by_pid;
-	unsigned peers;	  /* 0: not said */
-	const char *tag;  /* NULL: not said */
+	unsigned peers;	  /* 0: not given */
+	const char *tag;  /* NULL: not given */
 	unsigned seconds; /* to wait for peers */
 	const char *storage;
-	uint64_t rules;	  /* a hash of what each task may have in its own way */
+	uint64_t rules;	  /* a hash of what may differ from task to task */
 };
 
-/* Read the words; false if Python shall, which finds out what is wrong or means to say it. */
+/* Read the words; false if Python is to do it, which also reports errors. */
 bool words_read(char **words, struct words *w);
 
 /* Whether the image is to be fetched from somewhere. */

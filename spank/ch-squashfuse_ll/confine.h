@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Keeping the SquashFS server to serving. */
+/* Confining the SquashFS server to what serving needs. */
 #ifndef SERVE_CONFINE_H
 #define SERVE_CONFINE_H
 
-/* Take all from this process and its threads to come that serving doesn't need; -1 with errno. */
+/* Take every right that serving doesn't need from this process and its future threads; -1 with errno. */
 int confine(void);
 
 /* Close all but standard input, output and error, and these two; -1 with errno. */

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A SquashFS 4.0 image, read without believing it.
+/* A SquashFS 4.0 image, read without trusting it.
  *
  * Nothing that the image says is used before it has been checked against what
  * surrounds it: a position against its table, a table against the file, a size
- * against what it has to fit in. No memory is asked for by a number from the
- * image, but for the block size, which is at most 1 MiB. What doesn't hold is
- * EIO for the request that met it, and told once (damaged()).
+ * against what it has to fit in. No number from the image decides how much memory
+ * is allocated, except the block size, which is at most 1 MiB. A check that fails is
+ * EIO for the request that needed it, and is reported once (damaged()).
  *
  * All functions may be called by any number of threads at once.
  */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The options and what was given of them, between options.c and request.c. */
+/* The options, and the values given for them: shared by options.c and request.c. */
 #ifndef OPTIONS_H
 #define OPTIONS_H
 
@@ -13,9 +13,9 @@ struct option {
 	const char *help;
 	const char *bare; /* the value when none is given; NULL: one is needed */
 	enum kind kind;
-	bool sure; /* bare, it is right with every image and every other option */
+	bool sure; /* without a value, valid with every image and every other option */
 	enum paths paths;
-	/* Of pyxis' options, what is common to those of which one is given; NULL: ours. */
+	/* For options of pyxis: the name of the group of which only one is given; NULL: not an option of pyxis. */
 	const char *group;
 };
 

@@ -17,13 +17,13 @@
 
 #include "../common/facts.h"
 
-/* A line to the user where Slurm has one to write to; else it is in the node's log. */
+/* Print a line for the user, if Slurm can reach the user; otherwise it is in the node's log. */
 #define complain(...) slurm_error("slurm_ch: " __VA_ARGS__)
 
 /* submitter.c: "srun", "sbatch" or "salloc", whatever the program is called */
 const char *submitter(void);
 
-/* anchor.c: relative paths that become defaults of steps, by what of an option's value they are */
+/* anchor.c: relative paths in defaults of steps, made absolute; by the place of paths in an option's value */
 enum paths { PATHS_NONE, PATHS_IMAGE, PATHS_DIRECTORY, PATHS_DIRECTORIES, PATHS_FILE, PATHS_BINDS, PATHS_DEVICES };
 bool is_reference(const char *image);
 char *anchored(enum paths kind, const char *value, const char *directory);
@@ -34,7 +34,7 @@ int options_register(spank_t sp, int ac, char **av);
 void options_free(void);
 bool options_remote_saw_option(void);
 
-/* request.c: and what is asked for with it */
+/* request.c: the request that is made of it */
 int request_post_opt(int ac, char **av);
 void request_free(void);
 

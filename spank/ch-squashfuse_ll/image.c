@@ -8,7 +8,6 @@
 #include <string.h>
 
 #define SUPERBLOCK_SIZE 96
-#define FLAG_NO_XATTRS 0x200
 #define XATTR_HEADER 16
 
 /* Whether there is an array, the positions of its blocks fit in at `index` and below `end`, and the first is
@@ -34,13 +33,10 @@ static bool find_xattrs(struct image *image, uint64_t at, uint64_t *end)
 	uint64_t start;
 	uint32_t count;
 
-	if (at > image->size || image->size - at < sizeof(head) || bytes_read(image, head, sizeof(head), at))
+	if (bytes_read(image, head, sizeof(head), at))
 		return false;
 	start = le64(head);
 	count = le32(head + 8);
-	if (start > at)
-		return false;
-	*end = start;
 	if (!count)
 		return true;
 	image->has_xattrs = find_array(image, &image->xattr_ids, "table of attributes", at + sizeof(head), count, 16,
@@ -48,6 +44,7 @@ static bool find_xattrs(struct image *image, uint64_t at, uint64_t *end)
 	/* Their index comes behind the header, their blocks before. */
 	image->xattr_ids.end = at;
 	image->xattrs = (struct table){ .name = "attributes", .start = start, .end = image->xattr_ids.start };
+	*end = start;
 	return image->has_xattrs && image->xattr_ids.start < at;
 }
 
@@ -58,9 +55,9 @@ static bool find_tables(struct image *image, const uint8_t *super)
 	uint32_t fragments = le32(super + 16);
 	uint64_t end = image->size;
 
-	if (inodes < SUPERBLOCK_SIZE || inodes >= directories || directories > end)
+	if (inodes < SUPERBLOCK_SIZE || inodes >= directories)
 		return false;
-	if (xattrs != NONE && !(le16(super + 24) & FLAG_NO_XATTRS) && !find_xattrs(image, xattrs, &end))
+	if (xattrs != NONE && !find_xattrs(image, xattrs, &end))
 		return false;
 	if (!find_array(image, &image->ids, "table of users", le64(super + 48), le16(super + 26), 4, directories, end))
 		return false;

@@ -239,7 +239,7 @@ def test_a_damaged_number(plain: bytes, tmp_path: Path, case: Case) -> None:
 
 def check(image: Plain, tmp_path: Path, needs: Request, other: Request | None, line: str) -> None:
     path = tmp_path / "image.sqfs"
-    path.write_bytes(image.data)
+    path.write_bytes(image.data + bytes(2 * BLOCK))  # the file may go on, the image doesn't
     server = Server(path)
     server.init()
     for _ in range(2):
@@ -252,6 +252,27 @@ def check(image: Plain, tmp_path: Path, needs: Request, other: Request | None, l
     status, said = server.end()
     assert status == 0
     assert re.fullmatch(rf"{re.escape(str(path))} is damaged: [^\n]*{re.escape(line)}[^\n]*, at byte \d+\n", said), said
+
+
+def test_a_block_that_the_end_cuts(plain: bytes, tmp_path: Path) -> None:
+    image = Plain(plain)
+    image.put(image.array(80, 0, 16, 0, 8), len(plain) - 3)
+    check(image, tmp_path, read("small"), read("blocks"), "beyond the image's end")
+
+
+def test_a_file_that_is_cut_off_while_it_is_served(plain: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "image.sqfs"
+    path.write_bytes(plain)
+    server = Server(path)
+    server.init()
+    nodes = [node(server, name) for name in ("small", "kept/file")]
+    os.truncate(path, 100)
+    for number in nodes:
+        with pytest.raises(OSError) as refused:
+            server.read(number)
+        assert refused.value.errno == errno.EIO
+    status, said = server.end()
+    assert status == 0 and re.fullmatch(r"[^\n]* is damaged: the file has been cut off, at byte \d+\n", said), said
 
 
 def test_a_value_elsewhere(plain: bytes, tmp_path: Path) -> None:
@@ -289,6 +310,7 @@ SUPERBLOCK: list[tuple[str, int, int, int | Callable[[Plain], int]]] = [
     ("more fragments than there is room for", 16, 4, EVERYTHING),
     ("fragments beyond the end", 80, 8, lambda i: len(i.data)),
     ("fragments before the directories", 80, 8, 96),
+    ("fragments behind the users", 80, 8, partial(Plain.super, at=48, size=8)),
     ("attributes beyond the end", 56, 8, lambda i: len(i.data) - 15),
     ("attributes in the superblock", 56, 8, 4),
 ]

@@ -28,8 +28,8 @@ static int load(struct image *image, struct block *b)
 	ssize_t inflated;
 
 	b->stored = b->header & ~STORED_PLAIN;
-	if (!b->stored || b->stored > image->block_size)
-		return damaged(image, "size of a data block", b->position);
+	if (b->stored > image->block_size)
+		return damaged(image, "stored size of a data block", b->position);
 	if (b->header & STORED_PLAIN) {
 		b->size = b->stored;
 		return bytes_read(image, b->data, b->size, b->position);
@@ -39,7 +39,7 @@ static int load(struct image *image, struct block *b)
 	if (bytes_read(image, stored, b->stored, b->position))
 		return -EIO;
 	inflated = decompress(image->compression, stored, b->stored, b->data, image->block_size);
-	if (inflated <= 0)
+	if (inflated < 0)
 		return damaged(image, "compressed data block", b->position);
 	b->size = inflated;
 	return 0;

@@ -105,7 +105,6 @@ static int search_index(struct image *image, const struct inode *inode, uint32_t
 {
 	uint8_t scratch[INDEX], name_scratch[NAME_LENGTH_MAX];
 	struct cursor c = { .block = NULL };
-	uint32_t last = 0;
 
 	if (cursor_open(&c, image, &image->inodes, inode->rest))
 		return -EIO;
@@ -118,11 +117,10 @@ static int search_index(struct image *image, const struct inode *inode, uint32_t
 		at = le32(p);
 		block = le32(p + 4);
 		size = le32(p + 8) + 1;
-		if (size - 1 >= NAME_LENGTH_MAX || at < last || at > inode->size) {
+		if (size - 1 >= NAME_LENGTH_MAX || at > inode->size) {
 			cursor_close(&c);
 			return damaged(image, "a directory's index", inode->rest.block);
 		}
-		last = at;
 		if (!(first = cursor_take(&c, name_scratch, size)))
 			return -EIO;
 		if (at > position || (name && compare(first, size, (const uint8_t *)name, length) > 0))

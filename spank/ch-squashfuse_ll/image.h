@@ -133,7 +133,7 @@ struct cursor {
 
 bool metadata_init(struct image *image, int threads);
 
-/* These return 0 or -EIO; after -EIO there is nothing to close. A cursor has no block before it is opened
+/* These return 0 or -EIO; after -EIO there is nothing to read or close. A cursor has no block before it is opened
  * for the first time, and may be opened again while it has one. With no `to`, what is read is skipped. */
 int cursor_open(struct cursor *c, struct image *image, const struct table *table, struct place at);
 int cursor_read(struct cursor *c, void *to, size_t size);
@@ -141,12 +141,12 @@ void cursor_close(struct cursor *c);
 struct place cursor_place(const struct cursor *c);
 
 /* Return the next `size` bytes where they are, or copied to `scratch` if two blocks share them;
- * NULL if there aren't as many, or there were none before. Valid until the cursor moves on. */
+ * NULL, and closed, if there aren't as many. Valid until the cursor moves on. */
 static inline const uint8_t *cursor_take(struct cursor *c, uint8_t *scratch, size_t size)
 {
 	const uint8_t *at;
 
-	if (!c->block || size > c->block->size - c->offset)
+	if (size > c->block->size - c->offset)
 		return cursor_read(c, scratch, size) ? NULL : scratch;
 	at = c->block->data + c->offset;
 	c->offset += size;

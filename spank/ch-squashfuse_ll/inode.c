@@ -55,8 +55,6 @@ static bool check_file(const struct image *image, struct inode *inode)
 	/* Three bytes of the table are 8 KiB at the most, and four of these are a block. */
 	uint64_t blocks_max = (image->inodes.end - image->inodes.start) / 3 * (METADATA_SIZE / 4);
 
-	if (inode->size > INT64_MAX)
-		return false;
 	inode->file.blocks = inode->size / image->block_size;
 	if (inode->file.fragment == NO_INDEX)
 		inode->file.blocks += tail != 0;

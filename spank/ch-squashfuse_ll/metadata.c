@@ -16,10 +16,11 @@
 /* What a block is loaded as, in place of a data block's header. */
 enum { INFLATED, RAW };
 
+/* What begins beyond the image, or ends there, bytes_read() refuses. No table ends within its last eight bytes. */
 static int load(struct image *image, struct block *b)
 {
 	uint8_t stored[2 + METADATA_SIZE];
-	uint64_t left = b->position < image->size ? image->size - b->position : 0;
+	uint64_t left = image->size - b->position;
 	size_t size = left < sizeof(stored) ? left : sizeof(stored);
 	ssize_t inflated;
 	uint16_t header;
@@ -28,22 +29,19 @@ static int load(struct image *image, struct block *b)
 		b->size = b->stored = size < METADATA_SIZE ? size : METADATA_SIZE;
 		return bytes_read(image, b->data, b->size, b->position);
 	}
-	if (size < 3)
-		return damaged(image, "metadata beyond the end", b->position);
 	if (bytes_read(image, stored, size, b->position))
 		return -EIO;
 	header = le16(stored);
 	b->stored = 2 + (header & ~STORED_PLAIN);
-	if (b->stored < 3 || b->stored > size)
+	if (b->stored > size)
 		return damaged(image, "size of a metadata block", b->position);
-	if (header & STORED_PLAIN) {
-		b->size = b->stored - 2;
-		memcpy(b->data, stored + 2, b->size);
-		return 0;
-	}
-	inflated = decompress(image->compression, stored + 2, b->stored - 2, b->data, METADATA_SIZE);
+	inflated = b->stored - 2;
+	if (header & STORED_PLAIN)
+		memcpy(b->data, stored + 2, inflated);
+	else
+		inflated = decompress(image->compression, stored + 2, inflated, b->data, METADATA_SIZE);
 	if (inflated <= 0)
-		return damaged(image, "compressed metadata block", b->position);
+		return damaged(image, "metadata block", b->position);
 	b->size = inflated;
 	return 0;
 }
@@ -93,10 +91,8 @@ static int next_block(struct cursor *c)
 int cursor_read(struct cursor *c, void *to, size_t size)
 {
 	for (uint8_t *at = to; size;) {
-		size_t there = c->block ? c->block->size - c->offset : 0;
+		size_t there = c->block->size - c->offset;
 
-		if (!c->block)
-			return -EIO;
 		if (!there) {
 			if (next_block(c))
 				return -EIO;
@@ -123,7 +119,7 @@ static int position_of(struct image *image, const struct table *table, uint32_t 
 
 	if (!b)
 		return -EIO;
-	*position = offset + 8 <= b->size ? le64(b->data + offset) : NONE;
+	*position = le64(b->data + offset);
 	cache_let_go(b);
 	return 0;
 }

@@ -10,6 +10,8 @@ import errno
 import os
 import random
 import re
+import stat
+import struct
 import subprocess
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from .fuse_wire import READLINK, ROOT, Server
+from .fuse_wire import GETATTR, READDIR, READLINK, ROOT, Server
 from .plain_image import Plain
 
 BLOCK = 4096
@@ -133,8 +135,8 @@ CASES: list[Case] = [
     # ---- Contents
     ("a block's size", lambda i: i.of("big", (32, 4)), 1 << 24 | BLOCK + 1, read("big"), read("small"), "blocks"),
     ("a block before", lambda i: i.of("big", (32, 4)), BLOCK + 1, read("big", BLOCK, 5), read("small"), "blocks"),
-    ("a fragment's size", lambda i: i.array(80, 0, 16, 8, 4), 1 << 24 | BLOCK + 1, read("small"), None, "data block"),
-    ("a fragment of nothing", lambda i: i.array(80, 0, 16, 8, 4), 1 << 24, read("small"), None, "data block"),
+    ("a fragment's size", lambda i: i.array(80, 0, 16, 8, 4), 1 << 24 | BLOCK + 1, read("small"), None, "stored size"),
+    ("a fragment of nothing", lambda i: i.array(80, 0, 16, 8, 4), 1 << 24, read("small"), None, "contents"),
     ("a fragment beyond the end", lambda i: i.array(80, 0, 16, 0, 8), 1 << 40, read("small"), None, "image's end"),
     ("a fragment before the end", lambda i: i.array(80, 0, 16, 0, 8), lambda _: 2**64 - 4, read("small"), None, "end"),
     ("a block that is too short", lambda i: i.of("big", (32, 4)), 1 << 24 | BLOCK - 1, read("big"), None, "contents"),
@@ -144,6 +146,14 @@ CASES: list[Case] = [
         "the last block of no tail is short",
         lambda i: i.of("blocks", (36, 4)),
         1 << 24 | 5,
+        read("blocks"),
+        None,
+        "contents",
+    ),
+    (
+        "a block longer than what is left",
+        lambda i: i.of("blocks", SIZE),
+        2 * BLOCK - 5,
         read("blocks"),
         None,
         "contents",
@@ -275,6 +285,84 @@ def test_a_file_that_is_cut_off_while_it_is_served(plain: bytes, tmp_path: Path)
     assert status == 0 and re.fullmatch(r"[^\n]* is damaged: the file has been cut off, at byte \d+\n", said), said
 
 
+@pytest.mark.parametrize("kind", [0, 15])
+def test_an_inode_of_no_type_that_nobody_looked_up(plain: bytes, tmp_path: Path, kind: int) -> None:
+    """A file may be changed while it is served: what was right when it was looked up may not be now."""
+    image = Plain(plain)
+    number = image.entries(image.inode(""))[b"small"][1] + 2
+    image.put(image.of("small", (0, 2)), kind)
+    check(image, tmp_path, lambda server: server.ask(GETATTR, number, bytes(16)), names("dir"), "an inode's type")
+
+
+def test_a_mode_has_no_say_in_the_type(plain: bytes, tmp_path: Path) -> None:
+    image = Plain(plain)
+    image.put(image.of("small", (2, 2)), 0xFFFF)
+    (tmp_path / "image.sqfs").write_bytes(image.data)
+    server = Server(tmp_path / "image.sqfs")
+    server.init()
+    (mode,) = struct.unpack_from("=I", server.ask(GETATTR, node(server, "small"), bytes(16)), 16 + 60)
+    assert mode == stat.S_IFREG | 0o7777
+    assert server.end() == (0, "")
+
+
+def test_an_index_beyond_the_listing(plain: bytes, tmp_path: Path) -> None:
+    """Who goes on far behind a listing's end finds nothing, whatever the index says is there."""
+    image = Plain(plain)
+    many = image.inode("many")
+    image.put(image.inodes.field(many + 40, 4), image.listing(many)[1] + 100)
+    (tmp_path / "image.sqfs").write_bytes(image.data)
+    server = Server(tmp_path / "image.sqfs")
+    server.init()
+    number = node(server, "many")
+    assert server.ask(READDIR, number, struct.pack("=QQI20x", 0, EVERYTHING, 4096)) == b""
+    assert len(server.names(number)) == 902
+    status, said = server.end()
+    assert status == 0 and re.fullmatch(r"[^\n]* is damaged: a directory's index, at byte \d+\n", said), said
+
+
+def test_a_block_of_metadata_beyond_its_table(plain: bytes, tmp_path: Path) -> None:
+    """The attributes' block is made two bytes longer: their index begins there."""
+    image = Plain(plain)
+    start = image.word(image.super(56, 8), 8)
+    image.put([start, start + 1], image.word(start, 2) + 2)
+    check(image, tmp_path, attributes("one"), read("small"), "attributes")
+
+
+def test_empty_blocks_of_metadata(plain: bytes, tmp_path: Path) -> None:
+    """Else a table of nothing but their headers would be gone through for as long as there are any."""
+    image = Plain(plain)
+    at, size = image.listing(image.inode("dir"))
+    listing = bytes(image.data[place] for place in image.directories.field(at, size))
+    # In the place of some names of `many`: a block of no bytes, and behind it one that has the listing.
+    place = image.directories.field(image.listing(image.inode("many"))[0] + 1000, 1)[0]
+    image.data[place : place + 4 + size] = struct.pack("<HH", 0x8000, 0x8000 | size) + listing
+    image.put(image.of("dir", (16, 4)), place - image.super(72, 8))
+    image.put(image.of("dir", (26, 2)), 0)
+    check(image, tmp_path, names("dir"), look_up("dir"), "metadata block")
+
+
+def test_a_block_of_users_before_the_first(world_tmp: Path, tmp_path: Path) -> None:
+    root = world_tmp / "damage-users"
+    root.mkdir()
+    for number in range(2060):
+        (root / f"{number:04}").touch()
+        os.chown(root / f"{number:04}", 5000 + number, 0)
+    command = ["mksquashfs", root, tmp_path / "users.sqfs", "-noI", "-noD", "-all-time", "0", "-quiet", "-no-progress"]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    subprocess.run(["rm", "-rf", root], check=True)
+    data = bytearray((tmp_path / "users.sqfs").read_bytes())
+    (index,) = struct.unpack_from("<Q", data, 48)
+    struct.pack_into("<Q", data, index + 8, struct.unpack_from("<Q", data, 64)[0])
+    (tmp_path / "users.sqfs").write_bytes(data)
+    server = Server(tmp_path / "users.sqfs")
+    server.init()
+    assert server.lookup(b"0003")
+    with pytest.raises(OSError) as refused:
+        server.lookup(b"2059")
+    assert refused.value.errno == errno.EIO
+    assert re.fullmatch(r"[^\n]* is damaged: table of users, at byte \d+\n", server.end()[1])
+
+
 def test_a_value_elsewhere(plain: bytes, tmp_path: Path) -> None:
     """Attributes that share a value: its place is in place of it, with a size of 8, and not again elsewhere."""
     image = Plain(plain)
@@ -291,11 +379,28 @@ def test_a_value_elsewhere(plain: bytes, tmp_path: Path) -> None:
     check(image, tmp_path, needs, other, "attributes")
 
 
-def test_more_names_than_a_file_can_have(plain: bytes, tmp_path: Path) -> None:
-    """An image may say that there are four thousand million, and have them: what no file can have isn't looked at."""
-    image = Plain(plain)
-    image.put(image.array(56, 0, 16, 8, 4), EVERYTHING)
-    check(image, tmp_path, attributes("one"), None, "")
+def test_more_names_than_a_file_can_have(world_tmp: Path, tmp_path: Path) -> None:
+    """A count that takes in other files' attributes: what no file can have isn't looked at."""
+    root = world_tmp / "damage-names"
+    root.mkdir()
+    for number in range(300):
+        (root / f"{number:03}").touch()
+        os.setxattr(root / f"{number:03}", f"trusted.{number:03}{'n' * 240}", b"")
+    path = tmp_path / "names.sqfs"
+    command = ["mksquashfs", root, path, "-noI", "-noX", "-all-time", "0", "-quiet", "-no-progress"]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    subprocess.run(["rm", "-rf", root], check=True)
+    data = bytearray(path.read_bytes())
+    (header,) = struct.unpack_from("<Q", data, 56)
+    (block,) = struct.unpack_from("<Q", data, header + 16)
+    struct.pack_into("<I", data, block + 2 + 8, EVERYTHING)
+    path.write_bytes(data)
+    server = Server(path)
+    server.init()
+    with pytest.raises(OSError) as refused:
+        server.listxattr(server.lookup(b"000"))
+    assert refused.value.errno == errno.EIO
+    assert re.fullmatch(r"[^\n]* is damaged: an attribute's name, at byte \d+\n", server.end()[1])
 
 
 SUPERBLOCK: list[tuple[str, int, int, int | Callable[[Plain], int]]] = [

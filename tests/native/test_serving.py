@@ -77,6 +77,15 @@ def test_an_attribute_with_a_long_name(tree: Path, packing: tuple[str, ...]) -> 
     assert server.end() == (0, "")
 
 
+def test_an_image_of_nothing(tmp_path: Path) -> None:
+    """Its root is empty: the place of the root's listing is where there is none."""
+    (tmp_path / "nothing").mkdir()
+    server = Server(pack(tmp_path / "nothing", tmp_path / "image.sqfs", "-no-exports", "-no-xattrs"))
+    server.init()
+    assert server.names() == [b".", b".."] and not server.lookup(b"x")
+    assert server.end() == (0, "")
+
+
 def long_name(plain: Path, image: Path) -> None:
     """Make `image` of `plain`: an entry says that its name has 64 KiB, and there is as much behind it."""
     data = plain.read_bytes()

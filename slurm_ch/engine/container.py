@@ -216,6 +216,8 @@ class Container:
         from .. import agreement
         from ..request import anchor, options
 
+        if not variable.startswith(agreement.SRUN_PREFIX):
+            return value  # pyxis'
         wanted = variable[len(agreement.SRUN_PREFIX) :]
         option = next(one for one in options.OPTIONS if one.variable == wanted)
         return anchor.anchored(option, value, self.caller.cwd)
@@ -268,7 +270,7 @@ class Container:
         if self.spec.manner is not None:
             from . import manners
 
-            return [*required, *names, *manners.of_host(TIME_ZONE), *optional]
+            return [*required, *names, *manners.of_host(TIME_ZONE, self.spec.save is not None), *optional]
         # A writeable image gets no file that it lacks.
         if log.level() >= log.INFO and made:
             from . import locales

@@ -11,7 +11,7 @@ from .. import linux, log
 from ..devices import names as cdinames
 from ..errors import ChError, UsageError
 from ..request.options import DEFAULT_WRITE_FAKE
-from . import binds, places
+from . import binds, places, root
 from .action import Action, Build
 
 TYPE_CHECKING = False
@@ -62,9 +62,13 @@ def _has(kind: str, directories: Sequence[str], cwd: str) -> bool:
     return library.has(kind, directories, cwd)
 
 
-def of_host(time_zone: str) -> list[Action]:
-    """Return what shows the host's name and time zone, whatever the image has there."""
-    return [ShowInstead(path) for path in ("/etc/hostname", time_zone)]
+def of_host(time_zone: str, is_saved: bool) -> list[Action]:
+    """Return what shows the host's name and time zone, whatever the image has there.
+
+    Of a container that becomes an image, its own time zone must still be seen.
+    """
+    name, zone = ShowInstead("/etc/hostname"), ShowInstead(time_zone)
+    return [name, root.BindWhereMissing(time_zone) if is_saved else zone]
 
 
 class ShowInstead(binds.BindMount):

@@ -46,10 +46,20 @@ def is_joined(wanted: Spec, asked: Asked, here: Site, caller: Caller, office: Ta
     """
     process = _take_turn(wanted, asked, here, caller)
     if process is not None:
+        _check_save(wanted, here, caller)
         user_fd, mount_fd, more, build = _join(wanted, asked, process, caller)
         build.records.append((agreement.PLAN_AS_SRUN, ""))
         office.issue(user_fd, mount_fd, task_plan.plan_file(task_plan.encode(build.records)), more=more)
     return process is not None
+
+
+def _check_save(wanted: Spec, here: Site, caller: Caller) -> None:
+    """Raise ChError if the container can't be saved at the end, as far as that can be known."""
+    if wanted.save is not None:
+        from ..engine.container import Container
+        from . import save
+
+        save.check(Container(wanted, caller, joining=True), here, caller.environment, caller.script is not None)
 
 
 def _take_turn(wanted: Spec, asked: Asked, here: Site, caller: Caller) -> named.Process | None:

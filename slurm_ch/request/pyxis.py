@@ -74,15 +74,12 @@ _NO = ("0", "false", "no", "n")
 _CLASHES = {
     "container-image": ("image",),
     "container-name": ("image", "write", "write-fake", "overlay"),
+    "container-save": ("save",),
     "container-workdir": ("cd",),
     "container-mount-home": ("home",),
     "container-remap-root": ("uid", "gid", "seccomp"),
     "container-writable": ("write", "write-fake", "overlay"),
     "container-readonly": ("write", "write-fake", "overlay"),
-}
-
-_ABSENT = {
-    "container-save": "a container can't be saved here yet: build the image with `slurm-ch pack` or `ch-image`",
 }
 
 # What most file systems have for a file's name.
@@ -287,10 +284,6 @@ def _check(request: Request, others: Sequence[Setting]) -> None:
     for name in request.given:
         if BY_NAME[name].kind == FLAG:
             request.truth(name)
-    for name, why in _ABSENT.items():
-        value = request.last(name)
-        if value is not None:
-            raise wrong(name, value, why)
     named = request.last("container-image") is not None or request.last("container-name") is not None
     if not named and not any(one.name == "image" for one in others):
         raise UsageError(f"--{next(iter(request.given))}: --container-image is missing")
@@ -314,6 +307,9 @@ def _settings(request: Request) -> list[Setting]:
         add("image", image, "container-image")
     elif request.last("container-name") is not None:
         add("image", "/", "container-name")
+    saved = request.last("container-save")
+    if saved is not None:
+        add("save", saved, "container-save")
     directory = request.last("container-workdir")
     if directory is not None:
         if not directory.startswith("/"):
@@ -372,8 +368,12 @@ def image(value: str) -> str:
 
 
 def as_defaults(given: Mapping[str, Sequence[str]]) -> Mapping[str, str]:
-    """Return the variables that make the options the default of the steps inside, as sbatch's are."""
+    """Return the variables that make the options the default of the steps inside, as sbatch's are.
+
+    What a batch script's container is saved to is its alone.
+    """
     return {
         VARIABLES + BY_NAME[name].variable: ",".join(values) if BY_NAME[name].kind == LIST else values[-1]
         for name, values in given.items()
+        if name != "container-save"
     }

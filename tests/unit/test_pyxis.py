@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -199,7 +200,7 @@ def test_writing() -> None:
 
 @pytest.mark.parametrize("name", [one.name for one in pyxis.OPTIONS if one.bare == "yes"])
 def test_what_is_no_boolean(name: str) -> None:
-    if name in pyxis.BY_NAME and name not in pyxis._ABSENT:
+    if name in pyxis.BY_NAME:
         assert "=maybe: not one of 1, true, yes, y, 0, false, no, n" in refused(f"{name}=maybe")
 
 
@@ -276,8 +277,14 @@ def test_without_an_image() -> None:
     assert refused("container-mounts=/a", image="") == "--container-mounts: --container-image is missing"
 
 
-def test_what_is_not_there_yet_is_refused_by_name() -> None:
-    assert refused("container-save=/s").startswith("--container-save=/s: ")
+def test_save() -> None:
+    spec = made("container-save=new.sqsh", "relay=yes")
+    assert (spec.save, spec.label("save")) == ("new.sqsh", "--container-save")
+    # Not that of the steps inside too.
+    assert dict(spec.relay_defaults) == {"PYXIS_CONTAINER_IMAGE": "/i", "SLURM_CH_RELAY": "yes"}
+    for value in ("", "/dir/"):
+        assert refused(f"container-save={value}").startswith(f"--container-save={value}: ")
+    assert "give one of them" in refused("container-save=/a", "save=/b")
 
 
 def kept(*words: str, here: site.Site = HERE, image: str = "/i") -> Kept:
@@ -368,3 +375,27 @@ def test_without_these_options_nothing_of_it_is_loaded() -> None:
     )
     command = ["/usr/bin/python3", "-I", "-S", "-c", code]
     assert subprocess.run(command, check=True, capture_output=True, text=True, env={}).stdout == "[]\n"
+
+
+def test_the_page_has_each_option_with_a_test_that_there_is() -> None:
+    text = (ROOT / "docs/from-pyxis.rst").read_text()
+    rows = [row.split("\n     - ") for row in text.split("   * - ")[2:]]
+    shown = " ".join(row[0] for row in rows).replace("[no-]", "")
+    for option in pyxis.OPTIONS:
+        assert f"--{option.name.removeprefix('no-')}" in shown, option.name
+    for name in (
+        "container_scope",
+        "execute_entrypoint",
+        "runtime_path",
+        "use_squashfuse",
+        "sbatch_support",
+        "containers",
+    ):
+        assert f"``{name}=" in text
+    for row in rows:
+        assert len(row) == 3, row
+        tests = re.findall(r"``(tests/[\w/]+\.py)(?:::(\w+))?``", row[2].partition("\n\n")[0])
+        assert tests, row
+    for path, test in re.findall(r"``(tests/[\w/]+\.py)(?:::(\w+))?``", text):
+        source = (ROOT / path).read_text()
+        assert not test or f"def {test}(" in source, (path, test)

@@ -87,6 +87,8 @@ def test_a_running_one_is_joined(good: Good, go: Path) -> None:
         NAMED sh -c 'readlink /proc/self/ns/mnt; readlink /proc/self/ns/uts; ls /running; echo $FOO; pwd' > second
         srun -n1 --overlap --container-name=c:exec --container-workdir=/opt --container-env=FOO \\
             sh -c 'echo $FOO; pwd; echo $SLURM_STEP_ID'
+        srun -n1 --overlap --container-name=c --container-save=$PWD/joined.sqsh touch /by-joiner 2> /dev/null
+        srun -n1 --overlap --container-image=$PWD/joined.sqsh ls /running /by-joiner
         srun -n1 --overlap --container-name=c:no_exec true 2>&1 | grep -o 'c: it runs'
         srun -n1 --overlap --container-name=c:create --container-image=$IMG true 2>&1 | grep -o 'there is such .*'
         srun -n1 --overlap --container-name=c --container-unshare=net true 2>&1 | grep -o 'net: c runs without'
@@ -98,14 +100,14 @@ def test_a_running_one_is_joined(good: Good, go: Path) -> None:
         """)
     )
     lines = out.splitlines()
-    assert lines[:6] == [
-        "job", "/opt", "2", "c: it runs", "there is such a container already", "net: c runs without",
+    assert lines[:8] == [
+        "job", "/opt", "2", "/by-joiner", "/running", "c: it runs", "there is such a container already", "net: c runs without",
     ]  # fmt: skip
-    first, second = lines[6:8], lines[8:10]
+    first, second = lines[8:10], lines[10:12]
     assert first == second
     assert first[0] != os.readlink("/proc/self/ns/mnt")
     assert first[1] != os.readlink("/proc/self/ns/uts")
-    assert lines[10:] == ["/running", "image", "/workspace", "does not run on this node", "/running"]
+    assert lines[12:] == ["/running", "image", "/workspace", "does not run on this node", "/running"]
 
 
 def test_an_unnamed_one_is_joined_by_its_step(good: Good, go: Path) -> None:

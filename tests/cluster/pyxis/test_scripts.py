@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .conftest import Good
+from .conftest import Good, Run
 
 
 def batch(work: Path, text: str, options: str = "") -> str:
@@ -177,3 +177,44 @@ srun --container-name=dev bash -c "/usr/local/bin/tool | grep -v root"
 """
     me = good("id -un").strip()
     assert good(batch(work, text)) == f"tool of root\ntool of {me}\n"
+
+
+def test_save_and_reuse(good: Good, sh: Run, work: Path) -> None:
+    """An image is built on by a step, saved, and used by later jobs."""
+    text = """\
+#SBATCH -n1
+srun --container-image=$IMG --container-writable --container-save=$PWD/derived.sqsh \\
+    bash -c "echo installed > /opt/new; rm /marker" 2> /dev/null
+srun --container-image=./derived.sqsh bash -c 'cat /opt/new; ls /marker 2> /dev/null; pwd; echo $FOO'
+"""
+    expected = "installed\n/workspace\nimage\n"
+    assert good(batch(work, text)) == expected
+    assert good("srun --container-image=$PWD/derived.sqsh cat /opt/new") == "installed\n"
+    # Of one with a name too, also by who joins it; nothing is there after a failure.
+    text = """\
+#SBATCH -n1
+srun --container-image=$IMG --container-name=base --container-save=named.sqsh sh -c 'echo one > /one' 2> /dev/null
+srun --container-name=base --container-save=./again.sqsh sh -c 'echo two > /two; cat /one' 2> /dev/null
+srun --container-name=base --container-save=never.sqsh false 2> /dev/null || echo failed
+srun --container-image=./named.sqsh sh -c 'cat /one; ls /two 2> /dev/null || true'
+srun --container-image=./again.sqsh cat /one /two
+ls never.sqsh 2> /dev/null
+true
+"""
+    assert good(batch(work, text)) == "one\nfailed\none\none\ntwo\n"
+    done = sh("srun -N2 --container-image=$IMG --container-save=x.sqsh true")
+    assert done.returncode == 64
+    assert "--container-save=x.sqsh: the step has 2 nodes" in done.stderr
+    out = good(f"srun --container-image={work}/derived.sqsh --container-save={work}/third.sqsh true 2>&1")
+    assert "slurm-ch: n1: saved in " in out
+
+
+def test_slurms_commands_in_a_script_in_a_container(good: Good, work: Path) -> None:
+    """What the script's own steps have by default is the container's options, the relay's among them."""
+    text = """\
+#SBATCH --ch-relay
+#SBATCH --container-mounts=/etc:/host-etc
+srun -n1 sh -c 'cat /marker; ls -d /host-etc'
+squeue --noheader --job=$SLURM_JOB_ID --format=%T
+"""
+    assert good(batch(work, text, "--container-image=$IMG")) == "enroot's\n/host-etc\nRUNNING\n"

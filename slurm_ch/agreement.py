@@ -29,6 +29,7 @@ FACT_ARGUMENT = "a"  # one of plugstack.conf's arguments
 FACT_REQUEST = "r"  # the options as given, lines NAME=VALUE
 FACT_VARIABLE = "e"  # NAME=VALUE of the job's environment
 FACT_TASKS = "t"  # how many tasks this node has
+FACT_JOB = "j"  # the job's number, of a het job that of its part: where the container has a name
 FACT_COMMAND = "c"  # srun, sbatch or salloc, to the checker: its program may have another name
 FACT_SCRIPT = "b"  # the batch script's path, in a batch step
 FACT_WORD = "w"  # one of the words of `slurm-ch run` before the command: options, image

@@ -18,7 +18,7 @@ class Facts:
     """What the plugin knows of the step, or `slurm-ch run` of its call: strings as they were on the node."""
 
     __slots__ = (
-        "command", "environment", "local_tasks", "located", "name", "request", "script", "site", "words",
+        "command", "environment", "job", "local_tasks", "located", "name", "request", "script", "site", "words",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -27,6 +27,7 @@ class Facts:
         self.environment: dict[str, str] = {}
         self.local_tasks: int | None = None
         self.script: str | None = None
+        self.job = ""
         self.command: str | None = None  # where the user submits
         self.name = ""
         self.located: str | None = None
@@ -39,6 +40,7 @@ _TEXTS = {
     agreement.FACT_NAME: "name",
     agreement.FACT_LOCATED: "located",
     agreement.FACT_COMMAND: "command",
+    agreement.FACT_JOB: "job",
 }
 
 

@@ -43,7 +43,7 @@ def launch(facts: Facts, office: tickets.TaskSocket) -> None:
     if wanted.manner is not None and wanted.manner.kept is not None:
         from . import named_container
 
-        if named_container.is_joined(wanted, wanted.manner.kept, here, caller, office):
+        if named_container.is_joined(facts, wanted, here, caller, office):
             return
     refers = wanted.image.startswith(agreement.REFERENCE_BEGINNINGS) or agreement.LOCATED_LINE in facts.request
     if refers and wanted.located is None:

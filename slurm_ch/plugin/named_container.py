@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ..request.manner import Kept as Asked
     from ..request.site import Site
     from ..request.spec import Spec
+    from .facts import Facts
     from .tickets import TaskSocket
 
 # Between a container that is made and the first of its tasks in it, and between the last one's end and the
@@ -39,12 +40,15 @@ _SWEPT = ".swept"
 _ASK_SECONDS = 20
 
 
-def is_joined(wanted: Spec, asked: Asked, here: Site, caller: Caller, office: TaskSocket) -> bool:
+def is_joined(facts: Facts, wanted: Spec, here: Site, caller: Caller, office: TaskSocket) -> bool:
     """Have the tasks join the container if it runs; else change `wanted` to what is to be made of it.
 
     ChError if it can't be had. Until this process ends, it is no other step's turn.
     """
-    process = _take_turn(wanted, asked, here, caller)
+    asked = wanted.manner.kept if wanted.manner else None
+    if asked is None:
+        return False
+    process = _take_turn(wanted, asked, here, caller, facts.job)
     if process is not None:
         _check_save(wanted, here, caller)
         user_fd, mount_fd, more, build = _join(wanted, asked, process, caller)
@@ -62,11 +66,10 @@ def _check_save(wanted: Spec, here: Site, caller: Caller) -> None:
         save.check(Container(wanted, caller, joining=True), here, caller.environment, caller.script is not None)
 
 
-def _take_turn(wanted: Spec, asked: Asked, here: Site, caller: Caller) -> named.Process | None:
+def _take_turn(wanted: Spec, asked: Asked, here: Site, caller: Caller, job: str) -> named.Process | None:
     """Return a process that runs in the container, or None, with `wanted` as it is to be made."""
     env = caller.environment
-    job = env.get("SLURM_JOB_ID", "")
-    unnamed = _of_a_step(asked, job)
+    unnamed = _of_a_step(asked, env.get("SLURM_JOB_ID", ""))
     if unnamed is not None:
         return unnamed
     root = here.dialect.get("containers")

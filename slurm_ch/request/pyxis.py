@@ -325,9 +325,10 @@ def _settings(request: Request) -> list[Setting]:
 
 def _writing(request: Request) -> list[Setting]:
     writable, readonly = request.truth("container-writable"), request.truth("container-readonly")
-    if request.last("container-name") is not None:
-        # Where, its node knows.
-        return [Setting("overlay", "/", "--container-name", PLUGIN)]
+    name = request.last("container-name")
+    if name:
+        # Where that is, its node knows.
+        return [Setting("overlay", name, "--container-name", PLUGIN)]
     if writable or readonly is False:
         return [Setting("write-fake", "yes", "--container-writable", PLUGIN)]
     if writable is False or readonly:

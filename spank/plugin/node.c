@@ -216,9 +216,10 @@ void node_free(void)
 /* Everything that the launcher may need to know, as data. */
 static int write_facts(spank_t sp, uint32_t step, const char *request, char **env, int ac, char **av)
 {
-	uint32_t tasks;
+	uint32_t tasks, job;
 	char count[16], **argv = NULL;
 	int argc, fd;
+	size_t n;
 	FILE *out = step_facts(&fd, request, env, ac, av);
 
 	if (!out)
@@ -226,6 +227,11 @@ static int write_facts(spank_t sp, uint32_t step, const char *request, char **en
 	if (spank_get_item(sp, S_JOB_LOCAL_TASK_COUNT, &tasks) == ESPANK_SUCCESS) {
 		snprintf(count, sizeof(count), "%u", tasks);
 		facts_record(out, FACT_TASKS, count);
+	}
+	if (last_line(request, "container-name=", &n) &&
+	    spank_get_item(sp, S_JOB_ID, &job) == ESPANK_SUCCESS) {
+		snprintf(count, sizeof(count), "%u", job);
+		facts_record(out, FACT_JOB, count);
 	}
 	if (step == SLURM_BATCH_SCRIPT &&
 	    spank_get_item(sp, S_JOB_ARGV, &argc, &argv) == ESPANK_SUCCESS && argc > 0)

@@ -209,6 +209,8 @@ def test_nothing_is_left_after_scancel_or_by_a_node_that_failed(good: Good, kept
 
 
 def test_places_that_are_not_the_users_own(sh: Run, kept: Path, tmp_path: Path) -> None:
+    # What a job's end doesn't find stays.
+    assert all(gone(path) for path in kept.glob("of-job-*"))
     moved = kept.rename(kept.with_suffix(".moved")) if kept.exists() else None
     try:
         for make, what in (
@@ -283,3 +285,20 @@ def test_ps_enter_and_rm_know_them(good: Good, go: Path) -> None:
         "STEP NODE TASKS NAME", "- n1 0 waits", "1 n1 1 c", "1", "slurm-ch: error: c: a step uses it; see slurm-ch ps",
         "n1/waits", "n1/c", "slurm-ch: error: c: no container of yours has that name here", "no such container",
     ]  # fmt: skip
+
+
+def test_a_part_of_a_het_job_has_its_own(good: Good, work: Path, kept: Path) -> None:
+    """Slurm ends each part by its own number: there is nothing left on any part's nodes."""
+    (work / "het.sh").write_text("""\
+#!/bin/bash
+#SBATCH -n1 -w n1
+#SBATCH hetjob
+#SBATCH -n1 -w n2
+for part in 0 1; do
+    srun --het-group=$part --container-image=$IMG --container-name=h sh -c "echo $part > /part"
+done
+srun --het-group=1 --container-name=h cat /part
+ls -d /var/tmp/slurm_ch.containers-*/of-job-$SLURM_JOB_ID_HET_GROUP_1/n2/h | wc -l
+""")
+    assert good("sbatch -W -Q -o out.txt het.sh > /dev/null; cat out.txt").splitlines() == ["1", "1"]
+    assert all(gone(path) for path in kept.glob("of-job-*"))

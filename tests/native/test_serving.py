@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from .fuse_wire import INIT_EXT, REQUEST_TIMEOUT, Gone, Server
+from .fuse_wire import INIT_EXT, READ, READDIR, READDIRPLUS, REQUEST_TIMEOUT, Gone, Server
 
 SEED = int(os.environ.get("SEED", "1"))
 FULL = os.environ.get("CHAOS") == "full"
@@ -159,6 +159,17 @@ def test_no_mutated_image_kills_its_server(tree: Path, plain: Path, tmp_path: Pa
         )
         assert status in (0, 1), (SEED, number, status, said)
     assert all(ends.values()), ends
+
+
+def test_no_answer_is_longer_than_there_is_room_for(plain: Path) -> None:
+    """The kernel asks for 128 KiB at the most: it was told so."""
+    server = Server(plain)
+    server.init()
+    for opcode, name in ((READ, b"big"), (READDIR, b"many"), (READDIRPLUS, b"many")):
+        node = server.lookup(name)
+        assert 64 << 10 < len(server.ask(opcode, node, struct.pack("=QQI20x", 0, 0, 1 << 20))) <= 132 << 10
+    assert server.listxattr(server.lookup(b"small"), 1 << 20) == []
+    assert server.end() == (0, "")
 
 
 def test_the_image_is_read_in_confinement(plain: Path, tmp_path: Path) -> None:

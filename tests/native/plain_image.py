@@ -3,6 +3,43 @@
 
 from __future__ import annotations
 
+import os
+import random
+import subprocess
+from pathlib import Path
+
+BLOCK = 4096
+KEPT = random.Random(1).randbytes(BLOCK)  # in no fragment
+EVERYTHING = 0xFFFFFFFF
+
+
+def pack(place: Path) -> bytes:
+    """Make an image below `place`: files with and without a tail, a long directory, shared attributes."""
+    root = place / "damage"
+    dice = random.Random(4)
+    for name in ("dir", "many", "kept"):
+        (root / name).mkdir(parents=True)
+    (root / "kept/file").write_bytes(KEPT)
+    (root / "big").write_bytes(dice.randbytes(3 * BLOCK + 100))
+    (root / "blocks").write_bytes(dice.randbytes(2 * BLOCK))
+    (root / "small").write_bytes(b"small")
+    (root / "link").symlink_to("small")
+    (root / "dir/aa").touch()
+    (root / "dir/bb").touch()
+    (root / "dir/cc").touch()
+    for number in range(900):
+        os.link(root / "dir/aa", root / f"many/{number:03}{'n' * 80}")
+    for name in ("one", "two"):
+        (root / name).touch()
+        os.setxattr(root / name, f"trusted.of-{name}", b"v" * 20)
+        os.setxattr(root / name, "trusted.shared", b"s" * 300)
+    image = place / "damage.sqfs"
+    command = ["mksquashfs", root, image, "-noI", "-noD", "-noF", "-noX", "-b", "4K", "-all-time", "0", "-nopad"]
+    subprocess.run([*command, "-quiet", "-no-progress", "-noappend"], check=True, capture_output=True, timeout=60)
+    data = image.read_bytes()
+    subprocess.run(["rm", "-rf", root, image], check=True)
+    return data
+
 
 class Table:
     """A table's metadata blocks, all stored plainly, as one row of bytes: where each of these is in the image."""

@@ -8,50 +8,22 @@ from __future__ import annotations
 
 import errno
 import os
-import random
 import re
 import stat
 import struct
 import subprocess
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from .fuse_wire import GETATTR, READDIR, READLINK, ROOT, Server
-from .plain_image import Plain
-
-BLOCK = 4096
-KEPT = random.Random(1).randbytes(BLOCK)  # in no fragment
-EVERYTHING = 0xFFFFFFFF
+from .plain_image import BLOCK, EVERYTHING, KEPT, Plain, pack
 
 
 @pytest.fixture(scope="module")
-def plain(world_tmp: Path) -> Iterator[bytes]:
-    root = world_tmp / "damage"
-    dice = random.Random(4)
-    for name in ("dir", "many", "kept"):
-        (root / name).mkdir(parents=True)
-    (root / "kept/file").write_bytes(KEPT)
-    (root / "big").write_bytes(dice.randbytes(3 * BLOCK + 100))
-    (root / "blocks").write_bytes(dice.randbytes(2 * BLOCK))
-    (root / "small").write_bytes(b"small")
-    (root / "link").symlink_to("small")
-    (root / "dir/aa").touch()
-    (root / "dir/bb").touch()
-    (root / "dir/cc").touch()
-    for number in range(900):
-        os.link(root / "dir/aa", root / f"many/{number:03}{'n' * 80}")
-    for name in ("one", "two"):
-        (root / name).touch()
-        os.setxattr(root / name, f"trusted.of-{name}", b"v" * 20)
-        os.setxattr(root / name, "trusted.shared", b"s" * 300)
-    image = world_tmp / "damage.sqfs"
-    command = ["mksquashfs", root, image, "-noI", "-noD", "-noF", "-noX", "-b", "4K", "-all-time", "0", "-nopad"]
-    subprocess.run([*command, "-quiet", "-no-progress", "-noappend"], check=True, capture_output=True, timeout=60)
-    yield image.read_bytes()
-    subprocess.run(["rm", "-rf", root, image], check=True)
+def plain(world_tmp: Path) -> bytes:
+    return pack(world_tmp)
 
 
 Request = Callable[[Server], object]
@@ -401,60 +373,3 @@ def test_more_names_than_a_file_can_have(world_tmp: Path, tmp_path: Path) -> Non
         server.listxattr(server.lookup(b"000"))
     assert refused.value.errno == errno.EIO
     assert re.fullmatch(r"[^\n]* is damaged: an attribute's name, at byte \d+\n", server.end()[1])
-
-
-SUPERBLOCK: list[tuple[str, int, int, int | Callable[[Plain], int]]] = [
-    ("a block size of 2 KiB", 12, 4, 2048),
-    ("another block size than its logarithm", 12, 4, 8192),
-    ("no users", 26, 2, 0),
-    ("inodes in the superblock", 64, 8, 95),
-    ("no inodes", 64, 8, partial(Plain.super, at=72, size=8)),
-    ("directories beyond the end", 72, 8, lambda i: len(i.data) + 1),
-    ("users beyond the end", 48, 8, lambda i: len(i.data)),
-    ("users before the directories", 48, 8, 96),
-    ("more fragments than there is room for", 16, 4, EVERYTHING),
-    ("fragments beyond the end", 80, 8, lambda i: len(i.data)),
-    ("fragments before the directories", 80, 8, 96),
-    ("fragments behind the users", 80, 8, partial(Plain.super, at=48, size=8)),
-    ("attributes beyond the end", 56, 8, lambda i: len(i.data) - 15),
-    ("attributes in the superblock", 56, 8, 4),
-]
-
-
-@pytest.mark.parametrize(
-    ("at", "size", "value"), [case[1:] for case in SUPERBLOCK], ids=[case[0] for case in SUPERBLOCK]
-)
-def test_a_superblock_that_can_not_be(plain: bytes, tmp_path: Path, at: int, size: int, value: object) -> None:
-    image = Plain(plain)
-    number = value(image) if callable(value) else value
-    assert isinstance(number, int)
-    image.put(list(range(at, at + size)), number)
-    if at == 12 and number == 2048:
-        image.put([22, 23], 11)
-    refused(image, tmp_path, "the image is damaged: its superblock\n")
-
-
-def refused(image: Plain, tmp_path: Path, last: str) -> None:
-    (tmp_path / "image.sqfs").write_bytes(image.data)
-    status, said = Server(tmp_path / "image.sqfs").end()
-    assert status == 1 and said.endswith(last) and said.count("\n") <= 2, said
-
-
-def test_tables_that_can_not_be(plain: bytes, tmp_path: Path) -> None:
-    """What an array's index and the attributes' header say is bounded like the superblock."""
-    for pointer, place, number in ((48, 0, 90), (80, 0, 90), (56, 16, 90), (56, 0, 1 << 40), (56, 8, EVERYTHING)):
-        image = Plain(plain)
-        at = image.super(pointer, 8) + place
-        image.put(list(range(at, at + (4 if place == 8 else 8))), number)
-        refused(image, tmp_path, "the image is damaged: its superblock\n")
-        for beyond in (0, 1):  # the blocks come before the index
-            image = Plain(plain)
-            at = image.super(pointer, 8) + (16 if pointer == 56 else 0)
-            image.put(list(range(at, at + 8)), image.super(pointer, 8) + beyond)
-            refused(image, tmp_path, "the image is damaged: its superblock\n")
-
-
-def test_a_root_that_is_no_directory(plain: bytes, tmp_path: Path) -> None:
-    image = Plain(plain)
-    image.put(list(range(32, 40)), image.entries(image.inode(""))[b"small"][1])
-    refused(image, tmp_path, "the image is damaged: its root directory\n")

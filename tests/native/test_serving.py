@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from .fuse_wire import INIT_EXT, READ, READDIR, READDIRPLUS, REQUEST_TIMEOUT, Gone, Server
+from .fuse_wire import INIT_EXT, LOOKUP, READ, READDIR, READDIRPLUS, READLINK, REQUEST_TIMEOUT, Gone, Server
 
 SEED = int(os.environ.get("SEED", "1"))
 FULL = os.environ.get("CHAOS") == "full"
@@ -191,6 +191,27 @@ def test_the_image_is_read_in_confinement(plain: Path, tmp_path: Path) -> None:
     # Threads come after.
     threads = [n for n, call in enumerate(calls) if re.match(r"clone\(.*CLONE_THREAD", call)]
     assert all(n > places["prctl(PR_SET_SECCOMP"] for n in threads)
+
+
+def test_requests_that_do_not_fit_their_inode(plain: Path) -> None:
+    server = Server(plain)
+    server.init()
+    nodes = {name: server.lookup(name) for name in (b"small", b"soft", b"fifo", b"first")}
+    reading = struct.pack("=QQI20x", 0, 0, 4096)
+    for name, opcode, body, number in (
+        (b"small", LOOKUP, b"x\0", errno.ENOTDIR),
+        (b"soft", READDIR, reading, errno.ENOTDIR),
+        (b"fifo", READDIRPLUS, reading, errno.ENOTDIR),
+        (b"first", READ, reading, errno.EINVAL),
+        (b"fifo", READ, reading, errno.EINVAL),
+        (b"small", READLINK, b"", errno.EINVAL),
+        (b"first", READLINK, b"", errno.EINVAL),
+        (b"first", 4711, b"", errno.ENOSYS),
+    ):
+        with pytest.raises(OSError) as refused:
+            server.ask(opcode, nodes[name], body)
+        assert (name, opcode, refused.value.errno) == (name, opcode, number)
+    assert server.end() == (0, "")
 
 
 @pytest.mark.parametrize("words", [(), ("-s",)], ids=["threads", "one"])

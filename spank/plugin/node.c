@@ -1,45 +1,22 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* On the node: one socketpair per step, `ch-join` in front of each command,
- * and one launcher, started by one of the tasks.
- *
- * The pair is made in init_post_opt, because user_init need not run in
- * slurmstepd: with SlurmdParameters=contain_spank (24.05 and later) it,
- * task_post_fork and task_exit run in a child that shares slurmstepd's memory
- * but not its descriptors, so that they can neither make nor close any for it.
- * A copy of the launcher's end that slurmstepd could not close would hide the
- * launcher's death from the tasks for ever. So slurmstepd has no copy: that end
- * lies in a message on a second pair, the offer, until a task takes it, and
- * exactly one can. */
+/* On the node: `ch-join` in front of each command, and one launcher, started by
+ * one of the tasks; they meet at a socket pair (step_sockets.c). */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "../agreement.h"
 #include "../common/start_launcher.h"
 #include "plugin.h"
+#include "step_sockets.h"
 
-/* A socket of ours, and what tells it from another file under its number. */
-struct end {
-	int fd;
-	dev_t dev;
-	ino_t ino;
-};
-
-static const struct end none = { .fd = -1 };
-/* What the tasks wait at, and where the launcher's end is to be had. */
-static struct end tasks_end = { .fd = -1 }, offer = { .fd = -1 };
-/* Errors of slurmstepd's don't reach the user: kept for task_init. */
-static int socket_errno;
 static pid_t maker;
 /* Whether later callbacks run in a child of slurmstepd's: set there, seen here. */
 static bool contained;
@@ -62,100 +39,6 @@ static enum wish wanted(spank_t sp, uint32_t *step, char ***env)
 	return options_remote_saw_option() ? UNKNOWN : HOST;
 }
 
-static int remember(struct end *end, int fd)
-{
-	struct stat st;
-
-	if (fstat(fd, &st))
-		return -1;
-	*end = (struct end){ fd, st.st_dev, st.st_ino };
-	return 0;
-}
-
-/* Whether the descriptor is still the socket that was made: whoever closes all
- * that they don't know makes our number mean another file. */
-static bool is_ours(const struct end *end)
-{
-	struct stat st;
-
-	return end->fd >= 0 && !fstat(end->fd, &st) && st.st_dev == end->dev && st.st_ino == end->ino;
-}
-
-static void close_end(struct end *end)
-{
-	if (is_ours(end))
-		close(end->fd);
-	*end = none;
-}
-
-union rights {
-	struct cmsghdr head;
-	char room[CMSG_SPACE(sizeof(int))];
-};
-
-/* Put `fd` in a message to the other end of `sock`; of one byte, or there is none. */
-static int send_end(int sock, int fd)
-{
-	char byte = 0;
-	struct iovec data = { &byte, sizeof(byte) };
-	union rights rights = { .head = { .cmsg_level = SOL_SOCKET,
-					  .cmsg_type = SCM_RIGHTS,
-					  .cmsg_len = CMSG_LEN(sizeof(int)) } };
-	struct msghdr message = { .msg_iov = &data,
-				  .msg_iovlen = 1,
-				  .msg_control = &rights,
-				  .msg_controllen = sizeof(rights) };
-
-	memcpy(CMSG_DATA(&rights.head), &fd, sizeof(fd));
-	return sendmsg(sock, &message, MSG_NOSIGNAL | MSG_DONTWAIT) == 1 ? 0 : -1;
-}
-
-/* Return the launcher's end, or -1: with errno 0 if another task has it. */
-static int take_end(void)
-{
-	char byte;
-	struct iovec data = { &byte, sizeof(byte) };
-	union rights rights;
-	struct msghdr message = { .msg_iov = &data,
-				  .msg_iovlen = 1,
-				  .msg_control = &rights,
-				  .msg_controllen = sizeof(rights) };
-	ssize_t n = recvmsg(offer.fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-	int fd;
-
-	if (n == 0) /* its other end is closed long since */
-		errno = 0;
-	if (n <= 0)
-		return -1;
-	if (message.msg_flags & MSG_CTRUNC || message.msg_controllen < CMSG_LEN(sizeof(int))) {
-		errno = EMFILE;
-		return -1;
-	}
-	memcpy(&fd, CMSG_DATA(&rights.head), sizeof(fd));
-	return fd;
-}
-
-static void make_sockets(void)
-{
-	int pair[2], carrier[2] = { -1, -1 };
-
-	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair)) {
-		socket_errno = errno;
-		return;
-	}
-	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, carrier) ||
-	    remember(&tasks_end, pair[0]) || remember(&offer, carrier[0]) || send_end(carrier[1], pair[1])) {
-		socket_errno = errno;
-		close(pair[0]);
-		if (carrier[0] >= 0)
-			close(carrier[0]);
-		tasks_end = offer = none;
-	}
-	if (carrier[1] >= 0)
-		close(carrier[1]);
-	close(pair[1]);
-}
-
 int node_init_post_opt(spank_t sp)
 {
 	uint32_t step;
@@ -165,7 +48,7 @@ int node_init_post_opt(spank_t sp)
 		maker = getpid();
 		contained = false;
 		tasks_gone = 0;
-		make_sockets();
+		sockets_make();
 	}
 	return ESPANK_SUCCESS;
 }
@@ -194,7 +77,7 @@ int node_task_exit(spank_t sp)
 	uint32_t tasks;
 
 	if (tasks_end.fd < 0 || spank_get_item(sp, S_JOB_LOCAL_TASK_COUNT, &tasks) != ESPANK_SUCCESS ||
-	    ++tasks_gone < tasks || !is_ours(&tasks_end))
+	    ++tasks_gone < tasks || !end_is_ours(&tasks_end))
 		return ESPANK_SUCCESS;
 	shutdown(tasks_end.fd, SHUT_RDWR);
 	while (recv(tasks_end.fd, NULL, 0, MSG_DONTWAIT | MSG_TRUNC) > 0)
@@ -204,13 +87,13 @@ int node_task_exit(spank_t sp)
 
 static void close_tasks_end(void)
 {
-	close_end(&tasks_end);
+	end_close(&tasks_end);
 }
 
 void node_free(void)
 {
-	close_end(&tasks_end);
-	close_end(&offer);
+	end_close(&tasks_end);
+	end_close(&offer);
 }
 
 /* Everything that the launcher may need to know, as data. */
@@ -351,7 +234,7 @@ static void see_to_launcher(spank_t sp, uint32_t step, int id, const char *reque
 	int sock;
 
 	if (id == 0 || contained) {
-		sock = take_end();
+		sock = sockets_take();
 		if (sock < 0 && (errno || !contained)) {
 			complain("can't take the launcher's socket: %s", strerror(errno));
 			refuse();
@@ -361,7 +244,7 @@ static void see_to_launcher(spank_t sp, uint32_t step, int id, const char *reque
 		if (sock >= 0)
 			close(sock);
 	}
-	close_end(&offer);
+	end_close(&offer);
 }
 
 int node_task_init(spank_t sp, int ac, char **av)
@@ -400,7 +283,7 @@ int node_task_init(spank_t sp, int ac, char **av)
 		complain("can't find out which task this is");
 		refuse();
 	}
-	if (!is_ours(&tasks_end) || !is_ours(&offer)) {
+	if (!end_is_ours(&tasks_end) || !end_is_ours(&offer)) {
 		if (id == 0 && socket_errno)
 			complain("can't create a socket pair: %s", strerror(socket_errno));
 		else if (id == 0)

@@ -46,6 +46,7 @@ static void *fuzz_dlsym(void *handle, const char *name)
 
 #define _exit fuzz_exit
 #define dlsym fuzz_dlsym
+#include "../../spank/plugin/step_sockets.c"
 #include "../../spank/plugin/node.c"
 #include "../../spank/plugin/anchor.c"
 #include "../../spank/plugin/batch_script.c"

@@ -56,6 +56,6 @@ int saver_tell(spank_t sp, const char *request, bool batch, int ac, char **av)
 	failed = fclose(out) || spank_setenv(sp, SAVER_VARIABLE, text, 1) != ESPANK_SUCCESS;
 	free(text);
 	if (failed)
-		slurm_error("slurm_ch: can't tell ch-join where the container is to be saved");
+		complain("can't tell ch-join where the container is to be saved");
 	return failed ? -1 : 0;
 }

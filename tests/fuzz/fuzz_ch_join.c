@@ -200,6 +200,16 @@ void front(const char *name, char **argv)
 #include "../../spank/common/message_line.c"
 #include "../../spank/ch-join/messages.c"
 
+/* Files of the user's, by a process that waits for the task: tests/cluster/test_save.py. */
+void save_at_end(const char *text, const struct ticket *t)
+{
+	(void)text, (void)t;
+}
+
+void end_with_keeper(void)
+{
+}
+
 /* What it looks at when that fails are files of the machine. */
 void execute(const struct settings *s, char **argv)
 {

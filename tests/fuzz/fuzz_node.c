@@ -51,6 +51,11 @@ static void *fuzz_dlsym(void *handle, const char *name)
 #include "../../spank/plugin/anchor.c"
 #include "../../spank/plugin/batch_script.c"
 #include "../../spank/plugin/command_guard.c"
+#include "../../spank/plugin/components.c"
+#include "../../spank/plugin/multi_prog.c"
+#include "../../spank/plugin/request_lines.c"
+#include "../../spank/plugin/saver.c"
+#include "../../spank/plugin/variable.c"
 
 bool other_container(int command_words)
 {
@@ -73,6 +78,8 @@ static char *join_value;
 
 static void job_setenv(const char *name, const char *value)
 {
+	if (!strcmp(name, SAVER_VARIABLE))
+		return;
 	if (strcmp(name, JOIN_VARIABLE))
 		abort();
 	free(join_value);

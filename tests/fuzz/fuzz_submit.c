@@ -15,6 +15,8 @@ extern char **environ;
 #include "../../spank/plugin/options.c"
 #include "../../spank/plugin/request.c"
 #include "../../spank/plugin/anchor.c"
+#include "../../spank/plugin/components.c"
+#include "../../spank/plugin/variable.c"
 #include "../../spank/plugin/submitter.c"
 
 bool other_container(int command_words)
@@ -153,6 +155,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	}
 	request_free();
 	options_free();
+	components_free();
 	unusable = remote_saw_option = false;
 	environ = none;
 	fuzz_free_strings();

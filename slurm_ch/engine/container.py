@@ -246,7 +246,9 @@ class Container:
         if self.image.kind == image.SQUASHFS:
             from . import squashfs
 
-            return squashfs.ServeSquashFS(self.image, self.squashfuse, self.spec.fuse_single, self.spec.image_timeout)
+            return squashfs.ServeSquashFS(
+                self.image, self.squashfuse, self.spec.fuse_single, self.spec.image_timeout, self.spec.like_ch_run
+            )
         return root.OpenDirectory(self.image)
 
     def _default_binds(self) -> list[Action]:

@@ -34,12 +34,15 @@ _STDERR_BYTES = 4096
 class ServeSquashFS(Action):
     """Mount a SquashFS file, detached, and start the process that serves it."""
 
-    __slots__ = ("image", "server", "single", "timeout")
+    __slots__ = ("image", "owners", "server", "single", "timeout")
 
-    def __init__(self, image: Image, server: str | None, single: bool = False, timeout: int = 0) -> None:
+    def __init__(
+        self, image: Image, server: str | None, single: bool = False, timeout: int = 0, owners: bool = False
+    ) -> None:
         self.image = image
         self.server = server
         self.single = single  # one thread, where the server would have more
+        self.owners = owners  # whether files have the image's; else, as only one id exists, all are the caller's
         self.timeout = timeout  # seconds that a request may wait before the kernel ends the mount; 0: for ever
 
     def describe(self) -> str:
@@ -55,7 +58,10 @@ class ServeSquashFS(Action):
             )
         fuse = _open_fuse()
         build.image_fd = _mount_fuse(fuse, self.image.path)
-        words = [*(["-s"] if self.single else []), *(["-t", str(self.timeout)] if self.timeout else [])]
+        words = []
+        if not self.owners and server.endswith("/ch-squashfuse_ll"):
+            words.append("-r")
+        words += [*(["-s"] if self.single else []), *(["-t", str(self.timeout)] if self.timeout else [])]
         if self.image.offset:
             words += ["-o", f"offset={self.image.offset}"]
         build.server_stderr = _start(server, self.image.fd, fuse, words)

@@ -19,6 +19,7 @@
 #define OUT_TIMEOUT 40
 
 uint16_t request_timeout;
+bool one_owner;
 
 /* ---- Nodes ---- */
 
@@ -39,8 +40,10 @@ static void get_attr(const struct image *image, const struct inode *inode, struc
 	attr->ino = inode->number;
 	attr->mode = inode->mode;
 	attr->nlink = inode->links;
-	attr->uid = inode->uid;
-	attr->gid = inode->gid;
+	if (!one_owner) {
+		attr->uid = inode->uid;
+		attr->gid = inode->gid;
+	}
 	attr->atime = attr->mtime = attr->ctime = inode->mtime;
 	attr->blksize = image->block_size;
 	attr->size = inode->size;

@@ -20,6 +20,8 @@ struct request {
 
 /* Seconds that INIT asks the kernel for; 0: none. */
 extern uint16_t request_timeout;
+/* Whether all files are root's, who in the mount's user namespace is its maker: no other id exists there. */
+extern bool one_owner;
 
 /* Write the answer to `reply`, which has room for REPLY_BYTES; its size, or -errno. */
 ssize_t answer(struct image *image, const struct request *r, char *reply);

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* ch-squashfuse_ll: serves a SquashFS image on a FUSE descriptor that is mounted already.
  *
- *   ch-squashfuse_ll -f [-s] [-t SECONDS] [-o offset=BYTES] /dev/fd/IMAGE /dev/fd/FUSE
+ *   ch-squashfuse_ll -f [-r] [-s] [-t SECONDS] [-o offset=BYTES] /dev/fd/IMAGE /dev/fd/FUSE
  *
- * -s: one thread; -t: the kernel ends the mount when a request waits that long
+ * -r: all files are root's, whoever has them in the image; -s: one thread; -t: the kernel ends the mount when a request waits that long
  * (Linux 6.15; it looks every 15 seconds, and takes less for 15); -o: where in
  * its file the image begins. Else as squashfuse_ll's command line has it. It is
  * static, so that it serves a few ms sooner, shares each inflated block among
@@ -57,7 +57,7 @@ static int descriptor(const char *path)
 
 static void __attribute__((noreturn)) usage(void)
 {
-	fputs("usage: ch-squashfuse_ll -f [-s] [-t SECONDS] [-o offset=BYTES] /dev/fd/IMAGE /dev/fd/FUSE\n"
+	fputs("usage: ch-squashfuse_ll -f [-r] [-s] [-t SECONDS] [-o offset=BYTES] /dev/fd/IMAGE /dev/fd/FUSE\n"
 	      "compressions:",
 	      stderr);
 	for (int i = GZIP; i <= ZSTD; i++)
@@ -86,9 +86,11 @@ int main(int argc, char **argv)
 	char why[200];
 
 	opterr = 0;
-	while (usable && (option = getopt(argc, argv, "fst:o:")) != -1) {
+	while (usable && (option = getopt(argc, argv, "frst:o:")) != -1) {
 		if (option == 's')
 			threads = 1;
+		else if (option == 'r')
+			one_owner = true;
 		else if (option == 't')
 			usable = (request_timeout = atoi(optarg)) > 0;
 		else if (option == 'o')

@@ -340,7 +340,9 @@ def test_the_sites_timeout_reaches_our_server_only(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(squashfs.linux, "unshare", lambda _: None)
     for single, timeout in ((False, 0), (True, 0), (False, 30), (True, 30)):
         squashfs.ServeSquashFS(it, "/x/ch-squashfuse_ll", single, timeout).apply(Build())
-    assert words == [[], ["-s"], ["-t", "30"], ["-s", "-t", "30"]]
+    assert words == [["-r"], ["-r", "-s"], ["-r", "-t", "30"], ["-r", "-s", "-t", "30"]]
+    squashfs.ServeSquashFS(it, "/x/ch-squashfuse_ll", owners=True).apply(Build())
+    assert words[-1] == []
     squashfs.ServeSquashFS(it, "/usr/bin/squashfuse_ll").apply(Build())
     with pytest.raises(
         ChError, match="image_timeout=30 needs ch-squashfuse_ll, and squashfuse= names /usr/bin/squashfuse"

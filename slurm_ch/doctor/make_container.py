@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `slurm-ch doctor` runs as an ordinary user: one container, made and left at once.
 
-make_container.py directory|overlay|squashfs [SQUASHFUSE]: exit status 0, or a line on what failed.
+make_container.py directory|overlay|squashfs [SQUASHFUSE], or named [ROOT] for one with a name: exit status 0,
+or a line on what failed.
 
 A program of its own, run by the launcher's interpreter: who was root has
 /proc/self as root's until the next exec.
@@ -11,12 +12,16 @@ import sys
 
 sys.path.insert(0, __file__.rpartition("/slurm_ch/")[0])
 
-from slurm_ch.doctor import as_user
+from slurm_ch.doctor import as_user, named
 from slurm_ch.errors import describe, exit_code
 
 if __name__ == "__main__":
     try:
-        as_user.containerize(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None)
+        kind, where = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None
+        if kind == named.KIND:
+            named.try_place(where)
+        else:
+            as_user.containerize(kind, where)
     except Exception as error:
         print(describe(error))
         sys.exit(exit_code(error))

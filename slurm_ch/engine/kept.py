@@ -70,7 +70,9 @@ class LayKept(Action):
             if os.stat(upper).st_mode & 0o7777 == 0:
                 os.chmod(upper, os.stat(build.root).st_mode & 0o7777)
             self._check_attributes(upper)
-            self._check_in_use(upper, work)
+            if self.source == places.SOURCE:
+                # Of a container with a name, named.py has looked already, and nobody comes in between.
+                self._check_in_use(upper, work)
             try:
                 merged = places.overlay(build.root, upper, work, index=False, volatile=False, source=self.source)
             except OSError as error:

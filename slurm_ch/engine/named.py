@@ -265,15 +265,18 @@ def is_busy(directory: str) -> bool:
     if pid == 0:
         code = 1
         try:
-            code = _probe(directory)
+            code = try_overlay(directory)
         finally:
             os._exit(code)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     return code == errno.EBUSY
 
 
-def _probe(directory: str) -> int:
-    """Return what the kernel says to an overlay of a container's directories, 0 for nothing."""
+def try_overlay(directory: str) -> int:
+    """Return the number of the error that an overlay of a container's directories is, or 0.
+
+    Leaves this process good for nothing else.
+    """
     namespaces.NewNamespaces((os.geteuid(), os.getegid()), (0, 0)).apply(Build())
     # Now: what is overlaid must be of this namespace.
     upper, work = (os.open(f"{directory}/{name}", os.O_PATH | os.O_CLOEXEC) for name in ("upper", "work"))

@@ -302,3 +302,17 @@ ls -d /var/tmp/slurm_ch.containers-*/of-job-$SLURM_JOB_ID_HET_GROUP_1/n2/h | wc 
 """)
     assert good("sbatch -W -Q -o out.txt het.sh > /dev/null; cat out.txt").splitlines() == ["1", "1"]
     assert all(gone(path) for path in kept.glob("of-job-*"))
+
+
+def test_what_a_killed_launcher_left_is_no_container(good: Good, sh: Run) -> None:
+    """It is there when its image is noted; before that, it is made anew, and whatever is there of it is used."""
+    out = good(
+        in_job("""
+        own=/var/tmp/slurm_ch.containers-$(id -u)
+        mkdir -p $own/of-job-$SLURM_JOB_ID/n1/c/upper; chmod 700 $own; chmod 0 $own/of-job-$SLURM_JOB_ID/n1/c/upper
+        NAMED true 2>&1 | grep -o 'no such container'
+        NAMED --container-image=$IMG sh -c 'touch /new; stat -c %a /'
+        NAMED ls /new
+        """)
+    )
+    assert out == "no such container\n755\n/new\n"

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether containers with a name can be kept on this node: where a site has pyxis' options."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from .. import agreement, paths
+from ..engine import named
+from ..errors import ChError, describe
+from . import as_user
+from .findings import OK, WARNING, Finding
+from .installation import argument
+
+if TYPE_CHECKING:
+    import pwd
+    from collections.abc import Iterator
+
+    from ..slurm import plugstack
+
+_ABOUT = "containers with a name"
+KIND = "named"
+_TRIAL = os.path.join(paths.PACKAGE, "doctor", "make_container.py")
+
+
+def check(entry: plugstack.Entry, user: pwd.struct_passwd) -> Iterator[Finding]:
+    """Make a place for one, as `user`, and lay an overlay there."""
+    if argument(entry, "pyxis") != "yes":
+        return
+    root = argument(entry, "containers")
+    words = [argument(entry, "python") or agreement.DEFAULT_PYTHON, "-I", "-S", _TRIAL, KIND]
+    where = root or os.path.dirname(agreement.CONTAINERS_OWN)
+    try:
+        status, said = as_user.in_child(lambda: as_user.run([*words, *([root] if root else [])]), user)
+        text = said.strip() if status else ""
+    except ChError as error:
+        text = describe(error)
+    if text:
+        remedy = "containers= in plugstack.conf names a local directory like /var/tmp, on ext4, xfs, btrfs or tmpfs"
+        yield Finding(WARNING, _ABOUT, f"can't be kept in {where}: {text}", remedy)
+    else:
+        yield Finding(OK, _ABOUT, f"can be kept in {where}")
+
+
+def try_place(root: str | None) -> None:
+    """Make the place of a container, lay an overlay there, and remove it; ChError if that fails."""
+    job = f"doctor-{os.getpid()}"
+    kept = named.Kept(root, job, "here", "trial")
+    kept.make_place()
+    try:
+        for name in ("upper", "work"):
+            os.mkdir(f"{kept.directory}/{name}", 0o700)
+        number = as_user.in_child(lambda: named.try_overlay(kept.directory))
+        if number:
+            raise ChError(f"an overlay: {os.strerror(number)}")
+    finally:
+        named.remove_job(root, job)

@@ -196,8 +196,8 @@ def time_zone(s: Step) -> None:
 
 def locale(s: Step) -> None:
     said = "LANG=en_US.UTF-8: the image has no such locale"
-    assert said in s.run("srun --ch-verbose true", LANG="en_US.UTF-8").stderr
-    assert said not in s.run("srun true", LANG="en_US.UTF-8").stderr
+    assert said in s.run("srun --ch-verbose true", LANG="en_US.UTF-8", LC_ALL="").stderr
+    assert said not in s.run("srun true", LANG="en_US.UTF-8", LC_ALL="").stderr
     assert s.sees("srun sh -c 'ls -d /usr/lib/locale 2>&1 || true'").startswith("ls: ")
 
 

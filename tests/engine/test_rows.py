@@ -205,7 +205,7 @@ def test_write_reaches_the_directory(run: Run, good: Good, world_tmp: Path, imag
 
 @pytest.mark.row("--write")
 def test_write_is_refused_where_it_cannot_be(fails: Fails, image_sqfs: Path) -> None:
-    assert fails(64, "-w", image_sqfs, "--", "true").startswith("--write: SquashFS can't be written to")
+    assert fails(64, "-w", image_sqfs, "--", "true").startswith("--write: a SquashFS image can't be written to")
 
 
 @pytest.mark.row("T2")

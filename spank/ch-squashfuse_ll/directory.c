@@ -28,11 +28,11 @@ static int spoilt(struct directory *d, const char *what)
 /* Take from the listing what it still has; NULL, and closed, where it doesn't. */
 static const uint8_t *take(struct directory *d, uint8_t *scratch, size_t size)
 {
-	if (size > d->size - d->position) {
+	if (size > d->size - d->at.position) {
 		spoilt(d, "a directory's size");
 		return NULL;
 	}
-	d->position += size;
+	d->at.position += size;
 	return cursor_take(&d->cursor, scratch, size);
 }
 
@@ -49,29 +49,29 @@ static int step(struct directory *d, struct entry *entry)
 	uint8_t scratch[HEADER];
 	const uint8_t *p;
 
-	if (!d->left) {
-		if (d->size - d->position <= DOTS)
+	if (!d->at.left) {
+		if (d->size - d->at.position <= DOTS)
 			return 0;
 		if (!(p = take(d, scratch, HEADER)))
 			return -EIO;
 		if (le32(p) >= ENTRIES_MAX)
 			return spoilt(d, "a directory's header");
-		d->left = le32(p) + 1;
-		d->block = le32(p + 4);
-		d->number = le32(p + 8);
+		d->at.left = le32(p) + 1;
+		d->at.block = le32(p + 4);
+		d->at.number = le32(p + 8);
 	}
 	if (!(p = take(d, scratch, ENTRY)))
 		return -EIO;
-	d->left--;
-	entry->reference = (uint64_t)d->block << 16 | le16(p);
-	entry->number = d->number + (int16_t)le16(p + 2);
+	d->at.left--;
+	entry->reference = (uint64_t)d->at.block << 16 | le16(p);
+	entry->number = d->at.number + (int16_t)le16(p + 2);
 	entry->type = le16(p + 4);
 	entry->length = le16(p + 6) + 1u;
 	if (entry->type < TYPE_DIRECTORY || entry->type > TYPE_SOCKET || entry->length > NAME_LENGTH_MAX)
 		return spoilt(d, "a directory's entry");
 	if (!(entry->name = take(d, d->scratch, entry->length)))
 		return -EIO;
-	entry->next = d->position;
+	entry->next = d->at.position;
 	return 1;
 }
 
@@ -86,8 +86,9 @@ int directory_next(struct directory *d, struct entry *entry)
 {
 	int found;
 
+	d->before = d->at;
 	if (d->cursor.block)
-		d->before = (struct resume){ 0, d->position, d->left, d->block, d->number, cursor_place(&d->cursor) };
+		d->before.place = cursor_place(&d->cursor);
 	found = step(d, entry);
 	if (found != 1)
 		return found;
@@ -140,14 +141,14 @@ static int begin(struct directory *d, struct image *image, const struct inode *i
 	struct place place = inode->directory.listing;
 
 	d->cursor = (struct cursor){ .image = image };
-	d->position = d->left = 0;
+	d->at = (struct resume){ 0 };
 	d->size = inode->size;
 	if (d->size <= DOTS)
 		return 0;
 	/* Nobody needs an index that is damaged: it takes longer from the beginning. */
 	if (inode->directory.index_count && (position || name) &&
-	    search_index(image, inode, name ? d->size : position, name, length, &d->position, &place)) {
-		d->position = 0;
+	    search_index(image, inode, name ? d->size : position, name, length, &d->at.position, &place)) {
+		d->at.position = 0;
 		place = inode->directory.listing;
 	}
 	return cursor_open(&d->cursor, image, &image->directories, place);
@@ -180,22 +181,17 @@ static bool recall(struct image *image, const struct inode *inode, uint32_t posi
 
 int directory_open(struct directory *d, struct image *image, const struct inode *inode, uint32_t position)
 {
-	struct resume known;
 	struct entry entry;
 	int found;
 
 	d->cursor.block = NULL;
-	if (position && recall(image, inode, position, &known)) {
+	if (position && recall(image, inode, position, &d->at)) {
 		d->size = inode->size;
-		d->position = position;
-		d->left = known.left;
-		d->block = known.block;
-		d->number = known.number;
-		return cursor_open(&d->cursor, image, &image->directories, known.place);
+		return cursor_open(&d->cursor, image, &image->directories, d->at.place);
 	}
 	if (begin(d, image, inode, position, NULL, 0))
 		return -EIO;
-	while (d->position < position && (found = step(d, &entry)))
+	while (d->at.position < position && (found = step(d, &entry)))
 		if (found < 0)
 			return found;
 	return 0;

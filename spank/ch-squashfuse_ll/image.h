@@ -74,8 +74,9 @@ struct place {
 /* Where a listing was left, for who goes on with it: directory.c. */
 struct resume {
 	uint64_t inode; /* the directory's reference */
-	uint32_t position;
-	uint32_t left, block, number;
+	uint32_t position; /* in the listing */
+	uint32_t left; /* entries below the last header */
+	uint32_t block, number; /* as that says */
 	struct place place;
 };
 
@@ -196,11 +197,8 @@ ssize_t link_read(struct image *image, const struct inode *inode, char *to, size
 
 struct directory {
 	struct cursor cursor;
-	uint32_t position; /* in the listing */
 	uint32_t size; /* of the listing */
-	uint32_t left; /* entries below the last header */
-	uint32_t block, number; /* as that says */
-	struct resume before; /* the last entry */
+	struct resume at, before; /* where it is, and was before the last entry */
 	uint8_t scratch[NAME_LENGTH_MAX];
 };
 

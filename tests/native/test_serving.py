@@ -169,6 +169,9 @@ def test_no_answer_is_longer_than_there_is_room_for(plain: Path) -> None:
         node = server.lookup(name)
         assert 64 << 10 < len(server.ask(opcode, node, struct.pack("=QQI20x", 0, 0, 1 << 20))) <= 132 << 10
     assert server.listxattr(server.lookup(b"small"), 1 << 20) == []
+    # Where a listing can't go on: its places have 32 bits, and two more for the dots.
+    for offset in ((1 << 32) + 2, (1 << 32) + 14, 1 << 40):
+        assert server.ask(READDIR, server.lookup(b"many"), struct.pack("=QQI20x", 0, offset, 4096)) == b""
     assert server.end() == (0, "")
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import signal
 import subprocess
 from collections.abc import Callable
@@ -103,17 +104,21 @@ def test_flags_of_the_hosts_mounts_are_kept(image: Path, user: str, world_tmp: P
 
 @pytest.mark.row("T5")
 def test_nothing_on_the_hosts_tmp(image: Path, user: str, world_tmp: Path) -> None:
-    """While it runs, too: passwd and group lie in a tmpfs of the container's."""
-    private = world_tmp / "tmpdir"
-    private.mkdir(exist_ok=True)
-    private.chmod(0o777)
-    common = settings(user)
-    env = {**common["env"], "TMPDIR": str(private)}  # type: ignore[dict-item]
-    listing = subprocess.run(["ls", "-A", "/tmp"], check=True, capture_output=True, text=True).stdout
-    command = [SLURM_CH, "run", str(image), "--", "ls", "-A", "/tmp", str(private)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=20, **{**common, "env": env})  # type: ignore[call-overload]
-    assert done.stdout == f"/tmp:\n{listing}\n{private}:\n"
-    assert list(private.iterdir()) == []
+    """While it runs, too: passwd and group lie in a tmpfs of the container's. The host's /tmp is one that nobody else uses."""
+    host_tmp = world_tmp / "only-tmp"
+    (host_tmp / "tmpdir").mkdir(parents=True, exist_ok=True)
+    for path in (host_tmp, host_tmp / "tmpdir"):
+        path.chmod(0o777)
+    entry = pwd.getpwnam(user)
+    become = f"setpriv --reuid={entry.pw_uid} --regid={entry.pw_gid} --init-groups"
+    mounts = f"mount --bind {image.parent} /mnt && mount --bind {host_tmp} /tmp"
+    words = [SLURM_CH, "run", f"/mnt/{image.name}", "--", "ls", "-A", "/tmp", "/tmp/tmpdir"]
+    command = ["unshare", "--mount", "sh", "-c", f'{mounts} && exec {become} "$@"', "sh", *words]
+    env = {**settings(user)["env"], "TMPDIR": "/tmp/tmpdir"}  # type: ignore[dict-item]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60, cwd="/", env=env)
+    assert done.stdout == "/tmp:\ntmpdir\n\n/tmp/tmpdir:\n"
+    assert list(host_tmp.iterdir()) == [host_tmp / "tmpdir"]
+    assert list((host_tmp / "tmpdir").iterdir()) == []
 
 
 def test_renaming_a_directory_of_the_image(good: Good, image: Path) -> None:

@@ -78,5 +78,5 @@ def test_threads_share_blocks(program: Path, tree: Path, world_tmp: Path, size: 
     subprocess.run([*command, "-no-progress", "-noappend"], check=True, capture_output=True, text=True)
     # The sanitizer can't do with addresses as random as some kernels have them.
     command = ["setarch", "--addr-no-randomize", str(program), str(image), str(tree), *NAMES]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
     assert (done.stdout, done.stderr, done.returncode) == ("done\n", "", 0)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..engine import named
 from ..errors import ChError
-from ..request import site
+from ..request import pyxis_site
 from ..slurm import plugstack
 
 if TYPE_CHECKING:
@@ -23,8 +23,7 @@ def _root() -> str | None:
         return None
     entries = list(plugstack.entries(plugstack.path_of(conf, plugstack.settings(conf))))
     pairs = [word.partition("=") for entry in entries[:1] for word in entry.arguments]
-    found = [f"{key}={value}" for key, _, value in pairs if key == "containers"]
-    return site.parse(found).dialect.get("containers")
+    return pyxis_site.containers([(key, value) for key, _, value in pairs if key == "containers"])
 
 
 def all_here(job: str, node: str) -> dict[str, named.Kept]:

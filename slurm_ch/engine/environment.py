@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 
 from .. import agreement, log
 from ..errors import ChError, UsageError, describe
@@ -431,7 +432,12 @@ def worked_out(environment: Environment) -> Build:
     """Return what a process that entered a container needs: the environment, worked out inside."""
     build = Build()
     build.root_fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    environment.apply(build)
+    # Nothing may be imported meanwhile: what a module's path leads to is the image's.
+    finders, sys.meta_path[:] = sys.meta_path[:], []
+    try:
+        environment.apply(build)
+    finally:
+        sys.meta_path[:] = finders
     return build
 
 
@@ -442,11 +448,11 @@ def working_directory(metadata: str) -> str:
     """
     line = metadata.partition('\n  "cwd": "')[2].partition("\n")[0].rstrip(",")
     if "\\" in line:
-        import json
-
         try:
+            import json
+
             line = str(json.loads(f'"{line}')) + '"'
-        except ValueError:
+        except (ValueError, ImportError):
             return ""
     return line[:-1] if line.endswith('"') and line.startswith("/") and "\0" not in line else ""
 

@@ -14,6 +14,7 @@ from .. import agreement, linux, log
 from ..engine import named, namespaces, task_plan
 from ..engine.environment import Environment, load_readers, worked_out
 from ..errors import ChError, UsageError
+from ..request import pyxis_site
 from ..request.manner import AUTO, CREATE, EXEC, NO_EXEC
 
 TYPE_CHECKING = False
@@ -72,7 +73,7 @@ def _take_turn(wanted: Spec, asked: Asked, here: Site, caller: Caller, job: str)
     unnamed = _of_a_step(asked, env.get("SLURM_JOB_ID", ""))
     if unnamed is not None:
         return unnamed
-    root = here.dialect.get("containers")
+    root = pyxis_site.containers(here.dialect)
     kept = named.Kept(root, job if asked.of_job else None, env.get("SLURMD_NODENAME", "node"), asked.name)
     try:
         kept.make_place()

@@ -12,7 +12,7 @@ import os
 
 from .. import agreement
 from ..errors import UsageError
-from . import parsers, pyxis_mounts, site
+from . import parsers, pyxis_mounts, pyxis_site, site
 from .manner import AUTO, CREATE, NAMED, Kept, Manner
 from .options import FLAG, LIST, ONE, PLUGIN, Setting
 from .spec import Bind, Spec
@@ -162,7 +162,7 @@ def combine(here: site.Site, text: str, env: Mapping[str, str]) -> Spec:
     spec = site.combine(here, [*_settings(request), *others])
     spec.binds += [*_home(request, env), *pyxis_mounts.binds(request.parts("container-mounts"))]
     if not any(one.name == "image" for one in others):
-        spec.manner = _manner(request, env, here)
+        spec.manner = _manner(request, env, pyxis_site.parse(here.dialect))
         kept = spec.manner.kept
         if kept is not None and request.last("container-image") is None:
             spec.image = ""  # that of the container, which its node knows
@@ -176,15 +176,15 @@ def combine(here: site.Site, text: str, env: Mapping[str, str]) -> Spec:
     return spec
 
 
-def _manner(request: Request, env: Mapping[str, str], here: site.Site) -> Manner:
+def _manner(request: Request, env: Mapping[str, str], by_site: Mapping[str, str]) -> Manner:
     manner = Manner()
-    manner.kept = _kept(request, here)
-    manner.start_in_image = here.dialect.get("container_directory") != "job"
+    manner.kept = _kept(request, by_site)
+    manner.start_in_image = by_site.get("container_directory") != "job"
     manner.keep = request.parts("container-env")
     manner.drop = tuple(name for name in _DROPPED if name not in manner.keep)
     manner.gpus = _gpus(env)
     asked = request.truth("container-entrypoint")
-    if asked if asked is not None else here.dialect.get("execute_entrypoint") == "1":
+    if asked if asked is not None else by_site.get("execute_entrypoint") == "1":
         manner.entrypoint = ("--container-entrypoint", bool(request.truth("container-entrypoint-log")))
     manner.speaks = bool(request.truth("container-entrypoint-log"))
     adapters = env.get("MELLANOX_VISIBLE_DEVICES")
@@ -201,7 +201,7 @@ def _manner(request: Request, env: Mapping[str, str], here: site.Site) -> Manner
     return manner
 
 
-def _kept(request: Request, here: site.Site) -> Kept | None:
+def _kept(request: Request, by_site: Mapping[str, str]) -> Kept | None:
     """Return the container with a name that is asked for."""
     value = request.last("container-name")
     if value is None:
@@ -216,7 +216,7 @@ def _kept(request: Request, here: site.Site) -> Kept | None:
     if how == CREATE and request.last("container-image") is None:
         raise wrong("container-name", value, "--container-image is missing")
     read_only = bool(request.truth("container-readonly")) or request.truth("container-writable") is False
-    of_job = here.dialect.get("container_scope") != "global"
+    of_job = by_site.get("container_scope") != "global"
     return Kept(name, how, f"--container-name={name}", of_job=of_job, read_only=read_only)
 
 

@@ -7,7 +7,7 @@ from ..errors import UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .options import Setting
+    from collections.abc import Mapping, Sequence
 
 # How long a container with a name is kept; where commands start; whether the image's entrypoint is run.
 _WORDS = {
@@ -23,19 +23,24 @@ _ABSENT = {
 }
 
 
-def take(found: dict[str, str], setting: Setting) -> None:
-    """Add an argument to those that are `found`; UsageError if it is none, or wrong."""
-    key, value = setting.name, setting.value
-    if key in _WORDS:
-        if value not in _WORDS[key]:
-            raise setting.wrong(f"neither {' nor '.join(_WORDS[key])}")
-        found[key] = value
-    elif key == "containers":
-        # Below which directory containers with a name are.
-        if not value.startswith("/"):
-            raise setting.wrong("not an absolute path")
-        found[key] = value.rstrip("/")
-    elif f"{key}={value}" not in _IDLE:
+def parse(arguments: Sequence[tuple[str, str]]) -> Mapping[str, str]:
+    """Return what those of site.DIALECT_ARGUMENTS say that are given; UsageError names the wrong one."""
+    found = {}
+    for key, value in arguments:
+        wrong = f"plugstack.conf: {key}={value}"
         if key in _ABSENT:
-            raise setting.wrong(_ABSENT[key])
-        raise UsageError(f"plugstack.conf: {key}={value}: unknown argument")
+            if f"{key}={value}" not in _IDLE:
+                raise UsageError(f"{wrong}: {_ABSENT[key]}")
+        elif key in _WORDS and value not in _WORDS[key]:
+            raise UsageError(f"{wrong}: neither {' nor '.join(_WORDS[key])}")
+        elif key == "containers" and not value.startswith("/"):
+            raise UsageError(f"{wrong}: not an absolute path")
+        else:
+            found[key] = value
+    return found
+
+
+def containers(arguments: Sequence[tuple[str, str]]) -> str | None:
+    """Return below which directory containers with a name are; None for the usual one."""
+    found = parse(arguments).get("containers")
+    return found if found is None else found.rstrip("/")

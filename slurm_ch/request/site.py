@@ -30,6 +30,13 @@ IMAGE_ARGUMENTS = (
 )  # fmt: skip
 
 
+# About pyxis' options: what they mean is said in pyxis_site.
+DIALECT_ARGUMENTS = (
+    "container_directory", "container_scope", "containers", "execute_entrypoint", "runtime_path", "sbatch_support",
+    "use_enroot_load", "use_squashfuse",
+)  # fmt: skip
+
+
 class Site:
     """What plugstack.conf's arguments say: the site's part of every container."""
 
@@ -50,7 +57,7 @@ class Site:
     def __init__(self) -> None:
         self.binds: list[spec.Bind] = []
         self.defaults: list[Setting] = []
-        self.dialect: dict[str, str] = {}  # about pyxis' options: pyxis_site.py
+        self.dialect: list[tuple[str, str]] = []
         self.forbidden: set[str] = set()
         self.image_timeout = 0  # seconds; 0: none
         self.pulling: list[tuple[str, str]] = []
@@ -94,12 +101,10 @@ def _take(site: Site, setting: Setting) -> None:
         site.forbidden |= _site_forbidden(setting)
     elif key == "relay":
         site.relayed = _site_relayed(setting)
-    elif key in IMAGE_ARGUMENTS:
-        site.pulling.append((key, value))
+    elif key in (*IMAGE_ARGUMENTS, *DIALECT_ARGUMENTS):
+        (site.dialect if key in DIALECT_ARGUMENTS else site.pulling).append((key, value))
     else:
-        from . import pyxis_site
-
-        pyxis_site.take(site.dialect, setting)
+        raise UsageError(f"plugstack.conf: {key}={value}: unknown argument")
 
 
 def _site_default(setting: Setting) -> Setting:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 from slurm_ch import paths
 from slurm_ch.sandbox.cluster import Cluster
+from tests.small_images import make_image
 
 from .conftest import Good, Run
 
@@ -316,3 +318,26 @@ def test_what_a_killed_launcher_left_is_no_container(good: Good, sh: Run) -> Non
         """)
     )
     assert out == "no such container\n755\n/new\n"
+
+
+def test_who_joins_imports_nothing_of_the_image(good: Good, go: Path, world_tmp: Path) -> None:
+    """A working directory with a backslash is read by a module that is loaded for it; an image may have one like it."""
+    image = make_image(world_tmp / "evil", "evil")
+    directory = "/a\\b"
+    for path in ("ch", directory.lstrip("/"), json.__file__.rpartition("/")[0].lstrip("/")):
+        (image / path).mkdir(parents=True)
+    (image / "ch/metadata.json").write_text(json.dumps({"cwd": directory}, indent=2) + "\n")
+    evil = "import os\nos.write(2, b'imported from the image')\nfrom time import *\n"
+    for path in ("__init__.py", "decoder.py"):
+        (image / json.__file__.lstrip("/")).with_name(path).write_text(evil)
+    out = good(
+        in_job(f"""
+        NAMED --container-image={image} --container-mounts=$PWD sh -c "pwd > $PWD/go; read x < $PWD/go" &
+        read x < go
+        echo "$x"
+        NAMED pwd
+        echo > go
+        wait
+        """).replace("read x < go", "read -r x < go")
+    )
+    assert out.splitlines() == [directory, "/"]

@@ -248,7 +248,7 @@ def test_a_node_that_does_not_see_the_cache_says_so(me: User, plain: Registry, l
         ("--ch-image={ref} --ch-pull=never", 31, "not in "),
         ("--ch-image={ref} --ch-pull=cached", 31, "never pulled here"),
         ("--ch-image={ref} --ch-pull=soon", 64, "not one of auto, always, cached, never"),
-        ("--ch-image={ref} --ch-write", 64, "SquashFS can't be written to"),
+        ("--ch-image={ref} --ch-write", 64, "a SquashFS image can't be written to"),
         ("--ch-image=docker://me:pw@host/x", 64, "no user and no password"),
         ("--ch-image=oci:/not/here", 31, "can't read /not/here/index.json"),
     ],

@@ -8,6 +8,7 @@ against whoever is root in the container.
 
 from __future__ import annotations
 
+import errno
 import os
 
 from .. import log
@@ -337,7 +338,9 @@ def _is_utc() -> bool:
     """Whether the host's time is what an image without a time zone has anyway."""
     try:
         return os.readlink(TIME_ZONE).rpartition("/")[2] in ("UTC", "UCT", "Universal", "Zulu")
-    except OSError:
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.EINVAL):  # none, or a file
+            raise
         return False
 
 

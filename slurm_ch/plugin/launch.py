@@ -33,6 +33,8 @@ except Exception as error:
     words = " ".join(str(error).split()) or type(error).__name__
     node = "".join(f"{name}: " for name in sys.argv[4:5] if name)
     posix.write(int(sys.argv[:4][-1]), f"slurm-ch: {node}error: can't load the launcher: {words}\n".encode())
+    # A directory that could not be looked at once counts as missing, and is not looked at again.
+    sys.path_importer_cache.clear()
     from slurm_ch.agreement import EXIT_SETUP, TICKET_MAGIC
 
     posix.write(int(sys.argv[2]), TICKET_MAGIC.encode() + EXIT_SETUP.to_bytes(4, "little"))

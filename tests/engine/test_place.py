@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from slurm_ch.engine import container
 from tests import leftovers
 
 from .conftest import SLURM_CH, TIMEOUT, Run, mountinfo, settings
@@ -291,6 +293,21 @@ def test_binds_below_a_private_tmp(good: Good, image: Path, world_tmp: Path) -> 
             f"x\n{int(there.startswith('/tmp'))}\n"
         )
     assert good("-t", "-b", f"{world_tmp}/shown", image, "--", "pwd", cwd=world_tmp / "shown") == f"{world_tmp}/shown\n"
+
+
+def test_a_time_zone_that_can_t_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None, or a file in place of a link, tell that it is not UTC; a disk's error tells nothing."""
+    for number, expected in ((errno.ENOENT, False), (errno.EINVAL, False), (errno.EIO, None), (errno.ENOMEM, None)):
+
+        def fails(path: str, number: int = number) -> str:
+            raise OSError(number, os.strerror(number), path)
+
+        monkeypatch.setattr(os, "readlink", fails)
+        if expected is None:
+            with pytest.raises(OSError, match="/etc/localtime"):
+                container._is_utc()
+        else:
+            assert container._is_utc() is expected
 
 
 @pytest.mark.parametrize("there", ["missing", "dangling", "own"])

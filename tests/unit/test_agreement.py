@@ -127,3 +127,26 @@ def test_a_launcher_without_one_of_its_modules_says_so(tmp_path: Path, missing: 
     with open(out, closefd=True) as file:
         file.seek(0)
         assert re.fullmatch(f"slurm-ch: n7: error: can't load the launcher: .*{missing[:-3]}.*\n", file.read())
+
+
+def test_a_launcher_whose_package_could_not_be_looked_at_once() -> None:
+    """The answer is kept by Python: without a second look, no ticket came, and a second line from ch-join."""
+    tasks, launcher = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    out = os.memfd_create("out")
+    program = str(ROOT / "slurm_ch/plugin/launch.py")
+    words = ["/dev/null", str(launcher.fileno()), str(out), "n7"]
+    code = (
+        f"import sys; sys.argv = [{program!r}, *sys.argv[1:]]; sys.path_importer_cache[{str(ROOT)!r}] = None;"
+        f"exec(open({program!r}).read(), {{'__file__': {program!r}, '__name__': '__main__'}})"
+    )
+    with tasks, launcher:
+        done = subprocess.run(
+            [agreement.DEFAULT_PYTHON, "-I", "-S", "-c", code, *words],
+            check=False, stderr=subprocess.DEVNULL, pass_fds=[launcher.fileno(), out],
+        )  # fmt: skip
+        launcher.close()
+        assert tasks.recv(64) == agreement.TICKET_MAGIC.encode() + agreement.EXIT_SETUP.to_bytes(4, "little")
+    assert done.returncode == agreement.EXIT_SETUP
+    with open(out, closefd=True) as file:
+        file.seek(0)
+        assert file.read() == "slurm-ch: n7: error: can't load the launcher: No module named 'slurm_ch'\n"

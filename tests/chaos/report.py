@@ -40,8 +40,13 @@ FAULTS = [
     ("image cut at 70 lengths", ["image truncated"], None),
     ("image deleted, replaced, emptied while running", [f"image {what} while running" for what in ("deleted", "replaced", "emptied")], None),
     ("image's file server hangs; step cancelled", [f"image's server hangs in {what}; cancelled" for what in ("lookup", "open", "read")], None),
+    ("FUSE server stopped with a request in its hand; cancelled (``image_timeout=``)", ["FUSE server stopped with a request in its hand, no cgroup"], None),
     ("named join: the first peer killed at a call", ["named join, first peer killed"], "a peer killed at a call"),
     ("named join: any peer killed at a call", ["named join, any peer killed"], "a peer killed at a call"),
+    ("named join: its holder killed, at each system call", ["join, holder killed"], None),
+    ("named join: the holder's guard, or who starts it, killed, at each system call", ["join, guard killed", "join, starter killed"], None),
+    ("named join: launcher killed, at each system call", ["join, launcher killed"], None),
+    ("named join under proctrack/cgroup: a task never comes; step ends, or is cancelled", [f"proctrack/cgroup, end by {end}" for end in ("the tasks", "scancel")], None),
 ]  # fmt: skip
 
 LOADS = [

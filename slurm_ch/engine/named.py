@@ -59,8 +59,9 @@ class Kept:
     def lock(self, wait: bool) -> int | None:
         """Return a descriptor that keeps others from it for as long as it is open; None if another has it."""
         while True:
-            fd = os.open(f"{self.directory}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            fd = -1
             try:
+                fd = os.open(f"{self.directory}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
                 fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
                 # Whoever had it before may have removed all of it.
                 if os.path.samestat(os.fstat(fd), os.stat(f"{self.directory}/lock")):
@@ -70,7 +71,8 @@ class Kept:
             except BlockingIOError:
                 os.close(fd)
                 return None
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
 
     def image(self) -> str | None:
         """Return the path of the image that it was made of; None if it was not made."""

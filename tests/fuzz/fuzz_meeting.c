@@ -304,6 +304,7 @@ static int fuzz_outcome(uint8_t how)
 #define waitpid(pid, status, flags) (*(status) = fuzz_byte() & 1 ? 0 : 9, 99)
 #include "../../spank/ch-join/exchange.c"
 #define now_ms holders_now_ms
+#include "../../spank/ch-join/switchboard.c"
 #include "../../spank/ch-join/holder.c"
 #undef now_ms
 #include "../../spank/ch-join/meeting.c"

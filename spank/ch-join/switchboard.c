@@ -1,0 +1,339 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The switchboard of a join: it starts nothing, enters nothing, and gives each peer what
+ * the beginner has handed over: the end of a socket at which the ticket is, or will be. While it
+ * has that, the container stays for those who come late.
+ *
+ * It knows joins, one after another or of several images at once. A peer with a rank takes part in
+ * each once, so that who comes again is in the next one, whatever the others do; peers without are
+ * only counted.
+ */
+#define _GNU_SOURCE
+#include "switchboard.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "../agreement.h"
+#include "meeting.h"
+
+/* Descriptors that are not for peers: the streams and the two, what is handed over. */
+#define OWN_FDS 10
+/* So often is tried again what the kernel had no room for: descriptors on their way. */
+#define AGAIN_MS 5
+
+struct join {
+	struct join *next;
+	uint64_t image, rules;
+	uint32_t peers, arrived;
+	int64_t *ranks;
+	int ticket;	     /* -1: the beginner is to hand it over */
+	struct caller *maker; /* while it does */
+	int32_t maker_pid;
+	char maker_name[32];
+};
+
+struct caller {
+	struct caller *next;
+	int fd; /* -1: to be forgotten */
+	int32_t pid;
+	struct join *join; /* NULL: it hasn't said hello */
+	struct hello hello;
+};
+
+static struct join *joins;
+static struct caller *callers;
+static unsigned caller_count;
+static bool anybody_came;
+int watch_fd = -1;
+static char tag[sizeof(((struct hello *)0)->tag)];
+
+static void *room(size_t size)
+{
+	void *p = calloc(1, size);
+
+	/* The guard takes over. */
+	if (!p)
+		abort();
+	return p;
+}
+
+static int tell(struct caller *c, uint32_t kind, uint32_t value, const struct join *j, int fd)
+{
+	struct answer a = { .magic = MEETING_MAGIC, .kind = kind, .value = value };
+
+	if (j) {
+		a.pid = j->maker_pid;
+		memcpy(a.name, j->maker_name, sizeof(a.name));
+	}
+	return message_send(c->fd, &a, sizeof(a), fd);
+}
+
+static void hang_up(struct caller *c)
+{
+	close(c->fd);
+	c->fd = -1;
+}
+
+static bool has_rank(const struct join *j, int64_t rank)
+{
+	for (uint32_t i = 0; i < j->arrived; i++)
+		if (rank >= 0 && j->ranks[i] == rank)
+			return true;
+	return false;
+}
+
+/* The join that a peer has come for: of its image, and not the one that it was in before. */
+static struct join *find_join(const struct hello *h)
+{
+	struct join **end = &joins;
+
+	for (; *end; end = &(*end)->next)
+		if ((*end)->image == h->image && (*end)->arrived < (*end)->peers && !has_rank(*end, h->rank))
+			return *end;
+	*end = room(sizeof(**end));
+	**end = (struct join){ .image = h->image, .rules = h->rules, .peers = h->peers, .ticket = -1 };
+	(*end)->ranks = room(h->peers * sizeof(int64_t));
+	return *end;
+}
+
+/* Let the first of those who wait for a join begin it. */
+static void find_maker(struct join *j)
+{
+	for (struct caller *c = callers; c && !j->maker && j->ticket < 0; c = c->next) {
+		if (c->fd < 0 || c->join != j)
+			continue;
+		if (tell(c, MEETING_BEGIN, 0, NULL, -1)) {
+			hang_up(c);
+			continue;
+		}
+		j->maker = c;
+		j->rules = c->hello.rules;
+		j->maker_pid = c->pid;
+		memcpy(j->maker_name, c->hello.name, sizeof(j->maker_name));
+	}
+}
+
+static void say_hello(struct caller *c)
+{
+	const struct hello *h = &c->hello;
+	struct join *j;
+
+	if (!anybody_came)
+		memcpy(tag, h->tag, sizeof(tag));
+	if (memcmp(tag, h->tag, sizeof(tag))) {
+		tell(c, MEETING_TAG, 0, NULL, -1);
+		hang_up(c);
+		return;
+	}
+	anybody_came = true;
+	j = find_join(h);
+	if (j->peers != h->peers) {
+		tell(c, MEETING_COUNT, j->peers, NULL, -1);
+		hang_up(c);
+		return;
+	}
+	c->join = j;
+	j->ranks[j->arrived++] = h->rank;
+}
+
+static bool is_hello(const struct hello *h, ssize_t n)
+{
+	return n == sizeof(*h) && !memcmp(h->magic, MEETING_MAGIC, sizeof(h->magic)) &&
+	       !h->tag[sizeof(h->tag) - 1] && h->peers > 0 && h->peers <= JOIN_MAX && h->rank >= -1;
+}
+
+/* Who has said hello may only hand over, and only if it is to. */
+static void hear(struct caller *c)
+{
+	union {
+		struct hello hello;
+		struct answer have;
+	} got;
+	int fd;
+	ssize_t n = message_receive(c->fd, &got, sizeof(got), &fd, MSG_DONTWAIT);
+	struct join *j = c->join;
+
+	if (n < 0 && errno == EAGAIN)
+		return;
+	if (!j && is_hello(&got.hello, n)) {
+		c->hello = got.hello;
+		c->hello.name[sizeof(c->hello.name) - 1] = '\0';
+		say_hello(c);
+	} else if (j && j->maker == c && n == sizeof(got.have) && got.have.kind == MEETING_HAVE && fd >= 0) {
+		j->ticket = fd;
+		fd = -1;
+		hang_up(c);
+	} else {
+		if (n > 0)
+			tell(c, MEETING_OTHER, 0, NULL, -1);
+		hang_up(c);
+	}
+	if (fd >= 0)
+		close(fd);
+	if (j && j->maker == c && c->fd < 0)
+		j->maker = NULL;
+}
+
+static void let_in(void)
+{
+	int fd = accept4(LISTEN_FD, NULL, NULL, SOCK_CLOEXEC);
+	struct caller *c;
+	struct ucred who;
+
+	if (fd < 0)
+		return;
+	if (meeting_whose(fd, &who) != OURS) {
+		close(fd);
+		return;
+	}
+	c = room(sizeof(*c));
+	*c = (struct caller){ .next = callers, .fd = fd, .pid = who.pid };
+	callers = c;
+	caller_count++;
+}
+
+/* Give everybody what there is for them; return whether it is to be tried again. */
+static bool give(void)
+{
+	bool again = false;
+
+	for (struct join *j = joins; j; j = j->next)
+		find_maker(j);
+	for (struct caller *c = callers; c; c = c->next) {
+		struct join *j = c->join;
+
+		if (c->fd < 0 || !j || j->ticket < 0)
+			continue;
+		if (tell(c, MEETING_TAKE, j->rules == c->hello.rules, j, j->ticket) && errno == ETOOMANYREFS)
+			again = true;
+		else
+			hang_up(c);
+	}
+	return again;
+}
+
+/* Forget who is served, then the joins that all have come to. */
+static void forget(void)
+{
+	for (struct caller **at = &callers; *at;) {
+		struct caller *c = *at;
+
+		if (c->fd >= 0) {
+			at = &c->next;
+			continue;
+		}
+		*at = c->next;
+		caller_count--;
+		free(c);
+	}
+	for (struct join **at = &joins; *at;) {
+		struct join *j = *at;
+		bool awaited = j->arrived < j->peers;
+
+		for (struct caller *c = callers; c && !awaited; c = c->next)
+			awaited = c->join == j;
+		/* Of one that never got a container nothing is left for those to come. */
+		if (awaited && (j->ticket >= 0 || j->maker)) {
+			at = &j->next;
+			continue;
+		}
+		*at = j->next;
+		if (j->ticket >= 0)
+			close(j->ticket);
+		free(j->ranks);
+		free(j);
+	}
+}
+
+static int64_t now_ms(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * 1000 + t.tv_nsec / 1000000;
+}
+
+/* How long poll may wait: for ever without a limit. */
+static int left(int64_t deadline, bool again)
+{
+	int64_t ms = deadline ? deadline - now_ms() : -1;
+
+	if (deadline && ms < 0)
+		ms = 0;
+	return again && (ms < 0 || ms > AGAIN_MS) ? AGAIN_MS : (int)ms;
+}
+
+void hold(unsigned seconds)
+{
+	struct rlimit files = { 64, 64 };
+	struct pollfd *wait = NULL;
+	int64_t deadline;
+	bool again = false;
+
+	getrlimit(RLIMIT_NOFILE, &files);
+	files.rlim_cur = files.rlim_max;
+	setrlimit(RLIMIT_NOFILE, &files);
+	deadline = seconds ? now_ms() + seconds * 1000 : 0;
+	for (;;) {
+		unsigned count = caller_count, i = 2;
+		struct caller *first = callers;
+		int ready;
+
+		wait = realloc(wait, (count + 2) * sizeof(*wait));
+		if (!wait)
+			abort();
+		wait[0] = (struct pollfd){ .fd = watch_fd, .events = POLLIN };
+		/* Without a descriptor to spare, the next caller waits for one. */
+		wait[1] = (struct pollfd){ .fd = count + OWN_FDS < files.rlim_cur ? LISTEN_FD : -1,
+					   .events = POLLIN };
+		for (struct caller *c = first; c; c = c->next)
+			wait[i++] = (struct pollfd){ .fd = c->fd, .events = POLLIN };
+		ready = poll(wait, count + 2, left(deadline, again));
+		if (ready < 0 && errno != EINTR)
+			abort();
+		if (wait[0].revents & POLLIN || (deadline && now_ms() >= deadline))
+			break;
+		if (wait[1].revents) {
+			let_in();
+			if (seconds)
+				deadline = now_ms() + seconds * 1000;
+		}
+		i = 2;
+		for (struct caller *c = first; c; c = c->next)
+			if (wait[i++].revents)
+				hear(c);
+		again = give();
+		forget();
+		if (anybody_came && !joins)
+			break;
+	}
+}
+
+void mourn(unsigned seconds)
+{
+	struct pollfd wait[] = { { .fd = watch_fd, .events = POLLIN }, { .fd = LISTEN_FD, .events = POLLIN } };
+
+	/* From now on callers see this process, not the dead one. */
+	if (listen(LISTEN_FD, BACKLOG))
+		return;
+	for (;;) {
+		int fd, ready = poll(wait, 2, seconds ? (int)seconds * 1000 : -1);
+		struct caller c = { .fd = -1 };
+
+		if (ready < 0 && errno == EINTR)
+			continue;
+		if (ready <= 0 || wait[0].revents & POLLIN)
+			return;
+		fd = accept4(LISTEN_FD, NULL, NULL, SOCK_CLOEXEC);
+		if (fd < 0)
+			continue;
+		c.fd = fd;
+		tell(&c, MEETING_LOST, 0, NULL, -1);
+		close(fd);
+	}
+}

@@ -53,6 +53,7 @@ LEFT_OUT = {
         "tests/engine/test_ch_run_options.py::test_fuse_single_reaches_the_server": "no squashfuse_ll",
         "tests/cluster/test_missing_plugin.py::test_the_task_prolog_guards_what_srun_alone_cannot": "Slurm 20.11 goes on"
         " when TaskProlog fails",
+        "tests/cluster/test_components.py::test_components_of_a_step_in_one_job": "Slurm 20.11 has none",
         "tests/cluster/test_configless.py::test_what_plugstack_conf_includes_does_not_get_to_the_node": "likewise",
         "tests/cluster/test_attach.py::test_a_terminal": "Slurm 20.11 sets up terminals otherwise",
         "tests/cluster/test_relay.py::test_a_terminal_inside": "likewise",

@@ -47,12 +47,6 @@ def on(user: str, image_sqfs: Path, other_sqfs: Path) -> Iterator[On]:
         # What is left of the first image has it too: nothing runs on the host unasked.
         (f"srun -n1 {SHOW} : -n1 {TWO} {SHOW}", ["0 two", "1 two"]),
         (f"SLURM_CH_IMAGE=$IMG srun -n1 {SHOW} : -n1 {TWO} {SHOW}", ["0 one", "1 two"]),
-        # Two components of a step in one job's allocation.
-        (f"salloc -Q -N2 -n2 srun -N1 -n1 {ONE} {SHOW} : -N1 -n1 {TWO} {SHOW}", ["0 one", "1 two"]),
-        (
-            f"salloc -Q -N2 -n2 srun -N1 -n1 --het-group=1 {ONE} {SHOW} : --het-group=0 -N1 -n1 {TWO} {SHOW}",
-            ["0 two", "1 one"],
-        ),
         # Parts of a job of several, by their numbers.
         (
             f"salloc -Q -n1 : -n1 : -n1 srun --het-group=2 {ONE} {SHOW} : --het-group 1 {TWO} {SHOW}",
@@ -69,6 +63,20 @@ def test_each_component_has_its_own(on: On, line: str, shown: list[str]) -> None
     done = on(line)
     assert done.returncode == 0, done
     assert sorted(said.strip() for said in done.stdout.splitlines()) == shown
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        (f"salloc -Q -N2 -n2 srun -N1 -n1 {ONE} {SHOW} : -N1 -n1 {TWO} {SHOW}", ["0 one", "1 two"]),
+        (
+            f"salloc -Q -N2 -n2 srun -N1 -n1 --het-group=1 {ONE} {SHOW} : --het-group=0 -N1 -n1 {TWO} {SHOW}",
+            ["0 two", "1 one"],
+        ),
+    ],
+)  # fmt: skip
+def test_components_of_a_step_in_one_job(on: On, line: str, shown: list[str]) -> None:
+    test_each_component_has_its_own(on, line, shown)
 
 
 def test_what_is_wrong_in_one_is_said_before_it_queues(on: On) -> None:

@@ -31,6 +31,7 @@ FACT_VARIABLE = "e"  # NAME=VALUE of the job's environment
 FACT_TASKS = "t"  # how many tasks this node has
 FACT_JOB = "j"  # the job's number, of a het job that of its part: where the container has a name
 FACT_COMMAND = "c"  # srun, sbatch or salloc, to the checker: its program may have another name
+FACT_BROADCAST = "o"  # the job whose nodes are to have the image, to the checker
 FACT_SCRIPT = "b"  # the batch script's path, in a batch step
 FACT_WORD = "w"  # one of the words of `slurm-ch run` before the command: options, image
 FACT_NAME = "n"  # the name that it was called by: CH_RUN has other defaults
@@ -91,6 +92,13 @@ LOCATED_LINE = "located="
 # In the request of an srun of several components that differ, before each one's: RANK:JOB, by which a
 # node knows its step's (spank/plugin/components.c). No option has that name.
 COMPONENT_LINE = "component="
+# In a request: where the job's nodes have a copy of the image of their own; and what the checker answers where it has
+# made one. A job's files begin with BROADCAST_FILE, in the site's directory if it names one, and UID-JOB-. Each is
+# a copy, or with BROADCAST_NOTE at the end holds the path of one that is elsewhere.
+BROADCAST_LINE = "broadcast-to="
+BROADCAST_WORD = "AT "
+BROADCAST_FILE = "/tmp/slurm_ch-image-"
+BROADCAST_NOTE = ".at"
 # How a reference begins, as opposed to a path: images in registries, archives and stores.
 REFERENCE_BEGINNINGS = (
     "docker://", "oci:", "oci-archive:", "docker-archive:", "docker-daemon:", "containers-storage:", "dir:",

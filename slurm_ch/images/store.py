@@ -32,6 +32,9 @@ from .reference import Reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from typing import TypeVar
+
+    _Found = TypeVar("_Found")
 
 _POLL_SECONDS = 0.5
 _QUICK_SECONDS = 0.02
@@ -146,7 +149,7 @@ class Store:
         except (OSError, CacheError) as error:
             log.debug(f"{self.directory}: {error}")
             return ask()
-        with self._locked(f"job-{job}-{name}", lambda: self._pin(place, name, reference, platform)) as known:
+        with self._locked(f"job-{job}-{name}", lambda: self._pin(place, name, reference, platform)) as (known, _):
             found = known
             if found is None:
                 found = ask()
@@ -160,8 +163,29 @@ class Store:
     def _pin(self, place: str, name: str, reference: Reference, platform: str) -> Known | None:
         return _known(_read_record(os.path.join(self.directory, place, name)), reference, platform)
 
+    def once(self, job: str, name: str, make: Callable[[Callable[[], None]], str]) -> str:
+        """Return what `make` returned when the job first asked for `name`, which others wait for.
+
+        `make` is to call its argument often. A cache that can't be written to remembers nothing: each makes its own.
+        """
+        place = os.path.join(self.directory, "refs", f"job-{job}")
+        path = os.path.join(place, name)
+        try:
+            self.prepare()
+            os.makedirs(place, mode=0o700, exist_ok=True)
+        except (OSError, CacheError) as error:
+            log.debug(f"{self.directory}: {error}")
+            return make(lambda: None)
+        with self._locked(f"job-{job}-{name}", lambda: _read_record(path).get("made")) as (found, lock):
+            if found is not None:
+                return str(found)
+            assert lock is not None
+            made = make(lambda: lock.beat(""))
+            self._write_record(path, {"made": made})
+            return made
+
     @contextmanager
-    def _locked(self, name: str, done: Callable[[], Known | None]) -> Iterator[Known | None]:
+    def _locked(self, name: str, done: Callable[[], _Found | None]) -> Iterator[tuple[_Found | None, Lock | None]]:
         """Hold the lock `name`, or give what `done` says as soon as it says something."""
         path = os.path.join(self.directory, "lock", name[:200])
         while True:
@@ -169,12 +193,12 @@ class Store:
             found = done()
             if lock is not None:
                 try:
-                    yield found
+                    yield found, lock
                 finally:
                     lock.release()
                 return
             if found is not None:
-                yield found
+                yield found, None
                 return
             if self._holder(path) is not None:
                 time.sleep(_QUICK_SECONDS)

@@ -18,7 +18,8 @@ class Facts:
     """What the plugin knows of the step, or `slurm-ch run` of its call: strings as they were on the node."""
 
     __slots__ = (
-        "command", "environment", "job", "local_tasks", "located", "name", "request", "script", "site", "words",
+        "broadcast", "command", "environment", "job", "local_tasks", "located", "name", "request", "script", "site",
+        "words",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -29,6 +30,7 @@ class Facts:
         self.script: str | None = None
         self.job = ""
         self.command: str | None = None  # where the user submits
+        self.broadcast: str | None = None  # the job whose nodes are to have the image
         self.name = ""
         self.located: str | None = None
         self.words: list[str] = []  # of `slurm-ch run`, in place of site and request
@@ -41,6 +43,7 @@ _TEXTS = {
     agreement.FACT_LOCATED: "located",
     agreement.FACT_COMMAND: "command",
     agreement.FACT_JOB: "job",
+    agreement.FACT_BROADCAST: "broadcast",
 }
 
 

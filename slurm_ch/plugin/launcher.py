@@ -45,6 +45,10 @@ def launch(facts: Facts, office: tickets.TaskSocket) -> None:
 
         if named_container.is_joined(facts, wanted, here, caller, office):
             return
+    if agreement.BROADCAST_LINE in facts.request:
+        from . import local_copy
+
+        wanted.located = local_copy.find(facts.request, wanted)
     refers = wanted.image.startswith(agreement.REFERENCE_BEGINNINGS) or agreement.LOCATED_LINE in facts.request
     if refers and wanted.located is None:
         wanted.located = _locate(facts, wanted, here, caller)

@@ -34,6 +34,10 @@ def check(facts: Facts, command: Sequence[str]) -> str | None:
     what it means is returned, as the plugin is told.
     """
     here, wanted = asked_for(facts)
+    if facts.broadcast is not None:
+        from . import broadcast
+
+        return broadcast.to_nodes(facts, wanted, here)
     _refuse_two_images(command)
     if wanted.save is not None and os.path.basename(command[0]) == "salloc":
         raise UsageError(f"{wanted.label('save')}={wanted.save}: salloc runs nothing in a container: give it to srun")
@@ -59,6 +63,10 @@ def check(facts: Facts, command: Sequence[str]) -> str | None:
             return None  # not here, or not to be read here
         raise
     container.check_image(wanted, found, storage)
+    if wanted.broadcast is not None and found.kind != image.SQUASHFS:
+        raise UsageError(
+            f"{wanted.label('broadcast')}: {wanted.image}: a directory; `slurm-ch pack` makes a file of it"
+        )
     return None
 
 

@@ -88,6 +88,8 @@ OPTIONS = (
            short="W", bare=DEFAULT_WRITE_FAKE),
     Option("overlay", ONE, "DIR", "keep what is written in DIR, and use it again (implies write-fake)",
            paths="directory"),
+    Option("broadcast", OPTIONAL, "DIR", "sbcast the image to the nodes' disk, once per job; bare: in /tmp",
+           where=PLUGIN, bare="yes"),
     Option("save", ONE, "FILE", "pack the container to FILE when all tasks have ended with status 0", where=PLUGIN,
            paths="directory"),
     Option("home", FLAG, "", "bind your home directory at /home/$USER (implies write-fake)"),

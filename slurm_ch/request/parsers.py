@@ -227,6 +227,18 @@ def _overlay(spec: Spec, setting: Setting) -> None:
     spec.overlay = setting.value
 
 
+def _broadcast(spec: Spec, setting: Setting) -> None:
+    word = setting.value.lower()
+    if word in agreement.NO_WORDS:
+        spec.broadcast = None
+    elif word in _YES:
+        spec.broadcast = ""
+    elif not setting.value.startswith("/"):
+        raise setting.wrong("neither yes, no nor an absolute path")
+    else:
+        spec.broadcast = path(setting, setting.value)
+
+
 def _save(spec: Spec, setting: Setting) -> None:
     if not setting.value or setting.value.endswith("/"):
         raise setting.wrong("not the name of a file")
@@ -388,6 +400,7 @@ _PARSERS = {
     "write": _write,
     "write-fake": _write_fake,
     "overlay": _overlay,
+    "broadcast": _broadcast,
     "save": _save,
     "home": _home,
     "device": _device,
@@ -429,6 +442,14 @@ def located(text: str) -> tuple[str, str] | None:
     return None
 
 
+def broadcast_to(text: str) -> str | None:
+    """Return where the nodes have the image on their own disks, if a step's request says so."""
+    for line in text.split("\n"):
+        if line.startswith(agreement.BROADCAST_LINE):
+            return line[len(agreement.BROADCAST_LINE) :]
+    return None
+
+
 def parse_request(text: str) -> list[Setting]:
     """Return the settings of a step's request: lines `NAME=VALUE` from the plugin.
 
@@ -437,7 +458,7 @@ def parse_request(text: str) -> list[Setting]:
     """
     settings = []
     for line in text.split("\n"):
-        if not line or line.startswith(agreement.LOCATED_LINE):
+        if not line or line.startswith((agreement.LOCATED_LINE, agreement.BROADCAST_LINE)):
             continue
         name, _, value = line.partition("=")
         option = BY_NAME.get(name)

@@ -42,6 +42,7 @@ class Site:
 
     __slots__ = (
         "binds",
+        "broadcast",
         "defaults",
         "dialect",
         "forbidden",
@@ -56,6 +57,7 @@ class Site:
 
     def __init__(self) -> None:
         self.binds: list[spec.Bind] = []
+        self.broadcast: str | None = None  # where images are copied to
         self.defaults: list[Setting] = []
         self.dialect: list[tuple[str, str]] = []
         self.forbidden: set[str] = set()
@@ -83,7 +85,7 @@ def parse(arguments: Sequence[str]) -> Site:
 
 def _take(site: Site, setting: Setting) -> None:
     key, value = setting.name, setting.value
-    if key in ("storage", "squashfuse"):
+    if key in ("storage", "squashfuse", "broadcast"):
         setattr(site, key, value)
     elif key == "image_timeout":
         site.image_timeout = _site_seconds(setting)

@@ -42,8 +42,8 @@ class Spec:
     """The container that is asked for: values are checked for their form, not against the node."""
 
     __slots__ = (
-        "binds", "cd", "cdi_dirs", "color", "devices", "env_expand", "env_rules", "fuse_single", "gid", "home",
-        "image", "image_directory", "image_env", "image_timeout", "join", "join_count", "join_pid", "join_tag",
+        "binds", "broadcast", "cd", "cdi_dirs", "color", "devices", "env_expand", "env_rules", "fuse_single", "gid",
+        "home", "image", "image_directory", "image_env", "image_timeout", "join", "join_count", "join_pid", "join_tag",
         "join_timeout", "keep_keyring", "labels", "like_ch_run", "located", "manner", "mount_point", "overlay",
         "passwd", "platform", "private_tmp", "pull", "relay", "relay_commands", "relay_defaults", "save", "seccomp",
         "storage", "uid", "unshare", "userns", "verbosity", "write", "write_fake",
@@ -70,6 +70,7 @@ class Spec:
         self.write = False
         self.write_fake: str | None = None
         self.overlay: str | None = None  # the directory that keeps the changes
+        self.broadcast: str | None = None  # where on the nodes' disks the image is to be; "": where the site says
         self.save: str | None = None  # where the container is to be packed at the end
         self.home = False
         self.uid: int | None = None

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* When a job is over: its containers that have a name go, removed by a process of the job's user.
+/* When a job is over: its copies of images and its containers that have a name go, removed by a process of the
+ * job's user.
  *
  * Slurm is root here. So the first thing that is done is to become the user, for good; only then is it
  * looked whether there is anything, and only then is a program started (plugin/job_end.py).
@@ -18,6 +19,8 @@
 #include "../common/descriptors.h"
 #include "plugin.h"
 
+#define NOBODYS_GROUP 65534
+
 /* Become the user, with none of root's rights and no group but the user's own. */
 static int become_user(uid_t uid, gid_t gid)
 {
@@ -29,7 +32,7 @@ static int become_user(uid_t uid, gid_t gid)
 	return uid && !setuid(0) ? -1 : 0;
 }
 
-static void __attribute__((noreturn)) remove_as(uid_t uid, gid_t gid, uint32_t job, int ac, char **av)
+static void __attribute__((noreturn)) remove_as(uid_t uid, uint32_t job, int ac, char **av)
 {
 	char *python = site_path("python", DEFAULT_PYTHON, ac, av);
 	char *launcher = site_path("launcher", DEFAULT_LAUNCHER, ac, av);
@@ -42,7 +45,7 @@ static void __attribute__((noreturn)) remove_as(uid_t uid, gid_t gid, uint32_t j
 	bool own;
 
 	snprintf(number, sizeof(number), "%u", job);
-	if (become_user(uid, gid) || !python || !launcher || !root)
+	if (!python || !launcher || !root)
 		_exit(0);
 	own = !strcmp(root, "/");
 	if (asprintf(&directory, "%s%s%u/" CONTAINERS_OF_JOB "%u", own ? "" : root,
@@ -59,20 +62,26 @@ static void __attribute__((noreturn)) remove_as(uid_t uid, gid_t gid, uint32_t j
 
 void job_end(spank_t sp, int ac, char **av)
 {
+	/* Only what pyxis' options make may need the user's group; who has which, can take long to find out. */
+	bool pyxis = site_says_yes("pyxis", ac, av);
 	struct passwd *user;
 	uint32_t job;
 	uid_t uid;
 	pid_t pid;
 
-	if (!site_says_yes("pyxis", ac, av) || spank_get_item(sp, S_JOB_UID, &uid) != ESPANK_SUCCESS ||
+	if (spank_get_item(sp, S_JOB_UID, &uid) != ESPANK_SUCCESS ||
 	    spank_get_item(sp, S_JOB_ID, &job) != ESPANK_SUCCESS)
 		return;
-	user = getpwuid(uid);
-	if (!user)
-		return;
+	user = pyxis ? getpwuid(uid) : NULL;
 	pid = fork();
-	if (pid == 0)
-		remove_as(uid, user->pw_gid, job, ac, av);
+	if (pid == 0) {
+		if (become_user(uid, user ? user->pw_gid : NOBODYS_GROUP))
+			_exit(0);
+		broadcast_remove(uid, job, ac, av);
+		if (!user)
+			_exit(0);
+		remove_as(uid, job, ac, av);
+	}
 	while (pid > 0 && waitpid(pid, NULL, 0) < 0 && errno == EINTR)
 		;
 }

@@ -50,6 +50,12 @@ struct pin {
 };
 void precheck_request(const char *request, const char *image, bool plain, int ac, char **av, struct pin *pin);
 
+char *precheck_broadcast(const char *request, const char *job, int ac, char **av);
+
+/* broadcast.c: the image on the nodes' own disks, for the job */
+int broadcast_local_user_init(spank_t sp, int ac, char **av);
+void broadcast_remove(uid_t uid, uint32_t job, int ac, char **av);
+
 /* command_guard.c: a node without this plugin must not run the command on the host */
 int guard_local_user_init(spank_t sp, int ac, char **av);
 bool guard_is(const char *word);

@@ -191,23 +191,52 @@ static bool read_pin(char *verdict, struct pin *pin)
 	return pin->image;
 }
 
-static void run_checker(const char *python, const char *launcher, int facts, bool pulls, struct pin *pin)
+/* Exit with the checker's words, if it has something against the request. */
+static void heed(char *verdict)
 {
-	char verdict[VERDICT_SIZE] = "", *line;
-	long code;
+	char *line;
+	long code = strtol(verdict, &line, 10);
 
-	if (!ask_checker(python, launcher, facts, pulls, verdict) || (pulls && read_pin(verdict, pin)))
-		return;
-	code = strtol(verdict, &line, 10);
 	if (code > 0 && code < 256 && *line == ' ') {
 		fputs(line + 1, stderr);
 		exit(code);
 	}
-	if (pulls) {
-		complain("what finds and pulls the image ended without a word "
-			 "(killed, for want of memory?)");
-		exit(EXIT_SETUP);
+}
+
+/* Have the checker look at `request`; for its step in `job`, if that is not NULL. Whether it could. */
+static bool consult(const char *request, const char *job, bool pulls, int ac, char **av, char *verdict)
+{
+	/* With "ulimit -f 0" there is no file of facts, and the node will say. */
+	struct sigaction ignore = { .sa_handler = SIG_IGN }, before;
+	char *python = site_path("python", DEFAULT_PYTHON, ac, av);
+	char *launcher = site_path("launcher", DEFAULT_LAUNCHER, ac, av);
+	bool asked = false;
+	int facts;
+	FILE *out;
+
+	if (python && launcher && !access(python, X_OK) && !access(launcher, R_OK)) {
+		sigaction(SIGXFSZ, &ignore, &before);
+		out = step_facts(&facts, request, environ, ac, av);
+		if (out)
+			facts_record(out, FACT_COMMAND, submitter());
+		if (out && job)
+			facts_record(out, FACT_BROADCAST, job);
+		facts = out ? facts_close(facts, out) : -1;
+		sigaction(SIGXFSZ, &before, NULL);
+		if (facts >= 0) {
+			asked = ask_checker(python, launcher, facts, pulls, verdict);
+			close(facts);
+		}
 	}
+	free(python);
+	free(launcher);
+	return asked;
+}
+
+static void __attribute__((noreturn)) no_word(const char *who)
+{
+	complain("what %s the image ended without a word (killed, for want of memory?)", who);
+	exit(EXIT_SETUP);
 }
 
 /* Return if there is nothing to say against `request`; else say it and exit. Where
@@ -215,29 +244,30 @@ static void run_checker(const char *python, const char *launcher, int facts, boo
 void precheck_request(const char *request, const char *image, bool plain, int ac, char **av, struct pin *pin)
 {
 	bool pulls = is_reference(image) || !strncmp(image, "dockerd://", strlen("dockerd://"));
-	/* With "ulimit -f 0" there is no file of facts, and the node will say. */
-	struct sigaction ignore = { .sa_handler = SIG_IGN }, before;
-	char *python, *launcher;
-	int facts;
-	FILE *out;
+	char verdict[VERDICT_SIZE] = "";
 
 	*pin = (struct pin){ NULL, NULL };
 	if (!pulls && plain && !site_decides(ac, av) && may_be_image(image))
 		return;
-	python = site_path("python", DEFAULT_PYTHON, ac, av);
-	launcher = site_path("launcher", DEFAULT_LAUNCHER, ac, av);
-	if (python && launcher && !access(python, X_OK) && !access(launcher, R_OK)) {
-		sigaction(SIGXFSZ, &ignore, &before);
-		out = step_facts(&facts, request, environ, ac, av);
-		if (out)
-			facts_record(out, FACT_COMMAND, submitter());
-		facts = out ? facts_close(facts, out) : -1;
-		sigaction(SIGXFSZ, &before, NULL);
-		if (facts >= 0) {
-			run_checker(python, launcher, facts, pulls, pin);
-			close(facts);
-		}
+	if (!consult(request, NULL, pulls, ac, av, verdict) || (pulls && read_pin(verdict, pin)))
+		return;
+	heed(verdict);
+	if (pulls)
+		no_word("finds and pulls");
+}
+
+/* Have the image copied to the nodes of a job; return the request with the place of it, or NULL if there is no
+ * memory, or nothing to run that with: then the nodes read the image where it is. */
+char *precheck_broadcast(const char *request, const char *job, int ac, char **av)
+{
+	char verdict[VERDICT_SIZE] = "", *path = verdict + strlen(BROADCAST_WORD), *more;
+
+	if (!consult(request, job, true, ac, av, verdict))
+		return NULL;
+	if (strncmp(verdict, BROADCAST_WORD, strlen(BROADCAST_WORD))) {
+		heed(verdict);
+		no_word("copies");
 	}
-	free(python);
-	free(launcher);
+	path[strcspn(path, "\n")] = '\0';
+	return asprintf(&more, "%s%s%s\n", request, BROADCAST_LINE, path) < 0 ? NULL : more;
 }

@@ -65,7 +65,8 @@ int slurm_spank_local_user_init(spank_t sp, int ac, char **av)
 
 	if (again(&calls))
 		return ESPANK_SUCCESS;
-	return guard_local_user_init(sp, ac, av);
+	return guard_local_user_init(sp, ac, av) == ESPANK_SUCCESS ? broadcast_local_user_init(sp, ac, av) :
+								     ESPANK_ERROR;
 }
 
 int slurm_spank_user_init(spank_t sp, int ac, char **av)

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`--ch-broadcast`: Slurm's sbcast copies the image to the disks of a job's nodes, before the first step that uses it.
+
+Run by srun's plugin as the user, when there is an allocation and no task yet. A note in the cache tells the job's
+other steps where the copy is, and has those that start at the same time wait. The copy's name has a part that
+nobody can guess, and sbcast replaces no file; the job's end removes it (spank/plugin/broadcast.c).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import subprocess
+import tempfile
+from typing import TYPE_CHECKING
+
+from .. import agreement, log
+from ..engine import image
+from ..engine.caller import Caller
+from ..errors import ChError, UsageError
+from ..images import children
+from ..images import settings as site_settings
+from ..images.progress import Progress, size
+from ..images.store import Store
+from ..request import parsers
+from . import references
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from ..request.site import Site
+    from ..request.spec import Spec
+    from .facts import Facts
+
+_POLL_SECONDS = 0.2
+
+
+def to_nodes(facts: Facts, wanted: Spec, here: Site) -> str:
+    """Have the job's nodes get the image unless they have it; return what the plugin is told. ChError if that fails."""
+    log.configure(level=wanted.verbosity)
+    caller = Caller(facts.environment)
+    what = wanted.label("broadcast")
+    source, status = _source(facts, wanted, caller, what)
+    settings = site_settings.parse(here.pulling, facts.environment, caller.user)
+    assert facts.broadcast is not None and wanted.broadcast is not None
+    usual, _, begin = agreement.BROADCAST_FILE.rpartition("/")
+    usual = here.broadcast or usual
+    place = wanted.broadcast or usual
+    if not usual.startswith("/"):
+        raise UsageError(f"plugstack.conf: broadcast={usual}: not an absolute path")
+    prefix = f"{begin}{os.geteuid()}-{facts.broadcast}-"
+
+    def copy(beat: Callable[[], None]) -> str:
+        unique = os.urandom(8).hex()
+        path = os.path.join(place, f"{prefix}{unique}.sqfs")
+        if place != usual:
+            # First: what is copied and not noted would stay.
+            note = os.path.join(usual, f"{prefix}{unique}{agreement.BROADCAST_NOTE}")
+            with tempfile.NamedTemporaryFile() as file:
+                file.write(os.fsencode(path))
+                file.flush()
+                _sbcast(what, facts, file.name, note, beat)
+        progress = Progress(*log.target())
+        _sbcast(what, facts, source, path, beat)
+        how = f"in {progress.seconds():.0f} s, {size(status.st_size)}"
+        progress.line(f"copied to the nodes of job {facts.broadcast} {how}: {path}")
+        return path
+
+    key = (
+        f"{place}\0{source}\0{status.st_size}\0{status.st_mtime_ns}\0{facts.environment.get('SLURM_RESTART_COUNT', '')}"
+    )
+    name = f"broadcast-{hashlib.sha256(os.fsencode(key)).hexdigest()[:32]}"
+    with references.interruptible("copying"):
+        path = Store(settings.cache, settings.images).once(_job(facts), name, copy)
+    if not path.isprintable():
+        raise ChError(f"{what}={place}: the path can't be passed on")
+    return f"{agreement.BROADCAST_WORD}{path}\n"
+
+
+def _source(facts: Facts, wanted: Spec, caller: Caller, what: str) -> tuple[str, os.stat_result]:
+    """Return the image's file, as it is seen here."""
+    found = parsers.located(facts.request)
+    if found is not None:
+        path = found[1]
+    elif wanted.image.startswith(agreement.REFERENCE_BEGINNINGS):
+        raise ChError(f"{what}: {wanted.image}: not pulled yet; with pull=node there is nothing to copy from here")
+    else:
+        storage = image.storage_directory(wanted.storage, facts.environment, caller.user)
+        path = image.resolve(wanted.image, storage, wanted.image_directory or caller.cwd).path
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise ChError(f"{what}: can't read {path} here") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise ChError(f"{what}: {path}: not a file; `slurm-ch pack` makes one of a directory")
+    return path, status
+
+
+def _job(facts: Facts) -> str:
+    cluster = facts.environment.get("SLURM_CLUSTER_NAME", "")
+    return (
+        f"{cluster}-{facts.broadcast}" if cluster.replace("-", "").replace("_", "").isalnum() else str(facts.broadcast)
+    )
+
+
+def _sbcast(what: str, facts: Facts, source: str, path: str, beat: Callable[[], None]) -> None:
+    """Copy a file to the nodes of the job."""
+    with children.words_file() as said:
+        child = children.start(["sbcast", f"--jobid={facts.broadcast}", source, path], _environment(facts), stderr=said)
+        try:
+            while True:
+                try:
+                    status = child.wait(_POLL_SECONDS)
+                    break
+                except subprocess.TimeoutExpired:
+                    beat()
+        finally:
+            children.stop(child)
+        words = [line.removeprefix("sbcast: ").removeprefix("error: ") for line in children.words(said).splitlines()]
+    if status:
+        raise ChError(f"{what}: sbcast can't copy the image to {path}: {'; '.join(words[-2:]) or f'status {status}'}")
+
+
+def _environment(facts: Facts) -> Mapping[str, str]:
+    # A copy takes the place of no file, whatever the user's default is.
+    return {name: value for name, value in facts.environment.items() if name != "SBCAST_FORCE"}

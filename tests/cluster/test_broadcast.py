@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""--ch-broadcast: Slurm's sbcast copies the image to the nodes' disks, once per job, and it goes with the job.
+
+On a cluster of one node: virtual nodes share their disk.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import pwd
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from slurm_ch import agreement
+from slurm_ch.sandbox.cluster import Cluster
+
+from .conftest import TIMEOUT
+
+COPIES = f"{agreement.BROADCAST_FILE}*"
+SRUN = "srun --quiet --ch-image=$IMG --ch-broadcast"
+
+
+class One:
+    """A cluster of one node, and its user."""
+
+    def __init__(self, cluster: Cluster, user: str, image: Path, home: Path) -> None:
+        self.cluster = cluster
+        self.user = user
+        self.home = home
+        self.env = {**cluster.environ(user), "IMG": str(image), "PATH": "/usr/bin:/bin", "HOME": str(home)}
+        self.env["SLURM_CH_CACHE"] = str(home / "cache")
+
+    def sh(self, line: str) -> tuple[int, str, str]:
+        done = self.cluster.run(["bash", "-c", line], user=self.user, timeout=TIMEOUT, env=self.env, cwd=self.home)
+        return done.returncode, done.stdout, done.stderr
+
+    def good(self, line: str) -> str:
+        status, out, err = self.sh(line)
+        assert status == 0, (out, err)
+        return out
+
+
+@pytest.fixture(scope="module")
+def single() -> Iterator[Cluster]:
+    with Cluster(nodes=1, cpus=8) as running:
+        yield running
+
+
+@pytest.fixture
+def one(single: Cluster, user: str, image_sqfs: Path, world_tmp: Path, request: pytest.FixtureRequest) -> Iterator[One]:
+    home = world_tmp / f"broadcast-{abs(hash(request.node.name))}"
+    home.mkdir()
+    os.chown(home, pwd.getpwnam(user).pw_uid, pwd.getpwnam(user).pw_gid)
+    yield One(single, user, image_sqfs, home)
+    until(lambda: not glob.glob(COPIES) and single.node_states()["n1"] == "idle")
+
+
+def until(what: Callable[[], object]) -> None:
+    deadline = time.monotonic() + TIMEOUT
+    while not what():
+        assert time.monotonic() < deadline, glob.glob(COPIES)
+        time.sleep(0.05)
+
+
+def test_srun_copies_it_before_the_step(one: One) -> None:
+    status, out, err = one.sh(f"{SRUN} --ch-verbose sh -c 'cat /marker; ls {COPIES}'")
+    assert status == 0, err
+    marker, copy = out.splitlines()
+    assert (
+        marker
+        and copy.startswith(f"{agreement.BROADCAST_FILE}{pwd.getpwnam(one.user).pw_uid}-")
+        and copy.endswith(".sqfs")
+    )
+    assert f"ch-image={copy} " in err and f": {copy}\n" in err
+
+
+def test_once_per_job(one: One) -> None:
+    """Whether the steps come one after the other or at once, and from which command the option is."""
+    (one.home / "job.sh").write_text(
+        f"#!/bin/sh\n{SRUN} true & {SRUN} true & wait\n{SRUN} sh -c 'ls {COPIES}' > out\nsrun --quiet ls {COPIES}\n"
+    )
+    one.good("sbatch -W -o said job.sh")
+    assert len((one.home / "out").read_text().splitlines()) == 1
+    assert (one.home / "said").read_text().count("copied to the nodes of job") == 1
+    until(lambda: not glob.glob(COPIES))
+    (one.home / "job.sh").write_text(f"#!/bin/sh\nsrun sh -c 'ls {COPIES}'\nsrun --ch-broadcast=no ls {COPIES}\n")
+    one.good("sbatch -W -o said --ch-image=$IMG --ch-broadcast job.sh")
+    said = (one.home / "said").read_text()
+    assert said.count("copied") == 1 and len(set(said.splitlines()[1:])) == 1 and len(said.splitlines()) == 3
+    out = one.good(
+        f"salloc --quiet --ch-image=$IMG --ch-broadcast sh -c 'for i in 1 2; do srun sh -c \"ls {COPIES}\"; done'"
+    )
+    assert len(out.splitlines()) == 2 and len(set(out.splitlines())) == 1
+
+
+def test_a_place_of_the_users(one: One) -> None:
+    """A note in the usual place tells the job's end where the copy is."""
+    (one.home / "disk").mkdir()
+    os.chown(one.home / "disk", pwd.getpwnam(one.user).pw_uid, -1)
+    out = one.good(f"{SRUN}=$PWD/disk --ch-bind=$PWD sh -c 'ls $PWD/disk; cat {COPIES}'")
+    name, noted = out.splitlines()
+    assert noted == f"{one.home}/disk/{name}"
+    until(lambda: not list((one.home / "disk").iterdir()))
+
+
+def test_refused_in_words(one: One, image_dir: Path) -> None:
+    said = {
+        f"srun --ch-image={image_dir} --ch-broadcast": (64, f"--ch-broadcast: {image_dir}: a directory; "),
+        f"{SRUN}=disk": (64, "--ch-broadcast=disk: neither yes, no nor an absolute path"),
+        f"{SRUN}=/no/such": (31, "--ch-broadcast: sbcast can't copy the image to /tmp/"),
+    }
+    said[f"{SRUN}=/no/such"] = (31, "--ch-broadcast: sbcast can't copy the image to /no/such/")
+    for line, (code, text) in said.items():
+        status, out, err = one.sh(f"{line} echo ran")
+        assert (status, out) == (code, "") and text in err, (line, status, err)
+    until(lambda: one.good("squeue -h") == "")
+
+
+def test_where_a_node_has_no_copy_the_image_counts(one: One) -> None:
+    (one.home / "job.sh").write_text(f"#!/bin/sh\n{SRUN} true\nrm {COPIES}\n{SRUN} cat /marker\n")
+    one.good("sbatch -W -o said job.sh")
+    *_, warning, marker = (one.home / "said").read_text().splitlines()
+    assert "warning: --ch-broadcast: /tmp/" in warning and "the image is read where it is" in warning
+    assert marker == one.good("srun --quiet --ch-image=$IMG cat /marker").strip()
+
+
+def test_another_users_file_is_not_taken_for_it(one: One) -> None:
+    (one.home / "job.sh").write_text(
+        f"#!/bin/sh\n{SRUN} true\ntouch ready\nuntil [ -e go ]; do sleep 0.05; done\n{SRUN} true\n"
+    )
+    one.good("sbatch -o said job.sh")
+    until((one.home / "ready").exists)
+    (copy,) = glob.glob(COPIES)
+    os.chown(copy, 0, 0)
+    (one.home / "go").touch()
+    until(lambda: one.good("squeue -h") == "")
+    assert f"{copy}: not a file that you alone can write to" in (one.home / "said").read_text()
+    assert glob.glob(COPIES) == [copy]  # and what isn't the user's stays
+    os.unlink(copy)

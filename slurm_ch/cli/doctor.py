@@ -32,7 +32,7 @@ _STYLES: dict[str, dict[str, Any]] = {
 @click.option("--plugstack", metavar="FILE", help="plugstack.conf [default: slurm.conf's].")
 @click.option("--cluster", is_flag=True, help="Ask the controller too: which nodes run another Slurm release?")
 def doctor(*, as_json: bool, quiet: bool, user: str, plugstack: str | None, cluster: bool) -> None:
-    """Look for what on this node would stop a step, and say what helps.
+    """Find what on this node would stop a step, and suggest remedies.
 
     Containers are made as an ordinary user: you, or --user when root asks.
 

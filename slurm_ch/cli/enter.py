@@ -24,9 +24,8 @@ def enter(*, node: str | None, extra: Sequence[str], verbose: int, job: str, com
     """Run CMD, or a shell, in the running container of a job of yours.
 
     JOBID may be an array's element (12_3) or a part of a het job (12+1), STEP a
-    number or `batch`. It is a step of the job's own, on the same resources, with
-    the environment and working directory of the container's first task, and ends
-    with the job. The exit status is CMD's.
+    number or `batch`. CMD runs as a step of the job, on the same resources, with the environment and
+    working directory of the container's first task, and ends with the job. The exit status is CMD's.
     """
     log.configure(level=verbose)
     # Both: with the output in a file or pipe, a terminal's line ends would be in it.

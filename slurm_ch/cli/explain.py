@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 @click.pass_context
 def _explain(ctx: click.Context, /, **_: object) -> None:
-    """Show what running in a container made from IMAGE would do, and do nothing of it.
+    """Show what running in a container made from IMAGE would do, without doing it.
 
-    One action per line. On a terminal, binds are aligned, and those are dim whose
-    source this machine lacks and may lack.
+    One action per line. On a terminal, binds are aligned, and optional binds whose source is missing here
+    are dimmed.
     """
     image, _command = image_and_command(ctx)
     wanted = parsers.make(image, ctx.obj.settings, "IMAGE")

@@ -111,7 +111,7 @@ def _matching(name: str, own: Sequence[Cached], known: dict[str, list[str]]) -> 
 @click.option("--older", metavar="TIME", help="Only those not used for so long, as 30d.")
 @click.option("--max", "limit", metavar="SIZE", help="The least recently used, until the cache is that small, as 200G.")
 def prune(*, older: str | None, limit: str | None) -> None:
-    """Remove what is not needed from your cache: what killed pulls left, and images that are out of use.
+    """Remove from your cache the files that killed pulls have left, and unused images.
 
     Without options, images that no reference names any more.
     """

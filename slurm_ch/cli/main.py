@@ -23,10 +23,10 @@ COMMANDS = {
     "pack": "Make a SquashFS image from a directory.",
     "images": "List the images in your cache.",
     "rm": "Remove images from your cache.",
-    "prune": "Remove images that are out of use from your cache.",
+    "prune": "Remove unused images from your cache.",
     "login": "Keep your credentials for a registry.",
     "logout": "Forget your credentials for a registry.",
-    "doctor": "Look for what on this node would stop a step.",
+    "doctor": "Find what on this node would stop a step.",
     "sandbox": "Run a command with a Slurm cluster of its own.",
 }
 

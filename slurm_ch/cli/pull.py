@@ -27,7 +27,8 @@ def pull(*, when: str, platform: str | None, quiet: bool, verbose: int, ref: str
 
     REF is docker://[HOST/]NAME[:TAG][@DIGEST], oci:DIR, oci-archive:FILE,
     docker-archive:FILE, docker-daemon:NAME:TAG, containers-storage:NAME or dir:DIR.
-    Pulled again, an image whose digest has not changed costs one question to the registry.
+    If the digest of an image in the cache has not changed, pulling it again costs one request to the
+    registry.
     """
     log.configure(level=log.NO_WARNINGS if quiet else verbose)
     wanted = reference.parse(ref)

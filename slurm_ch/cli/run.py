@@ -24,8 +24,8 @@ def _run(ctx: click.Context, /, feature: str | None, test: str | None, **_: obje
     """Run CMD in a container made from IMAGE: a SquashFS file, a directory, or an image's name.
 
     IMAGE may be /, the host itself, or a reference like docker://ubuntu:24.04, whose
-    image is pulled first if it has to be (see slurm-ch pull). CMD may be left out
-    behind --, or be a lone hyphen: that is the image's own entrypoint and command.
+    image is pulled first if it has to be (see slurm-ch pull). CMD may be omitted after --, or be a lone
+    hyphen: then the image's own entrypoint and command run.
 
     Under srun, with --join, all tasks of a node share one container.
     """

@@ -53,6 +53,7 @@ native:
 	$(MAKE) --no-print-directory -C spank PYTHON=$(PYTHON)
 	$(PYTHON) -B etc/parts.py slurm_ch/native
 	$(PYTHON) -m compileall -q slurm_ch
+	$(PYTHON) -I -B slurm_ch/plugin/bundle.py
 
 # In this checkout, or in a copy where the ordinary user can't reach it.
 demo test: deps
@@ -193,6 +194,7 @@ install-files: install-needed
 	chmod 644 $(NEW)/slurm_ch/native/parts.json $(NEW)/slurm_ch/native/interpreter
 	test ! -d build/vendor || cp -r build/vendor $(NEW)/vendor
 	$(PYTHON) -m compileall -q -s $(NEW) -p $(libdir) $(NEW)
+	$(PYTHON) -I -B $(NEW)/slurm_ch/plugin/bundle.py
 	chmod -R u=rwX,go=rX $(NEW)
 	if [ -e $(DESTDIR)$(libdir) ]; then mv -T $(DESTDIR)$(libdir) $(NEW).old; fi
 	mv -T $(NEW) $(DESTDIR)$(libdir)

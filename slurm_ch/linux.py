@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import _ctypes
 import errno
-import os
 import sys
+
+from . import lean_os as os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -63,6 +64,9 @@ _PR_SET_NO_NEW_PRIVS = 38
 _SECBIT_NOROOT = 0x1
 _SECBIT_NOROOT_LOCKED = 0x2
 
+_SOL_SOCKET = 1
+_SCM_RIGHTS = 1
+
 _NR_OPEN_TREE = 428
 _NR_MOVE_MOUNT = 429
 _NR_FSOPEN = 430
@@ -98,6 +102,10 @@ class _ULong(_ctypes._SimpleCData):  # type: ignore[type-arg]
     _type_ = "L"
 
 
+class _Pointer(_ctypes._SimpleCData):  # type: ignore[type-arg]
+    _type_ = "z"
+
+
 class _Function(_ctypes.CFuncPtr):
     _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
     _restype_ = _Int
@@ -117,6 +125,7 @@ _mount = _Function(_ctypes.dlsym(_libc, "mount"))
 _umount2 = _Function(_ctypes.dlsym(_libc, "umount2"))
 _pivot_root = _Function(_ctypes.dlsym(_libc, "pivot_root"))
 _prctl = _Function(_ctypes.dlsym(_libc, "prctl"))
+_sendmsg = _Call(_ctypes.dlsym(_libc, "sendmsg"))
 
 
 def _words(*values: int) -> bytes:
@@ -191,6 +200,18 @@ def prctl_root_is_nobody() -> None:
 def prctl_parent_death_signal(number: int) -> None:
     """Have signal `number` sent to this process when its parent dies, as prctl(2)."""
     if _prctl(_PR_SET_PDEATHSIG, _ULong(number), 0, 0, 0) != 0:
+        raise _fail()
+
+
+def sendmsg(fd: int, data: bytes, descriptors: Iterable[int]) -> None:
+    """Send a message with copies of some descriptors, as sendmsg(2)."""
+    rights = b"".join(one.to_bytes(4, sys.byteorder) for one in descriptors)
+    kind = _SOL_SOCKET.to_bytes(4, sys.byteorder) + _SCM_RIGHTS.to_bytes(4, sys.byteorder)
+    control = _words(16 + len(rights)) + kind + rights + bytes(-len(rights) % 8)
+    # Each has a name, because the kernel reads all of them by their places in memory.
+    vector = bytes(_Pointer(data)) + _words(len(data))
+    header = _words(0, 0) + bytes(_Pointer(vector)) + _words(1) + bytes(_Pointer(control)) + _words(len(control), 0)
+    if _sendmsg(fd, header, 0) < 0:
         raise _fail()
 
 

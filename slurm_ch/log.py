@@ -6,7 +6,7 @@ The standard library's logging costs more than the whole launcher may.
 
 from __future__ import annotations
 
-import os
+from . import lean_os as os
 
 NO_WARNINGS = -2
 WARNING = 0

@@ -9,8 +9,8 @@ against whoever is root in the container.
 from __future__ import annotations
 
 import errno
-import os
 
+from .. import lean_os as os
 from .. import log
 from ..errors import ChError, UsageError
 from ..request.spec import Bind as BindSpec

@@ -7,11 +7,11 @@ own environment, so that SLURM_PROCID and similar variables stay the task's.
 
 from __future__ import annotations
 
-import os
-import stat
+import _stat as stat
 import sys
 
 from .. import agreement, log
+from .. import lean_os as os
 from ..errors import ChError, UsageError, describe
 from ..request.options import APPTAINER_ENVIRONMENT, ENROOT_START, IMAGE_ENVIRONMENT, PULLED_ENVIRONMENT
 from . import image, places

@@ -6,10 +6,10 @@ Only looks, never changes anything.
 
 from __future__ import annotations
 
-import os
-import stat
+import _stat as stat
 
 from .. import agreement, log
+from .. import lean_os as os
 from ..errors import ChError
 
 TYPE_CHECKING = False

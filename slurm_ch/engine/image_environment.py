@@ -7,9 +7,8 @@ would cost every task, and the image may have none. What only a shell could say 
 
 from __future__ import annotations
 
-import os
-
 from .. import agreement, log
+from .. import lean_os as os
 from ..request.options import APPTAINER_ENVIRONMENT, ENROOT_START
 from . import places
 

@@ -8,10 +8,10 @@ Loaded only where that is asked for.
 
 from __future__ import annotations
 
+import _stat as stat
 import errno
-import os
-import stat
 
+from .. import lean_os as os
 from .. import linux
 from ..errors import ChError, UsageError
 from . import places, root

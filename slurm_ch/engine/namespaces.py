@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import os
 import sys
 
+from .. import lean_os as os
 from .. import linux, log
 from ..errors import ChError
 from .action import Action, Build

@@ -8,10 +8,10 @@ symbolic link or a rename in the image can't redirect a mount.
 
 from __future__ import annotations
 
+import _stat as stat
 import errno
-import os
-import stat
 
+from .. import lean_os as os
 from .. import linux, log
 from ..errors import ChError
 

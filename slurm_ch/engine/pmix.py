@@ -8,8 +8,7 @@ for sockets and session files. Without them it works half, or not at all.
 
 from __future__ import annotations
 
-import os
-
+from .. import lean_os as os
 from .. import log
 from .action import Action, Build
 

@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-import os
-
+from .. import lean_os as os
 from .. import log
 from ..errors import ChError, describe
 from . import binds, places

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import _signal
 import errno
-import os
 
+from .. import lean_os as os
 from .. import linux, log
 from ..errors import ChError
 from .action import Action, Build

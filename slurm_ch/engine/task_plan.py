@@ -7,9 +7,9 @@ A plan is a sequence of records that end with NUL, their first byte the kind: ag
 from __future__ import annotations
 
 import fcntl
-import os
 
 from .. import agreement
+from .. import lean_os as os
 from ..errors import ChError
 
 TYPE_CHECKING = False

@@ -6,9 +6,8 @@ What counts is the directory itself, its device and inode: a name may lead elsew
 
 from __future__ import annotations
 
-import os
-
 from .. import agreement
+from .. import lean_os as os
 from . import places
 
 TYPE_CHECKING = False

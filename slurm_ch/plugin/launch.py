@@ -9,14 +9,35 @@ Where a step is submitted, the plugin has `--check FACTS_FD` instead; at a step'
 """
 
 import gc
+import marshal
 import posix
 import sys
 
 # It would only look for garbage among what is being imported, and we end soon.
 gc.disable()
-sys.path.insert(0, __file__.rpartition("/slurm_ch/")[0])
+HERE = __file__.rpartition("/plugin/")[0]
+# Behind the interpreter's own: nothing else is looked for there.
+sys.path.append(HERE.rpartition("/")[0])
 
 try:
+    # Nearly all in one file, where that is as new as the sources.
+    cache = f"{HERE}/plugin/__pycache__"
+    bundle, names = (), {"load": None}
+    try:
+        fd = posix.open(f"{cache}/launch.{sys.implementation.cache_tag}.all.pyc", posix.O_RDONLY | posix.O_CLOEXEC)
+        if posix.read(fd, 4) == sys.modules["_frozen_importlib_external"].MAGIC_NUMBER:
+            bundle = marshal.loads(posix.pread(fd, posix.fstat(fd).st_size, 4))  # noqa: S302
+        posix.close(fd)
+    except (OSError, EOFError, ValueError, TypeError):
+        pass
+    if bundle:
+        exec(bundle[0], names)  # noqa: S102 (as trusted as the sources)
+    loaded = bundle and names["load"](HERE, bundle)
+    # As with all cached bytecode: who can write it makes it.
+    if not loaded and posix.access(cache, posix.W_OK) and not sys.dont_write_bytecode:
+        from slurm_ch.plugin.bundle import renew
+
+        renew(HERE)
     from slurm_ch.agreement import CHECK_OPTION, JOB_END_OPTION, SAVE_OPTION
 
     if sys.argv[1:2] == [CHECK_OPTION]:

@@ -8,10 +8,10 @@ Nothing slow may be imported from here down; a test pins the list.
 
 from __future__ import annotations
 
-import os
 import sys
 
 from .. import agreement, linux, log
+from .. import lean_os as os
 from ..agreement import EXIT_SETUP, EXIT_USAGE
 from ..engine import namespaces, task_plan
 from ..engine.caller import Caller

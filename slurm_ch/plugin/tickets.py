@@ -9,10 +9,8 @@ many tasks there are, and none can take another's share.
 
 from __future__ import annotations
 
-import _socket
-import os
-
-from .. import agreement, log
+from .. import agreement, linux, log
+from .. import lean_os as os
 from ..errors import ChError
 
 TYPE_CHECKING = False
@@ -33,14 +31,8 @@ class TaskSocket:
     def issue(self, user_fd: int, mount_fd: int, plan_fd: int, relay_fd: int = -1, more: Sequence[int] = ()) -> None:
         """Hand out the ticket; ChError if the kernel refuses."""
         fds = (*(user_fd, mount_fd, plan_fd, relay_fd)[: 3 + (relay_fd >= 0)], *more)
-        rights = b"".join(fd.to_bytes(4, "little") for fd in fds)
-        ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)]
         try:
-            tasks = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, self._fd)
-            try:
-                tasks.sendmsg([_message(0)], ancillary)
-            finally:
-                tasks.detach()
+            linux.sendmsg(self._fd, _message(0), fds)
         except BrokenPipeError:
             log.info("all tasks are gone")
         except OSError as error:

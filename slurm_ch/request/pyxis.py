@@ -8,9 +8,8 @@ Another dialect would be a module like this one.
 
 from __future__ import annotations
 
-import os
-
 from .. import agreement
+from .. import lean_os as os
 from ..errors import UsageError
 from . import parsers, pyxis_mounts, pyxis_site, site
 from .manner import AUTO, CREATE, NAMED, Kept, Manner

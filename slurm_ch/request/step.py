@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-import os
-
 from .. import agreement
+from .. import lean_os as os
 from ..errors import UsageError
 
 TYPE_CHECKING = False

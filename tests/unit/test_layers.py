@@ -28,8 +28,8 @@ MAY |= {name: BELOW for name in ("plugin", "standalone", "attach", "doctor", "sa
 
 # What the launcher adds to a bare `python3 -I -S`. Each costs every step of every node.
 LOADED = {
-    "__future__", "_ctypes", "_socket", "errno", "fcntl", "grp", "pwd",
-    "slurm_ch", "slurm_ch.agreement", "slurm_ch.errors", "slurm_ch.linux", "slurm_ch.log",
+    "__future__", "_ctypes", "errno", "fcntl", "grp", "pwd",
+    "slurm_ch", "slurm_ch.agreement", "slurm_ch.errors", "slurm_ch.lean_os", "slurm_ch.linux", "slurm_ch.log",
     "slurm_ch.engine", "slurm_ch.engine.accounts", "slurm_ch.engine.action", "slurm_ch.engine.binds", "slurm_ch.engine.caller",
     "slurm_ch.engine.container", "slurm_ch.engine.environment", "slurm_ch.engine.image", "slurm_ch.engine.namespaces",
     "slurm_ch.engine.places", "slurm_ch.engine.root", "slurm_ch.engine.task_plan", "slurm_ch.engine.whereabouts",

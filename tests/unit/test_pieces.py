@@ -95,7 +95,7 @@ def test_resolve_kinds(tmp_path: Path) -> None:
 
 def test_read_error_of_an_image(tmp_path: Path, mocker: MockerFixture) -> None:
     (tmp_path / "sq").write_bytes(b"hsqs....")
-    mocker.patch("os.pread", side_effect=OSError(errno.EIO, "Input/output error"))
+    mocker.patch("slurm_ch.lean_os.pread", side_effect=OSError(errno.EIO, "Input/output error"))
     with pytest.raises(ChError) as caught:
         image.resolve("sq", "/nonexistent", str(tmp_path))
     assert errors.describe(caught.value) == "can't read image: sq: Input/output error"
@@ -294,7 +294,7 @@ def test_openat2_is_tried_again_when_somebody_renames(tmp_path: Path, mocker: Mo
 
 
 def test_calls_of_machines_whose_numbers_are_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine="s390x"))
+    monkeypatch.setattr("slurm_ch.lean_os.uname", lambda: SimpleNamespace(machine="s390x"))
     with pytest.raises(FileNotFoundError, match="/nonexistent"):
         linux.pivot_root("/nonexistent", ".")
     with pytest.raises(OSError, match="Function not implemented"):

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write the launcher's modules as one file of bytecode: `bundle.py`.
+
+To find, open and check thirty modules takes as long as to run them. In the bundle
+they are without what nobody looks at in the launcher: docstrings, annotations, line
+numbers. `bundled.py` loads it where it is as new as its sources; else the launcher
+is loaded like any program. It is made with the cached bytecode, and lies beside it.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import marshal
+import os
+import sys
+from contextlib import suppress
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import CodeType
+
+PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+# What is loaded in any case, by what it loads; what may be, by name.
+LOADER = "slurm_ch.plugin.bundled"
+FIRST = "slurm_ch.plugin.launcher"
+LATER = (
+    "slurm_ch.engine.loopback", "slurm_ch.engine.manners", "slurm_ch.engine.pmix", "slurm_ch.engine.shown",
+    "slurm_ch.engine.squashfs", "slurm_ch.plugin.by_words", "slurm_ch.request.manner", "slurm_ch.request.pyxis",
+    "slurm_ch.request.step", "slurm_ch.request.words",
+)  # fmt: skip
+
+
+def file_of(package: str, name: str) -> str:
+    """Return the file of a module, relative to the package's directory."""
+    path = os.path.join(*name.split(".")[1:], "") if "." in name else ""
+    return f"{path}__init__.py" if os.path.isdir(os.path.join(package, path)) else f"{path[:-1]}.py"
+
+
+def _imports(name: str, tree: ast.Module, package: str) -> Iterator[str]:
+    """Yield what a module of ours loads of ours when it is run, packages before what is in them."""
+    above = name.split(".") if file_of(package, name).endswith("__init__.py") else name.split(".")[:-1]
+    for node in tree.body:
+        if not isinstance(node, ast.ImportFrom) or not node.level:
+            continue
+        base = above[: len(above) - node.level + 1] + (node.module.split(".") if node.module else [])
+        for alias in node.names:
+            found = ".".join(base)
+            below = f"{found}.{alias.name}"
+            yield below if os.path.exists(os.path.join(package, file_of(package, below))) else found
+
+
+class _Bare(ast.NodeTransformer):
+    """Takes away what has no effect when it runs."""
+
+    def visit(self, node: ast.AST) -> ast.AST | None:
+        self.generic_visit(node)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            node.returns = None
+        elif isinstance(node, ast.arg):
+            node.annotation = None
+        elif isinstance(node, ast.AnnAssign):
+            # A name alone in a class or module is nothing; nowhere is it all that there is.
+            return ast.Assign([node.target], node.value) if node.value else ast.Pass()
+        elif isinstance(node, ast.ImportFrom) and node.module == "__future__":
+            return None
+        elif isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            return node.orelse or ast.Pass()  # type: ignore[return-value]
+        return node
+
+
+def compiled(path: str) -> tuple[ast.Module, CodeType]:
+    """Return a file's syntax tree, and its bytecode with all that runs and nothing else."""
+    with open(path, encoding="utf-8") as file:
+        text = file.read()
+    bare = ast.parse(text)
+    _Bare().visit(bare)
+    ast.fix_missing_locations(bare)
+    return ast.parse(text), _without_lines(compile(bare, os.path.basename(path), "exec", dont_inherit=True, optimize=2))
+
+
+def _without_lines(code: CodeType) -> CodeType:
+    inner = tuple(_without_lines(one) if isinstance(one, type(code)) else one for one in code.co_consts)
+    table = "co_linetable" if sys.version_info >= (3, 10) else "co_lnotab"
+    return code.replace(co_consts=inner, **{table: b""})  # type: ignore[arg-type]
+
+
+def _compiled_module(package: str, name: str) -> CodeType:
+    return compiled(os.path.join(package, file_of(package, name)))[1]
+
+
+def _stamp(package: str, name: str) -> tuple[str, int, int]:
+    """Return a module's file, its time in seconds and its size, as cached bytecode has them."""
+    file = file_of(package, name)
+    status = os.stat(os.path.join(package, file))
+    # No file of a package is newer than its newest change.
+    newest = int(os.environ.get("SOURCE_DATE_EPOCH") or status.st_mtime)
+    return file, min(int(status.st_mtime), newest), status.st_size
+
+
+def contents(package: str) -> bytes:
+    """Return the bundle of the package in a directory."""
+    trees, codes, first = {}, {}, []
+
+    def add(name: str) -> None:
+        if name in trees:
+            return
+        trees[name], codes[name] = compiled(os.path.join(package, file_of(package, name)))
+        if "." in name:
+            add(name.rpartition(".")[0])
+        for other in _imports(name, trees[name], package):
+            add(other)
+        first.append(name)
+
+    add(FIRST)
+    loader = _compiled_module(package, LOADER)
+    later = {name: (*_stamp(package, name), marshal.dumps(_compiled_module(package, name))) for name in LATER}
+    stamps = tuple(_stamp(package, name) for name in (*first, LOADER))
+    modules = [(name, file_of(package, name), codes[name]) for name in first]
+    return importlib.util.MAGIC_NUMBER + marshal.dumps((loader, stamps, modules, later))
+
+
+def path_of(package: str) -> str:
+    """Return where the bundle of this interpreter is."""
+    return os.path.join(package, "plugin", "__pycache__", f"launch.{sys.implementation.cache_tag}.all.pyc")
+
+
+def write(package: str) -> None:
+    """Write the bundle, so that at any time there is a whole one or none; OSError if that can't be."""
+    path = path_of(package)
+    new = f"{path}.{os.getpid()}"
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    data = contents(package)
+    try:
+        with open(new, "wb") as file:
+            # For all who may read the sources, as Python has it.
+            os.fchmod(file.fileno(), os.stat(os.path.join(package, "plugin", "launch.py")).st_mode & 0o666)
+            file.write(data)
+        os.rename(new, path)
+    except OSError:
+        with suppress(OSError):
+            os.unlink(new)
+        raise
+
+
+def renew(package: str) -> None:
+    """Write the bundle if that can be: else the launcher only takes longer to start."""
+    with suppress(OSError, ValueError):
+        write(package)
+
+
+if __name__ == "__main__":
+    write(*sys.argv[1:] or [PACKAGE])

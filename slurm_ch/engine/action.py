@@ -26,7 +26,7 @@ class Build:
 
     __slots__ = (
         "ch_join_fd", "covers", "home", "image_fd", "in_memory", "mounts", "overmounts", "proc_fd", "read_only",
-        "records", "relay_fd", "root", "root_fd", "server_stderr", "uncovered_fd",
+        "records", "relay_fd", "root", "root_fd", "server_pid", "server_stderr", "uncovered_fd",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -43,6 +43,7 @@ class Build:
         self.uncovered_fd = -1  # the new root without overmounts
         self.proc_fd = -1  # the host's /proc/self
         self.records: list[tuple[str, str]] = []  # for the plan that ch-join gets
+        self.server_pid = -1  # to be waited for
         self.server_stderr = -1
         self.relay_fd = -1  # where Slurm's commands are called from inside
 

@@ -390,6 +390,10 @@ def containerize(container: Container) -> Build:
         container.hooks_all.run(container)
     finally:
         os.umask(umask)
+        if build.server_pid > 0:
+            from . import squashfs
+
+            squashfs.reap(build)
     return build
 
 

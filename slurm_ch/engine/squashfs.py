@@ -19,6 +19,8 @@ from .action import Action, Build
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from .image import Image
 
 # Ours, and no other unless the site names one: the system's takes images apart unconfined.
@@ -64,7 +66,11 @@ class ServeSquashFS(Action):
         words += [*(["-s"] if self.single else []), *(["-t", str(self.timeout)] if self.timeout else [])]
         if self.image.offset:
             words += ["-o", f"offset={self.image.offset}"]
-        build.server_stderr = _start(server, self.image.fd, fuse, words)
+        words += [f"/dev/fd/{self.image.fd}", f"/dev/fd/{fuse}"]
+        if self.server:
+            build.server_stderr = _start_another(server, self.image.fd, fuse, words)
+        else:
+            build.server_pid, build.server_stderr = _start(server, self.image.fd, fuse, words)
         self.image.close()
         os.close(fuse)
         try:
@@ -105,8 +111,41 @@ def _shown(source: str) -> str:
     return source if len(path) <= _SOURCE_BYTES else "..." + os.fsdecode(path[3 - _SOURCE_BYTES :])
 
 
-def _start(server: str, image: int, fuse: int, words: list[str]) -> int:
-    """Start the server as nobody's child and return the end of a pipe with its errors."""
+def _spawn(argv: list[str], stderr: int, kept: Sequence[int]) -> int:
+    """Start a server that has `kept` open, in a session of its own: no terminal's signal ends it before the command."""
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        pairs = [(null, 0), (null, 1), (stderr, 2), *((fd, fd) for fd in kept)]
+        actions = [(os.POSIX_SPAWN_DUP2, one, other) for one, other in pairs]
+        return os.posix_spawn(argv[0], argv, {}, file_actions=actions, setsid=True)
+    finally:
+        os.close(null)
+
+
+def _start(server: str, image: int, fuse: int, words: list[str]) -> tuple[int, int]:
+    """Start our server, which becomes nobody's child by itself; return whom it leaves, and a pipe with its errors."""
+    reader, writer = os.pipe()
+    try:
+        return _spawn([server, "-b", *words], writer, (image, fuse)), reader
+    except OSError as error:
+        raise ChError(f"can't serve SquashFS: {server}") from error
+    finally:
+        os.close(writer)
+
+
+def reap(build: Build) -> None:
+    """Wait for whom our server has left, not sooner than need be: it starts beside what we do."""
+    pid, build.server_pid = build.server_pid, -1
+    if pid > 0:
+        # Who ignores SIGCHLD, or waits for all of its children, has done that.
+        try:
+            os.waitpid(pid, 0)
+        except ChildProcessError:
+            pass
+
+
+def _start_another(server: str, image: int, fuse: int, words: list[str]) -> int:
+    """Start the site's server as ours starts itself, and return the end of a pipe with its errors."""
     reader, writer = os.pipe()
     # Neither the terminal's nor the step's signals may end the server before
     # the command: it ends by itself when the mount does. SIGPIPE: we stop listening once it serves.
@@ -122,18 +161,9 @@ def _start(server: str, image: int, fuse: int, words: list[str]) -> int:
             # What the image talks its server into is done with no capability.
             linux.prctl_root_is_nobody()
             linux.prctl_no_new_privs()
-            # It gets what is duplicated below, and nothing that we or our caller have open.
+            # It gets what is duplicated, and nothing that we or our caller have open.
             linux.close_range(3, linux.CLOSE_RANGE_CLOEXEC)
-            null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-            actions = [
-                (os.POSIX_SPAWN_DUP2, null, 0),
-                (os.POSIX_SPAWN_DUP2, null, 1),
-                (os.POSIX_SPAWN_DUP2, writer, 2),
-                (os.POSIX_SPAWN_DUP2, image, image),
-                (os.POSIX_SPAWN_DUP2, fuse, fuse),
-            ]
-            argv = [server, "-f", *words, f"/dev/fd/{image}", f"/dev/fd/{fuse}"]
-            os.posix_spawn(server, argv, {}, file_actions=actions, setsid=True)
+            _spawn([server, "-f", *words], writer, (image, fuse))
             code = 0
         except OSError as error:
             os.write(writer, f"{server}: {error.strerror}".encode())

@@ -7,9 +7,11 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <linux/audit.h>
+#include <linux/capability.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <sched.h>
+#include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/mman.h>
@@ -28,6 +30,26 @@
 #elif defined(__aarch64__)
 #define ARCHITECTURE AUDIT_ARCH_AARCH64
 #endif
+
+/* The terminal's and the step's signals must not end the server before the command: it ends by itself
+ * when the mount does. SIGPIPE: nobody listens any more once it serves. */
+static const int for_tasks[] = { SIGHUP, SIGINT, SIGTERM, SIGPIPE, SIGQUIT };
+
+int step_aside(void)
+{
+	struct __user_cap_header_struct head = { .version = _LINUX_CAPABILITY_VERSION_3 };
+	struct __user_cap_data_struct none[_LINUX_CAPABILITY_U32S_3] = { { 0 } };
+	pid_t child;
+
+	for (size_t i = 0; i < sizeof(for_tasks) / sizeof(for_tasks[0]); i++)
+		signal(for_tasks[i], SIG_IGN);
+	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || syscall(SYS_capset, &head, none))
+		return -1;
+	child = fork();
+	if (child > 0)
+		_exit(0);
+	return child;
+}
 
 #ifdef ARCHITECTURE
 

@@ -3,6 +3,10 @@
 #ifndef SERVE_CONFINE_H
 #define SERVE_CONFINE_H
 
+/* Become nobody's child, deaf to the signals that are for the tasks, and with no capability; -1 with errno.
+ * Whoever started it waits for a process that has ended. */
+int step_aside(void);
+
 /* Take every right that serving doesn't need from this process and its future threads; -1 with errno. */
 int confine(void);
 

@@ -1,14 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* ch-squashfuse_ll: serves a SquashFS image on a FUSE descriptor that is mounted already.
  *
- *   ch-squashfuse_ll -f [-r] [-s] [-t SECONDS] [-o offset=BYTES] /dev/fd/IMAGE /dev/fd/FUSE
+ *   ch-squashfuse_ll -f|-b [-r] [-s] [-t SECONDS] [-o offset=BYTES] /dev/fd/IMAGE /dev/fd/FUSE
  *
- * -r: all files are root's, whoever has them in the image; -s: one thread; -t: the kernel ends the mount when a request waits that long
- * (Linux 6.15; it looks every 15 seconds, and takes less for 15); -o: where in
- * its file the image begins. Else as squashfuse_ll's command line has it. It is
- * static, so that it serves a few ms sooner, shares each inflated block among
- * its threads, and has the kernel ask once: an image doesn't change, so that
- * everything may be cached for ever, files need no OPEN and RELEASE, and a
+ * -f: in the foreground; -b: in the background, as nobody's child and with no
+ * capability; -r: all files are root's, whoever has them in the image; -s: one
+ * thread; -t: the kernel ends the mount when a request waits that long (Linux
+ * 6.15; it looks every 15 seconds, and takes less for 15); -o: where in its file
+ * the image begins. Else as squashfuse_ll's command line has it. It is static, so that it serves a few ms sooner, shares each inflated block
+ * among its threads, and has the kernel ask once: an image doesn't change, so
+ * that everything may be cached for ever, files need no OPEN and RELEASE, and a
  * directory's entries come with their attributes. Ends when the mount does.
  */
 #define _GNU_SOURCE
@@ -57,7 +58,7 @@ static int descriptor(const char *path)
 
 static void __attribute__((noreturn)) usage(void)
 {
-	fputs("usage: ch-squashfuse_ll -f [-r] [-s] [-t SECONDS] [-o offset=BYTES] /dev/fd/IMAGE /dev/fd/FUSE\n"
+	fputs("usage: ch-squashfuse_ll -f|-b [-r] [-s] [-t SECONDS] [-o offset=BYTES] /dev/fd/IMAGE /dev/fd/FUSE\n"
 	      "compressions:",
 	      stderr);
 	for (int i = GZIP; i <= ZSTD; i++)
@@ -79,14 +80,15 @@ static bool read_offset(const char *words, uint64_t *offset)
 
 int main(int argc, char **argv)
 {
-	bool usable = argc > 3 && !strcmp(argv[1], "-f");
+	bool background = argc > 1 && !strcmp(argv[1], "-b");
+	bool usable = argc > 3 && (!strcmp(argv[1], "-f") || background);
 	int threads = cores(), option, fd, fuse;
 	uint64_t offset = 0;
 	struct stat st;
 	char why[200];
 
 	opterr = 0;
-	while (usable && (option = getopt(argc, argv, "frst:o:")) != -1) {
+	while (usable && (option = getopt(argc, argv, "fbrst:o:")) != -1) {
 		if (option == 's')
 			threads = 1;
 		else if (option == 'r')
@@ -96,11 +98,13 @@ int main(int argc, char **argv)
 		else if (option == 'o')
 			usable = read_offset(optarg, &offset);
 		else
-			usable = option == 'f';
+			usable = option == (background ? 'b' : 'f');
 	}
 	if (!usable || optind + 2 != argc || (fd = descriptor(argv[optind])) < 0 ||
 	    (fuse = descriptor(argv[optind + 1])) < 0)
 		usage();
+	if (background && step_aside())
+		die("can't start the server: %s", strerror(errno));
 	/* What little is allocated stays: so memory is asked for in one place, and not given back. */
 	mallopt(M_ARENA_MAX, 1);
 	mallopt(M_MMAP_THRESHOLD, 8 << 20);

@@ -323,4 +323,4 @@ def test_what_is_no_image_is_refused_by_name(plain: Path, tmp_path: Path) -> Non
     image.write_bytes(good[:95])
     assert Server(image).end() == (1, "not a SquashFS image\n")
     for words in (("-o", "offset=x"), ("-o", "offset=1k"), ("-o", "ro"), ("-t", "0"), ("-x",)):
-        assert Server(plain, *words).end()[1].startswith("usage: ch-squashfuse_ll -f ")
+        assert Server(plain, *words).end()[1].startswith("usage: ch-squashfuse_ll -f|-b ")

@@ -25,6 +25,9 @@ TARGETS = {
     (8, suites.JOIN_DIR): 1.1, (8, suites.JOIN_SQFS): 0.75,
     (1, suites.JOIN_DIR): 3.2, (1, suites.JOIN_SQFS): 0.85,
 }  # fmt: skip
+# One command without Slurm, and the launcher's CPU to its end: ours / the bare interpreter.
+ALONE = 2.2
+LAUNCHER_CPU = 1.3
 CPU_PER_TASK_MS = 0.7
 CPU_PER_TASK_WITHOUT_MS = 1.0
 SERVER_MIB = 8.0
@@ -128,6 +131,15 @@ def _targets(samples: Samples, facts: Mapping[str, Any]) -> str:
         )
         for (tasks, variant), limit in TARGETS.items()
     ]
+    for case in ("directory", "SquashFS"):
+        ours, bare = (
+            samples.values("alone", case, variant, "wall")
+            for variant in (suites.COMMAND_ALONE, suites.INTERPRETER_ALONE)
+        )
+        rows.append((f"single command / bare interpreter, wall: {case}", verdict(ratio(ours, bare), ALONE)))
+    for variant in (launcher.DIRECTORY, launcher.SQUASHFS):
+        ours, bare = (samples.values("launcher", "alone", one, "cpu") for one in (variant, launcher.BARE))
+        rows.append((f"launcher / bare interpreter, total CPU: {variant}", verdict(ratio(ours, bare), LAUNCHER_CPU)))
     for variant in (
         suites.OURS_DIR, suites.OURS_SQFS, suites.JOIN_DIR, suites.JOIN_SQFS, suites.PEER_DIR, suites.PEER_SQFS,
     ):  # fmt: skip

@@ -23,6 +23,8 @@ BARE = "bare srun"
 UNUSED = "plugin unused"
 OURS_DIR, OURS_SQFS, OURS_NEW = "slurm_ch, directory", "slurm_ch, SquashFS", "slurm_ch, SquashFS, ch-run's squashfuse"
 JOIN_DIR, JOIN_SQFS = "without the plugin, directory", "without the plugin, SquashFS"
+# Without Slurm.
+COMMAND_ALONE, INTERPRETER_ALONE = "slurm-ch run", "python3 -I -S"
 PEER_DIR, PEER_SQFS = "ch-run --join, directory", "ch-run --join, SquashFS"
 
 
@@ -121,8 +123,8 @@ def alone(bench: Bench, place: Place, images: Images, rounds: int) -> None:
     for case, image in (("directory", images.small), ("SquashFS", images.small_sqfs)):
         runs = [
             Run("nothing", place.plain, lambda _: ["true"]),
-            Run("python3 -I -S", place.plain, _words("/usr/bin/python3", "-I", "-S", "-c", "pass")),
-            Run("slurm-ch run", place.plain, _words(place.slurm_ch, "run", str(image), "--", "true")),
+            Run(INTERPRETER_ALONE, place.plain, _words("/usr/bin/python3", "-I", "-S", "-c", "pass")),
+            Run(COMMAND_ALONE, place.plain, _words(place.slurm_ch, "run", str(image), "--", "true")),
             Run("ch-run", place.plain, _words(*place.peer.ch_run, str(image), "--", "true")),
         ]
         bench.rounds("alone", case, runs, rounds)

@@ -189,7 +189,8 @@ def _overmount(build: Build, directory: int, path: str) -> int:
     if entries is None:
         layers = f"{SCRATCH}/{build.overmounts}"
         build.overmounts += 1
-        os.makedirs(f"{layers}/upper", 0o755)
+        os.mkdir(layers, 0o755)
+        os.mkdir(f"{layers}/upper", 0o755)
         os.mkdir(f"{layers}/work", 0o700)
         cover = overlay_of(build, directory, path, layers)
         lay_over(build, directory, cover)

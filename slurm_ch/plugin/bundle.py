@@ -135,7 +135,7 @@ def write(package: str) -> None:
     try:
         with open(new, "wb") as file:
             # For all who may read the sources, as Python has it.
-            os.fchmod(file.fileno(), os.stat(os.path.join(package, "plugin", "launch.py")).st_mode & 0o666)
+            os.fchmod(file.fileno(), os.stat(os.path.join(package, file_of(package, LOADER))).st_mode & 0o666)
             file.write(data)
         os.rename(new, path)
     except OSError:

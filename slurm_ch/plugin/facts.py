@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-import os
-
 from .. import agreement
+from .. import lean_os as os
 from ..errors import ChError
 from ..request import parsers, site
 

@@ -48,7 +48,7 @@ int step_aside(void)
 	child = fork();
 	if (child > 0)
 		_exit(0);
-	return child;
+	return child < 0 || setsid() < 0 ? -1 : 0;
 }
 
 #ifdef ARCHITECTURE

@@ -3,7 +3,7 @@
 #ifndef SERVE_CONFINE_H
 #define SERVE_CONFINE_H
 
-/* Become nobody's child, deaf to the signals that are for the tasks, and with no capability; -1 with errno.
+/* Become nobody's child, in a session of its own, deaf to the signals that are for the tasks, and with no capability; -1 with errno.
  * Whoever started it waits for a process that has ended. */
 int step_aside(void);
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench import report, suites
+from bench import launcher, report, suites
 from bench.stats import FAILED, HUNG, OK, Sample, Samples, Spread, ratio, slope, spread
 
 
@@ -73,3 +73,20 @@ def test_cpu_per_task_is_the_slope_over_bare() -> None:
         samples += steps(tasks, suites.BARE, [1.0], cpu=0.1 * tasks)
         samples += steps(tasks, suites.OURS_DIR, [1.0], cpu=0.02 + 0.1005 * tasks)
     assert report.cpu_per_task(Samples(samples), suites.OURS_DIR) == pytest.approx(0.0005)
+
+
+@pytest.mark.parametrize(("more", "says"), [(0.0, "yes"), (0.1, "**no**")])
+def test_a_start_is_compared_with_the_interpreters_own(more: float, says: str) -> None:
+    samples = []
+    for case in ("directory", "SquashFS"):
+        samples.append(Sample("alone", case, suites.INTERPRETER_ALONE, 0, 0.010, 0.0))
+        samples.append(Sample("alone", case, suites.COMMAND_ALONE, 0, 0.022 * (1 + more), 0.0))
+    ours = 0.013 * (1 + more)
+    for variant, cpu in ((launcher.BARE, 0.010), (launcher.DIRECTORY, ours), (launcher.SQUASHFS, ours)):
+        samples.append(Sample("launcher", "alone", variant, 0, 1.0, cpu))
+    text = report.report(Samples(samples), {})
+    found = [line for line in text.splitlines() if "/ bare interpreter," in line]
+    assert len(found) == 4
+    assert all(line.endswith(f": {says} |") for line in found)
+    assert sum("single command" in line and "<= 2.20" in line for line in found) == 2
+    assert sum("launcher" in line and "<= 1.30" in line for line in found) == 2

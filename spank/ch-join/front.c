@@ -222,7 +222,8 @@ void front(const char *name, char **argv)
 	python_find(&call.python);
 	if (checked)
 		call.python.interpreter = argv[1];
-	if (w.join)
+	/* Slurm or mpirun knows that there are no others: then there is nobody to meet. */
+	if (w.join && !(s.peers == 1 && !w.peers && s.rank >= 0))
 		join(&call, &s, directory, &t);
 	else
 		own_ticket(&call, NULL, &t);

@@ -7,6 +7,7 @@ import os
 import resource
 import select
 import signal
+import socket
 import subprocess
 from pathlib import Path
 
@@ -45,6 +46,18 @@ def test_commands_that_end_at_once(place: Place) -> None:
 
 def test_alone(place: Place) -> None:
     assert place.start(count=1).end() == (0, "one\n", "")
+
+
+def test_the_only_task_of_a_step_meets_nobody(place: Place) -> None:
+    """So it needs no meeting place, here taken by somebody else; who gives the number may be wrong."""
+    step = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_NODEID": "0", "SLURM_PROCID": "0"}
+    place.tag = "7.0.0.node"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as squatter:
+        squatter.bind(place.name.encode())
+        for tasks, words, code in (("1", (), 0), ("2", (), 32), ("1", ("--join-ct=1",), 32)):
+            env = {"PATH": "/usr/bin:/bin", "SLURM_STEP_TASKS_PER_NODE": tasks, **step}
+            join = [SLURM_CH, "run", "--join", "--join-timeout=1", *words, str(place.image), "--", "true"]
+            assert place.execute(join, env=env).end()[0] == code
 
 
 def test_of_a_squashfs_image(place: Place, image_sqfs: Path) -> None:

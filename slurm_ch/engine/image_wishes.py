@@ -6,9 +6,9 @@ Loaded only where users of another tool expect that.
 
 from __future__ import annotations
 
-import os
-import stat
+import _stat as stat
 
+from .. import lean_os as os
 from .. import log
 from ..request.options import PULLED_ENVIRONMENT
 from . import places

@@ -7,8 +7,7 @@ know. glibc 2.31 to 2.43 read each other's; programs of before 2.27, and static 
 
 from __future__ import annotations
 
-import os
-
+from .. import lean_os as os
 from .. import log
 from . import places
 from .action import Action

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
+import _stat as stat
 import errno
-import os
-import stat
 
+from .. import lean_os as os
 from .. import linux, log
 from ..devices import names as cdinames
 from ..errors import ChError, UsageError

@@ -26,9 +26,11 @@ PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 LOADER = "slurm_ch.plugin.bundled"
 FIRST = "slurm_ch.plugin.launcher"
 LATER = (
-    "slurm_ch.engine.loopback", "slurm_ch.engine.manners", "slurm_ch.engine.pmix", "slurm_ch.engine.shown",
-    "slurm_ch.engine.squashfs", "slurm_ch.plugin.by_words", "slurm_ch.request.manner", "slurm_ch.request.pyxis",
-    "slurm_ch.request.step", "slurm_ch.request.words",
+    "slurm_ch.devices", "slurm_ch.devices.names", "slurm_ch.engine.image_environment", "slurm_ch.engine.image_wishes",
+    "slurm_ch.engine.locales", "slurm_ch.engine.loopback", "slurm_ch.engine.manners", "slurm_ch.engine.pmix",
+    "slurm_ch.engine.shown", "slurm_ch.engine.squashfs", "slurm_ch.plugin.by_words", "slurm_ch.request.anchor",
+    "slurm_ch.request.manner", "slurm_ch.request.pyxis", "slurm_ch.request.pyxis_mounts", "slurm_ch.request.step",
+    "slurm_ch.request.words",
 )  # fmt: skip
 
 
@@ -115,10 +117,21 @@ def contents(package: str) -> bytes:
 
     add(FIRST)
     loader = _compiled_module(package, LOADER)
-    later = {name: (*_stamp(package, name), marshal.dumps(_compiled_module(package, name))) for name in LATER}
     stamps = tuple(_stamp(package, name) for name in (*first, LOADER))
     modules = [(name, file_of(package, name), codes[name]) for name in first]
-    return importlib.util.MAGIC_NUMBER + marshal.dumps((loader, stamps, modules, later))
+    tails = [marshal.dumps(_compiled_module(package, name)) for name in LATER]
+
+    def head(begin: int) -> bytes:
+        """Return what is read at once, with the places of the rest from `begin` on."""
+        later = {}
+        for name, code in zip(LATER, tails):
+            later[name] = (_stamp(package, name), (begin, len(code)))
+            begin += len(code)
+        return marshal.dumps((loader, stamps, modules, later))
+
+    # A number takes the same room whatever it is.
+    first_part = head(8 + len(head(0)))
+    return importlib.util.MAGIC_NUMBER + len(first_part).to_bytes(4, "little") + first_part + b"".join(tails)
 
 
 def path_of(package: str) -> str:

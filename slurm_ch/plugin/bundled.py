@@ -17,17 +17,21 @@ if TYPE_CHECKING:
     from typing import Any
 
     Stamp = tuple[str, int, int]
-    Bundle = tuple[CodeType, tuple[Stamp, ...], list[tuple[str, str, CodeType]], dict[str, tuple[str, int, int, bytes]]]
+    Place = tuple[int, int]
+    Bundle = tuple[CodeType, tuple[Stamp, ...], list[tuple[str, str, CodeType]], dict[str, tuple[Stamp, Place]]]
 
 
-def load(package: str, bundle: Bundle) -> bool:
-    """Load the modules of the package in a directory, if all are as they were; whether they are."""
+def load(package: str, bundle: Bundle, fd: int) -> bool:
+    """Load the modules of the package in a directory, if all are as they were; whether they are.
+
+    `fd` is the file that the bundle is the beginning of: what is loaded on demand is read then.
+    """
     _, stamps, modules, later = bundle
     for stamp in stamps:
         if not _is_same(package, *stamp):
             return False
     kind: Any = type(sys)
-    sys.meta_path.insert(0, _Later(package, later))
+    sys.meta_path.insert(0, _Later(package, later, fd))
     for name, file, code in modules:
         module = sys.modules[name] = kind(name)
         module.__file__ = f"{package}/{file}"
@@ -56,24 +60,28 @@ def _is_same(package: str, file: str, seconds: int, size: int) -> bool:
 class _Later:
     """Finds and loads what is not loaded in any case."""
 
-    __slots__ = ("_modules", "_package")
+    __slots__ = ("_fd", "_modules", "_package")
 
-    def __init__(self, package: str, modules: dict[str, tuple[str, int, int, bytes]]) -> None:
+    def __init__(self, package: str, modules: dict[str, tuple[Stamp, Place]], fd: int) -> None:
         self._package = package
         self._modules = modules
+        self._fd = fd
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> Any:
         del path, target
-        if name not in self._modules or not _is_same(self._package, *self._modules[name][:3]):
+        if name not in self._modules or not _is_same(self._package, *self._modules[name][0]):
             return None
         kind: Any = type(sys.__spec__)
-        spec = kind(name, self, origin=f"{self._package}/{self._modules[name][0]}")
+        spec = kind(name, self, origin=f"{self._package}/{self._modules[name][0][0]}")
         spec.has_location = True
+        if spec.origin.endswith("__init__.py"):
+            spec.submodule_search_locations = [spec.origin[:-12]]
         return spec
 
     def create_module(self, spec: object) -> None:
         """Leave that to whoever asks."""
 
     def exec_module(self, module: ModuleType) -> None:
-        code = marshal.loads(self._modules[module.__name__][3])  # noqa: S302 (as trusted as the sources)
+        offset, size = self._modules[module.__name__][1]
+        code = marshal.loads(posix.pread(self._fd, size, offset))  # noqa: S302 (as trusted as the sources)
         exec(code, module.__dict__)  # noqa: S102 (what `import` does)

@@ -25,14 +25,14 @@ try:
     bundle, names = (), {"load": None}
     try:
         fd = posix.open(f"{cache}/launch.{sys.implementation.cache_tag}.all.pyc", posix.O_RDONLY | posix.O_CLOEXEC)
-        if posix.read(fd, 4) == sys.modules["_frozen_importlib_external"].MAGIC_NUMBER:
-            bundle = marshal.loads(posix.pread(fd, posix.fstat(fd).st_size, 4))  # noqa: S302
-        posix.close(fd)
+        head = posix.read(fd, 8)
+        if head[:4] == sys.modules["_frozen_importlib_external"].MAGIC_NUMBER:
+            bundle = marshal.loads(posix.read(fd, int.from_bytes(head[4:], "little")))  # noqa: S302
     except (OSError, EOFError, ValueError, TypeError):
         pass
     if bundle:
         exec(bundle[0], names)  # noqa: S102 (as trusted as the sources)
-    loaded = bundle and names["load"](HERE, bundle)
+    loaded = bundle and names["load"](HERE, bundle, fd)
     # As with all cached bytecode: who can write it makes it.
     if not loaded and posix.access(cache, posix.W_OK) and not sys.dont_write_bytecode:
         from slurm_ch.plugin.bundle import renew

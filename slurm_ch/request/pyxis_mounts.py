@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-import os
-
+from .. import lean_os as os
 from ..errors import UsageError
 from .spec import Bind
 

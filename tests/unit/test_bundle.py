@@ -49,8 +49,9 @@ def inside(package: Path, code: str) -> str:
     """Return what a program prints that has loaded the modules from the bundle."""
     load = (
         f"import marshal, sys; sys.path.append({str(package.parent)!r}); names = {{}};"
-        f"found = marshal.loads(open({str(bundle_of(package))!r}, 'rb').read()[4:]); exec(found[0], names);"
-        f"assert names['load']({str(package)!r}, found); {code}"
+        f"file = open({str(bundle_of(package))!r}, 'rb'); head = file.read(8);"
+        f"found = marshal.loads(file.read(int.from_bytes(head[4:], 'little'))); exec(found[0], names);"
+        f"assert names['load']({str(package)!r}, found, file.fileno()); {code}"
     )
     done = subprocess.run([DEFAULT_PYTHON, "-I", "-S", "-B", "-c", load], check=True, capture_output=True, text=True)
     return done.stdout
@@ -85,9 +86,17 @@ def test_what_is_loaded_on_demand_is_in_it(package: Path) -> None:
     assert inside(package, show).split() == ["_Later", str(file), str(server)]
     os.utime(file, (1, 1))
     assert inside(package, show).split() == ["SourceFileLoader", str(file), str(server)]
+
+
+def test_all_that_is_loaded_on_demand_loads_from_it_alone(package: Path) -> None:
+    """Each module with what it needs besides: none is looked for elsewhere."""
     first = {name for name in LOADED if name.startswith("slurm_ch")}
     assert first.isdisjoint(bundle.LATER)
-    assert all((SOURCES / bundle.file_of(str(SOURCES), name)).is_file() for name in bundle.LATER)
+    for name in bundle.LATER:
+        found = inside(package, f"import {name}; print(*(name for name in sys.modules if name.startswith('slurm_ch')))")
+        assert set(found.split()) <= first | set(bundle.LATER), name
+    show = f"import importlib; print({{type(importlib.import_module(one).__spec__.loader).__name__ for one in {bundle.LATER}}})"
+    assert inside(package, show) == "{'_Later'}\n"
 
 
 def _older(package: Path) -> None:

@@ -7,9 +7,10 @@
  * capability; -r: all files are root's, whoever has them in the image; -s: one
  * thread; -t: the kernel ends the mount when a request waits that long (Linux
  * 6.15; it looks every 15 seconds, and takes less for 15); -o: where in its file
- * the image begins. Else as squashfuse_ll's command line has it. It is static, so that it serves a few ms sooner, shares each inflated block
- * among its threads, and has the kernel ask once: an image doesn't change, so
- * that everything may be cached for ever, files need no OPEN and RELEASE, and a
+ * the image begins. Else as squashfuse_ll's command line has it. It is static,
+ * so that it serves a few ms sooner, shares each inflated block among its
+ * threads, and has the kernel ask once: an image doesn't change, so that
+ * everything may be cached for ever, files need no OPEN and RELEASE, and a
  * directory's entries come with their attributes. Ends when the mount does.
  */
 #define _GNU_SOURCE

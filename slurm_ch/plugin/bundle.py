@@ -22,15 +22,14 @@ if TYPE_CHECKING:
     from types import CodeType
 
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-# What is loaded in any case, by what it loads; what may be, by name.
+# What is loaded in any case, and what may be, each with what it imports itself.
 LOADER = "slurm_ch.plugin.bundled"
 FIRST = "slurm_ch.plugin.launcher"
 LATER = (
-    "slurm_ch.devices", "slurm_ch.devices.names", "slurm_ch.engine.image_environment", "slurm_ch.engine.image_wishes",
-    "slurm_ch.engine.locales", "slurm_ch.engine.loopback", "slurm_ch.engine.manners", "slurm_ch.engine.pmix",
-    "slurm_ch.engine.shown", "slurm_ch.engine.squashfs", "slurm_ch.plugin.by_words", "slurm_ch.request.anchor",
-    "slurm_ch.request.manner", "slurm_ch.request.pyxis", "slurm_ch.request.pyxis_mounts", "slurm_ch.request.step",
-    "slurm_ch.request.words",
+    "slurm_ch.engine.image_environment", "slurm_ch.engine.image_wishes", "slurm_ch.engine.locales",
+    "slurm_ch.engine.loopback", "slurm_ch.engine.manners", "slurm_ch.engine.pmix", "slurm_ch.engine.shown",
+    "slurm_ch.engine.squashfs", "slurm_ch.plugin.by_words", "slurm_ch.request.anchor", "slurm_ch.request.pyxis",
+    "slurm_ch.request.step",
 )  # fmt: skip
 
 
@@ -88,10 +87,6 @@ def _without_lines(code: CodeType) -> CodeType:
     return code.replace(co_consts=inner, **{table: b""})  # type: ignore[arg-type]
 
 
-def _compiled_module(package: str, name: str) -> CodeType:
-    return compiled(os.path.join(package, file_of(package, name)))[1]
-
-
 def _stamp(package: str, name: str) -> tuple[str, int, int]:
     """Return a module's file, its time in seconds and its size, as cached bytecode has them."""
     file = file_of(package, name)
@@ -103,31 +98,35 @@ def _stamp(package: str, name: str) -> tuple[str, int, int]:
 
 def contents(package: str) -> bytes:
     """Return the bundle of the package in a directory."""
-    trees, codes, first = {}, {}, []
+    codes: dict[str, CodeType] = {}
+    first: list[str] = []
+    later: list[str] = []
 
-    def add(name: str) -> None:
-        if name in trees:
+    def add(name: str, found: list[str]) -> None:
+        if name in codes:
             return
-        trees[name], codes[name] = compiled(os.path.join(package, file_of(package, name)))
+        tree, codes[name] = compiled(os.path.join(package, file_of(package, name)))
         if "." in name:
-            add(name.rpartition(".")[0])
-        for other in _imports(name, trees[name], package):
-            add(other)
-        first.append(name)
+            add(name.rpartition(".")[0], found)
+        for other in _imports(name, tree, package):
+            add(other, found)
+        found.append(name)
 
-    add(FIRST)
-    loader = _compiled_module(package, LOADER)
+    add(FIRST, first)
+    for name in LATER:
+        add(name, later)
+    loader = compiled(os.path.join(package, file_of(package, LOADER)))[1]
     stamps = tuple(_stamp(package, name) for name in (*first, LOADER))
     modules = [(name, file_of(package, name), codes[name]) for name in first]
-    tails = [marshal.dumps(_compiled_module(package, name)) for name in LATER]
+    tails = [marshal.dumps(codes[name]) for name in later]
 
     def head(begin: int) -> bytes:
         """Return what is read at once, with the places of the rest from `begin` on."""
-        later = {}
-        for name, code in zip(LATER, tails):
-            later[name] = (_stamp(package, name), (begin, len(code)))
+        places = {}
+        for name, code in zip(later, tails):
+            places[name] = (_stamp(package, name), (begin, len(code)))
             begin += len(code)
-        return marshal.dumps((loader, stamps, modules, later))
+        return marshal.dumps((loader, stamps, modules, places))
 
     # A number takes the same room whatever it is.
     first_part = head(8 + len(head(0)))

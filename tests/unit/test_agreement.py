@@ -135,13 +135,15 @@ def test_a_launcher_whose_package_could_not_be_looked_at_once() -> None:
     out = os.memfd_create("out")
     program = str(ROOT / "slurm_ch/plugin/launch.py")
     words = ["/dev/null", str(launcher.fileno()), str(out), "n7"]
+    # With no bundle for this Python, in which it would find all.
     code = (
         f"import sys; sys.argv = [{program!r}, *sys.argv[1:]]; sys.path_importer_cache[{str(ROOT)!r}] = None;"
+        f"sys.implementation.cache_tag = 'none';"
         f"exec(open({program!r}).read(), {{'__file__': {program!r}, '__name__': '__main__'}})"
     )
     with tasks, launcher:
         done = subprocess.run(
-            [agreement.DEFAULT_PYTHON, "-I", "-S", "-c", code, *words],
+            [agreement.DEFAULT_PYTHON, "-I", "-S", "-B", "-c", code, *words],
             check=False, stderr=subprocess.DEVNULL, pass_fds=[launcher.fileno(), out],
         )  # fmt: skip
         launcher.close()

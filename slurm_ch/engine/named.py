@@ -5,7 +5,8 @@
     OWN/global/NODE/NAME/        one that is kept until somebody removes it
         upper, work, image    as kept.py has them; `image` is there when it has been made
         lock                  held by whoever makes, joins or removes it
-        mark                  what the overlay that is mounted now is called: so a process in it is found
+        mark                  what the overlay that is mounted now is called: so a process in it is found; and
+                              the step that has mounted it
 
 No process and no list says what runs: the kernel's mounts do. Loaded only where there is a name.
 """
@@ -82,13 +83,17 @@ class Kept:
         """Return what the overlay is called that was mounted last."""
         return _text(f"{self.directory}/mark")
 
-    def new_mark(self) -> str:
-        """Return what the overlay that is to be mounted is called; nobody can guess it who can't look here."""
+    def maker(self) -> str | None:
+        """Return the step that mounted it last, and serves its image."""
+        return _text(f"{self.directory}/mark", 1)
+
+    def new_mark(self, step: str) -> str:
+        """Return what the overlay that a step is to mount is called; nobody can guess it who can't look here."""
         found = _MARK + os.urandom(16).hex()
         fd = os.open(
             f"{self.directory}/mark", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
         )
-        os.write(fd, found.encode() + b"\n")
+        os.write(fd, os.fsencode(f"{found}\n{step}\n"))
         os.close(fd)
         return found
 
@@ -306,8 +311,8 @@ def _read(proc_fd: int, name: str) -> bytes:
     return text
 
 
-def _text(path: str) -> str | None:
-    """Return a small file's first line; None if there is none that is a file."""
+def _text(path: str, line: int = 0) -> str | None:
+    """Return a line of a small file, the first by default; None if there is none, or no such file."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
@@ -316,4 +321,4 @@ def _text(path: str) -> str | None:
         text = os.read(fd, _READ_BYTES) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
     finally:
         os.close(fd)
-    return os.fsdecode(text).partition("\n")[0] or None
+    return [*os.fsdecode(text).split("\n"), ""][line] or None

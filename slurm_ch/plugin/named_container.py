@@ -35,6 +35,9 @@ _LOOK_SECONDS = 0.02
 _TELL_SECONDS = 2.0
 _LONGEST_SECONDS = 60.0
 
+# What a batch script's step is called: it outlives all others.
+_BATCH = "batch"
+
 # Slurm is asked about jobs that are over at most so often.
 _SWEEP_SECONDS = 600
 _SWEPT = ".swept"
@@ -91,11 +94,24 @@ def _take_turn(wanted: Spec, asked: Asked, here: Site, caller: Caller, job: str)
         raise ChError(f"{asked.label}: no such container on this node, {remedy}")
     if image is not None:
         _use(wanted, image)
+    if process is not None and image is not None:
+        _warn_of_end(asked.label, image, kept.maker() or "")
     if process is None:
         log.info(f"{asked.label}: {'made' if image is None else 'there already, kept'} in {kept.directory}")
-        asked.mark = kept.new_mark()
+        asked.mark = kept.new_mark(_BATCH if caller.script is not None else env.get("SLURM_STEP_ID", ""))
         wanted.overlay = kept.directory
     return process
+
+
+def _warn_of_end(label: str, image: str, maker: str) -> None:
+    """Say where the container ends before those who join it: with the step whose process serves its image."""
+    with open("/proc/self/cgroup") as file:
+        # Where a step has a group of its own, Slurm kills all that it leaves.
+        by_group = "/step_" in file.read()
+    if by_group and maker != _BATCH and os.path.isfile(image):
+        log.warning(
+            f"{label}: step {maker} has made it, and serves its image: who joined it can't go on without that step"
+        )
 
 
 def _of_a_step(asked: Asked, job: str) -> named.Process | None:

@@ -35,6 +35,11 @@ int message_send(int sock, const void *message, size_t size, int fd)
 	return sendmsg(sock, &m, MSG_NOSIGNAL) == (ssize_t)size ? 0 : -1;
 }
 
+bool message_again(void)
+{
+	return errno == ETOOMANYREFS || errno == ENOBUFS || errno == ENOMEM;
+}
+
 /* A message that is too long has another size too. */
 ssize_t message_receive(int sock, void *message, size_t size, int *fd, int flags)
 {

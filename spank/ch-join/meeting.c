@@ -147,7 +147,8 @@ static bool ask(const struct step *s, const struct hello *h, int64_t deadline, u
 		break;
 	}
 	/* Who mourns doesn't wait for it: then the answer is there all the same. */
-	message_send(m->sock, h, sizeof(*h), -1);
+	while (message_send(m->sock, h, sizeof(*h), -1) && message_again() && now_ms() < deadline)
+		usleep(PAUSE_MAX_US);
 	while ((left = deadline - now_ms()) > 0 && (ready = poll(&wait, 1, left)) <= 0)
 		if (ready < 0 && errno != EINTR)
 			die(EXIT_SETUP, "can't wait for the other peers: %s", strerror(errno));
@@ -156,7 +157,10 @@ static bool ask(const struct step *s, const struct hello *h, int64_t deadline, u
 	do /* ECONNRESET, once: the other end has left with our hello unread */
 		n = message_receive(m->sock, &m->answer, sizeof(m->answer), &m->ticket, 0);
 	while (n < 0 && errno == ECONNRESET);
-	if (n <= 0)
+	/* It may have been the answer. Who says hello again would be taken for one of the next join. */
+	if (n < 0)
+		die(EXIT_SETUP, "can't receive the answer of pid %d: %s", who.pid, strerror(errno));
+	if (!n)
 		return false;
 	if (n != sizeof(m->answer) || memcmp(m->answer.magic, MEETING_MAGIC, sizeof(m->answer.magic)))
 		m->answer.kind = MEETING_OTHER;
@@ -213,7 +217,7 @@ void meeting_hand_over(struct meeting *m, int ticket)
 {
 	struct answer have = { .magic = MEETING_MAGIC, .kind = MEETING_HAVE };
 
-	while (message_send(m->sock, &have, sizeof(have), ticket) && errno == ETOOMANYREFS)
+	while (message_send(m->sock, &have, sizeof(have), ticket) && message_again())
 		usleep(PAUSE_MAX_US);
 	close(m->sock);
 	m->sock = -1;

@@ -46,6 +46,8 @@ struct answer {
 /* exchange.c. Send or receive a message, and a descriptor with it if there is one (-1). */
 int message_send(int sock, const void *message, size_t size, int fd);
 ssize_t message_receive(int sock, void *message, size_t size, int *fd, int flags);
+/* By errno: whether what the kernel had no room for is to be sent again. */
+bool message_again(void);
 
 /* Whether the process at the other end of a socket belongs to this user, and is in this user namespace. */
 enum whose { OURS, ANOTHER_USERS, ANOTHER_NAMESPACES, NOBODYS };

@@ -101,13 +101,15 @@ static struct join *find_join(const struct hello *h)
 	return *end;
 }
 
-/* Let the first of those who wait for a join begin it. */
-static void find_maker(struct join *j)
+/* Let the first of those who wait for a join begin it; return whether it is to be tried again. */
+static bool find_maker(struct join *j)
 {
 	for (struct caller *c = callers; c && !j->maker && j->ticket < 0; c = c->next) {
 		if (c->fd < 0 || c->join != j)
 			continue;
 		if (tell(c, MEETING_BEGIN, 0, NULL, -1)) {
+			if (message_again())
+				return true;
 			hang_up(c);
 			continue;
 		}
@@ -116,6 +118,7 @@ static void find_maker(struct join *j)
 		j->maker_pid = c->pid;
 		memcpy(j->maker_name, c->hello.name, sizeof(j->maker_name));
 	}
+	return false;
 }
 
 static void say_hello(struct caller *c)
@@ -203,13 +206,14 @@ static bool give(void)
 	bool again = false;
 
 	for (struct join *j = joins; j; j = j->next)
-		find_maker(j);
+		again |= find_maker(j);
 	for (struct caller *c = callers; c; c = c->next) {
 		struct join *j = c->join;
 
 		if (c->fd < 0 || !j || j->ticket < 0)
 			continue;
-		if (tell(c, MEETING_TAKE, j->rules == c->hello.rules, j, j->ticket) && errno == ETOOMANYREFS)
+		/* Who came again, unserved, would be taken for one of the next join. */
+		if (tell(c, MEETING_TAKE, j->rules == c->hello.rules, j, j->ticket) && message_again())
 			again = true;
 		else
 			hang_up(c);
@@ -233,12 +237,12 @@ static void forget(void)
 	}
 	for (struct join **at = &joins; *at;) {
 		struct join *j = *at;
-		bool awaited = j->arrived < j->peers;
+		bool awaited = j->arrived < j->peers && j->ticket >= 0;
 
+		/* Of one that never got a container nothing is left for those to come. */
 		for (struct caller *c = callers; c && !awaited; c = c->next)
 			awaited = c->join == j;
-		/* Of one that never got a container nothing is left for those to come. */
-		if (awaited && (j->ticket >= 0 || j->maker)) {
+		if (awaited) {
 			at = &j->next;
 			continue;
 		}

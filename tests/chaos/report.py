@@ -44,6 +44,7 @@ FAULTS = [
     ("named join: the first peer killed at a call", ["named join, first peer killed"], "a peer killed at a call"),
     ("named join: any peer killed at a call", ["named join, any peer killed"], "a peer killed at a call"),
     ("named join: its holder killed, at each system call", ["join, holder killed"], None),
+    ("named join: its holder's calls fail, each plausible errno", ["join, errno holder"], None),
     ("named join: the holder's guard, or who starts it, killed, at each system call", ["join, guard killed", "join, starter killed"], None),
     ("named join: launcher killed, at each system call", ["join, launcher killed"], None),
     ("named join under proctrack/cgroup: a task never comes; step ends, or is cancelled", [f"proctrack/cgroup, end by {end}" for end in ("the tasks", "scancel")], None),

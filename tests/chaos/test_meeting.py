@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Joins without the plugin: who keeps the meeting place, and the launcher, killed at each of their calls [J5].
+"""Joins without the plugin: who keeps the meeting place, and the launcher, killed at each of their calls [J5]; failing calls.
 
 The peers themselves: test_peers.py, and tests/join/test_deaths.py.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +22,7 @@ from tests.join.conftest import Place, installed, meeting, wait_for
 
 from .conftest import FULL, Record
 from .harness import CLEAR, PEER, USER, Call, Lab, Part
+from .test_calls import PLAUSIBLE
 
 PEERS = 3
 # The processes that an elected peer starts, in their order: one that starts the guard and ends; the two that stay.
@@ -84,30 +87,31 @@ def campaign(
     place: Place,
     part: Part,
     programs: tuple[str, str],
-    calls: list[Call],
+    cases: list[tuple[Call, str]],
     expected: tuple[set[int], ...],
     lines: int,
-) -> dict[str, object]:
-    """Kill at each call; return the figures, with what went wrong."""
+) -> dict[str, Any]:
+    """Do each thing at its call; return the figures, with what went wrong."""
     problems, seconds, hits, failed = [], [], 0, 0
-    for call in calls:
-        part.act(call, "kill")
+    for call, action in cases:
+        part.act(call, action)
         done = Join(place, *programs)
         hits += part.hit() is not None
         failed += any(done.codes)
         seconds.append(done.seconds)
         if problem := done.problem(expected, lines):
-            problems.append(f"killed at {call!r}: {problem}: {done!r}")
+            problems.append(f"{action} at {call!r}: {problem}: {done!r}")
     assert not problems, "\n".join(problems[:20])
-    return {"cases": len(calls), "hit": hits, "failed": failed, "problems": 0, "slowest": round(max(seconds), 2)}
+    return {"cases": len(cases), "hit": hits, "failed": failed, "problems": 0, "slowest": round(max(seconds), 2)}
 
 
-@pytest.mark.parametrize(("who", "process"), [("starter", STARTER), ("guard", GUARD), ("holder", HOLDER)])
-@pytest.mark.row("J5", "D8", "D9")
-def test_who_keeps_the_meeting_place_killed_at_every_call(
-    lab: Lab, place: Place, record: Record, who: str, process: int
-) -> None:
-    """Without the holder nobody comes in who isn't told of the container yet; the others' end costs nobody anything."""
+def killed(calls: list[Call], short: int) -> list[tuple[Call, str]]:
+    """Return the cases of a process that is killed at each of its calls, or so many in the short form."""
+    return [(call, "kill") for call in calls[:: 1 if FULL else max(1, len(calls) // short)]]
+
+
+def recorded(lab: Lab, place: Place, process: int) -> tuple[Part, tuple[str, str], list[Call]]:
+    """Return the part that the elected peer is, its command and the others', and the calls of one of its processes."""
     part = lab.parts[PEER]
     part.real = SLURM_CH
     elected = lab.place / "slurm-ch"
@@ -118,11 +122,38 @@ def test_who_keeps_the_meeting_place_killed_at_every_call(
     assert not done.problem(({0},), 0), done
     calls = [call for call in part.calls() if call.process == process]
     assert calls
+    return part, programs, calls
+
+
+@pytest.mark.parametrize(("who", "process"), [("starter", STARTER), ("guard", GUARD), ("holder", HOLDER)])
+@pytest.mark.row("J5", "D8", "D9")
+def test_who_keeps_the_meeting_place_killed_at_every_call(
+    lab: Lab, place: Place, record: Record, who: str, process: int
+) -> None:
+    """Without the holder nobody comes in who isn't told of the container yet; the others' end costs nobody anything."""
+    part, programs, calls = recorded(lab, place, process)
     expected = ({0}, {32}, {0, 32}) if process == HOLDER else ({0},)
-    figures = campaign(place, part, programs, calls[:: 1 if FULL else max(1, len(calls) // 12)], expected, PEERS)
+    figures = campaign(place, part, programs, killed(calls, 12), expected, PEERS)
     # How often a holder polls is another matter each time; its last calls may never come.
     assert figures["hit"] > 0.6 * figures["cases"]
     record(f"join, {who} killed", calls=len(calls), **figures)
+
+
+@pytest.mark.row("D8")
+def test_every_call_of_the_holder_failing(lab: Lab, place: Place, record: Record) -> None:
+    """It tries again or dies of it; nobody is in a second container."""
+    part, programs, calls = recorded(lab, place, HOLDER)
+    # The kernel says EPIPE of who is dead, and closes what it is told to.
+    cases = [
+        (call, f"errno {error}")
+        for call in calls
+        for error in PLAUSIBLE.get(call.name, PLAUSIBLE[""])
+        if error != errno.EPIPE and call.name != "close"
+    ]
+    struck = cases[:: 1 if FULL else max(1, len(cases) // 24)]
+    figures = campaign(place, part, programs, struck, ({0}, {31}, {32}, {0, 31}, {0, 32}), PEERS)
+    assert figures["hit"] > 0.6 * figures["cases"]
+    record("join, errno holder", calls=len(calls), **figures)
 
 
 @pytest.mark.row("J5", "D4")
@@ -135,7 +166,6 @@ def test_the_launcher_killed_at_every_call(lab: Lab, place: Place, record: Recor
     assert not done.problem(({0},), 0), done
     calls = part.calls()
     assert len(calls) > 500
-    struck = calls[:: 1 if FULL else len(calls) // 16]
-    figures = campaign(place, part, programs, struck, ({0}, {33}, {31}), 1)
+    figures = campaign(place, part, programs, killed(calls, 16), ({0}, {33}, {31}), 1)
     assert figures["hit"] > 0.9 * figures["cases"]
     record("join, launcher killed", calls=len(calls), **figures)

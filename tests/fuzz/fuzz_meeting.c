@@ -179,7 +179,7 @@ static ssize_t fuzz_sendmsg(int fd, const struct msghdr *m, int flags)
 
 	(void)flags;
 	if (how % 16 == 15) {
-		errno = how & 16 ? ETOOMANYREFS : EPIPE;
+		errno = how & 16 ? ETOOMANYREFS : how & 32 ? ENOBUFS : EPIPE;
 		return -1;
 	}
 	if (!is_peer)

@@ -78,7 +78,7 @@ def test_a_program_of_ones_own_in_a_directory_by_another_name(good: Good, outsid
     for options in (f"--ch-bind={outside}/scratch", f"--ch-bind={outside}/data:/mnt"):
         line = f"cd {outside}/scratch/run; srun --ch-image=$IMG {options}"
         assert good(f"{line} ./app 1 2") == "./app 1 2\n"
-        assert good(f"{line} mine : --ch-image=$IMG ./app -x").splitlines() in (
+        assert good(f"{line} mine : --ch-image=$IMG {options} ./app -x").splitlines() in (
             ["mine", "./app -x"],
             ["./app -x", "mine"],
         )

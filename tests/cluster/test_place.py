@@ -170,6 +170,8 @@ def test_every_kind_of_path_is_anchored_alike(good: Good, command: str, outside:
     for name, given, wanted in VECTORS:
         if "\n" in given or name in ("storage", "cd", "unset-env") or given.startswith(("docker:", "/")):
             continue
+        if command == "salloc" and name == "save":  # it runs nothing that could be saved
+            continue
         variable = BY_NAME[name].variable
         show = f"echo \\$SLURM_CH_{variable}"
         if command == "salloc":

@@ -147,7 +147,7 @@ static inline const uint8_t *cursor_take(struct cursor *c, uint8_t *scratch, siz
 {
 	const uint8_t *at;
 
-	if (size > c->block->size - c->offset)
+	if (!c->block || size > c->block->size - c->offset)
 		return cursor_read(c, scratch, size) ? NULL : scratch;
 	at = c->block->data + c->offset;
 	c->offset += size;

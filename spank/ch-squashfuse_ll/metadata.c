@@ -91,8 +91,10 @@ static int next_block(struct cursor *c)
 int cursor_read(struct cursor *c, void *to, size_t size)
 {
 	for (uint8_t *at = to; size;) {
-		size_t there = c->block->size - c->offset;
+		size_t there = c->block ? c->block->size - c->offset : 0;
 
+		if (!c->block) /* never, but gcc -fanalyzer can't tell that damaged() isn't 0 */
+			return -EIO;
 		if (!there) {
 			if (next_block(c))
 				return -EIO;

@@ -179,3 +179,11 @@ def test_a_limit_on_files_is_an_error(image: Path, user: str, command: str, opti
     assert (done.returncode, done.stdout) == (31, "")
     assert done.stderr.endswith("File too large\n")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [SLURM_CH, IN_PYTHON])
+def test_no_signal_is_ignored_that_was_not(image: Path, user: str, command: str) -> None:
+    """Python ignores two of its own; the command has them as they were."""
+    words = [command, "run", str(image), "--", "grep", "SigIgn", "/proc/self/status"]
+    done = subprocess.run(words, check=True, capture_output=True, text=True, timeout=30, **settings(user))  # type: ignore[call-overload]
+    assert int(done.stdout.split()[1], 16) == 0

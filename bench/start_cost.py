@@ -3,7 +3,8 @@
 
 The image is seen through bindfs, a file system that passes everything on, and strace
 counts what it is asked: so a look-up is one that the kernel could not answer itself,
-as on a client of a file server. Needs root, bindfs, strace and an ordinary user.
+as on a client of a file server. Needs root, bindfs, strace and an ordinary user. With --peer, Debian's
+ch-run is fetched and started as well.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+
+from . import peer
 
 _LINE = re.compile(r"^\d+ +(\w+)\((.*?)\) += (-?\d+)")
 _PROGRAM = "import json, subprocess, logging, email, http.client; print(len(__import__('sys').modules))"
@@ -73,11 +77,10 @@ class Counted:
         return looked, opened, size
 
 
-def start(image: Path, user: str) -> None:
+def start(image: Path, user: str, runner: Sequence[str]) -> None:
     """Start Python in a container of that image."""
     entry = pwd.getpwnam(user)
-    slurm_ch = str(Path(sys.executable).with_name("slurm-ch"))
-    command = [slurm_ch, "run", str(image), "--", "/usr/bin/python3", "-c", _PROGRAM]
+    command = [*runner, str(image), "--", "/usr/bin/python3", "-c", _PROGRAM]
     env = {"PATH": "/usr/bin:/bin", "HOME": entry.pw_dir}
     done = subprocess.run(
         command, check=True, user=entry.pw_uid, group=entry.pw_gid, cwd="/", stdout=subprocess.PIPE, env=env
@@ -87,7 +90,7 @@ def start(image: Path, user: str) -> None:
 
 def main() -> int:
     """Print one line for each kind of image: a first start on a node, and a second."""
-    user = sys.argv[1] if len(sys.argv) > 1 else "chuser"
+    user = next((word for word in sys.argv[1:] if word != "--peer"), "chuser")
     with tempfile.TemporaryDirectory(prefix="start-cost-") as name:
         top = Path(name)
         top.chmod(0o755)
@@ -96,17 +99,27 @@ def main() -> int:
         make_image(real / "directory")
         pack = ["mksquashfs", real / "directory", real / "image.sqfs", "-comp", "zstd", "-Xcompression-level", "3"]
         subprocess.run([*pack, "-all-root", "-quiet", "-no-progress"], check=True)
-        print(f"{'':12} {'':8} look-ups  opens  MB read")
-        for kind in ("directory", "image.sqfs"):
+        # What --ch-broadcast leaves on a node.
+        shutil.copy(real / "image.sqfs", top / "copy.sqfs")
+        ours = [str(Path(sys.executable).with_name("slurm-ch")), "run"]
+        theirs = [*peer.fetch(top).ch_run] if "--peer" in sys.argv else []
+        rows = [
+            ("directory", shown / "directory", ours),
+            ("image.sqfs", shown / "image.sqfs", ours),
+            ("broadcast", top / "copy.sqfs", ours),
+            *([("ch-run, directory", shown / "directory", theirs)] if theirs else []),
+        ]
+        print(f"{'':18} {'':8} look-ups  opens  MB read")
+        for kind, image, runner in rows:
             for starts in (1, 2):
-                counted = Counted(real, shown, top / f"{kind}-{starts}")
+                counted = Counted(real, shown, top / f"trace-{kind}-{starts}")
                 try:
                     for _ in range(starts):
-                        start(shown / kind, user)
+                        start(image, user, runner)
                 finally:
                     looked, opened, size = counted.end()
                 print(
-                    f"{kind:12} {starts} start{'s' if starts > 1 else ' '} {looked:8} {opened:6} {size / 1e6:8.1f}",
+                    f"{kind:18} {starts} start{'s' if starts > 1 else ' '} {looked:8} {opened:6} {size / 1e6:8.1f}",
                     flush=True,
                 )
     return 0

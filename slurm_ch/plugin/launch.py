@@ -15,9 +15,10 @@ import sys
 
 # It would only look for garbage among what is being imported, and we end soon.
 gc.disable()
-HERE = __file__.rpartition("/plugin/")[0]
+ABOVE = __file__.rpartition("/slurm_ch/")[0]
+HERE = f"{ABOVE}/slurm_ch"
 # Behind the interpreter's own: nothing else is looked for there.
-sys.path.append(HERE.rpartition("/")[0])
+sys.path.append(ABOVE)
 
 try:
     # Nearly all in one file, where that is as new as the sources.

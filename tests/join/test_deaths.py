@@ -143,7 +143,7 @@ def test_the_images_server_killed(place: Place, image_sqfs: Path) -> None:
     line = "readlink /proc/self/ns/mnt; read x; exec cat /marker"
     peers = [place.start(count=3, image=image_sqfs, command=("sh", "-c", line)) for _ in range(2)]
     assert len({peer.line() for peer in peers}) == 1
-    (server,) = [pid for pid, words in descendants(1).items() if re.search(r"squashfuse\S* -f ", words)]
+    (server,) = [pid for pid, words in descendants(1).items() if re.search(r"squashfuse\S* -[fb] ", words)]
     os.kill(server, signal.SIGKILL)
     for peer in peers:
         peer.go()

@@ -26,6 +26,7 @@ def package(tmp_path: Path) -> Path:
     """A copy of the package, with the bundle of the launcher's interpreter and no other bytecode."""
     copy = tmp_path / "slurm_ch"
     shutil.copytree(SOURCES, copy, ignore=shutil.ignore_patterns("__pycache__", "native"))
+    (copy / "native").mkdir()  # on the launcher's path, as C has it
     subprocess.run([DEFAULT_PYTHON, "-I", "-B", copy / "plugin/bundle.py"], check=True)
     return copy
 
@@ -38,7 +39,7 @@ def bundle_of(package: Path) -> Path:
 def by_import(package: Path, *flags: str) -> set[str]:
     """Return which of our modules the launcher has found without the bundle; it must start in any case."""
     done = subprocess.run(
-        [DEFAULT_PYTHON, "-I", "-S", *flags, "-X", "importtime", package / "plugin/launch.py"],
+        [DEFAULT_PYTHON, "-I", "-S", *flags, "-X", "importtime", f"{package}/native/../plugin/launch.py"],
         check=False, capture_output=True, text=True, env={},
     )  # fmt: skip
     assert done.returncode == EXIT_USAGE, done.stderr

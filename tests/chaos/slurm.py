@@ -118,7 +118,7 @@ class Steps:
 
     def server(self) -> list[int]:
         """Return the FUSE servers."""
-        return [pid for pid, line in self._more().items() if re.search(r"squashfuse\S* -f ", line)]
+        return [pid for pid, line in self._more().items() if re.search(r"squashfuse\S* -[fb] ", line)]
 
 
 def _comm(pid: int) -> str:

@@ -78,7 +78,9 @@ class Steps:
 
     def wait_until_alone(self, bystanders: Bystanders) -> list[str]:
         """Return what is there besides the daemons and `bystanders` after a while, having ended it."""
-        wait_for(lambda: not self._more() and not bystanders.left())
+        # Once alone is alone: what begins after that is Slurm's own, when it comes to the end of the job.
+        if wait_for(lambda: not self._more() and not bystanders.left()):
+            return []
         left = [f"process {pid}: {line}" for pid, line in self._more().items()] + bystanders.left()
         if left:
             for pid in self._more():
@@ -108,8 +110,8 @@ class Steps:
     # ---- Who can be struck ----
 
     def stepd(self) -> list[int]:
-        """Return the slurmstepds."""
-        return [pid for pid in self._more() if _comm(pid) == "slurmstepd"]
+        """Return the slurmstepds of steps; the end of a job has one, too."""
+        return [pid for pid, line in self._more().items() if _comm(pid) == "slurmstepd" and " spank " not in line]
 
     def tasks(self) -> list[int]:
         """Return the tasks of the step, in the order of their start."""

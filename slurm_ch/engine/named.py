@@ -202,13 +202,14 @@ def remove_tree(path: str) -> None:
 
 
 class Process:
-    """A process in a container, held by its directory in /proc."""
+    """A process in a container, and its namespaces: these stay when it ends. ChError if it has ended."""
 
-    __slots__ = ("pid", "proc_fd")
+    __slots__ = ("further", "mount_fd", "pid", "user_fd")
 
     def __init__(self, pid: int, proc_fd: int) -> None:
         self.pid = pid
-        self.proc_fd = proc_fd
+        self.further = open_further(proc_fd, pid)
+        self.user_fd, self.mount_fd = namespaces.open_at(proc_fd, pid)
 
 
 def open_further(proc_fd: int, pid: int) -> Mapping[str, int]:
@@ -259,10 +260,11 @@ def _find(is_one: Callable[[int], bool]) -> Process | None:
                 if tree not in seen and is_one(proc_fd):
                     return Process(int(name), proc_fd)
                 seen.add(tree)
-        except OSError:
+        except (ChError, OSError):
             pass  # it has ended, or doesn't let us look
-        if proc_fd >= 0:
-            os.close(proc_fd)
+        finally:
+            if proc_fd >= 0:
+                os.close(proc_fd)
     return None
 
 

@@ -163,17 +163,15 @@ def _meet(kept: named.Kept, asked: Asked) -> named.Process | None:
 def _join(wanted: Spec, asked: Asked, process: named.Process, caller: Caller) -> tuple[int, int, list[int], Build]:
     """Enter the container; return descriptors of its namespaces, and what its tasks' environment is to be."""
     log.info(f"{asked.label}: joining pid {process.pid}; its image, mounts and devices are as they are")
-    further = named.open_further(process.proc_fd, process.pid)
-    lacking = [kind for kind in wanted.unshare if kind not in further]
+    lacking = [kind for kind in wanted.unshare if kind not in process.further]
     if lacking:
         raise UsageError(f"{wanted.label('unshare')}={','.join(lacking)}: {asked.name} runs without")
     wanted.env_rules = [one for one in wanted.env_rules if one[0] != "device"]
     wanted.image = wanted.image or caller.environment.get("SLURM_JOB_ID", "") + "/" + asked.name
     environment = Environment(wanted, caller, None, joining=True)
     load_readers()
-    user_fd, mount_fd = namespaces.open_at(process.proc_fd, process.pid)
-    namespaces.enter(user_fd, mount_fd, f"{asked.label} (pid {process.pid})")
-    return user_fd, mount_fd, list(further.values()), worked_out(environment)
+    namespaces.enter(process.user_fd, process.mount_fd, f"{asked.label} (pid {process.pid})")
+    return process.user_fd, process.mount_fd, list(process.further.values()), worked_out(environment)
 
 
 # ---- What jobs that are over have left ----

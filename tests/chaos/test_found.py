@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import leftovers
+
 from .harness import HANG_SECONDS, Call, Lab, wait_for
 from .test_calls import recorded
 
@@ -91,9 +93,13 @@ def without_room(free: int, command: str, *words: object) -> subprocess.Complete
 @pytest.mark.parametrize(("free", "count"), [(0, 1), (1, 1), (1, 400)])
 def test_a_join_needs_no_room(lab: Lab, free: int, count: int) -> None:
     """Peers meet at a socket: what is left in /dev/shm, and how many there are to be, doesn't matter."""
-    command = 'setpriv --reuid=$1 --regid=$1 --clear-groups "$2" run --join --join-ct=$3 --join-tag=t "$4" -- /bin/cat /marker'
+    before = leftovers.Snapshot(1)
+    words = "--join --join-ct=$3 --join-tag=t --join-timeout=1"
+    command = f'setpriv --reuid=$1 --regid=$1 --clear-groups "$2" run {words} "$4" -- /bin/cat /marker'
     done = without_room(free, command, lab.uid, Path(sys.executable).parent / "slurm-ch", count, lab.image)
     assert (done.stdout.splitlines()[-2:], done.stderr) == (["status 0", "full"], ""), done
+    # Who keeps the meeting place waits for those that don't come, as long as they may take.
+    before.wait_until_clean()
 
 
 @pytest.mark.parametrize(("free", "count"), [(0, 1), (1, 1), (1, 400)])

@@ -16,12 +16,12 @@ def test_a_second_load_is_silent_and_harmless(user: str, image_sqfs: Path, world
     lines = [f"required {paths.PLUGIN} bind=/usr:/mnt", f"required {paths.PLUGIN}", f"required {link}"]
     with Cluster(nodes=1, plugstack_lines=lines) as own:
         for command, expected in (
-            (["srun", "true"], ""),
-            (["srun", "--overcommit", "-n3", f"--ch-image={image_sqfs}", "cat", "/marker"], "one\n" * 3),
-            (["srun", f"--ch-image={image_sqfs}", "sh", "-c", "test -e /mnt/bin && echo bound"], "bound\n"),
+            (["srun", "-Q", "true"], ""),
+            (["srun", "-Q", "--overcommit", "-n3", f"--ch-image={image_sqfs}", "cat", "/marker"], "one\n" * 3),
+            (["srun", "-Q", f"--ch-image={image_sqfs}", "sh", "-c", "test -e /mnt/bin && echo bound"], "bound\n"),
             (["sbatch", "--quiet", "--wait", "-o", "/dev/null", f"--ch-image={image_sqfs}", "--wrap=cat /marker"], ""),
         ):
             done = own.run(command, user=user, timeout=60)
             assert (done.returncode, done.stdout, done.stderr) == (0, expected, ""), done
-        done = own.run(["srun", "--ch-image=/nonexistent", "true"], user=user, timeout=60)
+        done = own.run(["srun", "-Q", "--ch-image=/nonexistent", "true"], user=user, timeout=60)
         assert (done.returncode, done.stderr.count("/nonexistent")) == (31, 1)

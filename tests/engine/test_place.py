@@ -302,7 +302,7 @@ def test_a_time_zone_that_can_t_be_read(monkeypatch: pytest.MonkeyPatch) -> None
         def fails(path: str, number: int = number) -> str:
             raise OSError(number, os.strerror(number), path)
 
-        monkeypatch.setattr(os, "readlink", fails)
+        monkeypatch.setattr(container.os, "readlink", fails)
         if expected is None:
             with pytest.raises(OSError, match="/etc/localtime"):
                 container._is_utc()

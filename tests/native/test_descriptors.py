@@ -256,7 +256,7 @@ def test_the_session_keyring_is_the_container_s_own(step: Step, forging: Path, k
     assert (
         subprocess.run([keys, "hold", keys, "look"], check=True, capture_output=True, text=True).stdout[:5] == "found"
     )
-    seen = keys.with_name("seen")
+    seen = keys.with_name("keyrings-seen")
     seen.mkdir(exist_ok=True)
     seen.chmod(0o777)
     # The keyring goes with its last holder: all stay until the last has looked.

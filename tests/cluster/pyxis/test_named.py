@@ -322,7 +322,7 @@ def test_what_a_killed_launcher_left_is_no_container(good: Good, sh: Run) -> Non
 
 def test_who_joins_imports_nothing_of_the_image(good: Good, go: Path, world_tmp: Path) -> None:
     """A working directory with a backslash is read by a module that is loaded for it; an image may have one like it."""
-    image = make_image(world_tmp / "evil", "evil")
+    image = make_image(world_tmp / "named-evil", "evil")
     directory = "/a\\b"
     for path in ("ch", directory.lstrip("/"), json.__file__.rpartition("/")[0].lstrip("/")):
         (image / path).mkdir(parents=True)

@@ -10,12 +10,13 @@ from __future__ import annotations
 import os
 import time
 
-from .. import agreement, linux, log
+from .. import agreement, log
 from ..engine import named, namespaces, task_plan
 from ..engine.environment import Environment, load_readers, worked_out
 from ..errors import ChError, UsageError
 from ..request import pyxis_site
 from ..request.manner import AUTO, CREATE, EXEC, NO_EXEC
+from .aside import in_child, slurms_environment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -181,6 +182,7 @@ def _sweep(root: str | None, own_job: str, env: Mapping[str, str]) -> None:
     """Have a child look, now and then, for containers of jobs that are over: a node that died had no end of them."""
     left = [job for job in named.jobs(root) if job != own_job]
     swept = f"{named.own_directory(root)}/{_SWEPT}"
+    failure = "can't look for containers of jobs that are over"
     try:
         if not left or time.time() - os.stat(swept).st_mtime < _SWEEP_SECONDS:
             return
@@ -189,25 +191,16 @@ def _sweep(root: str | None, own_job: str, env: Mapping[str, str]) -> None:
     try:
         os.close(os.open(swept, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
         os.utime(swept)
-        if os.fork():
-            return
     except OSError as error:
-        log.info(f"can't look for containers of jobs that are over: {error.strerror}")
+        log.info(f"{failure}: {error.strerror}")
         return
-    try:
-        # Whoever has the launcher's end of the tasks' socket keeps its death from them.
-        linux.close_range(3, 0)
-        os.setsid()
-        _remove_of_others(root, left, env)
-    finally:
-        os._exit(0)
+    in_child(lambda: _remove_of_others(root, left, env), failure)
 
 
 def _remove_of_others(root: str | None, jobs: Sequence[str], env: Mapping[str, str]) -> None:
     import subprocess
 
-    # The command is the host's, found as the task would have found it there.
-    own = {name: env[name] for name in ("PATH", "SLURM_CONF") if name in env}
+    own = slurms_environment(env)
     asked = subprocess.run(
         ["squeue", "--noheader", f"--user={os.geteuid()}", "--format=%A"],
         check=False, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, env=own, timeout=_ASK_SECONDS,

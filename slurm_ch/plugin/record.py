@@ -11,7 +11,7 @@ import os
 import stat
 import time
 
-from .. import linux, log
+from .aside import in_child, slurms_environment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,26 +35,13 @@ def note(place: str, path: str, env: Mapping[str, str]) -> None:
     """Have the image at `path` noted in the job's comment or extra field, by the step's first node; doesn't wait."""
     if env.get("SLURM_NODEID", "0") != "0" or not env.get("SLURM_JOB_ID"):
         return
-    try:
-        if os.fork():
-            return
-    except OSError as error:
-        log.info(f"can't note the image in the job's {place}: {error.strerror}")
-        return
-    try:
-        # Whoever has the launcher's end of the tasks' socket keeps its death from them.
-        linux.close_range(3, 0)
-        os.setsid()
-        _ask(place, description(path), env)
-    finally:
-        os._exit(0)
+    in_child(lambda: _ask(place, description(path), env), f"can't note the image in the job's {place}")
 
 
 def _ask(place: str, text: str, env: Mapping[str, str]) -> None:
     import subprocess
 
-    # The commands are the host's, found as the task would have found them there.
-    own = {name: env[name] for name in ("PATH", "SLURM_CONF") if name in env}
+    own = slurms_environment(env)
     job = env["SLURM_JOB_ID"]
     if place == "comment":
         asked = subprocess.run(

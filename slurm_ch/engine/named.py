@@ -226,7 +226,7 @@ def open_further(proc_fd: int, pid: int) -> Mapping[str, int]:
 
 def find(mark: str) -> Process | None:
     """Return a process of the caller's in whose tree the overlay of that name is; None if there is none."""
-    return _find(lambda proc_fd: is_in(mark, _read(proc_fd, "mountinfo")))
+    return _find(lambda proc_fd: is_in(mark, places.read_whole("mountinfo", proc_fd)))
 
 
 def is_in(mark: str, mountinfo: bytes) -> bool:
@@ -242,7 +242,8 @@ def find_step(job: str, step: str) -> Process | None:
     def is_one(proc_fd: int) -> bool:
         if os.stat("ns/user", dir_fd=proc_fd).st_ino == own:
             return False
-        return wanted <= set(_read(proc_fd, "environ").split(b"\0")) and b" slurm_ch" in _read(proc_fd, "mountinfo")
+        variables = set(places.read_whole("environ", proc_fd).split(b"\0"))
+        return wanted <= variables and b" slurm_ch" in places.read_whole("mountinfo", proc_fd)
 
     return _find(is_one)
 
@@ -299,18 +300,6 @@ def try_overlay(directory: str) -> int:
         log.debug(f"overlay of {directory}: {error.strerror}")
         return error.errno or 1
     return 0
-
-
-def _read(proc_fd: int, name: str) -> bytes:
-    fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc_fd)
-    try:
-        text = part = os.read(fd, _READ_BYTES)
-        while part:
-            part = os.read(fd, _READ_BYTES)
-            text += part
-    finally:
-        os.close(fd)
-    return text
 
 
 def _text(path: str, line: int = 0) -> str | None:

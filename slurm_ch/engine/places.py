@@ -33,7 +33,7 @@ _MAX_ENTRIES = 40
 _LOCKED = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV
 
 # Read at once, where a buffered file would take it by pieces.
-_MOUNTINFO_BYTES = 1 << 16
+_READ_BYTES = 1 << 16
 
 # What our mounts are called.
 SOURCE = "slurm_ch"
@@ -306,7 +306,7 @@ def mounted_below(directory: int) -> list[str]:
     """Return the places below `directory` on which there is a mount, as relative paths."""
     base, parent = os.fsencode(os.readlink(f"/proc/self/fd/{directory}")) + b"/", b"%d" % mount_id(directory)
     found = []
-    for line in _mountinfo().splitlines():
+    for line in read_whole("/proc/self/mountinfo").splitlines():
         _, above, _, _, point, _ = line.split(b" ", 5)
         if above == parent:
             path = _unescape(point)
@@ -315,12 +315,13 @@ def mounted_below(directory: int) -> list[str]:
     return found
 
 
-def _mountinfo() -> bytes:
-    file = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+def read_whole(path: str, dir_fd: int | None = None) -> bytes:
+    """Return a file of /proc, whose size nobody knows before its end."""
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=dir_fd)
     try:
-        text = part = os.read(file, _MOUNTINFO_BYTES)
+        text = part = os.read(file, _READ_BYTES)
         while part:
-            part = os.read(file, _MOUNTINFO_BYTES)
+            part = os.read(file, _READ_BYTES)
             text += part
     finally:
         os.close(file)

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers become one tree in memory, and the tree one flat tar stream: nothing is unpacked.
+"""Layers become one tree in memory, which flat.py makes one tar stream of: nothing is unpacked.
 
 The headers are replayed base first, as an unpacking would go: a layer's
 whiteouts act on the layers below it, then its entries replace what is there.
-What ends up in the image is known then, and a second pass over the layers copies
-the data of just these files.
+What ends up in the image is known then.
 """
 
 from __future__ import annotations

@@ -30,6 +30,10 @@ ONE_MACHINE = {
     "OMPI_MCA_btl_tcp_if_include": "lo",
 }
 
+# Slurm's PMIx now and then lets a rank of two nodes out of MPI_Init before another has set up its receiving end,
+# which then calls NULL: 1 step in 40 to 140 without any container, 1 in 8 with SLURM_PMIX_DIRECT_CONN=false.
+EARLY = ("Signal: Segmentation fault (11)", "Failing at address: (nil)")
+
 PROGRAM = r"""
 #include <mpi.h>
 #include <stdio.h>
@@ -153,7 +157,10 @@ def mpi(world_tmp: Path, user: str, mpi_image: Path) -> Iterator[Callable[[str],
 
             def run(line: str) -> str:
                 env = {**own.environ(user), "IMG": str(mpi_image), **ONE_MACHINE}
-                done = own.run(["bash", "-c", line], user=user, env=env, timeout=60)
+                for _ in range(3):
+                    done = own.run(["bash", "-c", line], user=user, env=env, timeout=60)
+                    if not all(text in done.stderr for text in EARLY):
+                        break
                 said = [line for line in done.stderr.splitlines() if not line.startswith("srun: job ")]
                 assert (done.returncode, said) == (0, []), done
                 return done.stdout

@@ -33,7 +33,7 @@ def _store() -> Store:
 def images(*, as_json: bool) -> None:
     """List the images in your cache, and the site's."""
     store = _store()
-    names = store.names()
+    names = store.names.by_digest()
     rows = [(one, names.get(one.digest) or [str(store.info(one.path).get("reference", ""))]) for one in store.images()]
     if as_json:
         for one, known in rows:
@@ -75,7 +75,7 @@ def rm(*, container: bool, job: str | None, names: Sequence[str]) -> None:
         return
     store = _store()
     own = [one for one in store.images() if not one.site]
-    known = store.names()
+    known = store.names.by_digest()
     for name in names:
         found = _matching(name, own, known)
         if not found:
@@ -121,7 +121,7 @@ def prune(*, older: str | None, limit: str | None) -> None:
     seconds = settings.duration(older, "--older") if older is not None else None
     bytes_max = settings.size(limit, "--max") if limit is not None else None
     if seconds is None and bytes_max is None:
-        known = store.names()
+        known = store.names.by_digest()
         gone = [one for one in store.images() if not one.site and one.digest not in known]
         for one in gone:
             store.remove(one)

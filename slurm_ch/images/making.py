@@ -1,23 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who makes an image: a lock file, and whether the process that it names is still alive."""
+"""Who makes an image: a lock file, and whether the process that it names is still alive.
+
+A lock only saves work: nothing goes wrong where two have the same one.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from .. import log
 from ..errors import ChError
+from .records import read_record, remove
 
 if TYPE_CHECKING:
-    pass
+    from collections.abc import Callable, Iterator
+    from typing import TypeVar
 
+    _Found = TypeVar("_Found")
 
 # A lock that nobody has touched for so long is nobody's.
 STALE_SECONDS = 60.0
-BEAT_SECONDS = 10.0
+_BEAT_SECONDS = 10.0
+_POLL_SECONDS = 0.5
+_QUICK_SECONDS = 0.02
 
 
 class CacheError(ChError):
@@ -48,7 +57,7 @@ class Lock:
     def beat(self, progress: str) -> None:
         """Show that we are alive, and how far."""
         now = time.monotonic()
-        if now - self._beaten < BEAT_SECONDS:
+        if now - self._beaten < _BEAT_SECONDS:
             return
         self._beaten = now
         data = json.dumps({**identity(), "progress": progress}).encode()
@@ -117,3 +126,84 @@ def is_alive(record: dict[str, Any]) -> bool:
     if not isinstance(pid, int) or record.get("host") != _host() or record.get("where") != _namespace():
         return False
     return bool(start) and _start(pid) == start
+
+
+class Locks:
+    """The locks of one cache, in `directory`."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+
+    @contextmanager
+    def hold(
+        self,
+        name: str,
+        done: Callable[[], _Found | None],
+        waiting: Callable[[str], None] | None = None,
+    ) -> Iterator[tuple[_Found | None, Lock | None]]:
+        """Give what `done` returns as soon as that is something; else, when nobody has it any more, the lock `name`.
+
+        `waiting` hears from time to time who has it and how far they are.
+        """
+        path = self._path(name)
+        while True:
+            lock = Lock.create(path)
+            try:
+                found = done()
+                if lock is not None or found is not None:
+                    yield found, lock if found is None else None
+                    return
+            finally:
+                if lock is not None:
+                    lock.release()
+            holder = self.holder(name)
+            if holder is not None:
+                if waiting is not None:
+                    waiting(holder)
+                time.sleep(_POLL_SECONDS if waiting is not None else _QUICK_SECONDS)
+
+    def is_held(self, name: str) -> bool:
+        """Whether somebody has the lock, or has had it until now."""
+        return os.path.exists(self._path(name))
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self._directory, name[:200])
+
+    def holder(self, name: str) -> str | None:
+        """Return who has the lock and how far they are; None where nobody has it, any more."""
+        path = self._path(name)
+        age = self._age(path)
+        if age is None:
+            return None
+        record = read_record(path)
+        if age < STALE_SECONDS and not is_dead(record):
+            return f"{record.get('host', 'another host')}: {record.get('progress') or 'has begun'}"
+        # Of several that see it stale, one gets it; and what it gets may be new.
+        private = f"{path}.{me()}"
+        try:
+            os.rename(path, private)
+        except OSError:
+            return None
+        age = self._age(private)
+        if age is not None and age < STALE_SECONDS and not is_dead(read_record(private)):
+            try:
+                os.link(private, path)
+            except OSError as error:
+                log.debug(f"{path}: {error.strerror}")
+        else:
+            log.debug(f"{path}: its holder is gone")
+        remove(private)
+        return None
+
+    def _age(self, path: str) -> float | None:
+        """Return how old a file is by its server's clock, which is not ours."""
+        probe = os.path.join(self._directory, f".now.{me()}")
+        try:
+            with open(probe, "w") as file:
+                file.write(".")
+            now = os.stat(probe).st_mtime
+            return now - os.stat(path).st_mtime
+        except OSError:
+            return None
+        finally:
+            remove(probe)

@@ -12,9 +12,10 @@ from .. import log
 from ..errors import ChError
 from . import credentials, fetch, layout, manifest, pack
 from . import settings as site
+from .names import Known, now_text
 from .progress import Progress, size
 from .reference import DOCKER, OCI, Reference, allowed, parse
-from .store import Known, Store, now_text
+from .store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -80,7 +81,7 @@ class Puller:
             raise ChError(f"{reference.text}: not one of this site's registries: {', '.join(self.settings.registries)}")
         pinned = reference.digest is not None
         if mode == CACHED or pinned:
-            known = self.store.recall(reference, self.platform)
+            known = self.store.names.recall(reference, self.platform)
             if known is not None:
                 return Resolved(reference, self.platform, known.digest, known.manifest)
             if reference.digest is not None and self.store.find(reference.digest) is not None:
@@ -101,7 +102,7 @@ class Puller:
             asked.append(self._asked(reference))
             return Known(asked[0].digest, asked[0].manifest, now_text())
 
-        known = self.store.pinned(job, reference, self.platform, ask)
+        known = self.store.names.pinned(job, reference, self.platform, ask)
         return asked[0] if asked else Resolved(reference, self.platform, known.digest, known.manifest)
 
     def _asked(self, reference: Reference) -> Resolved:
@@ -109,7 +110,7 @@ class Puller:
         try:
             return self._ask(reference)
         except fetch.Unreachable as error:
-            known = self.store.recall(reference, self.platform)
+            known = self.store.names.recall(reference, self.platform)
             if known is not None and self.store.find(known.manifest) is not None:
                 raise fetch.Unreachable(f"{error}; {self.option}=cached uses the image of {known.when}") from None
             raise
@@ -179,13 +180,13 @@ class Puller:
     def pin(self, resolved: Resolved) -> None:
         """Note which image the pinned name is of, so that nobody has to ask again."""
         if resolved.digest != resolved.manifest:
-            self.store.remember(parse(resolved.pinned), resolved.digest, resolved.platform, resolved.manifest)
+            self.store.names.remember(parse(resolved.pinned), resolved.digest, resolved.platform, resolved.manifest)
 
     def _remember(self, resolved: Resolved) -> None:
         """Note what the name means; and its digest, where that is an index's and so no file's name."""
         for one in {resolved.reference.text, resolved.pinned}:
             if one == resolved.reference.text or resolved.digest != resolved.manifest:
-                self.store.remember(parse(one), resolved.digest, resolved.platform, resolved.manifest)
+                self.store.names.remember(parse(one), resolved.digest, resolved.platform, resolved.manifest)
 
     def _pull(self, resolved: Resolved, again: bool) -> str:
         self.store.prepare()

@@ -72,7 +72,7 @@ def to_nodes(facts: Facts, wanted: Spec, here: Site) -> str:
     )
     name = f"broadcast-{hashlib.sha256(os.fsencode(key)).hexdigest()[:32]}"
     with references.interruptible("copying"):
-        path = Store(settings.cache, settings.images).once(_job(facts), name, copy)
+        path = Store(settings.cache, settings.images).names.once(_job(facts), name, copy)
     if not path.isprintable():
         raise ChError(f"{what}={place}: the path can't be passed on")
     return f"{agreement.BROADCAST_WORD}{path}\n"

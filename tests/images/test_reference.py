@@ -224,8 +224,8 @@ def test_wrong_settings_are_named(argument: tuple[str, str]) -> None:
 
 
 def test_names_of_files_are_short_enough() -> None:
-    from slurm_ch.images import store
+    from slurm_ch.images import names
 
     name = "docker://host/" + "/".join([string.ascii_lowercase] * 20)
-    assert len(store._name(parse(name))) < 250
-    assert store._name(parse(name)) != store._name(parse(name + "x"))
+    assert len(names._name(parse(name))) < 250
+    assert names._name(parse(name)) != names._name(parse(name + "x"))

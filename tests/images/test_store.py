@@ -17,7 +17,8 @@ import pytest
 from slurm_ch import log
 from slurm_ch.errors import ChError
 from slurm_ch.images import making, reference, store
-from slurm_ch.images.store import Lock, Store
+from slurm_ch.images.making import Lock
+from slurm_ch.images.store import Store
 
 from .craft import Layout
 from .registry import Registry
@@ -154,9 +155,9 @@ def test_the_lock_of_another_host(cache: Store, monkeypatch: pytest.MonkeyPatch)
     path.write_text(json.dumps(record))
     heard: list[str] = []
     now = time.time
-    monkeypatch.setattr(store.time, "sleep", lambda _: os.utime(path, (now() - 61,) * 2) if len(heard) > 2 else None)
+    monkeypatch.setattr(making.time, "sleep", lambda _: os.utime(path, (now() - 61,) * 2) if len(heard) > 2 else None)
     # A clock of ours that is wrong by an hour means nothing.
-    monkeypatch.setattr(store.time, "time", lambda: now() + 3600)
+    monkeypatch.setattr(making.time, "time", lambda: now() + 3600)
     with cache.making(DIGEST, heard.append) as ours:
         assert ours is not None and ours is not lock
         assert heard == ["n7: downloaded 3 of 9 MB"] * 3
@@ -176,8 +177,8 @@ def test_taking_over_what_has_just_been_renewed(cache: Store, monkeypatch: pytes
         os.utime(source)
         rename(source, to)
 
-    monkeypatch.setattr(store.os, "rename", renewed)
-    assert cache._holder(str(path)) is None and path.exists()
+    monkeypatch.setattr(making.os, "rename", renewed)
+    assert cache.locks.holder(path.name) is None and path.exists()
     assert sorted(one.name for one in path.parent.iterdir()) == [path.name]
 
 
@@ -194,7 +195,7 @@ def test_a_holder_of_this_host(cache: Store) -> None:
         ({}, False),
     ):
         path.write_text(json.dumps(record))
-        assert (cache._holder(str(path)) is None) is dead, record
+        assert (cache.locks.holder(path.name) is None) is dead, record
         assert path.exists() is not dead
 
 
@@ -227,15 +228,15 @@ def test_whatever_the_umask(tmp_path: Path, umask: int) -> None:
         made = Store(str(tmp_path / "a/b/cache"))
         made.prepare()
         path = put(made, DIGEST)
-        made.remember(reference.parse("docker://x"), DIGEST, "linux/amd64", DIGEST)
+        made.names.remember(reference.parse("docker://x"), DIGEST, "linux/amd64", DIGEST)
     finally:
         assert os.umask(before) == umask
     assert os.stat(path).st_mode & 0o777 == 0o444
     for name in ("", "images", "refs", "lock", "tmp"):
         assert os.stat(os.path.join(made.directory, name)).st_mode & 0o777 == 0o700
-    known = made.recall(reference.parse("docker://x"), "linux/amd64")
+    known = made.names.recall(reference.parse("docker://x"), "linux/amd64")
     assert known is not None and known.manifest == DIGEST
-    assert made.recall(reference.parse("docker://x"), "linux/arm64") is None
+    assert made.names.recall(reference.parse("docker://x"), "linux/arm64") is None
 
 
 def test_caches_that_are_not_safe(tmp_path: Path, user: str) -> None:
@@ -262,8 +263,8 @@ def test_what_another_left_in_a_cache_s_place_is_not_believed(
     squatted.prepare()
     put(squatted, DIGEST)
     name = reference.parse("docker://x")
-    squatted.remember(name, DIGEST, "linux/amd64", DIGEST)
-    assert squatted.recall(name, "linux/amd64") is not None
+    squatted.names.remember(name, DIGEST, "linux/amd64", DIGEST)
+    assert squatted.names.recall(name, "linux/amd64") is not None
     link = tmp_path / "link"
     link.symlink_to(squatted.directory)
     assert Store(str(link)).find(DIGEST) is not None
@@ -273,7 +274,7 @@ def test_what_another_left_in_a_cache_s_place_is_not_believed(
     assert Store(str(link)).find(DIGEST) is None
     os.chown(squatted.directory, pwd.getpwnam(user).pw_uid, -1)
     assert squatted.find(DIGEST) is None
-    assert squatted.recall(name, "linux/amd64") is None
+    assert squatted.names.recall(name, "linux/amd64") is None
     assert "belongs to uid" in capfd.readouterr().err
 
 
@@ -310,13 +311,13 @@ def test_the_site_s_images_come_first(
     os.mkdir(site.directory, 0o755)
     site.prepare()
     theirs, own = put(site, DIGEST), put(cache, DIGEST)
-    site.remember(reference.parse("docker://theirs"), DIGEST, "linux/amd64", DIGEST)
+    site.names.remember(reference.parse("docker://theirs"), DIGEST, "linux/amd64", DIGEST)
     assert os.stat(os.path.dirname(theirs)).st_mode & 0o777 == 0o755
     both = Store(cache.directory, (site.directory, "/nonexistent"))
     assert both.find(DIGEST) == theirs
     assert [(one.path, one.site) for one in both.images()] == [(theirs, True), (own, False)]
-    assert both.names() == {DIGEST: ["docker://docker.io/library/theirs:latest"]}
-    known = both.recall(reference.parse("docker://theirs"), "linux/amd64")
+    assert both.names.by_digest() == {DIGEST: ["docker://docker.io/library/theirs:latest"]}
+    known = both.names.recall(reference.parse("docker://theirs"), "linux/amd64")
     assert known is not None and known.digest == DIGEST
     os.chmod(theirs, 0o664)
     assert both.find(DIGEST) == own
@@ -328,14 +329,14 @@ def test_the_site_s_images_come_first(
 
 def test_records_that_are_damaged(cache: Store) -> None:
     wanted = reference.parse("docker://x")
-    cache.remember(wanted, DIGEST, "linux/amd64", DIGEST)
+    cache.names.remember(wanted, DIGEST, "linux/amd64", DIGEST)
     record = next(Path(cache.directory, "refs").iterdir())
     for text in ("", "{", "[]", '{"digest": 5}', '{"digest": "x", "manifests": [], "when": "y"}', "[" * 100_000):
         record.write_text(text)
-        assert cache.recall(wanted, "linux/amd64") is None and cache.names() == {}
+        assert cache.names.recall(wanted, "linux/amd64") is None and cache.names.by_digest() == {}
     record.write_text(json.dumps({"digest": "../../x", "manifests": {"linux/amd64": "../../x"}, "when": "now"}))
     with pytest.raises(ChError, match="a digest that is not"):
-        cache.recall(wanted, "linux/amd64")
+        cache.names.recall(wanted, "linux/amd64")
 
 
 def test_pruning(cache: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -404,7 +405,7 @@ def test_progress_in_the_lock(cache: Store, monkeypatch: pytest.MonkeyPatch) -> 
     assert lock is not None
     lock.beat("too soon")
     assert json.loads(path.read_text())["progress"] == ""
-    monkeypatch.setattr(making, "BEAT_SECONDS", 0.0)
+    monkeypatch.setattr(making, "_BEAT_SECONDS", 0.0)
     for text in ("a longer text than the next", "short"):
         lock.beat(text)
         assert json.loads(path.read_text())["progress"] == text

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cache's directory: safe to use, made when it is needed, and what pulls keep in its tmp/ meanwhile."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import stat
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from .. import log
+from . import pack
+from .making import CacheError, Locks, identity, is_alive, is_dead, me
+from .records import read_record, remove
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ..errors import ChError
+
+# What was being made, on another host, and hasn't been written to for so long.
+_ABANDONED_SECONDS = 86400.0
+
+# What pulls leave in tmp/ when they are killed. A directory that somebody chose for a cache may have had a tmp/.
+_OURS = re.compile(r".+\.\d+\.\d*\.\d+(\.json)?")
+
+
+class CacheDirectory:
+    """A user's cache, whatever is in it."""
+
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+        self.locks = Locks(os.path.join(directory, "lock"))
+        self._serial = 0
+        self._distrusted = False
+
+    def prepare(self) -> None:
+        """Make the cache's directories; CacheError if it can't be used, or isn't safe to."""
+        umask = os.umask(0o077)
+        try:
+            os.makedirs(self.directory, mode=0o700, exist_ok=True)
+            status = os.stat(self.directory)
+            self._check_owner(status)
+            shared = status.st_mode & 0o755
+            for name in ("images", "refs", "lock", "tmp"):
+                path = os.path.join(self.directory, name)
+                if not os.path.isdir(path):
+                    os.makedirs(path, mode=0o700, exist_ok=True)
+                    if name in ("images", "refs"):
+                        # Who opened the cache for others means its images.
+                        os.chmod(path, shared)
+        except OSError as error:
+            raise self.unusable(error) from error
+        finally:
+            os.umask(umask)
+
+    def _check_owner(self, status: os.stat_result) -> None:
+        """Raise CacheError where the cache's directory, or a link in its place, is in another user's hands."""
+        link = os.lstat(self.directory)
+        if stat.S_ISLNK(link.st_mode) and link.st_uid not in (0, os.geteuid()):
+            raise CacheError(f"{self.directory}: a link of uid {link.st_uid}, not yours; the cache isn't used")
+        if status.st_uid != os.geteuid():
+            raise CacheError(f"{self.directory}: the cache belongs to uid {status.st_uid}, not to you")
+        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise CacheError(f"{self.directory}: others can write to the cache: chmod go-w {self.directory}")
+
+    def is_trusted(self) -> bool:
+        """Whether what lies in the cache is its user's own: names, digests and images are believed."""
+        try:
+            self._check_owner(os.stat(self.directory))
+        except CacheError as error:
+            if not self._distrusted:
+                log.warning(str(error))
+            self._distrusted = True
+            return False
+        except OSError:
+            pass  # nothing is there
+        return True
+
+    def unusable(self, error: OSError) -> ChError:
+        """Return what to tell the user of an error that writing to the cache ended with."""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return pack.disk_full(self.directory)
+        return CacheError(f"can't write to the cache {self.directory} (SLURM_CH_CACHE=DIR puts it elsewhere)")
+
+    def write_record(self, path: str, record: dict[str, Any]) -> None:
+        """Put a record in its place, whole; OSError."""
+        self._serial += 1
+        private = os.path.join(self.directory, "tmp", f"{me()}.{self._serial}.json")
+        fd = os.open(private, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        try:
+            with open(fd, "w") as file:
+                json.dump(record, file, indent=1)
+            os.chmod(private, 0o644)
+            os.rename(private, path)
+        except BaseException:
+            remove(private)
+            raise
+
+    @contextmanager
+    def scratch(self, within: str | None = None, large: bool = True) -> Iterator[str]:
+        """Make a private directory in the cache, or `within` another one, and remove it with all that is in it.
+
+        What is not `large` may stay for a day if we are killed.
+        """
+        self._serial += 1
+        place = within or os.path.join(self.directory, "tmp")
+        path = os.path.join(place, f"{'slurm_ch.' if within else ''}{me()}.{self._serial}")
+        try:
+            os.mkdir(path, 0o700)
+            if large:
+                with open(os.path.join(path, "owner"), "w") as file:
+                    json.dump(identity(), file)
+        except OSError as error:
+            raise self.unusable(error) from error
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def sweep(self, within: str | None = None) -> None:
+        """Remove what pulls left that were killed: those of this host at once, others after a day."""
+        place = within or os.path.join(self.directory, "tmp")
+        try:
+            entries = os.listdir(place)
+        except OSError:
+            return
+        for entry in entries:
+            if not _OURS.fullmatch(entry) or (within is not None and not entry.startswith("slurm_ch.")):
+                continue
+            path = os.path.join(place, entry)
+            try:
+                status = os.lstat(path)
+            except OSError:
+                continue
+            if status.st_uid != os.geteuid():
+                continue
+            owner = read_record(os.path.join(path, "owner")) if stat.S_ISDIR(status.st_mode) else {}
+            old = time.time() - status.st_mtime > _ABANDONED_SECONDS
+            if is_dead(owner) or (old and not is_alive(owner)):
+                log.debug(f"removing {path}, which a pull left")
+                if stat.S_ISDIR(status.st_mode):
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    remove(path)

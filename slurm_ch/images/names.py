@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the names of images mean: refs/ in the cache, and one meaning for all of a job."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from typing import TYPE_CHECKING, Any
+
+from .. import log
+from .making import CacheError
+from .manifest import check_digest, digest_of
+from .records import read_record
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from .cache_directory import CacheDirectory
+    from .reference import Reference
+
+# What a job pinned is of no use to anybody long after its end.
+_JOB_SECONDS = 60 * 86400.0
+
+
+class Known:
+    """What a name meant when it was last asked for."""
+
+    __slots__ = ("digest", "manifest", "when")
+
+    def __init__(self, digest: str, manifest: str, when: str) -> None:
+        self.digest = digest
+        self.manifest = manifest
+        self.when = when
+
+
+def now_text() -> str:
+    """Return the time as people and programs can read it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+class Names:
+    """What names meant when they were last asked for: by `cache`, or by the site's caches.
+
+    `is_there` tells whether there is an image with a digest.
+    """
+
+    def __init__(self, cache: CacheDirectory, site: Sequence[str], is_there: Callable[[str], bool]) -> None:
+        self._cache = cache
+        self._site = site
+        self._is_there = is_there
+
+    def recall(self, reference: Reference, platform: str) -> Known | None:
+        """Return what a name meant last, for a platform; the site's word counts where we have none."""
+        found = None
+        for directory in (*([self._cache.directory] if self._cache.is_trusted() else []), *self._site):
+            known = _known(read_record(os.path.join(directory, "refs", _name(reference))), reference, platform)
+            if known is not None and self._is_there(known.manifest):
+                return known
+            found = found or known
+        return found
+
+    def remember(self, reference: Reference, digest: str, platform: str, manifest: str) -> None:
+        """Note what a name means now. A cache that can't be written to is no error here."""
+        path = os.path.join(self._cache.directory, "refs", _name(reference))
+        record = read_record(path)
+        manifests = record.get("manifests")
+        if record.get("digest") != digest or not isinstance(manifests, dict):
+            manifests = {}
+        if manifests.get(platform) == manifest and record.get("when", "")[:10] == now_text()[:10]:
+            return
+        self._note(os.path.join("refs", _name(reference)), reference, digest, {**manifests, platform: manifest})
+
+    def pinned(self, job: str, reference: Reference, platform: str, ask: Callable[[], Known]) -> Known:
+        """Return what a name means in a job: what it meant when the job first asked, which others wait for.
+
+        A cache that can't be written to remembers nothing: each asks for itself.
+        """
+        place = os.path.join("refs", f"job-{job}")
+        name = _name(reference)
+        known = self._pin(place, name, reference, platform) if self._cache.is_trusted() else None
+        if known is not None:
+            return known
+        try:
+            self._cache.prepare()
+            os.makedirs(os.path.join(self._cache.directory, place), mode=0o700, exist_ok=True)
+        except (OSError, CacheError) as error:
+            log.debug(f"{self._cache.directory}: {error}")
+            return ask()
+        pin = f"job-{job}-{name}"
+        with self._cache.locks.hold(pin, lambda: self._pin(place, name, reference, platform)) as (noted, _):
+            if noted is not None:
+                return noted
+            found = ask()
+            record = read_record(os.path.join(self._cache.directory, place, name))
+            manifests = record.get("manifests") if record.get("digest") == found.digest else None
+            self._note(
+                os.path.join(place, name), reference, found.digest, {**(manifests or {}), platform: found.manifest}
+            )
+            return found
+
+    def _pin(self, place: str, name: str, reference: Reference, platform: str) -> Known | None:
+        return _known(read_record(os.path.join(self._cache.directory, place, name)), reference, platform)
+
+    def once(self, job: str, name: str, make: Callable[[Callable[[], None]], str]) -> str:
+        """Return what `make` returned when the job first asked for `name`, which others wait for.
+
+        `make` is to call its argument often. A cache that can't be written to remembers nothing: each makes its own.
+        """
+        place = os.path.join(self._cache.directory, "refs", f"job-{job}")
+        path = os.path.join(place, name)
+        try:
+            self._cache.prepare()
+            os.makedirs(place, mode=0o700, exist_ok=True)
+        except (OSError, CacheError) as error:
+            log.debug(f"{self._cache.directory}: {error}")
+            return make(lambda: None)
+        with self._cache.locks.hold(f"job-{job}-{name}", lambda: read_record(path).get("made")) as (found, lock):
+            if found is not None:
+                return str(found)
+            assert lock is not None
+            made = make(lambda: lock.beat(""))
+            self._cache.write_record(path, {"made": made})
+            return made
+
+    def _note(self, name: str, reference: Reference, digest: str, manifests: dict[str, str]) -> None:
+        record = {"reference": reference.text, "digest": digest, "manifests": manifests, "when": now_text()}
+        try:
+            self._cache.prepare()
+            self._cache.write_record(os.path.join(self._cache.directory, name), record)
+        except (OSError, CacheError) as error:
+            log.debug(f"{self._cache.directory}: {error}")
+
+    def by_digest(self) -> dict[str, list[str]]:
+        """Return the references by the digest of the manifest that each meant last."""
+        found: dict[str, list[str]] = {}
+        for directory in (self._cache.directory, *self._site):
+            place = os.path.join(directory, "refs")
+            try:
+                entries = sorted(os.listdir(place))
+            except OSError:
+                continue
+            for entry in entries:
+                record = read_record(os.path.join(place, entry))
+                manifests = record.get("manifests")
+                for digest in manifests.values() if isinstance(manifests, dict) else ():
+                    found.setdefault(str(digest), [])
+                    if record.get("reference") not in found[str(digest)]:
+                        found[str(digest)].append(str(record.get("reference")))
+        return found
+
+    def forget_jobs(self, now: float) -> None:
+        """Remove what jobs pinned that ended long ago."""
+        place = os.path.join(self._cache.directory, "refs")
+        try:
+            entries = [entry for entry in os.listdir(place) if entry.startswith("job-")]
+        except OSError:
+            return
+        for entry in entries:
+            path = os.path.join(place, entry)
+            try:
+                if now - os.stat(path).st_mtime > _JOB_SECONDS:
+                    shutil.rmtree(path, ignore_errors=True)
+            except OSError:
+                continue
+
+
+def _name(reference: Reference) -> str:
+    """Return a reference's file name, cut where it is too long for one."""
+    key = reference.key()
+    if len(key) <= 200:
+        return key
+    return key[:120] + "+" + digest_of(key.encode())[7:39]
+
+
+def _known(record: dict[str, Any], reference: Reference, platform: str) -> Known | None:
+    manifests, digest, when = record.get("manifests"), record.get("digest"), record.get("when")
+    if not isinstance(manifests, dict) or not isinstance(digest, str) or not isinstance(when, str):
+        return None
+    wanted = manifests.get(platform)
+    if not isinstance(wanted, str):
+        return None
+    return Known(check_digest(digest, reference.text), check_digest(wanted, reference.text), when)

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is noted beside an image, of a name or in a lock: a small file of JSON, which may be damaged or gone."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from typing import Any
+
+from .. import log
+
+_RECORD_MAX = 1 << 20
+
+
+def read_record(path: str) -> dict[str, Any]:
+    """Return the record in a file; an empty one where there is none that can be read."""
+    try:
+        with open(path, "rb") as file:
+            value = json.loads(file.read(_RECORD_MAX))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def remove(path: str) -> None:
+    """Remove a file that may be gone, or stay."""
+    try:
+        os.unlink(path)
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            log.debug(f"{path}: {error.strerror}")

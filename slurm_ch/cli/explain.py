@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,10 +12,10 @@ from slurm_ch import log
 from slurm_ch.engine import binds
 from slurm_ch.engine import container as engine
 from slurm_ch.engine.caller import Caller
-from slurm_ch.request import parsers
+from slurm_ch.request import options, parsers
 
 from . import display
-from .options import OrderedCommand, click_options, image_and_command
+from .options import Bare, OrderedCommand, click_options, image_and_command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,24 +23,37 @@ if TYPE_CHECKING:
     from slurm_ch.engine.action import Action
 
 
+# Options of srun and sbatch alone that have them do more than the container's own actions.
+STEPS = ("broadcast", "save")
+
+
 @click.pass_context
-def _explain(ctx: click.Context, /, **_: object) -> None:
+def _explain(ctx: click.Context, /, **given: Any) -> None:
     """Show what running in a container made from IMAGE would do, without doing it.
 
     One action per line. On a terminal, binds are aligned, and optional binds whose source is missing here
-    are dimmed.
+    are dimmed. With --broadcast or --save, what --ch-broadcast or --ch-save adds to a step is shown too.
     """
     image, _command = image_and_command(ctx)
-    wanted = parsers.make(image, ctx.obj.settings, "IMAGE")
+    steps = [
+        options.Setting(name, given[name], f"--{name}", options.PLUGIN) for name in STEPS if given[name] is not None
+    ]
+    wanted = parsers.make(image, [*ctx.obj.settings, *steps], "IMAGE")
     if image is not None and ":" in image:
         from .pulling import locate
 
         locate(wanted, dict(os.environ))
     container = engine.Container(wanted, Caller(dict(os.environ)))
+    before: list[str] = []
+    after: list[str] = []
+    if steps:
+        from . import step
+
+        before, after = step.before(container), step.after(container)
     if display.on_terminal():
-        lines = _for_people(container.plan())
+        lines = [*map(_painted, before), *_for_people(container.plan()), *map(_painted, after)]
     else:
-        lines = [log.printable(line) for line in engine.explain(container)]
+        lines = [log.printable(line) for line in (*before, *engine.explain(container), *after)]
     for line in lines:
         click.echo(line)
 
@@ -57,9 +70,21 @@ def _for_people(plan: Sequence[Action]) -> list[str]:
             missing = action.src_optional and not os.path.exists(action.src)
         else:
             line, missing = log.printable(action.describe()), False
-        verb, space, rest = line.partition(" ")
-        lines.append(display.paint(line, dim=True) if missing else display.paint(verb, fg="cyan") + space + rest)
+        lines.append(display.paint(line, dim=True) if missing else _painted(line))
     return lines
+
+
+def _painted(line: str) -> str:
+    verb, space, rest = log.printable(line).partition(" ")
+    return display.paint(verb, fg="cyan") + space + rest
+
+
+def _step_option(option: options.Option) -> click.Option:
+    if option.bare is None:
+        return click.Option([f"--{option.name}"], metavar=option.arg, help=option.help)
+    return Bare(
+        [f"--{option.name}"], metavar=f"[{option.arg}]", help=option.help, is_flag=False, flag_value=option.bare
+    )
 
 
 explain = OrderedCommand(
@@ -67,6 +92,7 @@ explain = OrderedCommand(
     callback=_explain,
     params=[
         *click_options(),
+        *[_step_option(options.BY_NAME[name]) for name in STEPS],
         click.Argument(["words"], nargs=-1, type=click.Path(readable=False), metavar="IMAGE [OPTIONS]"),
     ],
     help=_explain.__doc__,

@@ -35,13 +35,19 @@ def click_options() -> list[click.Parameter]:
 
 # Where --help has each row of the table; what is in none of these is listed last.
 _SECTIONS = {
-    "Image": ("write", "write-fake", "storage", "pull", "platform", "fuse-single", "mount"),
+    "Image": (
+        "write", "write-fake", "overlay", "broadcast", "save", "storage", "pull", "platform", "fuse-single", "mount",
+    ),
     "Files and devices": ("bind", "home", "private-tmp", "no-passwd", "device", "cdi-dirs"),
     "Command and environment": ("cd", "set-env", "set-env0", "unset-env", "env-no-expand", "image-env"),
     "User and privileges": ("uid", "gid", "seccomp", "keep-keyring", "userns"),
     "One container for several processes": ("join", "join-ct", "join-tag", "join-pid", "join-timeout"),
     "Messages": ("verbose", "quiet", "color"),
-}
+}  # fmt: skip
+
+
+class Bare(click.Option):
+    """An option that can do without its value, which is attached to it."""
 
 
 class OrderedCommand(click.Command):
@@ -56,7 +62,7 @@ class OrderedCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         own = {
-            name[2:]: isinstance(param, click.Option) and not param.is_flag and not param.count
+            name[2:]: isinstance(param, click.Option) and not (param.is_flag or param.count or isinstance(param, Bare))
             for param in self.get_params(ctx)
             for name in param.opts
             if name.startswith("--") and name[2:] not in TABLE

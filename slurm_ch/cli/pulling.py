@@ -34,6 +34,11 @@ def _user(env: Mapping[str, str]) -> str:
 
 
 def _arguments(env: Mapping[str, str]) -> list[tuple[str, str]]:
+    pairs = [word.partition("=")[::2] for word in _words(env)]
+    return [(key, value) for key, value in pairs if key in site.IMAGE_ARGUMENTS]
+
+
+def _words(env: Mapping[str, str]) -> list[str]:
     conf = plugstack.slurm_conf(env)
     if conf is None:
         return []
@@ -42,8 +47,12 @@ def _arguments(env: Mapping[str, str]) -> list[tuple[str, str]]:
     except ChError as error:
         log.debug(f"the site's settings for images: {error}")
         return []
-    pairs = [word.partition("=")[::2] for entry in entries[:1] for word in entry.arguments]
-    return [(key, value) for key, value in pairs if key in site.IMAGE_ARGUMENTS]
+    return [word for entry in entries[:1] for word in entry.arguments]
+
+
+def site_of(env: Mapping[str, str]) -> site.Site:
+    """Return what plugstack.conf of this node says."""
+    return site.parse(_words(env))
 
 
 def puller(env: Mapping[str, str], platform: str | None = None, quiet: bool = False) -> pull.Puller:

@@ -36,6 +36,14 @@ if TYPE_CHECKING:
 _POLL_SECONDS = 0.2
 
 
+def refuse_all_but_files(wanted: Spec, kind: str) -> None:
+    """Raise UsageError for an image of a kind that can't be copied."""
+    if kind != image.SQUASHFS:
+        raise UsageError(
+            f"{wanted.label('broadcast')}: {wanted.image}: a directory; `slurm-ch pack` makes a file of it"
+        )
+
+
 def to_nodes(facts: Facts, wanted: Spec, here: Site) -> str:
     """Have the job's nodes get the image unless they have it; return what the plugin is told. ChError if that fails."""
     log.configure(level=wanted.verbosity)

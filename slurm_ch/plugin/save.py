@@ -42,11 +42,10 @@ def check(container: Container, here: Site, env: Mapping[str, str], is_batch: bo
     what = f"{wanted.label('save')}={wanted.save}"
     if container.image.kind == image.HOST:
         raise UsageError(f"{what}: the host as image is not saved")
-    nodes = "1" if is_batch else env.get("SLURM_STEP_NUM_NODES", "1")
-    if nodes != "1":
-        raise UsageError(
-            f"{what}: the step has {nodes} nodes, and each has a container of its own: use a step of one node (-N1)"
-        )
+    if not is_batch:
+        refuse_nodes(what, int(env.get("SLURM_STEP_NUM_NODES", "1")))
+    elif env.get("SLURM_ARRAY_TASK_COUNT", "1") != "1":
+        refuse_array(what)
     path = container.caller.path(wanted.save)
     _check_place(what, path)
     settings = site_settings.parse([one for one in here.pulling if one[0] in _PACKING], env, container.caller.user)
@@ -54,6 +53,22 @@ def check(container: Container, here: Site, env: Mapping[str, str], is_batch: bo
         pack.find(settings.packer, env.get("PATH"))
     except ChError as error:
         raise ChError(f"{what}: {error}") from None
+
+
+def refuse_nodes(what: str, nodes: int) -> None:
+    """Raise UsageError for a step of more than one node."""
+    if nodes != 1:
+        raise UsageError(
+            f"{what}: the step has {nodes} nodes, and each has a container of its own: use a step of one node (-N1)"
+        )
+
+
+def refuse_array(what: str) -> None:
+    """Raise UsageError for the script of an array of several tasks."""
+    raise UsageError(
+        f"{what}: each task of the array would replace it: give the option to an srun in the script, with "
+        "$SLURM_ARRAY_TASK_ID in the file's name"
+    )
 
 
 def _check_place(what: str, path: str) -> None:

@@ -39,8 +39,8 @@ def check(facts: Facts, command: Sequence[str]) -> str | None:
 
         return broadcast.to_nodes(facts, wanted, here)
     _refuse_two_images(command)
-    if wanted.save is not None and os.path.basename(command[0]) == "salloc":
-        raise UsageError(f"{wanted.label('save')}={wanted.save}: salloc runs nothing in a container: give it to srun")
+    if wanted.save is not None:
+        _check_save(f"{wanted.label('save')}={wanted.save}", command, facts.environment)
     if wanted.devices:
         from ..devices import library
 
@@ -63,11 +63,26 @@ def check(facts: Facts, command: Sequence[str]) -> str | None:
             return None  # not here, or not to be read here
         raise
     container.check_image(wanted, found, storage)
-    if wanted.broadcast is not None and found.kind != image.SQUASHFS:
-        raise UsageError(
-            f"{wanted.label('broadcast')}: {wanted.image}: a directory; `slurm-ch pack` makes a file of it"
-        )
+    if wanted.broadcast is not None:
+        from . import broadcast
+
+        broadcast.refuse_all_but_files(wanted, found.kind)
     return None
+
+
+def _check_save(what: str, command: Sequence[str], env: Mapping[str, str]) -> None:
+    """Raise UsageError if it can't be one container that is saved, as far as the command line shows it."""
+    from . import save, slurm_words
+
+    program, words = os.path.basename(command[0]), command[1:]
+    if program == "salloc":
+        raise UsageError(f"{what}: salloc runs nothing in a container: give it to srun")
+    if program == "srun" and ":" in words:
+        raise UsageError(f"{what}: an srun of several components is not saved: use an srun for each")
+    if program == "srun":
+        save.refuse_nodes(what, slurm_words.nodes_of_step(words, env) or 1)
+    elif slurm_words.is_array(words, [one for word in words if os.path.isfile(word) for one in _directives(word)], env):
+        save.refuse_array(what)
 
 
 def _refuse_two_images(command: Sequence[str]) -> None:
@@ -106,7 +121,8 @@ def _directives(path: str) -> list[str]:
             text = os.fsdecode(file.read(_SCRIPT_BYTES))
     except OSError:
         return ["--chdir"]
-    return [word for line in text.split("\n") if line.startswith("#SBATCH") for word in line.split()]
+    lines = [line[len("#SBATCH") :].partition(" #")[0] for line in text.split("\n") if line.startswith("#SBATCH")]
+    return [word for line in lines for word in line.split()]
 
 
 def _command_line(pid: int) -> list[str]:

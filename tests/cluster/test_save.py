@@ -156,7 +156,6 @@ def test_refused_before_the_command_runs(sh: Run, place: Path) -> None:
         "--ch-save=closed/new.sqfs": (31, "closed/new.sqfs: you can't write to its directory"),
         "--ch-save=closed": (64, "closed: it is a directory"),
         "--ch-save=closed/": (64, "closed/: not the name of a file"),
-        "--ch-save=new.sqfs -N2": (64, "new.sqfs: the step has 2 nodes, and each has a container of its own"),
         "--ch-save=new.sqfs --ch-image=/": (64, "new.sqfs: the host as image is not saved"),
     }
     for words, (code, text) in said.items():
@@ -166,6 +165,46 @@ def test_refused_before_the_command_runs(sh: Run, place: Path) -> None:
     assert names(place) == ["closed"]
     done = sh("salloc --ch-image=$IMG --ch-save=new.sqfs true", cwd=place)
     assert done.returncode == 64 and "salloc runs nothing in a container: give it to srun" in done.stderr
+
+
+SEVERAL = "--ch-save=new.sqfs: the step has 2 nodes, and each has a container of its own: use a step of one node (-N1)"
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        (f"{SRUN} -N2 touch run", SEVERAL),
+        ("SLURM_CH_SAVE=new.sqfs srun -N2 --ch-image=$IMG touch run", SEVERAL),
+        (f"salloc -Q -N2 {SRUN} touch run", SEVERAL),
+        (f"sbatch -a 1-2 {IN} --wrap='touch run'", "--ch-save=new.sqfs: each task of the array would replace it: "),
+        ("sbatch array.sh", "--ch-save=new.sqfs: each task of the array would replace it: "),
+        (f"{SRUN} -n1 touch run : -n1 touch run", "--ch-save=new.sqfs: an srun of several components is not saved: "),
+        (f"srun -n1 --ch-image=$IMG touch run : -n1 {IN} touch run", "an srun of several components is not saved: "),
+    ],
+)
+def test_one_file_for_several_containers_is_refused_at_submission(sh: Run, place: Path, line: str, text: str) -> None:
+    (place / "array.sh").write_text(
+        "#!/bin/sh\n#SBATCH -o out --array=1-2 --ch-image=x --ch-save=new.sqfs\ntouch run\n"
+    )
+    submitted = int(sh("sbatch --hold --parsable --wrap=true").stdout)
+    done = sh(line, cwd=place)
+    later = int(sh("sbatch --hold --parsable --wrap=true").stdout)
+    sh(f"scancel {submitted} {later}")
+    assert done.returncode == 64 and text in done.stderr and "slurm-ch: n" not in done.stderr, done.stderr
+    # salloc's job was there before.
+    assert later == submitted + 1 + line.startswith("salloc")
+    assert names(place) == ["array.sh"]
+
+
+def test_what_only_the_node_knows_is_refused_there(sh: Run, good: Good, place: Path) -> None:
+    """How many nodes Slurm chooses, and what a script says that comes from standard input."""
+    done = sh(f"{SRUN} -n2 --ntasks-per-node=1 touch run", cwd=place)
+    assert done.returncode == 64 and f"slurm-ch: n1: error: {SEVERAL}" in done.stderr
+    words = IN.replace("$IMG", good("echo $IMG").strip())
+    (place / "array.sh").write_text(f"#!/bin/sh\n#SBATCH -o out-%a --array=1-2 {words}\ntouch run\n")
+    assert sh("sbatch -W < array.sh", cwd=place).returncode == 64
+    assert "--ch-save=new.sqfs: each task of the array would replace it: " in (place / "out-1").read_text()
+    assert names(place) == ["array.sh", "out-1", "out-2"]
 
 
 def test_no_room(sh: Run, place: Path) -> None:

@@ -165,6 +165,38 @@ def test_without_a_server_it_says_so(fails: Fails, image_sqfs: Path, user: str) 
 # ---- The command line ----
 
 
+def test_explain_shows_what_a_step_does_besides(image_sqfs: Path, image_dir: Path, user: str, world_tmp: Path) -> None:
+    place = world_tmp / "explained"
+    place.mkdir()
+    subprocess.run(["chown", f"{user}:", place], check=True)
+
+    def explain(*words: object) -> subprocess.CompletedProcess[str]:
+        command = [SLURM_CH, "explain", *map(str, words)]
+        return subprocess.run(command, check=False, capture_output=True, text=True, **settings(user))  # type: ignore[call-overload]
+
+    alone = explain(image_sqfs, "-W").stdout
+    done = explain(image_sqfs, "-W", "--broadcast", f"--save={place}/new.sqfs")
+    assert done.stdout == (
+        f"copy {image_sqfs} to /tmp of the job's nodes by sbcast, once per job; removed when the job ends\n{alone}"
+        f"save the container in {place}/new.sqfs when all tasks have ended with status 0\n"
+    )
+    assert explain("--broadcast", "-W", image_sqfs, "--broadcast=/disk").stdout.startswith(
+        f"copy {image_sqfs} to /disk of "
+    )
+    kept = explain(image_sqfs, f"--overlay={place}/kept").stdout
+    assert f"\noverlay new root with what is kept in {place}/kept\n" in kept
+    assert list(place.iterdir()) == []
+    for words, said in {
+        (image_dir, "--broadcast"): f"--broadcast: {image_dir}: a directory; ",
+        ("/", "--save=x"): "--save=x: the host as image is not saved",
+        (image_sqfs, "--save", place): f"--save={place}: it is a directory",
+        (image_sqfs, "--save=/no/such/x"): "--save=/no/such/x: can't use its directory",
+        (image_sqfs, "--broadcast=disk"): "--broadcast=disk: neither yes, no nor an absolute path",
+    }.items():
+        done = explain(*words)
+        assert done.returncode != 0 and done.stdout == "" and f"slurm-ch: error: {said}" in done.stderr, done
+
+
 def test_explain_shows_the_plan_and_does_nothing(image_sqfs: Path, user: str) -> None:
     done = subprocess.run(
         [SLURM_CH, "explain", str(image_sqfs), "-t", "-b", "/usr:/mnt"],

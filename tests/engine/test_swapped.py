@@ -16,6 +16,9 @@ from slurm_ch.engine.action import Build
 from slurm_ch.errors import ChError
 from slurm_ch.images import directory, merge
 from slurm_ch.images.flat import Flat
+from tests.small_images import make_image, squash
+
+from .conftest import settings
 
 # Covers a directory of a read-only image, one entry of which becomes a link to the host after its kind was looked at.
 COVERED = """
@@ -177,3 +180,42 @@ def test_a_directory_that_becomes_a_link_while_it_is_packed(
     finally:
         os.close(out)
     assert b"of the host!" not in (tmp_path / "archive").read_bytes()
+
+
+# Another image takes the place of the one that was looked at.
+REPLACED = """
+import os, sys
+import slurm_ch
+from slurm_ch.engine import image
+path, other = sys.argv[1:]
+resolve = image.resolve
+def replaced(*words):
+    found = resolve(*words)
+    os.rename(path, path + ".checked")
+    os.rename(other, path)
+    return found
+image.resolve = replaced
+try:
+    sys.exit(slurm_ch.run(path, ["cat", "/marker"]))
+except slurm_ch.ChError as error:
+    sys.exit(str(error))
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "shown"), [("file", "first\n"), ("directory", "{}: another directory has taken its place\n")]
+)
+def test_an_image_that_is_replaced_after_it_was_checked(user: str, world_tmp: Path, kind: str, shown: str) -> None:
+    """What was checked is what is shown; of a directory, nothing is."""
+    place = world_tmp / f"replaced-{kind}"
+    place.mkdir()
+    images = [make_image(place / name, name, ("cat",)) for name in ("first", "second")]
+    if kind == "file":
+        images = [squash(tree, tree.with_suffix(".sqfs")) for tree in images]
+    subprocess.run(["chown", "-R", user, place], check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", REPLACED, *images], capture_output=True, text=True, timeout=30, check=False,
+        **{**settings(user), "cwd": "/", "env": {"PATH": "/usr/bin:/bin", "PYTHONPATH": os.getcwd()}},
+    )  # type: ignore[call-overload]  # fmt: skip
+    assert (done.stdout or done.stderr).endswith(shown.format(images[0])), done
+    assert (done.returncode == 0) == (kind == "file")

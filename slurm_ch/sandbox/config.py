@@ -40,6 +40,9 @@ SlurmdDebug=info
 SlurmctldSyslogDebug=quiet
 SlurmdSyslogDebug=quiet
 
+# Two clusters on one machine have no number in common: containers and files of a node are named after jobs.
+FirstJobId={port * 1000 + 1}
+
 # Nothing here may need systemd, cgroups, MPI or a database.
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none

@@ -29,6 +29,11 @@ from .stage import (
 pytestmark = NEEDS_SLURM
 
 
+def test_no_other_cluster_of_the_machine_has_its_jobs_numbers(cluster: Cluster) -> None:
+    done = cluster.run(["srun", "-N1", "printenv", "SLURM_JOB_ID"], user="root")
+    assert int(done.stdout) // 1000 == cluster._port
+
+
 def test_all_nodes_are_idle(cluster: Cluster) -> None:
     assert cluster.node_names == ["n1", "n2"]
     assert set(cluster.node_states()) == {"n1", "n2"}

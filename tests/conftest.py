@@ -40,6 +40,14 @@ def world_tmp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture
+def open_tmp(world_tmp: Path) -> Path:
+    """A new directory that every user can reach; pytest's own are closed whenever a run of pytest begins."""
+    path = Path(tempfile.mkdtemp(dir=world_tmp))
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
 def outside(user: str) -> Iterator[Path]:
     """A directory of the user's that no container shows: data/run, and scratch, a link to data."""
     path = Path(tempfile.mkdtemp(prefix="slurm-ch-place-", dir="/opt"))

@@ -1,21 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run of the tests sees its own processes, shared memory and /var/tmp, and nobody else's.
+"""A run of the tests sees its own processes, network, shared memory and /var/tmp, and nobody else's.
 
 So whatever a test finds left behind is of this run, though another checkout's
-tests run on the same machine. Where the machine doesn't allow it (an ordinary
-user, a container without the right), the tests run as they are.
+tests run on the same machine; and no test meets another run's under the name of a
+socket. Where the machine doesn't allow it (an ordinary user, a container without
+the right), the tests run as they are.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
+import socket
+import struct
 import sys
 from pathlib import Path
 
 from slurm_ch import linux
+from slurm_ch.engine import loopback
 
 _CLONE_NEWIPC, _CLONE_NEWPID, _MS_REC = 0x08000000, 0x20000000, 0x4000
+# linux/rtnetlink.h, linux/if_link.h, linux/sockios.h: a new link (not an old one of the name), and the kernel's answer.
+_RTM_NEWLINK, _NEW_WITH_ANSWER = 16, 0x1 | 0x4 | 0x200 | 0x400
+_IFLA_IFNAME, _IFLA_LINKINFO, _IFLA_INFO_KIND, _IFF_UP = 3, 18, 1, 1
+_SIOCSIFADDR = 0x8916
 _UNABLE = 97
 _PASSED_ON = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT}
 # siginfo's si_code of what a terminal sends, to the whole foreground group.
@@ -55,11 +64,53 @@ def _make() -> None:
     linux.prctl_parent_death_signal(signal.SIGKILL)
     linux.mount(None, "/", None, _MS_REC | linux.MS_PRIVATE, None)
     linux.mount("proc", "/proc", "proc", 0, None)
+    _make_network()
     for place in ("/dev/shm", "/var/tmp"):
         if not Path(__file__).is_relative_to(place):
             linux.mount("tmpfs", place, "tmpfs", 0, "mode=1777")
     if child := os.fork():
         os._exit(_stand_by(child))
+
+
+def _make_network() -> None:
+    """Enter a new network: the loopback device, and one that mpirun and the resolver take for the outside.
+
+    Where the kernel has no such device, the network stays the machine's.
+    """
+    machines = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    linux.unshare(linux.CLONE_NEWNET)
+    try:
+        loopback.bring_up()
+        _add_device(b"outside", "10.99.0.1")
+    except OSError:
+        linux.setns(machines)
+    finally:
+        os.close(machines)
+
+
+def _add_device(name: bytes, address: str) -> None:
+    """Add a network device that leads nowhere, and set it up; OSError."""
+    # Whichever of them the kernel has.
+    if error := _try_to_add(name, b"dummy") and _try_to_add(name, b"veth"):
+        raise OSError(error, os.strerror(error))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        wanted = struct.pack("=16sHH4s8x", name, socket.AF_INET, 0, socket.inet_aton(address))
+        fcntl.ioctl(any_socket, _SIOCSIFADDR, wanted)
+
+
+def _try_to_add(name: bytes, kind: bytes) -> int:
+    """Ask for a network device of a kind; return the error's number, or 0."""
+    what = _attribute(_IFLA_LINKINFO, _attribute(_IFLA_INFO_KIND, kind))
+    link = struct.pack("=BxHiII", 0, 0, 0, _IFF_UP, _IFF_UP) + _attribute(_IFLA_IFNAME, name + b"\0") + what
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as kernel:
+        kernel.send(struct.pack("=IHHII", 16 + len(link), _RTM_NEWLINK, _NEW_WITH_ANSWER, 1, 0) + link)
+        (error,) = struct.unpack_from("=i", kernel.recv(4096), 16)
+    return -int(error)
+
+
+def _attribute(kind: int, value: bytes) -> bytes:
+    """Return one of netlink's attributes."""
+    return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
 
 
 def _stand_by(child: int) -> int:

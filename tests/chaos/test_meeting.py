@@ -157,10 +157,10 @@ def test_every_call_of_the_holder_failing(lab: Lab, place: Place, record: Record
 
 
 @pytest.mark.row("J5", "D4")
-def test_the_launcher_killed_at_every_call(lab: Lab, place: Place, record: Record, tmp_path: Path) -> None:
+def test_the_launcher_killed_at_every_call(lab: Lab, place: Place, record: Record, open_tmp: Path) -> None:
     """All fail, with one line, or all are in: the ticket is sent or it isn't."""
     part = lab.parts["python"]
-    programs = (installed(tmp_path, part.path),) * 2
+    programs = (installed(open_tmp, part.path),) * 2
     part.record()
     done = Join(place, *programs)
     assert not done.problem(({0},), 0), done

@@ -63,13 +63,11 @@ def test_j1_two_joins_of_one_mpirun(image_dir: Path, user: str) -> None:
 
 
 @pytest.mark.row("--join-ct")
-def test_j1_count_and_tag_given(image_dir: Path, user: str, tmp_path: Path) -> None:
+def test_j1_count_and_tag_given(image_dir: Path, user: str, open_tmp: Path) -> None:
     """The command line's word comes before mpirun's: two joins of two among four ranks."""
-    here = tmp_path / "here"
+    here = open_tmp / "here"
     here.touch()
     here.chmod(0o666)
-    for directory in (tmp_path, *tmp_path.parents[:2]):
-        directory.chmod(0o755)
     # All stay until the last one is in: a namespace's number is given again once it is gone.
     stay = f"echo >> {here}; until [ $(wc -l < {here}) = 4 ]; do sleep 0.1; done"
     show = f"echo $((OMPI_COMM_WORLD_RANK % 2)) $(readlink /proc/self/ns/mnt); {stay}"
@@ -90,15 +88,12 @@ def test_j1_nonsense_names_the_variable(image_dir: Path, user: str) -> None:
 
 
 @pytest.mark.row("J5")
-def test_j5_a_rank_that_is_killed_hurts_nobody(image_dir: Path, user: str, tmp_path: Path) -> None:
+def test_j5_a_rank_that_is_killed_hurts_nobody(image_dir: Path, user: str, open_tmp: Path) -> None:
     """mpirun then ends the others, as it does without a container; whoever came before that is in."""
-    gate = tmp_path / "gate"
+    gate = open_tmp / "gate"
     os.mkfifo(gate)
     os.chmod(gate, 0o666)
-    tmp_path.chmod(0o755)
-    for parent in tmp_path.parents[:2]:
-        parent.chmod(0o755)
-    join = f"{SLURM_CH} run -j --join-timeout=3 -b {tmp_path}:{tmp_path} {image_dir}"
+    join = f"{SLURM_CH} run -j --join-timeout=3 -b {open_tmp}:{open_tmp} {image_dir}"
     line = f"test $OMPI_COMM_WORLD_RANK != 1 || {{ read x < {gate}; kill -9 $$; }}; exec {join} -- sh -c 'echo in; echo > {gate}; sleep 60'"
     done = mpirun(2, user, "sh", "-c", line)
     assert done.returncode != 0

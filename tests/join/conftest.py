@@ -156,12 +156,10 @@ def wait_for(ready: Callable[[], object], why: Callable[[], str], seconds: float
 
 
 def installed(directory: Path, interpreter: Path) -> str:
-    """Install the package in a directory that everybody may enter, with this interpreter; return the command."""
+    """Install the package in a directory that everybody can reach, with this interpreter; return the command."""
     shutil.copytree(paths.PACKAGE, directory / "slurm_ch")
     (directory / "slurm_ch/native/interpreter").write_text(f"{interpreter}\n")
     (directory / "slurm-ch").symlink_to(directory / "slurm_ch/native/ch-join")
-    for each in (directory, *directory.parents[:2]):
-        each.chmod(0o755)
     return str(directory / "slurm-ch")
 
 

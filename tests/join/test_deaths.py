@@ -23,13 +23,11 @@ NAMESPACE = ("readlink", "/proc/self/ns/mnt")
 STAY = ("sh", "-c", "readlink /proc/self/ns/mnt; read x")
 
 
-def calls_of_a_peer(place: Place, tmp_path: Path) -> list[tuple[str, int]]:
+def calls_of_a_peer(place: Place, open_tmp: Path) -> list[tuple[str, int]]:
     """Return the system calls that a peer that begins makes until it executes the command: name, and which of that name."""
-    log = tmp_path / "calls"
+    log = open_tmp / "calls"
     log.touch()
     log.chmod(0o666)
-    for directory in (tmp_path, *tmp_path.parents[:2]):
-        directory.chmod(0o755)
     assert place.start(count=1, wrap=["strace", "-o", str(log)]).end()[0] == 0
     return numbered(log.read_text())
 
@@ -43,9 +41,9 @@ def together(peers: list[Peer], problems: list[str], where: str) -> None:
 
 @pytest.mark.parametrize("when", ["first", "among others", "last"])
 @pytest.mark.row("J5", "D1", "D2", "D3")
-def test_a_peer_killed_at_each_call(place: Place, tmp_path: Path, when: str) -> None:
+def test_a_peer_killed_at_each_call(place: Place, open_tmp: Path, when: str) -> None:
     """The others are in one container, at once."""
-    calls = calls_of_a_peer(place, tmp_path)
+    calls = calls_of_a_peer(place, open_tmp)
     assert len(calls) > 50
     problems: list[str] = []
     ended: list[int] = []
@@ -159,17 +157,17 @@ def test_the_images_server_killed(place: Place, image_sqfs: Path) -> None:
 
 
 @pytest.fixture
-def held(place: Place, tmp_path: Path) -> Iterator[Place]:
+def held(place: Place, open_tmp: Path) -> Iterator[Place]:
     """A place whose launcher says its pid, and waits until it is told to start."""
-    wrapper, gate = tmp_path / "python", tmp_path / "gate"
+    wrapper, gate = open_tmp / "python", open_tmp / "gate"
     os.mkfifo(gate)
     gate.chmod(0o666)
-    wrapper.write_text(f'#!/bin/sh\necho $$ >> {tmp_path}/pids\nread x < {gate}\nexec /usr/bin/python3 "$@"\n')
+    wrapper.write_text(f'#!/bin/sh\necho $$ >> {open_tmp}/pids\nread x < {gate}\nexec /usr/bin/python3 "$@"\n')
     wrapper.chmod(0o755)
-    (tmp_path / "pids").touch()
-    (tmp_path / "pids").chmod(0o666)
-    place.program = installed(tmp_path, wrapper)
-    place.scratch = tmp_path
+    (open_tmp / "pids").touch()
+    (open_tmp / "pids").chmod(0o666)
+    place.program = installed(open_tmp, wrapper)
+    place.scratch = open_tmp
     yield place
 
 

@@ -84,7 +84,7 @@ def test_who_never_comes_costs_nobody_anything(place: Place) -> None:
 
 
 @pytest.mark.row("D12")
-def test_the_holder_ends_with_slurmstepd(place: Place, tmp_path: Path) -> None:
+def test_the_holder_ends_with_slurmstepd(place: Place, open_tmp: Path) -> None:
     """Not before: a late task of a step has all the time in the world."""
     step = {
         "SLURM_JOB_ID": "7",
@@ -93,10 +93,8 @@ def test_the_holder_ends_with_slurmstepd(place: Place, tmp_path: Path) -> None:
         "SLURM_NODEID": "0",
         "SLURM_PROCID": "0",
     }
-    stepd = tmp_path / "slurmstepd"
+    stepd = open_tmp / "slurmstepd"
     stepd.symlink_to("/bin/bash")
-    for parent in (tmp_path, *tmp_path.parents[:2]):
-        parent.chmod(0o755)
     place.tag = "7.0.0.node"
     line = f"{SLURM_CH} run --join --join-timeout=1 {place.image} -- cat /marker; echo; read x"
     fake = place.execute([str(stepd), "-c", line], env={"PATH": "/usr/bin:/bin", **step})

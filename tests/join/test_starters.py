@@ -23,21 +23,19 @@ Run = Callable[..., Counter[str]]
 
 
 @pytest.fixture
-def run(place: Place, tmp_path: Path) -> Run:
+def run(place: Place, open_tmp: Path) -> Run:
     """Run a line of shell, in which JOIN is a peer of `count`; return how many were in which container."""
-    for directory in (tmp_path, *tmp_path.parents[:2]):
-        directory.chmod(0o755)
 
     def call(line: str, count: int, join: str = "--join") -> Counter[str]:
-        here = tmp_path / "here"
+        here = open_tmp / "here"
         here.write_text("")
         here.chmod(0o666)
-        script = tmp_path / "peer"
+        script = open_tmp / "peer"
         script.write_text(WHERE.format(here=here, count=count) + "\n")
         script.chmod(0o644)
         # What the image has is a shell; what it runs is in a directory of the host's that it has too.
-        words = f"{place.program} run {join} -b {tmp_path} {place.image} -- sh {script}"
-        env = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "USER": "chuser"}
+        words = f"{place.program} run {join} -b {open_tmp} {place.image} -- sh {script}"
+        env = {"PATH": "/usr/bin:/bin", "HOME": str(open_tmp), "USER": "chuser"}
         starter = place.execute(["bash", "-c", line.replace("JOIN", words)], env=env)
         code, out, err = starter.end()
         assert (code, err) == (0, ""), (code, out, err)
@@ -74,23 +72,21 @@ def test_mpirun(run: Run, starter: str) -> None:
 
 @pytest.mark.parametrize("starter", [OPEN_MPI, HYDRA], ids=["Open MPI", "MPICH"])
 @pytest.mark.row("J1", "W1")
-def test_two_at_once(place: Place, tmp_path: Path, starter: str) -> None:
+def test_two_at_once(place: Place, open_tmp: Path, starter: str) -> None:
     """Started by one shell, the second's ranks all in between the first's two: each has its own container."""
-    for directory in (tmp_path, *tmp_path.parents[:2]):
-        directory.chmod(0o755)
-    here, script = tmp_path / "here", tmp_path / "peer"
+    here, script = open_tmp / "here", open_tmp / "peer"
     here.touch()
     here.chmod(0o666)
     until = f"until [ $(wc -l < {here}) -ge %d ]; do sleep 0.1; done"
     script.write_text(f"echo $1 $(readlink /proc/self/ns/mnt); echo >> {here}; {until % 4}\n")
-    join = f"{place.program} run --join -b {tmp_path} {place.image} -- sh {script}"
+    join = f"{place.program} run --join -b {open_tmp} {place.image} -- sh {script}"
     rank = "${OMPI_COMM_WORLD_RANK-$PMI_RANK}"
     mpirun = starter.format(2)
     line = (
         f"{mpirun} sh -c 'test {rank} = 0 || {until % 3}; exec {join} first' & "
         f"{until % 1}; {mpirun} {join} second & wait"
     )
-    env = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "USER": "chuser"}
+    env = {"PATH": "/usr/bin:/bin", "HOME": str(open_tmp), "USER": "chuser"}
     code, out, err = place.execute(["bash", "-c", line], env=env).end()
     assert (code, err) == (0, "")
     found = Counter(out.splitlines())

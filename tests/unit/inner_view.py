@@ -4,11 +4,15 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 from tests import leftovers
+
+# As a join's, which is called after a user and a step.
+NAME = "\0slurm_ch-tests-of-two-runs"
 
 
 def test_sees_nobody() -> None:
@@ -24,3 +28,10 @@ def test_sees_nobody() -> None:
 def test_waits() -> None:
     print("waiting", flush=True)
     sys.stdin.readline()
+
+
+def test_has_a_socket() -> None:
+    with socket.socket(socket.AF_UNIX) as ours:
+        ours.bind(NAME)
+        print("waiting", flush=True)
+        sys.stdin.readline()

@@ -43,6 +43,15 @@ def test_a_run_sees_its_own(litter: Path) -> None:
     assert (inner.returncode, "1 passed" in out) == (0, True), out
 
 
+def test_two_runs_have_one_socket_each() -> None:
+    """Of the same name: the peers of two runs don't meet."""
+    inner = [run("test_has_a_socket") for _ in range(2)]
+    ready = [any("waiting" in line for line in one.stdout or ()) for one in inner]
+    for one in inner:
+        one.communicate("\n", timeout=60)
+    assert (ready, [one.returncode for one in inner]) == ([True, True], [0, 0])
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_as_ever(number: int) -> None:
     inner = run("test_waits")

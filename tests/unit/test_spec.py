@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pytest_mock import MockerFixture
 
 from slurm_ch import errors
 from slurm_ch.engine import task_plan
@@ -371,10 +372,16 @@ def test_facts() -> None:
     assert task_count(facts) == 1
 
 
-def test_the_server_may_run_on_every_core_of_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cores_are_asked_for_whatever_their_numbers(mocker: MockerFixture) -> None:
+    """Numbers of CPUs go beyond their count where some are offline."""
+    call = mocker.patch("slurm_ch.linux._sched_setaffinity", return_value=0)
+    _leave_first_core()
+    ((process, size, mask),) = [one.args for one in call.call_args_list]
+    assert (process, size.value, mask) == (0, 2048, b"\xff" * 2048)
+
+
+def test_the_server_may_run_on_every_core_of_the_step() -> None:
     """Slurm binds task 0, and so the launcher, to its cores; the server serves all tasks."""
-    # Numbers of CPUs go beyond their count where some are offline.
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
     everywhere = os.sched_getaffinity(0)
     reader, writer = os.pipe()
     child = os.fork()

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from slurm_ch import agreement
 from slurm_ch.engine import (
     environment,
     image_environment,
@@ -130,3 +131,12 @@ def test_environment_file_of_any_text(text: str) -> None:
         task_plan.encode(environment.rule_records([("file", "f")], "X", lambda _, f: environment.parse_file(text, f)))
     except UsageError:
         pass
+
+
+def test_only_what_a_site_sets_is_expanded_after_an_equals_sign_too() -> None:
+    """A user's shell has done that for the user; plugstack.conf is for all users alike."""
+    rules = [("set-anywhere", "DATA=/home/$USER"), ("set", "DATA=/home/$USER")]
+    assert environment.rule_records(rules, agreement.PLAN_SET, lambda _kind, _path: []) == [
+        (agreement.PLAN_SET_ANYWHERE, "DATA=/home/$USER"),
+        (agreement.PLAN_SET, "DATA=/home/$USER"),
+    ]

@@ -199,7 +199,7 @@ def tree_size(directory: str) -> int:
 
 
 # What skopeo says, and what that means: the first that fits counts. {said} is its own last line.
-_MISSING_FILE = re.compile(r"no such file or directory|docker daemon", re.IGNORECASE)
+_MISSING_FILE = re.compile(r"no such file or directory|archive file not found|docker daemon", re.IGNORECASE)
 _DISK_FULL = re.compile(r"no space left|disk quota exceeded", re.IGNORECASE)
 _MEANINGS: tuple[tuple[str, type[FetchError], str], ...] = (
     (

@@ -17,12 +17,11 @@ from pathlib import Path
 import pytest
 
 from slurm_ch.sandbox.cluster import Cluster
-from tests import leftovers
+from tests import checkout, leftovers
 from tests.command import SLURM_CH
 
 from .conftest import Run
 
-ROOT = Path(__file__).parents[2]
 OPEN_MPI = "mpirun --oversubscribe --bind-to none --mca plm_rsh_agent false --mca ras ^slurm --mca plm ^slurm -n"
 HYDRA = "mpiexec.hydra -launcher fork -rmk user -host localhost -n"
 
@@ -176,15 +175,7 @@ def home(world_tmp: Path, user: str, image_sqfs: Path) -> Path:
     place.mkdir()
     source, wheels = world_tmp / "source", world_tmp / "wheels"
     wheels.mkdir()
-    done = subprocess.run(
-        ["git", "-c", f"safe.directory={ROOT}", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True
-    )
-    for name in done.stdout.decode().split("\0"):
-        if name and not name.startswith(("tests/", "docs/", "bench/")) and (ROOT / name).is_file():
-            to = source / name
-            to.parent.mkdir(parents=True, exist_ok=True)
-            to.write_bytes((ROOT / name).read_bytes())
-            to.chmod((ROOT / name).stat().st_mode & 0o777)
+    checkout.copy(source)
     code = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
     subprocess.run([sys.executable, "-c", code, wheels], cwd=source, check=True, capture_output=True, timeout=300)
     (wheel,) = wheels.iterdir()

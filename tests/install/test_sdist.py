@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -14,9 +13,7 @@ from pathlib import Path
 import pytest
 
 from slurm_ch import __version__
-
-ROOT = Path(__file__).parents[2]
-MADE = shutil.ignore_patterns(".?*", "build", "dist", "__pycache__", "*.egg-info", "report.xml", "agreement.h", "options.inc", "bench.json", "pull.json")  # fmt: skip
+from tests import checkout
 
 
 def built(kind: str, source: Path, out: Path) -> Path:
@@ -36,16 +33,7 @@ def built(kind: str, source: Path, out: Path) -> Path:
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkout without what was built in it."""
     where = tmp_path_factory.mktemp("source") / "checkout"
-
-    def left_out(folder: str, names: list[str]) -> set[str]:
-        made = MADE(folder, names)
-        if folder == str(ROOT / "slurm_ch"):
-            made.add("native")
-        if folder == str(ROOT / "docs/man"):
-            made |= {name for name in names if name.endswith(".rst")}
-        return made
-
-    shutil.copytree(ROOT, where, ignore=left_out)
+    checkout.copy(where)
     return where
 
 

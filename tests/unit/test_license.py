@@ -3,31 +3,18 @@
 
 from __future__ import annotations
 
-import subprocess
-from pathlib import Path
+from tests import checkout
+from tests.checkout import ROOT
 
-ROOT = Path(__file__).parents[2]
 TAG = "SPDX-License-Identifier: Apache-2.0"
 # Data, and the license itself.
 WITHOUT = (".json", ".png", ".md")
 APART = {"LICENSE", "NOTICE", "py.typed"}
 
 
-def sources() -> list[Path]:
-    """Return the files under version control, or, in a copy without it, those of the source folders."""
-    try:
-        listed = subprocess.run(["git", "ls-files"], cwd=ROOT, check=False, capture_output=True, text=True)
-    except FileNotFoundError:
-        listed = None
-    if listed and listed.returncode == 0:
-        return [ROOT / line for line in listed.stdout.split()]
-    folders = ("slurm_ch", "spank", "tests", "bench", "docs", "etc")
-    return [path for folder in folders for path in (ROOT / folder).rglob("*.[pchr]*") if path.suffix != ".pyc"]
-
-
 def test_each_file_names_its_license() -> None:
     files = [
-        path for path in sources()
+        path for path in map(ROOT.joinpath, checkout.files())
         if path.is_file() and "corpus" not in path.parts and path.parent != ROOT / "slurm_ch/native"
         and path.suffix not in WITHOUT and path.name not in APART
             and "debian" not in path.parts  # fixed formats; copyright has it

@@ -8,17 +8,18 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+from slurm_ch import slurm_conf
 from slurm_ch.errors import ChError
 from slurm_ch.slurm import plugstack
 
 
 def main() -> int:
     """Return the exit status: 0 if nothing names the plugin."""
-    conf = plugstack.slurm_conf(os.environ)
+    conf = slurm_conf.path(os.environ)
     if conf is None:
         return 0
     try:
-        settings = plugstack.settings(conf)
+        settings = slurm_conf.settings(conf)
         directories = tuple(one for one in settings.get("plugindir", "").split(":") if one)
         found = list(
             plugstack.entries(plugstack.path_of(conf, settings), (*directories, *plugstack.PLUGIN_DIRECTORIES))

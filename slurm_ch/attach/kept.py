@@ -7,6 +7,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
+from .. import slurm_conf
 from ..engine import named
 from ..errors import ChError
 from ..request import pyxis_site
@@ -18,10 +19,10 @@ if TYPE_CHECKING:
 
 def _root() -> str | None:
     """Return the site's directory for them, or None for the usual one."""
-    conf = plugstack.slurm_conf(os.environ)
+    conf = slurm_conf.path(os.environ)
     if conf is None:
         return None
-    entries = list(plugstack.entries(plugstack.path_of(conf, plugstack.settings(conf))))
+    entries = list(plugstack.entries(plugstack.path_of(conf, slurm_conf.settings(conf))))
     pairs = [word.partition("=") for entry in entries[:1] for word in entry.arguments]
     return pyxis_site.containers([(key, value) for key, _, value in pairs if key == "containers"])
 

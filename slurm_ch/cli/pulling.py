@@ -7,7 +7,7 @@ import os
 import pwd
 from typing import TYPE_CHECKING
 
-from slurm_ch import log
+from slurm_ch import log, slurm_conf
 from slurm_ch.errors import ChError, UsageError
 from slurm_ch.images import pull, reference
 from slurm_ch.images import settings as site_settings
@@ -39,11 +39,11 @@ def _arguments(env: Mapping[str, str]) -> list[tuple[str, str]]:
 
 
 def _words(env: Mapping[str, str]) -> list[str]:
-    conf = plugstack.slurm_conf(env)
+    conf = slurm_conf.path(env)
     if conf is None:
         return []
     try:
-        entries = list(plugstack.entries(plugstack.path_of(conf, plugstack.settings(conf))))
+        entries = list(plugstack.entries(plugstack.path_of(conf, slurm_conf.settings(conf))))
     except ChError as error:
         log.debug(f"the site's settings for images: {error}")
         return []

@@ -8,7 +8,7 @@ import re
 import sys
 from typing import TYPE_CHECKING
 
-from .. import agreement, errors
+from .. import agreement, errors, slurm_conf
 from ..request import site
 from ..slurm import commands, plugstack
 from . import as_user, parts, trust
@@ -36,12 +36,12 @@ def find(env: Mapping[str, str], conf: str | None) -> tuple[plugstack.Entry | No
     remedy = "put the installed plugstack.conf fragment into plugstack.conf, or include it there (docs/admins.rst)"
     try:
         if conf is None:
-            slurm_conf = plugstack.slurm_conf(env)
-            if slurm_conf is None:
-                text = f"no slurm.conf: neither SLURM_CONF nor {', '.join(plugstack.SLURM_CONFS)}"
+            own = slurm_conf.path(env)
+            if own is None:
+                text = f"no slurm.conf: neither SLURM_CONF nor {', '.join(slurm_conf.SLURM_CONFS)}"
                 return None, [Finding(PROBLEM, "plugin", text, "set SLURM_CONF, or use --plugstack=FILE")]
-            settings = plugstack.settings(slurm_conf)
-            conf = plugstack.path_of(slurm_conf, settings)
+            settings = slurm_conf.settings(own)
+            conf = plugstack.path_of(own, settings)
             directories = tuple(one for one in settings.get("plugindir", "").split(":") if one)
         else:
             directories = ()
@@ -71,9 +71,9 @@ def check_guard(env: Mapping[str, str]) -> Iterator[Finding]:
     """Check that a TaskProlog refuses what asks for a container on a node that lacks the plugin."""
     remedy = "set TaskProlog to the installed task-prolog, or put its lines at the beginning of yours (docs/admins.rst)"
     risk = "on a node without the plugin a batch script with --ch-image runs on the host"
-    conf = plugstack.slurm_conf(env)
+    conf = slurm_conf.path(env)
     try:
-        prologs = plugstack.settings(conf).get("taskprolog", "").split(":") if conf else []
+        prologs = slurm_conf.settings(conf).get("taskprolog", "").split(":") if conf else []
     except errors.ChError:
         return  # said already
     for prolog in prologs:
@@ -96,9 +96,9 @@ def check_guard(env: Mapping[str, str]) -> Iterator[Finding]:
 
 def check_slurm(env: Mapping[str, str]) -> Iterator[Finding]:
     """Check the settings of Slurm's own that change what becomes of a step in a container."""
-    conf = plugstack.slurm_conf(env)
+    conf = slurm_conf.path(env)
     try:
-        found = plugstack.settings(conf) if conf else {}
+        found = slurm_conf.settings(conf) if conf else {}
     except errors.ChError:
         return  # said already
     if "test_exec" in found.get("launchparameters", "").lower().split(","):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from .. import lean_os as os
 from .. import log
+from ..errors import ChError
 from .action import Action, Build
 
 TYPE_CHECKING = False
@@ -54,9 +55,32 @@ def needs_munge(env: Mapping[str, str]) -> bool:
 
 def _session(env: Mapping[str, str]) -> str:
     """Return the directory for session files, as Slurm's plugin makes its name."""
-    base = env.get("SLURM_PMIX_TMPDIR") or "/tmp"
     names = (env.get("SLURM_JOB_UID"), env.get("SLURM_JOB_ID"), env.get("SLURM_STEP_ID"))
-    return "{}/spmix_appdir_{}_{}.{}".format(base, *names) if None not in names else ""
+    if None in names:
+        return ""
+    name = "/spmix_appdir_{}_{}.{}".format(*names)
+    base = env.get("SLURM_PMIX_TMPDIR")
+    if not base:
+        base = "/tmp" if os.path.isdir("/tmp" + name) else _configured(env)
+    return base + name
+
+
+def _configured(env: Mapping[str, str]) -> str:
+    """Return where the site has such directories; mpi.conf counts before slurm.conf's TmpFS, as for Slurm."""
+    from .. import slurm_conf
+
+    try:
+        conf = slurm_conf.path(env)
+        if conf is None:
+            return "/tmp"
+        mpi = os.path.join(os.path.dirname(conf), "mpi.conf")
+        base = slurm_conf.settings(mpi).get("pmixclitmpdirbase", "") if os.path.exists(mpi) else ""
+        base = base or slurm_conf.settings(conf).get("tmpfs", "/tmp")
+    except ChError as error:
+        log.info(f"PMIx's session files may not be seen: {error}")
+        return "/tmp"
+    node = env.get("SLURMD_NODENAME", "")
+    return base.replace("%n", node).replace("%h", node)
 
 
 class ReportMunge(Action):

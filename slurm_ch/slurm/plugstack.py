@@ -1,31 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""plugstack.conf: where it is, what it includes, and what it says of our plugin.
-
-Reads files, as Slurm does, and asks nobody: a node whose controller is down can
-be looked at too.
-"""
+"""plugstack.conf: where it is, what it includes, and what it says of our plugin."""
 
 from __future__ import annotations
 
 import glob
 import os
-import re
 from typing import TYPE_CHECKING
 
-from ..errors import ChError
+from .. import slurm_conf
 from ..paths import PLUGIN_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-# Where Slurm looks: a node without files of its own gets copies from the controller.
-SLURM_CONFS = (
-    "/run/slurm/conf/slurm.conf",
-    "/var/spool/slurmd/conf-cache/slurm.conf",
-    "/etc/slurm/slurm.conf",
-    "/etc/slurm-llnl/slurm.conf",
-    "/usr/local/etc/slurm.conf",
-)
 PLUGIN_DIRECTORIES = (
     "/usr/lib64/slurm",
     "/usr/lib/slurm",
@@ -34,9 +21,6 @@ PLUGIN_DIRECTORIES = (
 )
 # Includes may include; a circle ends here.
 _DEPTH = 16
-
-_SETTING = re.compile(r"\s*(\w+)\s*=\s*(\S+)")
-_INCLUDE = re.compile(r"\s*include\s+(\S+)", re.IGNORECASE)
 
 
 class Entry:
@@ -51,37 +35,6 @@ class Entry:
         self.arguments = arguments
 
 
-def _text(path: str) -> str:
-    try:
-        with open(path, errors="replace") as file:
-            return file.read()
-    except OSError as error:
-        raise ChError(f"can't read {path}") from error
-
-
-def slurm_conf(env: Mapping[str, str]) -> str | None:
-    """Return the path of this node's slurm.conf, or None if it has none."""
-    if env.get("SLURM_CONF"):
-        return env["SLURM_CONF"]
-    return next((path for path in SLURM_CONFS if os.path.exists(path)), None)
-
-
-def settings(path: str, depth: int = 0) -> dict[str, str]:
-    """Return slurm.conf's settings that stand alone on a line, names in lower case; ChError if it can't be read."""
-    found: dict[str, str] = {}
-    for line in _text(path).splitlines():
-        words = line.partition("#")[0]
-        include = _INCLUDE.match(words)
-        if include and depth < _DEPTH:
-            name = os.path.join(os.path.dirname(path), include[1])
-            if os.path.exists(name):
-                found |= settings(name, depth + 1)
-        setting = _SETTING.match(words)
-        if setting:
-            found[setting[1].lower()] = setting[2].strip('"')
-    return found
-
-
 def path_of(conf: str, found: Mapping[str, str]) -> str:
     """Return where slurm.conf at `conf`, with the settings `found`, has its plugstack.conf."""
     return found.get("plugstackconfig") or os.path.join(os.path.dirname(conf), "plugstack.conf")
@@ -89,7 +42,7 @@ def path_of(conf: str, found: Mapping[str, str]) -> str:
 
 def entries(path: str, plugin_directories: tuple[str, ...] = PLUGIN_DIRECTORIES, depth: int = 0) -> Iterator[Entry]:
     """Yield our plugin's lines in plugstack.conf and all that it includes; ChError if one can't be read."""
-    for number, line in enumerate(_text(path).splitlines(), 1):
+    for number, line in enumerate(slurm_conf.text(path).splitlines(), 1):
         words = line.split()
         if not words or words[0].startswith("#"):
             continue

@@ -212,11 +212,17 @@ def test_open_mpi_with_pmix(mpi: Callable[[str], str], world_tmp: Path, pmix: bo
     assert set(mpi(f"{SRUN} --mpi=pmix {step}").splitlines()) == expected()
 
 
-def test_open_mpi_with_pmix_by_pyxis_options(mpi: Callable[[str], str], pmix: bool) -> None:
-    """Each task has its own rank, in a container of the step's and in one with a name; /tmp is each container's."""
+def test_open_mpi_with_pmix_by_pyxis_options(mpi: Callable[[str], str], world_tmp: Path, pmix: bool) -> None:
+    """Each task has its own rank, in a container of the step's and in one with a name; /tmp is each container's.
+
+    The session files are seen, though they are below TmpFS; PMIx 5 has shared memory there.
+    """
     if not pmix:
         return
-    step = "sh -c 'OMPI_MCA_btl_vader_backing_directory=/tmp exec openmpi-program'"
+    session = f"{world_tmp}/tmp-n?/spmix_appdir_*"
+    step = (
+        f"sh -c 'ls -d {session} > /dev/null || exit 3; OMPI_MCA_btl_vader_backing_directory=/tmp exec openmpi-program'"
+    )
     srun = f"srun -N{NODES} --ntasks-per-node={PER_NODE} --container-image=$IMG --mpi=pmix"
     assert set(mpi(f"{srun} {step}").splitlines()) == expected()
     again = f'salloc -Q -N{NODES} --ntasks-per-node={PER_NODE} sh -c "{srun} --container-name=m true;'

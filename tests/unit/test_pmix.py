@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,14 +26,32 @@ SLURM = {"SLURM_JOB_UID": "1001", "SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"}
         ({"PMIX_SYSTEM_TMPDIR": "/tmp", "PMIX_SERVER_TMPDIR": "/"}, []),
         ({"PMIX_SYSTEM_TMPDIR": "/run/pmix"}, ["/run/pmix"]),
         ({"PMIX_SERVER_TMPDIR": "relative", "PMIX_SYSTEM_TMPDIR": ""}, []),
-        (SLURM, ["/tmp/spmix_appdir_1001_7.0"]),
-        ({**SLURM, "SLURM_PMIX_TMPDIR": "/scratch"}, ["/scratch/spmix_appdir_1001_7.0"]),
+        ({**SLURM, "SLURM_CONF": "/none"}, ["/tmp/spmix_appdir_1001_7.0"]),
+        ({**SLURM, "SLURM_CONF": "/none", "SLURM_PMIX_TMPDIR": "/scratch"}, ["/scratch/spmix_appdir_1001_7.0"]),
         ({"PMIX_SECURITY_MODE": "native"}, []),
         ({"PMIX_SECURITY_MODE": "munge,native"}, []),
     ],
 )
 def test_directories(env: dict[str, str], expected: list[str]) -> None:
     assert pmix.directories(env) == expected
+
+
+@pytest.mark.parametrize(
+    ("slurm", "mpi", "base"),
+    [
+        ("ClusterName=c\n", None, "/tmp"),
+        ("ClusterName=c\ntmpfs=/scratch/%n # local\n", None, "/scratch/n7"),
+        ("TmpFS=/scratch\n", "PMIxDebug=1\n", "/scratch"),
+        ("TmpFS=/scratch\n", "PMIxCliTmpDirBase=/nvme/%h\n", "/nvme/n7"),
+    ],
+)
+def test_session_files_are_where_the_site_has_them(tmp_path: Path, slurm: str, mpi: str | None, base: str) -> None:
+    (tmp_path / "slurm.conf").write_text(slurm)
+    if mpi is not None:
+        (tmp_path / "mpi.conf").write_text(mpi)
+    env = {**SLURM, "SLURM_CONF": f"{tmp_path}/slurm.conf", "SLURMD_NODENAME": "n7"}
+    assert pmix.directories(env) == [f"{base}/spmix_appdir_1001_7.0"]
+    assert pmix.directories({**env, "SLURM_PMIX_TMPDIR": "/mine"}) == ["/mine/spmix_appdir_1001_7.0"]
 
 
 @pytest.mark.parametrize(
@@ -46,6 +66,6 @@ def test_munge_is_shown_only_where_the_relay_is_wanted(mode: str, shown: list[st
 
 @given(st.dictionaries(st.sampled_from([*pmix._VARIABLES, *SLURM, "SLURM_PMIX_TMPDIR"]), st.text(max_size=12)))
 def test_whatever_the_names_none_is_the_root_or_tmp(env: dict[str, str]) -> None:
-    found = pmix.directories(env)
+    found = pmix.directories({"SLURM_CONF": "/none", **env})
     assert not {"/", "//", "/tmp", "//tmp"} & set(found)
     assert len(found) == len(set(found))

@@ -127,7 +127,11 @@ def _sbcast(what: str, facts: Facts, source: str, path: str, beat: Callable[[], 
             children.stop(child)
         words = [line.removeprefix("sbcast: ").removeprefix("error: ") for line in children.words(said).splitlines()]
     if status:
-        raise ChError(f"{what}: sbcast can't copy the image to {path}: {'; '.join(words[-2:]) or f'status {status}'}")
+        reason = "; ".join(words[-2:]) or f"status {status}"
+        if "Unspecified error" in reason:
+            # All that a node says of a write that fails.
+            reason += " (no room on the node's disk? slurmd's log there has the reason)"
+        raise ChError(f"{what}: sbcast can't copy the image to {path}: {reason}")
 
 
 def _environment(facts: Facts) -> Mapping[str, str]:

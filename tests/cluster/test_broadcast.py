@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """--ch-broadcast: Slurm's sbcast copies the image to the nodes' disks, once per job, and it goes with the job.
 
-On a cluster of one node: virtual nodes share their disk.
+On a cluster of one node: virtual nodes share their disk, but for those of test_broadcast_nodes.py.
 """
 
 from __future__ import annotations

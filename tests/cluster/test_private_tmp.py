@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from slurm_ch.sandbox.cluster import Cluster
 from tests.command import SLURM_CH
 
 from .conftest import TIMEOUT
+from .own_disks import OwnDisks
 
 # Its name until 25.11, and since.
 TYPE = {False: "JobContainerType=job_container/tmpfs", True: "NamespaceType=namespace/tmpfs"}
@@ -24,16 +26,19 @@ TYPE = {False: "JobContainerType=job_container/tmpfs", True: "NamespaceType=name
 class PrivateTmp(Cluster):
     """A cluster that gives each job a /tmp of its own."""
 
-    def __init__(self, parent: str, contain: bool) -> None:
-        super().__init__(nodes=1, directory_parent=parent)
+    def __init__(self, contain: bool = False, nodes: int = 1) -> None:
+        super().__init__(nodes=nodes, directory_parent="/var/tmp")
         self.contain = ",contain_spank" * contain
 
     def _prepare(self) -> None:
         new = self.version >= (25, 11)
         self.slurm_conf_extra = f"{TYPE[new]}\nPrologFlags=Contain\nSlurmdParameters=config_overrides{self.contain}\n"
         super()._prepare()
+        self._write("job_container.conf", f"BasePath={self._base()}\nAutoBasePath=true\n".encode())
+
+    def _base(self) -> str:
         os.mkdir(self._path("base"))
-        self._write("job_container.conf", f"BasePath={self._path('base')}\nAutoBasePath=true\n".encode())
+        return self._path("base")
 
 
 @pytest.fixture
@@ -62,9 +67,7 @@ def outside_tmp() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="slurm-ch-tests-", dir="/var/tmp"))
     path.chmod(0o777)
     yield path
-    for entry in path.iterdir():
-        entry.unlink()
-    path.rmdir()
+    shutil.rmtree(path)
 
 
 @pytest.mark.usefixtures("one_cpu")
@@ -90,7 +93,7 @@ echo > {done}
 """)
     out = outside_tmp / "out"
     fifo = os.open(done, os.O_RDWR)
-    with PrivateTmp("/var/tmp", contain) as cluster:
+    with PrivateTmp(contain) as cluster:
         # sbatch: srun gives up on a node whose prolog has still to mount. Not its --wait, which looks every few seconds.
         submitted = cluster.run(["sbatch", f"--output={out}", str(script)], user=user)
         assert submitted.returncode == 0, submitted.stderr
@@ -100,3 +103,43 @@ echo > {done}
     said = "".join(line for line in out.read_text().splitlines(keepends=True) if line.startswith("from"))
     assert said == "from-the-script\n" + both + both, out.read_text()
     assert not Path("/tmp/from-the-script").exists()
+
+
+class PrivateTmpOnOwnDisks(OwnDisks, PrivateTmp):
+    """The same with two nodes, each of which has the jobs' directories on its own disk."""
+
+    def _base(self) -> str:
+        return str(self.disk)
+
+
+@pytest.mark.usefixtures("one_cpu")
+def test_broadcast_to_a_jobs_private_tmp(user: str, image_sqfs: Path, outside_tmp: Path) -> None:
+    """The copy is in the job's own /tmp on each node, and goes with it."""
+    image = outside_tmp / "image.sqfs"
+    image.write_bytes(image_sqfs.read_bytes())
+    done = outside_tmp / "done"
+    os.mkfifo(done)
+    done.chmod(0o666)
+    out = outside_tmp / "out"
+    script = outside_tmp / "script"
+    srun = f"srun -N2 -n2 --ch-image={image} --ch-broadcast --ch-verbose"
+    script.write_text(f"""#!/bin/sh
+export SLURM_CH_CACHE=/tmp/cache
+{srun} cat /marker
+{srun} --ch-private-tmp cat /marker
+srun -N2 -n2 sh -c 'ls /tmp/slurm_ch-image-*'
+echo > {done}
+""")
+    disk = outside_tmp / "disk"
+    disk.mkdir()
+    fifo = os.open(done, os.O_RDWR)
+    with PrivateTmpOnOwnDisks(disk, {"n1": "64m", "n2": "64m"}) as cluster:
+        submitted = cluster.run(["sbatch", "-N2", f"--output={out}", str(script)], user=user)
+        assert submitted.returncode == 0, submitted.stderr
+        assert select.select([fifo], [], [], TIMEOUT)[0], cluster.logs("n1") + cluster.logs("slurmctld")[-1500:]
+    os.close(fifo)
+    said = out.read_text()
+    (copy,) = {line for line in said.splitlines() if line.startswith("/tmp/slurm_ch-image-")}
+    assert said.count(f"{copy}\n") == 3 and said.count("copied to the nodes of job") == 1, said
+    assert said.count("one\n") == 4 and said.count(f"ch-image={copy} ") == 4 and "warning" not in said, said
+    assert not Path(copy).exists()

@@ -39,12 +39,18 @@ def pulled(reference: str) -> str:
         return f"{reference} is Apptainer's: `apptainer build --sandbox DIR {reference}`, then name the directory"
     if reference.startswith(_URLS):
         return f"{reference}: an image is a file or a directory here: download it, then name the file"
+    scheme, mark, name = reference.partition("://")
+    if mark and scheme.isascii() and scheme.replace("-", "").replace("+", "").isalnum():
+        meant = f"docker-daemon:{name}" if scheme.lower() == "dockerd" else f"docker://{name}"
+        return f"{reference}: {scheme}:// is not known here (of a registry: docker://NAME). Perhaps {meant}"
     return ""
 
 
 def missing(reference: str, path: str, storage: str | None) -> str:
     """Return what to say of a `reference` that names neither a file nor an image in the storage."""
     text = f"can't stat image: {reference}"
+    if reference[:1] in ("~", "$"):
+        return f"{text} ({reference.partition('/')[0]} is not expanded in quotes: write the whole path)"
     if reference.startswith("/"):
         return text + where_it_ends(path)
     text += f" (looked for {os.path.normpath(path)}" + (f", and in {storage}" if storage else "") + ")"

@@ -51,6 +51,7 @@ def check(facts: Facts, command: Sequence[str]) -> str | None:
         from . import references
 
         return references.at_submission(os.path.basename(command[0]), wanted, here, Caller(facts.environment))
+    _refuse_scheme(wanted.image)
     relative = not wanted.image.startswith("/") and wanted.image_directory is None
     if relative and _starts_elsewhere(command, facts.environment):
         return None
@@ -83,6 +84,15 @@ def _check_save(what: str, command: Sequence[str], env: Mapping[str, str]) -> No
         save.refuse_nodes(what, slurm_words.nodes_of_step(words, env) or 1)
     elif slurm_words.is_array(words, [one for word in words if os.path.isfile(word) for one in _directives(word)], env):
         save.refuse_array(what)
+
+
+def _refuse_scheme(image: str) -> None:
+    """Raise ChError for what can be no image wherever the step starts."""
+    if "://" in image and not image.startswith("/"):
+        from ..engine import no_image
+
+        if said := no_image.pulled(image):
+            raise ChError(said)
 
 
 def _refuse_two_images(command: Sequence[str]) -> None:

@@ -224,7 +224,7 @@ def _write_fake(spec: Spec, setting: Setting) -> None:
 def _overlay(spec: Spec, setting: Setting) -> None:
     if not setting.value:
         raise setting.wrong("the directory's name is empty")
-    spec.overlay = setting.value
+    spec.overlay = path(setting, setting.value)
 
 
 def _broadcast(spec: Spec, setting: Setting) -> None:
@@ -233,10 +233,10 @@ def _broadcast(spec: Spec, setting: Setting) -> None:
         spec.broadcast = None
     elif word in _YES:
         spec.broadcast = ""
-    elif not setting.value.startswith("/"):
-        raise setting.wrong("neither yes, no nor an absolute path")
     else:
         spec.broadcast = path(setting, setting.value)
+        if not spec.broadcast.startswith("/"):
+            raise setting.wrong("neither yes, no nor an absolute path")
 
 
 def _save(spec: Spec, setting: Setting) -> None:
@@ -277,7 +277,7 @@ def _device(spec: Spec, setting: Setting) -> None:
 def _cdi_dirs(spec: Spec, setting: Setting) -> None:
     if not setting.value.strip(":"):
         raise setting.wrong("names no directory")
-    spec.cdi_dirs = path(setting, setting.value)
+    spec.cdi_dirs = ":".join(path(setting, one) for one in setting.value.split(":"))
 
 
 def _uid(spec: Spec, setting: Setting) -> None:

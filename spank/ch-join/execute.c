@@ -194,7 +194,10 @@ static void explain_needed(const char *kind, const char *name, const char *remed
 	struct stat st;
 
 	if (stat(name, &st)) {
-		snprintf(to, room, "%s, %.*s, is not in the container%s", kind, NAME_SIZE, name, remedy);
+		if (errno == ENOENT || errno == ENOTDIR)
+			snprintf(to, room, "%s, %.*s, is not in the container%s", kind, NAME_SIZE, name, remedy);
+		else
+			snprintf(to, room, "%s, %.*s: %s", kind, NAME_SIZE, name, strerror(errno));
 		return;
 	}
 	if (depth < DEPTH_MAX)

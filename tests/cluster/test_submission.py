@@ -151,6 +151,18 @@ def test_a_relative_image_of_another_directory(good: Good, sh: Run, world_tmp: P
     assert sh(f"cd {here}; sbatch job.sh").returncode == 31
 
 
+@pytest.mark.parametrize(
+    "reference", ["dockerd://ubuntu", "podman://x/y", "Docker://x", "https://x/y.sqfs", "oras://x/y"]
+)
+@pytest.mark.parametrize(
+    "command", ["srun {} true", "sbatch {} --wrap=true", "sbatch -D /tmp {} --wrap=true", "salloc {} true"]
+)
+def test_a_reference_that_nobody_here_can_follow(sh: Run, reference: str, command: str) -> None:
+    done = sh(command.format(f"--ch-image={reference}"))
+    assert (done.returncode, done.stdout) == (31, "")
+    assert re.fullmatch(rf"slurm-ch: error: {re.escape(reference)}(:| is) .*\n", done.stderr)
+
+
 def test_a_checker_that_cannot_run_stops_nobody(user: str, image_sqfs: Path, world_tmp: Path) -> None:
     old = world_tmp / "old-python"
     old.write_text("#!/bin/sh\necho 'SyntaxError: invalid syntax' >&2\nexit 1\n")

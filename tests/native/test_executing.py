@@ -90,6 +90,11 @@ def test_an_interpreter_that_is_there_and_can_not_run(failing: Failing, tmp_path
     plain.write_text("x")
     script = executable(tmp_path / "other", f"#!{plain}\n")
     assert "Permission denied: the file is not executable (chmod +x)" in failing(CANNOT_EXECUTE, script)
+    (tmp_path / "round").symlink_to("round")
+    script = executable(tmp_path / "unseen", f"#!{tmp_path}/round/sh\n")
+    assert failing(CANNOT_EXECUTE, script) == (
+        f"the interpreter in its first line, {tmp_path}/round/sh: Too many levels of symbolic links"
+    )
     loop = tmp_path / "loop"
     executable(loop, f"#!{loop}\n")
     assert failing(CANNOT_EXECUTE, loop).startswith(f"the interpreter in its first line, {loop}, can't be executed: ")

@@ -92,7 +92,14 @@ def test_flags_of_binds(word: str, flags: tuple[str, ...]) -> None:
     assert parsers.make("img", [alone]).binds == [Bind("/a,x,y", "/b", flags=flags)]
 
 
-@pytest.mark.parametrize("option", ["image", "bind", "cd", "storage", "cdi-dirs", "device", "set-env", "set-env0"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        one.name
+        for one in options.OPTIONS
+        if one.where & options.PLUGIN and (one.paths != "none" or one.name in ("cd", "broadcast"))
+    ],
+)
 @pytest.mark.parametrize(
     ("value", "word"),
     [("~", "~"), ("~/x", "~"), ("~user/x.json", "~user"), ("$HOME/x", "$HOME"), ("/a/${USER}/b", "${USER}"), ("/a$_x-y", "$_x"),
@@ -104,6 +111,9 @@ def test_what_only_a_shell_expands(option: str, value: str, word: str) -> None:
     if option == "bind":
         with pytest.raises(UsageError, match="is not expanded here"):
             made(f"bind=/x:/{value}" if value[0] != "~" else "bind=/x:~")
+    if option == "cdi-dirs":
+        with pytest.raises(UsageError, match="is not expanded here"):
+            made(f"cdi-dirs=/x:{value}")
 
 
 @pytest.mark.parametrize(

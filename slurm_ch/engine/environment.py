@@ -59,6 +59,10 @@ def parse_file(text: str, given: str, separator: str = "\n", either_quotes: bool
             raise UsageError(f"{given}: line {number} has a NUL in it")
         if not is_name(name):
             raise UsageError(f"{given}: line {number}: the variable's name has a blank in it: {whole[:_SHOWN]}")
+        if separator == "\n":
+            wrong = _only_a_shells(whole, name, line[len(name) + 1 :])
+            if wrong:
+                raise UsageError(f"{given}: line {number}: {wrong}: {whole[:_SHOWN]}")
         assignments.append(unquoted(line, either_quotes and separator == "\n"))
     return assignments
 
@@ -69,6 +73,19 @@ def _written(line: str) -> str:
     if line.startswith(("export ", "export\t")):
         return line[len("export ") :].lstrip()
     return "" if line.startswith("#") else line
+
+
+def _only_a_shells(whole: str, name: str, value: str) -> str:
+    """Return why a line means something else to a shell than it would here, or ""."""
+    if name[-1] == "+":
+        return "+= is not understood; write the whole value"
+    if name[0] in "'\"":
+        return "the variable's name is in quotes"
+    if whole.lstrip(" \t\r\v\f").startswith("export"):
+        quote = value[:1] if value[:1] in ("'", '"') else ""
+        if value[-1:] != quote if quote else len(value.split()) > 1:
+            return "after export, a value with blanks needs quotes, and nothing may follow it"
+    return ""
 
 
 def is_name(name: str) -> bool:
@@ -229,6 +246,7 @@ class Environment(Action):
         if in_image and not spec.like_ch_run:
             places_there = [path for path in _PLACES if _is_there(build, path)]
             records += self._in_manner(build, places_there)
+        records += self._relayed(in_image)
         if in_image:
             records += first_records(self.whereabouts.home(build), spec.private_tmp, not spec.like_ch_run)
             if spec.uid == 0 and not spec.like_ch_run:
@@ -247,6 +265,16 @@ class Environment(Action):
         if spec.keep_keyring:
             records.append((agreement.PLAN_KEYRING, ""))
         build.records = records
+
+    def _relayed(self, in_image: bool) -> list[Record]:
+        """Return the records for the TMPDIR of a script in a container whose step this is."""
+        env = self.caller.environment
+        relayed = env.get(agreement.RELAYED_PREFIX + "TMPDIR", "")
+        if not relayed or not (in_image or os.path.isdir(relayed)):
+            return []
+        # A TaskProlog may set another for the step.
+        still = (agreement.PLAN_IF_STILL, f"TMPDIR={env.get('TMPDIR', '')}")
+        return [still, (agreement.PLAN_SET, f"TMPDIR={relayed}")]
 
     def _in_manner(self, build: Build, places_there: Sequence[str]) -> list[Record]:
         """Return the records for the environment that an image brings, as users of another tool expect it."""

@@ -128,7 +128,9 @@ class LayKept(Action):
             os.close(places.overlay("probe", upper, work, volatile=False))
         except OSError as error:
             if error.errno == errno.EBUSY:
-                raise ChError(f"{self.label}: another container on this node is using it") from None
+                # sbatch's options are the defaults of the steps in its script.
+                script = ", perhaps this job's script: give the option to srun only" if "--ch-" in self.label else ""
+                raise ChError(f"{self.label}: another container on this node is using it{script}") from None
         finally:
             os.rmdir("probe")
 

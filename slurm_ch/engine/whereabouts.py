@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 TEMPORARY_VARIABLES = ("TMPDIR", "TMP", "TEMP", "TEMPDIR")
 TEMPORARY = ("/tmp", "/var/tmp")
 _CONTAINERS_ROOT = "/"
+# Quotes are needed around these.
+_SHELLS = " \t\n\\'\"$`&|;<>()[]{}*?!#~"
 
 
 class Whereabouts:
@@ -79,7 +81,16 @@ class Whereabouts:
         caller, spec = self._caller, self._spec
         home = caller.environment.get("HOME", "")
         at_home = len(home) > 1 and (os.path.realpath(caller.cwd) + "/").startswith(os.path.realpath(home) + "/")
-        return spec.option("home") if at_home and not spec.home else f"{spec.option('bind')}={caller.cwd}"
+        return spec.option("home") if at_home and not spec.home else _as_typed(f"{spec.option('bind')}=", caller.cwd)
+
+
+def _as_typed(option: str, path: str) -> str:
+    """Return an option with a path as a user has to type it, for the shell and for us."""
+    for letter in ":,$":
+        path = path.replace(letter, "\\" + letter)
+    if not any(letter in path for letter in _SHELLS):
+        return option + path
+    return "'" + (option + path).replace("'", "'\\''") + "'"
 
 
 def temporary_directories(caller: Caller) -> list[str]:
@@ -89,8 +100,13 @@ def temporary_directories(caller: Caller) -> list[str]:
     return [
         path
         for path in dict.fromkeys(found)
-        if path != "/" and not any((path + "/").startswith(shown + "/") for shown in TEMPORARY)
+        if path != "/" and not (_is_shown(path) and _is_shown(os.path.realpath(path)))
     ]
+
+
+def _is_shown(path: str) -> bool:
+    """Whether a path is in a directory that is shown anyway."""
+    return any((path + "/").startswith(shown + "/") for shown in TEMPORARY)
 
 
 def _status(path: str) -> os.stat_result | None:

@@ -110,6 +110,8 @@ int relay_take_variables(const char **directory)
 		unsetenv(whole);
 		if (!strcmp(whole + n, "PWD"))
 			failed = !(*directory = strdup(value));
+		else if (!strcmp(whole + n, "TMPDIR"))
+			; /* the plan's: a TaskProlog's counts more */
 		else if (*value)
 			failed = setenv(whole + n, value, 1);
 		else

@@ -38,13 +38,13 @@ static bool is_named(const char *variable, const char *name)
  * first few are worth something to a step in a container. */
 static bool is_relayed(const char *variable)
 {
-	return is_named(variable, "PATH") || !strncmp(variable, "LD_", 3);
+	return is_named(variable, "PATH") || is_named(variable, "TMPDIR") || !strncmp(variable, "LD_", 3);
 }
 
 static bool is_hosts(const char *variable)
 {
-	static const char *const names[] = { "HOME",    "TMPDIR",     "PWD",            "OLDPWD",
-					     "LOCPATH", "GCONV_PATH", "GLIBC_TUNABLES", "SLURM_CONF" };
+	static const char *const names[] = { "HOME",       "PWD",            "OLDPWD",    "LOCPATH",
+					     "GCONV_PATH", "GLIBC_TUNABLES", "SLURM_CONF" };
 
 	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
 		if (is_named(variable, names[i]))
@@ -71,7 +71,7 @@ static char *pasted(const char *a, const char *b, const char *c)
 }
 
 /* The script's variables, with the host's own where the host's programs need
- * them. For srun, what the script has made of PATH and LD_* goes on to the step's
+ * them. For srun, what the script has made of PATH, TMPDIR and LD_* goes on to the step's
  * container, and so does a working directory that only exists there. */
 static char **environment(const struct request *q, bool arrived)
 {
@@ -98,7 +98,8 @@ static char **environment(const struct request *q, bool arrived)
 
 		if (is_hosts(*e) && !is_named(*e, "PWD"))
 			out[i++] = *e;
-		if (srun && is_relayed(*e) && !is_among(*e, n + 1, q->variables)) {
+		/* Slurm gives each task a TMPDIR. */
+		if (srun && is_relayed(*e) && !is_named(*e, "TMPDIR") && !is_among(*e, n + 1, q->variables)) {
 			char *name = strndup(*e, n);
 
 			out[i++] = pasted(RELAYED_PREFIX, name ? name : "", "="); /* unset */

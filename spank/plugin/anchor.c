@@ -154,3 +154,23 @@ int anchor_defaults(spank_t sp, char **env)
 	free(directory);
 	return failed ? -1 : 0;
 }
+
+/* In salloc: the same, for what its shell starts. */
+int anchor_own_defaults(void)
+{
+	char *directory = getcwd(NULL, 0);
+	int failed = 0;
+
+	for (size_t i = 0; i < sizeof(defaults) / sizeof(defaults[0]) && directory && !failed; i++) {
+		const char *value = defaults[i].paths == PATHS_NONE ? NULL : getenv(defaults[i].name);
+		char *there;
+
+		if (!value)
+			continue;
+		there = anchored(defaults[i].paths, value, directory);
+		failed = !there || setenv(defaults[i].name, there, 1);
+		free(there);
+	}
+	free(directory);
+	return failed ? -1 : 0;
+}

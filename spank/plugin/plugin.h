@@ -28,6 +28,7 @@ enum paths { PATHS_NONE, PATHS_IMAGE, PATHS_DIRECTORY, PATHS_DIRECTORIES, PATHS_
 bool is_reference(const char *image);
 char *anchored(enum paths kind, const char *value, const char *directory);
 int anchor_defaults(spank_t sp, char **env);
+int anchor_own_defaults(void);
 
 /* options.c: in srun, sbatch and salloc, what is given */
 int options_register(spank_t sp, int ac, char **av);

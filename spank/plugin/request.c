@@ -265,6 +265,10 @@ int request_post_opt(int ac, char **av)
 	unsetenv(COMMAND_VARIABLE);
 	if (options_unusable())
 		refuse();
+	if (!srun && !strcmp(submitter(), "salloc") && anchor_own_defaults()) {
+		complain("can't anchor the relative paths in " SRUN_PREFIX "*");
+		refuse();
+	}
 	if (options_add_defaults(explicit_count)) {
 		complain("can't collect the options");
 		refuse();

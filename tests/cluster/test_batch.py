@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,6 +45,19 @@ def tags(lines: list[str]) -> list[str]:
 
 def plain(lines: list[str]) -> list[str]:
     return [line for line in lines if "slurm-ch: " not in line]
+
+
+def test_steps_of_a_script_that_keeps_its_changes(submit: Submit, image_sqfs: Path, world_tmp: Path, user: str) -> None:
+    """They can't write where it does; the line says what helps."""
+    place = world_tmp / "batch-kept"
+    place.mkdir()
+    shutil.chown(place, user)
+    body = "#!/bin/sh\ntouch /new && echo written\nsrun true 2>&1 | grep slurm-ch\n"
+    lines = submit(body, f"--ch-image={image_sqfs} --ch-overlay={place}/over")["job.txt"]
+    assert lines[0] == "written"
+    assert lines[1].endswith(
+        "another container on this node is using it, perhaps this job's script: give the option to srun only"
+    )
 
 
 def test_directives_and_the_command_line(submit: Submit, image_sqfs: Path, other_sqfs: Path) -> None:

@@ -156,9 +156,11 @@ srun sh -c '{see}'
         )
     options = "--ch-image=foo.sqfs --ch-bind=./d:/mnt --ch-set-env=vars"
     assert good(f"cd {home}; salloc -Q {options} sh -c \"cd /; srun sh -c '{inner}'\"") == seen
+    # What salloc finds in its environment, too.
+    exported = "export SLURM_CH_IMAGE=foo.sqfs SLURM_CH_BIND=./d:/mnt SLURM_CH_SET_ENV=vars"
+    assert good(f"cd {home}; {exported}; salloc -Q sh -c \"cd /; srun sh -c '{inner}'\"") == seen
     # A plain script whose steps have their defaults from its submitter's environment.
     script.write_text(f"#!/bin/sh\ncd /\nsrun sh -c '{see}'\n")
-    exported = "export SLURM_CH_IMAGE=foo.sqfs SLURM_CH_BIND=./d:/mnt SLURM_CH_SET_ENV=vars"
     out = good(f"cd {home}; {exported}; sbatch -W -o {outside}/out {script} >&2; cat {outside}/out")
     assert out == seen
     # An ordinary step with the relay is the default of its own steps too.

@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -102,6 +103,29 @@ def test_a_step_from_inside(batch: Batch) -> None:
         "a  b /mnt:/usr/bin:/bin /mnt/lib 0027 555 /tmp /root /tmp", "0",
     ]  # fmt: skip
     assert out[-1].endswith("image.sqfs")
+
+
+def test_a_directory_for_temporary_files_that_the_script_has_chosen(batch: Batch, world_tmp: Path, user: str) -> None:
+    """It is its steps' too, as without a container, unless a TaskProlog says otherwise."""
+    place = world_tmp / "chosen"
+    (place / "job").mkdir(parents=True, exist_ok=True)
+    shutil.chown(place / "job", user)
+    prolog = place / "prolog"
+    prolog.write_text('#!/bin/sh\necho "export TMPDIR=/var/tmp"\n')
+    prolog.chmod(0o755)
+    show = "sh -c 'echo $TMPDIR; ! env | grep RELAYED'"
+    out = batch(
+        f"""
+        export TMPDIR=/mnt/job; srun -n1 -N1 {show}
+        srun -n1 -N1 --task-prolog={prolog} {show}
+        srun -n1 -N1 --ch-image=/ {show}
+        export TMPDIR=/no/such; srun -n1 -N1 {show} 2>&1
+        unset TMPDIR; srun -n1 -N1 {show}
+        """,
+        f"--ch-bind={place}:/mnt",
+    )
+    warning = "slurm-ch: n1: warning: TMPDIR=/no/such: no such directory in the container; using /tmp"
+    assert out == ["/mnt/job", "/var/tmp", "/tmp", warning, "/tmp", "/tmp"]
 
 
 def test_a_directory_that_only_the_image_has(batch: Batch, world_tmp: Path) -> None:

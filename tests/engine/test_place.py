@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -98,6 +99,17 @@ def test_a_lost_directory_is_named_once_with_what_shows_it(run: Run, image: Path
     )
     home = env(user, HOME=outside)
     assert "; --home shows it;" in run(image, "--", "true", cwd=f"{outside}/data/run", env=home).stderr
+
+
+@pytest.mark.parametrize("name", ["a b", "c:d", "e,f", "it's", "$HOME", "back\\slash", '"q"', "ü", "~x", "*"])
+def test_what_shows_a_lost_directory_can_be_typed(run: Run, image: Path, outside: Path, user: str, name: str) -> None:
+    lost = outside / "data" / name
+    lost.mkdir()
+    (lost / "here").write_text("mine\n")
+    said = run(image, "--", "true", cwd=lost).stderr
+    remedy = said.partition("is not in the container; ")[2].partition(" shows it;")[0]
+    done = run(*shlex.split(remedy), image, "--", "cat", "here", cwd=lost)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "mine\n", ""), said
 
 
 def test_a_command_that_may_have_been_in_a_lost_directory_says_so(run: Run, image: Path, outside: Path) -> None:
@@ -237,6 +249,19 @@ def test_a_directory_of_a_jobs_own_for_temporary_files(good: Good, image: Path, 
             f"{world_tmp}/image.sqfs",
         ]
         shutil.rmtree(place)
+
+
+def test_a_link_in_tmp_for_temporary_files(good: Good, image: Path, world_tmp: Path, outside: Path, user: str) -> None:
+    """To a directory elsewhere, as where a node's disk is: it is no part of /tmp."""
+    (outside / "data/disk").mkdir()
+    shutil.chown(outside / "data/disk", user)
+    (outside / "data/disk/mine").touch()
+    link = world_tmp / "link-to-disk"
+    link.unlink(missing_ok=True)
+    link.symlink_to(outside / "data/disk")
+    for words in ((), ("-t",)):
+        assert good(*words, image, *TEMPORARY, env=env(user, TMPDIR=link)) == f"{link}\nmine\n"
+        (outside / "data/disk/new").unlink()
 
 
 def test_a_directory_for_temporary_files_that_is_not_there(run: Run, image: Path, user: str) -> None:

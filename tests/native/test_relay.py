@@ -65,6 +65,7 @@ def test_the_script_s_variables_with_the_host_s_places(relay: Relay) -> None:
     assert env == {
         **host, **stage.ASAN, "MINE": "1", "PWD": "/usr", "SLURM_CH_RELAYED_PATH": "/inside/bin",
         "SLURM_CH_RELAYED_LD_LIBRARY_PATH": "/inside/lib", "SLURM_CH_RELAYED_LD_MINE": "/inside/x.so",
+        "SLURM_CH_RELAYED_TMPDIR": "/inside/tmp",
     }  # fmt: skip
 
 

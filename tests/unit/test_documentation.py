@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,14 @@ def test_pages_have_every_option(pages: dict[str, str]) -> None:
             assert f"--ch-{option.name}" in pages["slurm_ch.8"]
         if option.where & options.COMMAND:
             assert f"--{option.name}" in pages["slurm-ch-run.1"]
+
+
+def test_users_page_has_every_option() -> None:
+    text = (ROOT / "docs/users.rst").read_text()
+    table = text[text.index("\nOptions\n-------") : text.index("\nsbatch and salloc\n")]
+    for option in options.OPTIONS:
+        if option.where & options.PLUGIN:
+            assert re.search(f"``--ch-{option.name}[=\\[`]", table), option.name
 
 
 def test_plugstack_page_has_every_argument(pages: dict[str, str]) -> None:

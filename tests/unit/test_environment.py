@@ -46,6 +46,24 @@ def test_no_variable_has_a_blank_in_its_name(line: str, separator: str) -> None:
         parsers.make("/i", [options.Setting("set-env", "A B=1", "--set-env")])
 
 
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [("A+=1", r"\+= is not understood"), ('"A"=1', "the variable's name is in quotes"), ("'A'=1", "the variable's name is in quotes"),
+     ("export A+=1", r"\+= is not understood"), ("export A=1 B=2", "a value with blanks needs quotes"),
+     ("export A=1  # one", "a value with blanks needs quotes"), ('\texport A="1" # one', "nothing may follow it")],
+)  # fmt: skip
+def test_what_a_shell_would_take_for_something_else(line: str, why: str) -> None:
+    with pytest.raises(UsageError, match=f"--set-env=f: line 2: .*{why}"):
+        environment.parse_file(f"X=1\n{line}\n", "--set-env=f")
+
+
+def test_blanks_in_values() -> None:
+    # With NUL between, all is what it is.
+    assert environment.parse_file('A+=1\0"A"=1\0', "f", "\0") == ["A+=1", '"A"=1']
+    text = "A=1 # no comment\nexport B='1 # 2'\nexport C=\nexport D='\\''\n"
+    assert environment.parse_file(text, "f") == ["A=1 # no comment", "B=1 # 2", "C=", "D=\\'"]
+
+
 @pytest.mark.parametrize("mark", ["\udcff\udcfe", "\udcfe\udcff"])
 def test_utf_16_is_refused(mark: str) -> None:
     with pytest.raises(UsageError, match="line 1 is UTF-16"):

@@ -74,6 +74,7 @@ _NR_FSCONFIG = 431
 _NR_FSMOUNT = 432
 _NR_CLOSE_RANGE = 436
 _NR_OPENAT2 = 437
+_NR_PIDFD_GETFD = 438
 _NR_MOUNT_SETATTR = 442
 _NR_KEYCTL = {"x86_64": 250, "aarch64": 219, "riscv64": 219, "ppc64le": 271}
 
@@ -219,6 +220,14 @@ def close_range(first: int, flags: int) -> None:
     """Close all descriptors from `first` on, or have them closed by exec, as close_range(2)."""
     if _syscall(_Long(_NR_CLOSE_RANGE), _UInt(first), _UInt(0xFFFFFFFF), _UInt(flags)) != 0:
         raise _fail()
+
+
+def pidfd_getfd(pidfd: int, target: int) -> int:
+    """Return a copy of another process's descriptor `target`, as pidfd_getfd(2)."""
+    fd: int = _syscall(_Long(_NR_PIDFD_GETFD), pidfd, target, _UInt(0))
+    if fd < 0:
+        raise _fail()
+    return fd
 
 
 def keyctl_join_session_keyring() -> None:

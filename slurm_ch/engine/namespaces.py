@@ -138,7 +138,7 @@ def _open(pid: int | str, kind: str) -> int:
         raise ChError(f"join: can't open {path}") from error
 
 
-def _check_owner(user_fd: int, whose: str) -> None:
+def check_owner(user_fd: int, whose: str) -> None:
     """Refuse a user namespace that somebody else made: root could enter it, and would be at its mercy."""
     try:
         answer = fcntl.ioctl(user_fd, _NS_GET_OWNER_UID, bytes(4))
@@ -162,7 +162,7 @@ def open_at(proc_fd: int, pid: int) -> tuple[int, int]:
 
 def enter(user_fd: int, mount_fd: int, whose: str, further: Mapping[str, int] | None = None) -> None:
     """Enter a user, then further ones, then a mount namespace; ChError names the one that refused, and `whose`."""
-    _check_owner(user_fd, whose)
+    check_owner(user_fd, whose)
     # On the way, this process is where the host's files are and where root in
     # the container has a say.
     linux.prctl_dumpable(False)

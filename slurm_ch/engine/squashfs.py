@@ -111,7 +111,7 @@ def _shown(source: str) -> str:
     return source if len(path) <= _SOURCE_BYTES else "..." + os.fsdecode(path[3 - _SOURCE_BYTES :])
 
 
-def _spawn(argv: list[str], stderr: int, kept: Sequence[int]) -> int:
+def spawn(argv: list[str], stderr: int, kept: Sequence[int]) -> int:
     """Start a server that has `kept` open, in a session of its own: no terminal's signal ends it before the command."""
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     try:
@@ -126,7 +126,7 @@ def _start(server: str, image: int, fuse: int, words: list[str]) -> tuple[int, i
     """Start our server, which becomes nobody's child by itself; return whom it leaves, and a pipe with its errors."""
     reader, writer = os.pipe()
     try:
-        return _spawn([server, "-b", *words], writer, (image, fuse)), reader
+        return spawn([server, "-b", *words], writer, (image, fuse)), reader
     except OSError as error:
         raise ChError(f"can't serve SquashFS: {server}") from error
     finally:
@@ -163,7 +163,7 @@ def _start_another(server: str, image: int, fuse: int, words: list[str]) -> int:
             linux.prctl_no_new_privs()
             # It gets what is duplicated, and nothing that we or our caller have open.
             linux.close_range(3, linux.CLOSE_RANGE_CLOEXEC)
-            _spawn([server, "-f", *words], writer, (image, fuse))
+            spawn([server, "-f", *words], writer, (image, fuse))
             code = 0
         except OSError as error:
             os.write(writer, f"{server}: {error.strerror}".encode())

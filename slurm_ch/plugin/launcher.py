@@ -40,6 +40,7 @@ def launch(facts: Facts, office: tickets.TaskSocket) -> None:
         log.info(f"container {step.tag(env)} for {task_count(facts)} tasks: {wanted.image}")
     _make_temporary_directory(env)
     caller = Caller(env, script=facts.script)
+    _leave_first_core()
     if wanted.manner is not None and wanted.manner.kept is not None:
         from . import named_container
 
@@ -52,7 +53,6 @@ def launch(facts: Facts, office: tickets.TaskSocket) -> None:
     refers = wanted.image.startswith(agreement.REFERENCE_BEGINNINGS) or agreement.LOCATED_LINE in facts.request
     if refers and wanted.located is None:
         wanted.located = _locate(facts, wanted, here, caller)
-    _leave_first_core()
     container = Container(wanted, caller, here.squashfuse)
     if here.record or wanted.verbosity > 0:
         from . import record
@@ -104,7 +104,7 @@ def _make_temporary_directory(env: Mapping[str, str]) -> None:
 
 
 def _leave_first_core() -> None:
-    """Let the FUSE server run anywhere: it serves all tasks, and we were pinned with task 0."""
+    """Let a FUSE server run anywhere: it serves all tasks, and we were pinned with task 0."""
     try:
         # The kernel keeps this within the step's cpuset.
         linux.sched_setaffinity_any()

@@ -13,7 +13,7 @@ import time
 from .. import agreement, log
 from ..engine import named, namespaces, task_plan
 from ..engine.environment import Environment, load_readers, worked_out
-from ..errors import ChError, UsageError
+from ..errors import ChError, UsageError, describe
 from ..request import pyxis_site
 from ..request.manner import AUTO, CREATE, EXEC, NO_EXEC
 from .aside import in_child, slurms_environment
@@ -76,6 +76,7 @@ def _take_turn(wanted: Spec, asked: Asked, here: Site, caller: Caller, job: str)
     env = caller.environment
     unnamed = _of_a_step(asked, env.get("SLURM_JOB_ID", ""))
     if unnamed is not None:
+        _keep_served(asked.label, unnamed, asked.name.partition(".")[2], None, here)
         return unnamed
     root = pyxis_site.containers(here.dialect)
     kept = named.Kept(root, job if asked.of_job else None, env.get("SLURMD_NODENAME", "node"), asked.name)
@@ -95,8 +96,8 @@ def _take_turn(wanted: Spec, asked: Asked, here: Site, caller: Caller, job: str)
         raise ChError(f"{asked.label}: no such container on this node, {remedy}")
     if image is not None:
         _use(wanted, image)
-    if process is not None and image is not None:
-        _warn_of_end(asked.label, image, kept.maker() or "")
+    if process is not None:
+        _keep_served(asked.label, process, kept.maker() or "", image, here)
     if process is None:
         log.info(f"{asked.label}: {'made' if image is None else 'there already, kept'} in {kept.directory}")
         asked.mark = kept.new_mark(_BATCH if caller.script is not None else env.get("SLURM_STEP_ID", ""))
@@ -104,15 +105,34 @@ def _take_turn(wanted: Spec, asked: Asked, here: Site, caller: Caller, job: str)
     return process
 
 
-def _warn_of_end(label: str, image: str, maker: str) -> None:
-    """Say where the container ends before those who join it: with the step whose process serves its image."""
+def _keep_served(label: str, process: named.Process, maker: str, image: str | None, here: Site) -> None:
+    """Have this step serve the container's image when the step that made it has ended, where Slurm kills its server.
+
+    A warning says where that can't be done. ChError if nobody serves the image, which is known to be a file.
+    """
+    # A batch script outlives all steps.
+    if maker == _BATCH or not _ends_as_a_whole():
+        return
+    is_file = image is not None and os.path.isfile(image)
+    why = ""
+    if here.squashfuse:
+        why = f"squashfuse={here.squashfuse}" if is_file else ""
+    else:
+        from ..engine import second_server
+
+        try:
+            if not second_server.start(process.user_fd) and is_file:
+                raise ChError(f"{label}: step {maker} has ended, and with it what served the image; see slurm-ch ps")
+        except second_server.CantStart as error:
+            why = describe(error)
+    if why:
+        log.warning(f"{label}: step {maker} serves its image, and who joined can't go on without that step ({why})")
+
+
+def _ends_as_a_whole() -> bool:
+    """Whether a step has a group of its own, in which Slurm kills all that the tasks leave."""
     with open("/proc/self/cgroup") as file:
-        # Where a step has a group of its own, Slurm kills all that it leaves.
-        by_group = "/step_" in file.read()
-    if by_group and maker != _BATCH and os.path.isfile(image):
-        log.warning(
-            f"{label}: step {maker} has made it, and serves its image: who joined it can't go on without that step"
-        )
+        return "/step_" in file.read()
 
 
 def _of_a_step(asked: Asked, job: str) -> named.Process | None:

@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* ch-squashfuse_ll: serves a SquashFS image on a FUSE descriptor that is mounted already.
  *
- *   ch-squashfuse_ll -f|-b [-r] [-s] [-t SECONDS] [-o offset=BYTES] /dev/fd/IMAGE /dev/fd/FUSE
+ *   ch-squashfuse_ll -f|-b [-r] [-s] [-t SECONDS] [-o offset=BYTES] [-w PIDFD:FUSE]... /dev/fd/IMAGE /dev/fd/FUSE
  *
  * -f: in the foreground; -b: in the background, as nobody's child and with no
  * capability; -r: all files are root's, whoever has them in the image; -s: one
  * thread; -t: the kernel ends the mount when a request waits that long (Linux
  * 6.15; it looks every 15 seconds, and takes less for 15); -o: where in its file
- * the image begins. Else as squashfuse_ll's command line has it. It is static,
+ * the image begins; -w: serve when that process has ended (standby.c).
+ * Else as squashfuse_ll's command line has it. It is static,
  * so that it serves a few ms sooner, shares each inflated block among its
  * threads, and has the kernel ask once: an image doesn't change, so that
  * everything may be cached for ever, files need no OPEN and RELEASE, and a
@@ -28,6 +29,7 @@
 #include "confine.h"
 #include "fuse.h"
 #include "report.h"
+#include "standby.h"
 
 #define THREADS_MAX 4
 
@@ -59,7 +61,8 @@ static int descriptor(const char *path)
 
 static void __attribute__((noreturn)) usage(void)
 {
-	fputs("usage: ch-squashfuse_ll -f|-b [-r] [-s] [-t SECONDS] [-o offset=BYTES] /dev/fd/IMAGE /dev/fd/FUSE\n"
+	fputs("usage: ch-squashfuse_ll -f|-b [-r] [-s] [-t SECONDS] [-o offset=BYTES] [-w PIDFD:FUSE]... /dev/fd/IMAGE"
+	      " /dev/fd/FUSE\n"
 	      "compressions:",
 	      stderr);
 	for (int i = GZIP; i <= ZSTD; i++)
@@ -89,7 +92,7 @@ int main(int argc, char **argv)
 	char why[200];
 
 	opterr = 0;
-	while (usable && (option = getopt(argc, argv, "fbrst:o:")) != -1) {
+	while (usable && (option = getopt(argc, argv, "fbrst:o:w:")) != -1) {
 		if (option == 's')
 			threads = 1;
 		else if (option == 'r')
@@ -98,6 +101,8 @@ int main(int argc, char **argv)
 			usable = (request_timeout = atoi(optarg)) > 0;
 		else if (option == 'o')
 			usable = read_offset(optarg, &offset);
+		else if (option == 'w')
+			usable = standby_behind(optarg);
 		else
 			usable = option == (background ? 'b' : 'f');
 	}
@@ -114,6 +119,7 @@ int main(int argc, char **argv)
 		die("can't cd to /: %s", strerror(errno));
 	if (fstat(fd, &st))
 		die("can't read the image: %s", strerror(errno));
+	standby_wait(fuse);
 	if (close_others(fd, fuse))
 		die("can't confine the server: %s", strerror(errno));
 	report_open(fd);

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """proctrack/cgroup: all that a join without the plugin has started is in the step's cgroup, and ends with it;
-so does what serves the image of a container with a name.
+so does what serves a container's image, and who has joined the container goes on.
 
 Only in the whole campaign: it takes a machine that has the freezer of cgroup v1, and a Slurm that uses it.
 """
@@ -96,12 +96,15 @@ if FULL:
         os.close(end_of_gate)
         record(f"proctrack/cgroup, end by {end}", cases=1, problems=0)
 
-    def test_a_container_with_a_name_ends_with_the_step_that_made_it(groups: Path, image_sqfs: Path) -> None:
-        """Who has joined it was told so."""
+    @pytest.mark.parametrize("name", ["c", "$SLURM_JOB_ID.0"])
+    def test_who_joined_goes_on_without_the_step_that_made_the_container(
+        groups: Path, image_sqfs: Path, name: str
+    ) -> None:
+        """What Slurm kills with that step served the image."""
         place = groups / "work"
         place.mkdir()
         place.chmod(0o777)
-        join = "srun -n1 --overlap --container-name=c"
+        join = f"srun -n1 --overlap --container-name={name}"
         # Each waits at a FIFO that the container shows; one of two messages is open at both ends.
         script = f"""#!/bin/sh
 mkfifo up go
@@ -109,11 +112,12 @@ exec 3<> up
 first=$1
 eval "$first" &
 read x <&3
-{join} sh -c "echo joined > {place}/up; read x < {place}/go; cat /marker" > out 2> said &
+{join} sh -c "echo joined > {place}/up; read x < {place}/go; cat /marker" > out 2>&1 &
 two=$!
 read x <&3
 echo > first
 wait %1
+{join} cat /marker > third 2>&1
 echo > go
 wait $two; echo $? >> out
 """
@@ -123,13 +127,15 @@ wait $two; echo $? >> out
         (place / "first").chmod(0o666)
         conf = {"cgroup.conf": CONF.format(groups)}
         site = [f"required {paths.PLUGIN} pyxis=yes"]
-        made = f"srun -n1 --overlap --container-image={image_sqfs} --container-name=c --container-mounts={place}"
+        named = "--container-name=c" if name == "c" else "--container-writable"
+        made = f"srun -n1 --overlap --container-image={image_sqfs} {named} --container-mounts={place}"
         first = f"{made} sh -c 'echo up > {place}/up; read x < {place}/first'"
         with Cluster(
             nodes=1, cpus=4, slurm_conf_extra="ProctrackType=proctrack/cgroup", files=conf, plugstack_lines=site
         ) as cluster:
             env = {**cluster.environ(USER), "PATH": "/usr/bin:/bin"}
-            command = ["salloc", "-Q", "-n2", "./job.sh", first]
-            cluster.run(command, user=USER, timeout=60, env=env, cwd=place)
-        assert (place / "out").read_text() == "135\n"
-        assert "c: step 0 has made it, and serves its image" in (place / "said").read_text()
+            cluster.run(["salloc", "-Q", "-n2", "./job.sh", first], user=USER, timeout=60, env=env, cwd=place)
+        assert (place / "out").read_text() == "one\n0\n"
+        if name == "c":
+            # Found by its mounts, not by whose step it was.
+            assert (place / "third").read_text() == "one\n"

@@ -322,5 +322,13 @@ def test_what_is_no_image_is_refused_by_name(plain: Path, tmp_path: Path) -> Non
         assert (status, said.splitlines()[-1]) == (1, line)
     image.write_bytes(good[:95])
     assert Server(image).end() == (1, "not a SquashFS image\n")
-    for words in (("-o", "offset=x"), ("-o", "offset=1k"), ("-o", "ro"), ("-t", "0"), ("-x",)):
+    for words in (
+        ("-o", "offset=x"),
+        ("-o", "offset=1k"),
+        ("-o", "ro"),
+        ("-t", "0"),
+        ("-w", "3"),
+        ("-w", "3:4x"),
+        ("-x",),
+    ):
         assert Server(plain, *words).end()[1].startswith("usage: ch-squashfuse_ll -f|-b ")

@@ -237,7 +237,7 @@ def test_bare_set_env_never_reads_the_hosts(mocker: MockerFixture) -> None:
 
 @pytest.mark.row("N3")
 def test_setns_is_tried_again_on_einval(mocker: MockerFixture) -> None:
-    mocker.patch.object(namespaces, "_check_owner")
+    mocker.patch.object(namespaces, "check_owner")
     mocker.patch.object(linux, "prctl_dumpable")
     fault = OSError(errno.EINVAL, "Invalid argument")
     setns = mocker.patch.object(linux, "setns", side_effect=[fault, fault, None, None])
@@ -247,7 +247,7 @@ def test_setns_is_tried_again_on_einval(mocker: MockerFixture) -> None:
 
 @pytest.mark.row("N3")
 def test_setns_gives_up_and_says_where(mocker: MockerFixture) -> None:
-    mocker.patch.object(namespaces, "_check_owner")
+    mocker.patch.object(namespaces, "check_owner")
     mocker.patch.object(linux, "prctl_dumpable")
     setns = mocker.patch.object(linux, "setns", side_effect=[None, *[OSError(errno.EINVAL, "Invalid argument")] * 5])
     with pytest.raises(ChError) as caught:

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who joins a container, and the server of its image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from slurm_ch.engine import second_server
+from slurm_ch.errors import ChError
+from slurm_ch.plugin import named_container
+from slurm_ch.request import site
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> str:
+    path = tmp_path / "image.sqsh"
+    path.touch()
+    return str(path)
+
+
+def keep(
+    monkeypatch: pytest.MonkeyPatch,
+    image: str | None,
+    start: object,
+    maker: str = "3",
+    whole: bool = True,
+    words: str = "",
+) -> None:
+    def answer(_: int) -> object:
+        if isinstance(start, Exception):
+            raise start
+        return start
+
+    monkeypatch.setattr(second_server, "start", answer)
+    monkeypatch.setattr(named_container, "_ends_as_a_whole", lambda: whole)
+    process = SimpleNamespace(user_fd=-1)
+    named_container._keep_served("c", process, maker, image, site.parse(words.split()))  # type: ignore[arg-type]
+
+
+def test_another_server_is_started(
+    monkeypatch: pytest.MonkeyPatch, image: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    keep(monkeypatch, image, True)
+    # A directory has none, and of a container without a name nobody knows.
+    keep(monkeypatch, str(tmp_path), False)
+    keep(monkeypatch, None, False)
+    # Nobody ends the server before the container.
+    keep(monkeypatch, image, RuntimeError("started"), maker="batch")
+    keep(monkeypatch, image, RuntimeError("started"), whole=False)
+    keep(monkeypatch, str(tmp_path), RuntimeError("started"), words="squashfuse=/opt/squashfuse_ll")
+    assert capfd.readouterr().err == ""
+
+
+def test_a_container_that_nobody_serves_any_more(monkeypatch: pytest.MonkeyPatch, image: str) -> None:
+    with pytest.raises(ChError, match="c: step 3 has ended, and with it what served the image"):
+        keep(monkeypatch, image, False)
+
+
+def test_where_there_can_t_be_another(
+    monkeypatch: pytest.MonkeyPatch, image: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """An older kernel, or another server."""
+    keep(monkeypatch, image, second_server.CantStart("Function not implemented"))
+    told = "c: step 3 serves its image, and who joined can't go on without that step"
+    assert f"{told} (Function not implemented)" in capfd.readouterr().err
+    keep(monkeypatch, image, RuntimeError("started"), words="squashfuse=/opt/squashfuse_ll")
+    assert f"{told} (squashfuse=/opt/squashfuse_ll)" in capfd.readouterr().err

@@ -20,6 +20,7 @@ from ..engine.caller import Caller
 from ..request import options, parsers
 from ..request.spec import Bind, Spec
 from ..standalone import run as standalone
+from . import arguments
 from .settings import settings
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def containerize(
         if more.get(name):
             raise errors.UsageError(f"{name}: only for commands that slurm_ch.run() runs")
     spec = _spec(image, binds, write_fake, env, more)
+    hooks = arguments.hooks(hooks)
     caller = Caller(dict(os.environ))
     container = engine.Container(spec, caller)
     _add_hooks(container, hooks)
@@ -80,10 +82,11 @@ def run(
 ) -> int:
     """Run `argv` in a container made from `image` and return its exit status, below 0 for a signal.
 
-    ChError if there is no container; nothing changes in this process.
+    ChError if there is no container; nothing changes in this process. A command that can't be
+    executed prints why and ends with 126 or 127, as a shell's does.
     """
     spec = _spec(image, binds, write_fake, env, more)
-    hooks = list(hooks)
+    words, hooks = arguments.command(argv), arguments.hooks(hooks)
     reader, writer = os.pipe()  # closed by exec
     sys.stdout.flush()
     sys.stderr.flush()
@@ -92,7 +95,7 @@ def run(
         code = agreement.EXIT_SETUP
         try:
             os.close(reader)
-            standalone.run(spec, argv, dict(os.environ), lambda container: _add_hooks(container, hooks))
+            standalone.run(spec, words, dict(os.environ), lambda container: _add_hooks(container, hooks))
         except Exception as error:
             code = errors.exit_code(error)
             os.write(writer, json.dumps([errors.describe(error), code]).encode())
@@ -131,18 +134,15 @@ def _spec(
     if isinstance(image, Spec):
         if binds or write_fake or env or more:
             raise TypeError("a Spec has everything in it: no further options beside it")
-        return image
-    given = settings({"bind": binds, "write_fake": write_fake, **more}, options.COMMAND)
-    spec = parsers.make(os.fspath(image), given, "image")
-    for name, value in (env or {}).items():
-        spec.env_rules.append(("unset", name) if value is None else ("literal", f"{name}={value}"))
+        return arguments.spec(image)
+    given = settings({"binds": binds, "write_fake": write_fake, **more}, options.COMMAND)
+    spec = parsers.make(arguments.path("image", image), given, "image")
+    spec.env_rules += arguments.environment({} if env is None else env)
     return spec
 
 
 def _add_hooks(container: engine.Container, hooks: Iterable[Hooks]) -> None:
     for one in hooks:
-        if one.when not in ("host", "guest", "all"):
-            raise errors.UsageError(f"hooks run at host, guest or all, not at {one.when}")
         setattr(container, f"hooks_{one.when}", one)
 
 

@@ -7,9 +7,11 @@ import os
 from typing import TYPE_CHECKING
 
 from ..agreement import REQUEST_VARIABLE
+from ..errors import UsageError
 from ..plugin import submit_check
 from ..plugin.facts import Facts
 from ..request import options, site
+from .arguments import path
 from .settings import settings
 
 if TYPE_CHECKING:
@@ -28,10 +30,10 @@ def job_environment(
     the options of sbatch without `--ch-`, with "_" for "-". ChError where sbatch would
     refuse them; a relative path as image is the job's directory's, and not looked at.
     """
-    given = settings({"image": os.fspath(image), "bind": bind, **more}, options.PLUGIN)
+    given = settings({"image": path("image", image), "bind": bind, **more}, options.PLUGIN)
     for setting in given:
         if "\n" in setting.value:
-            raise setting.wrong("has a newline in it")
+            raise UsageError(f"{setting.label}={setting.value!r}: has a newline in it")
         if setting.name in ("bind", "device"):
             # Here each is one; sbatch separates them by commas.
             setting.value = setting.value.replace(",", "\\,")

@@ -4,21 +4,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
 from ..request.options import BY_NAME, FLAG, LIST, Option, Setting
 from ..request.spec import Bind
+from .arguments import wrong_type
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
 
 def settings(options: Mapping[str, object], where: int) -> list[Setting]:
     """Return the settings for `options`, by their names with "_" for "-"; TypeError if there is no such option."""
     found = []
     for name, value in options.items():
-        option = BY_NAME.get(name.replace("_", "-"))
+        option = BY_NAME.get("bind" if name == "binds" else name.replace("_", "-"))
         if option is None or not option.where & where or "-" in name:
             raise TypeError(f"there is no option {name!r}")
         found += [Setting(option.name, text, name) for text in _texts(option, name, value)]
@@ -35,11 +37,18 @@ def _texts(option: Option, name: str, value: object) -> Iterable[str]:
     if option.kind == LIST and isinstance(value, dict):
         return tuple(f"{key}={text}" for key, text in value.items())
     if option.kind == LIST and not isinstance(value, (str, os.PathLike, Bind)):
-        return tuple(_text(one) for one in value)  # type: ignore[attr-defined]
-    return (_text(value),)
+        if not isinstance(value, Iterable):
+            raise wrong_type(name, "one or several values", value)
+        return tuple(_text(name, one) for one in value)
+    return (_text(name, value),)
 
 
-def _text(value: object) -> str:
+def _text(name: str, value: object) -> str:
     if isinstance(value, Bind):
-        return f"{value.src}:{value.dst}"
-    return os.fsdecode(value) if isinstance(value, os.PathLike) else str(value)
+        flags = f":{'+'.join(value.flags)}" if value.flags else ""
+        return ":".join(str(one).replace(":", "\\:") for one in (value.src, value.dst)) + flags
+    if isinstance(value, os.PathLike):
+        return os.fsdecode(value)
+    if not isinstance(value, (str, int, float)):
+        raise wrong_type(name, "a str, a number or a path", value)
+    return str(value)

@@ -70,6 +70,9 @@ class Cluster:
     ) -> None:
         if plugstack_lines is None:
             plugstack_lines = [f"required {paths.PLUGIN}"] if os.path.exists(paths.PLUGIN) else []
+        for name, count in (("nodes", nodes), ("cpus", cpus)):
+            if type(count) is not int or count < 1:
+                raise ClusterError(f"{name}={count!r}: not a whole number from 1 on")
         self.node_names = config.node_names(nodes)
         self.cpus = cpus
         self.plugstack_lines = list(plugstack_lines)

@@ -119,6 +119,34 @@ except slurm_ch.UsageError as error:
     assert python(code, user, place).stdout == "write: contradicts home, which implies write-fake\n"
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("uid", -1, "UsageError: uid=-1: not a whole number from 0 to"), ("uid", "me", "TypeError: uid: expected an int or None, not str"),
+        ("write_fake", "lots", "UsageError: write_fake=lots: not a size"), ("write_fake", True, "TypeError: write_fake: expected a str or None, not bool"),
+        ("home", "no", "TypeError: home: expected a bool, not str"), ("relay", 1, "TypeError: relay: expected a bool or None, not int"),
+        ("verbosity", "2", "TypeError: verbosity: expected a number, not str"), ("unshare", ["pid"], "UsageError: unshare=pid: not one of net, ipc, uts"),
+        ("binds", ["/tmp:/mnt"], "TypeError: binds: expected Binds in the list, not str"),
+        ("binds", [slurm_ch.Bind("/tmp", "mnt")], "UsageError: binds=Bind('/tmp', 'mnt'): the destination is not absolute"),
+        ("env_rules", ["A=1"], "TypeError: env_rules: expected pairs of two str, not str"),
+        ("env_rules", [("sett", "A=1")], "UsageError: env_rules=('sett', 'A=1'): the first is not one of file, file0, literal, set,"),
+        ("image", None, "TypeError: image: expected a path, not NoneType"),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_in_a_spec_made_by_hand(field: str, value: object, message: str) -> None:
+    spec = slurm_ch.Spec("/nowhere")
+    setattr(spec, field, value)
+    with pytest.raises((TypeError, slurm_ch.UsageError)) as caught:
+        slurm_ch.run(spec, ["true"])
+    assert f"{type(caught.value).__name__}: {caught.value}".startswith(message)
+
+
+def test_a_name_is_no_pattern(place: Path, user: str) -> None:
+    """Who has a variable removed means that one."""
+    code = "import slurm_ch; slurm_ch.run('foo.sqfs', ['sh', '-c', 'echo $A $B'], env={'A': 'a', 'B': 'b', '*': None, '[AB]': None})"
+    assert python(code, user, place).stdout == "a b\n"
+
+
 # Each rule, applied to a process by ch-join and by containerize().
 RULES = {
     "set_env": ["A=$B:$NOPE:x", "B=$A", "C='quoted'"], "unset_env": ["D*", "@(E|F)"], "env": {"G": "$A", "H": None},
@@ -159,7 +187,28 @@ os.wait()
         ("run('foo.sqfs', ['true'], hooks=[slurm_ch.Hooks('never')])", "UsageError: hooks run at host, guest or all, not at never"),
         ("job_environment(image='/etc/passwd')", "ChError: unknown image type: /etc/passwd"),
         ("job_environment(image='/', write=True, write_fake=True)", "UsageError: --ch-write=yes: contradicts --ch-write-fake"),
-        ("job_environment(image='a\\nb')", "UsageError: image=a"),
+        ("job_environment(image='a\\nb')", "UsageError: image='a\\nb': has a newline in it"),
+        ("job_environment(image='/', cd={'a': 1})", "TypeError: cd: expected a str, a number or a path, not dict"),
+        ("job_environment(image=None)", "TypeError: image: expected a path, not NoneType"),
+        ("run('foo.sqfs', 'true')", "TypeError: argv: expected a list of words, not str"),
+        ("run('foo.sqfs', [])", "UsageError: argv: the command is missing"),
+        ("run('foo.sqfs', ['echo', 5])", "TypeError: argv[1]: expected a str or a path, not int"),
+        ("run('foo.sqfs', ['a\\0'])", "UsageError: argv[0]='a\\x00': has a NUL in it"),
+        ("run(5, ['true'])", "TypeError: image: expected a path, not int"),
+        ("run('', ['true'])", "UsageError: image: an image is required"),
+        ("run('a\\0', ['true'])", "UsageError: image='a\\x00': has a NUL in it"),
+        ("run('foo.sqfs', ['true'], binds=5)", "TypeError: binds: expected one or several values, not int"),
+        ("run('foo.sqfs', ['true'], binds=[('/tmp', '/mnt')])", "TypeError: binds: expected a str, a number or a path, not tuple"),
+        ("run('foo.sqfs', ['true'], binds=['data'])", "UsageError: binds=data: a relative source needs a destination"),
+        ("run('foo.sqfs', ['true'], binds=[slurm_ch.Bind('/a:b', '/mnt')])", "ChError: binds=/a\\:b:/mnt: can't bind: source not found: /a:b"),
+        ("run('foo.sqfs', ['true'], env='A=1')", "TypeError: env: expected a dict, not str"),
+        ("run('foo.sqfs', ['true'], env={'A': 1})", "TypeError: env['A']: expected a str or None, not int"),
+        ("run('foo.sqfs', ['true'], env={'A=B': '1'})", "UsageError: env: 'A=B' can't be a variable's name"),
+        ("run('foo.sqfs', ['true'], env={1: '1'})", "TypeError: env: expected names that are str, not int"),
+        ("run('foo.sqfs', ['true'], hooks=slurm_ch.Hooks('all'))", "TypeError: hooks: expected a list of Hooks, not Hooks"),
+        ("run('foo.sqfs', ['true'], hooks=[print])", "TypeError: hooks: expected Hooks in the list, not builtin_function_or_method"),
+        ("explain(slurm_ch.Spec(''))", "UsageError: image: an image is required"),
+        ("Cluster(nodes=0)", "ClusterError: nodes=0: not a whole number from 1 on"),
     ],
 )  # fmt: skip
 def test_wrong_arguments(place: Path, user: str, call: str, message: str) -> None:

@@ -142,7 +142,7 @@ PLAN_OPTION = "--plan="  # ch-join's: the plan's descriptor
 JOB_END_OPTION = "--job-end"  # the launcher's: remove a directory of containers whose job is over
 
 # Where containers with a name are kept: OWN/of-job-JOB/NODE/NAME, or OWN/global/NODE/NAME. OWN is the first of these
-# with the user's number behind it, or the site's directory (containers=) and the second.
+# followed by the user's number, or the site's directory (containers=) and the second.
 CONTAINERS_OWN = "/var/tmp/slurm_ch.containers-"
 CONTAINERS_BELOW = "/slurm_ch.containers-"
 CONTAINERS_OF_JOB = "of-job-"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Containers with a name on this node: those that wait for a step, for `slurm-ch ps`, and removing one."""
+"""Containers with a name that no step uses just now, on this node: listing them for `slurm-ch ps`, and removing one."""
 
 from __future__ import annotations
 

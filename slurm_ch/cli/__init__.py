@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `slurm-ch` command: a person's way in."""
+"""The `slurm-ch` command and its subcommands."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a look at a node finds: records and their text."""
+"""The doctor's findings: records and their text."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether containers with a name can be kept on this node: where a site has pyxis' options."""
+"""Whether containers with a name can be kept on this node; only where the site has pyxis' options."""
 
 from __future__ import annotations
 

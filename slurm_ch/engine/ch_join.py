@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The end of every way in without the plugin: this process becomes `ch-join`."""
+"""Without the plugin, the process that has made or joined a container becomes `ch-join`."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The image's entrypoint, run once per node before there are tasks: what it exports, and where it goes, is theirs.
+"""The image's entrypoint, run once per node before the tasks: they get its exported variables and its directory.
 
 Loaded only where it is asked for. The entrypoint is given a command to execute, as it would be for a
 task; that one shows its environment and directory.

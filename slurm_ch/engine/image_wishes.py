@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an image says of the container that it wants: no devices, enroot's mounts, a script to be sourced.
+"""What an image asks for: no devices, mounts of enroot, a script to be sourced.
 
 Loaded only where users of another tool expect that.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is written over an image, kept in a directory of the user's and laid over it again by later containers.
+"""Changes to an image, kept in a directory of the user's and laid over the image again by later containers.
 
     DIR/upper   the changes, as overlayfs keeps them     DIR/image   the image's path
     DIR/work    overlayfs's own

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The locale that the environment names, for whoever asks for more: the image has it, or programs do without.
+"""Whether the image has the locale that the environment names; reported with --verbose.
 
 The host's locales are never shown: a program aborts where the file is of a C library that it doesn't
 know. glibc 2.31 to 2.43 read each other's; programs of before 2.27, and static ones, don't.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a container has in another tool's manner. Loaded only for those."""
+"""What a container made with another tool's options has besides. Loaded only for those."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Containers with a name: where they are kept, whose turn it is, and which process runs in one.
+"""Containers with a name: where they are kept, their locks, and which process runs in one.
 
     OWN/of-job-JOB/NODE/NAME/    one that goes with its job; OWN is the user's (agreement.py)
     OWN/global/NODE/NAME/        one that is kept until somebody removes it

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is there in an image's place, and what makes an image of it. Loaded only where there is none."""
+"""Why a path is no image, and the command that makes an image of it. Loaded only where there is none."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Directories that are shown at their own paths although nobody asked: what a program needs of the host."""
+"""Directories that are shown at their own paths without being asked for, because programs need them."""
 
 from __future__ import annotations
 

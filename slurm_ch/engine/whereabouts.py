@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the command finds what is its user's own: home and working directory, in the new root.
+"""Where the user's home and working directory are in the new root.
 
 What counts is the directory itself, its device and inode: a name may lead elsewhere in the image.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cache's directory: safe to use, made when it is needed, and what pulls keep in its tmp/ meanwhile."""
+"""The cache's directory: whether it is safe to use, making it, and its tmp/."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who the user is to a registry: the files that skopeo has from a login."""
+"""The user's credentials for registries: the files that skopeo reads."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""skopeo, asked: which digest a name has, and the blobs behind it.
+"""Questions to skopeo: the digest that a name has, and its blobs.
 
 skopeo knows auth files and their helpers, mirrors, signature policies, proxies
 and all transports. It gets an environment of our choosing, and never a secret:

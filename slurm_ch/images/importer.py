@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A program of the site's that gets images by another way, as pyxis has it."""
+"""A site's own program that provides images, with the protocol of pyxis' importer."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the names of images mean: refs/ in the cache, and one meaning for all of a job."""
+"""What names of images mean: the cache's refs/, and one meaning for the whole of a job."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tree becomes a file of the user's own, in the place of what is there, as a whole or not at all."""
+"""A tree becomes a file of the user's, which replaces what is there as a whole or not at all."""
 
 from __future__ import annotations
 

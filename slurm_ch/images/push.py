@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The way back: a SquashFS file becomes an image in a registry.
+"""A SquashFS file becomes an image in a registry.
 
 As one ordinary layer, which every tool runs, or as it is, which nobody has to
 pack again.

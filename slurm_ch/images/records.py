@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is noted beside an image, of a name or in a lock: a small file of JSON, which may be damaged or gone."""
+"""Small files of JSON in the cache: beside an image, for a name, in a lock. One may be damaged, or gone."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a launcher leaves to a child of its own, so that no task waits for it; loaded only where there is some."""
+"""Work that a launcher leaves to a child, so that no task waits for it. Loaded only where there is some."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the launcher and the submission's checker are told, and what is asked for with it."""
+"""The facts: what the plugin tells the launcher and the submission's checker."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What srun's and sbatch's own options say, as far as a command line shows it: no plugin is told.
+"""srun's and sbatch's own options, read from the command line because Slurm tells a plugin none of them.
 
 Only what is certain counts: the reading ends at the command, and at the first option that isn't known here.
 Loaded only where it matters.

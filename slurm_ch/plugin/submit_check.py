@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A request, before it waits in the queue: refused here if the node would refuse it.
+"""A request is checked before it waits in the queue, and refused if the node would refuse it.
 
 Run by the plugin in srun, sbatch and salloc, as the submitting user. Only what
 is the same on every node counts; an image that isn't here may be there. What a

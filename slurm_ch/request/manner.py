@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a container differs from ours where users of another tool expect it: what no option of ours says."""
+"""How a container differs from the usual one because users of another tool expect it."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 """The option table: the one place that knows which options there are.
 
 The command line (click), the plugin's C table (generated) and the launcher all
-read OPTIONS; what an option's value means is said in `parsers`.
+read OPTIONS; `parsers` has what an option's value means.
 """
 
 from __future__ import annotations

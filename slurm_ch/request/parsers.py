@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each option's value means: from strings to a `Spec`, one parser an option.
+"""What each option's value means: from strings to a `Spec`, with one parser per option.
 
 Nothing is looked up in the file system.
 """
@@ -215,7 +215,7 @@ def _write_fake(spec: Spec, setting: Setting) -> None:
         return
     digits = text[:-1] if text and text[-1] in "kmgt%" else text
     if not (digits.isascii() and digits.isdigit()) or int(digits) == 0 or len(digits) > 15:
-        raise setting.wrong("not a size (a number, with K, M, G, T or % behind it)")
+        raise setting.wrong("not a size (a number, or a number followed by K, M, G, T or %)")
     if text[-1] == "%" and int(digits) > 100:
         raise setting.wrong("more than 100 % of memory")
     spec.write_fake = text

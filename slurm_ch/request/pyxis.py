@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""pyxis' options on this engine: one table of what there is, and what each asks for in our own words.
+"""pyxis' options: a table of them, and what each asks for in slurm_ch's own settings.
 
 A site asks for them by `pyxis=yes` in plugstack.conf. Loaded only for a request that has one of them: to
 everything else in this package a container made by `--container-image` is one made by `--ch-image`.
-Another dialect would be a module like this one.
+The options of another tool would be another module like this one.
 """
 
 from __future__ import annotations

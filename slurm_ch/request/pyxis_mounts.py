@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""--container-mounts: what each of its parts, SRC[:DST[:FLAGS]], asks for."""
+"""The parts of --container-mounts, SRC[:DST[:FLAGS]], and what each asks for."""
 
 from __future__ import annotations
 

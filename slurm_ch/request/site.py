@@ -23,14 +23,14 @@ _WORDS = {"record": RECORDS, "pyxis": ("yes", "no")}
 _OF_WRITING = frozenset(("write", "write-fake", "overlay", "home", "device"))
 
 
-# About pulling images: what they mean is said in images.settings.
+# About pulling images: images.settings has what they mean.
 IMAGE_ARGUMENTS = (
     "cache", "images", "cache_max", "pull", "registries", "importer", "packer", "pull_timeout", "pull_threads",
     "pull_max",
 )  # fmt: skip
 
 
-# About pyxis' options: what they mean is said in pyxis_site.
+# About pyxis' options: pyxis_site has what they mean.
 DIALECT_ARGUMENTS = (
     "container_directory", "container_scope", "containers", "execute_entrypoint", "runtime_path", "sbatch_support",
     "use_enroot_load", "use_squashfuse",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What users of a sandbox cluster run: srun and the like, started as them, and ended with the cluster."""
+"""Commands of users of a sandbox cluster, such as srun: started as those users, and ended with the cluster."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a sandbox cluster needs to know of the machine it runs on."""
+"""The machine that a sandbox cluster runs on: its programs, memory and free ports."""
 
 from __future__ import annotations
 

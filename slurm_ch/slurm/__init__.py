@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Slurm, asked: its commands, its jobs and steps, its plugstack.conf."""
+"""Questions to Slurm: its commands, its jobs and steps, its plugstack.conf."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What runs on the cluster, asked of Slurm: through pyslurm where it fits, else of its commands.
+"""Which jobs and steps run: asked of pyslurm if it fits, otherwise of Slurm's commands.
 
 pyslurm ends the process when it finds no slurm.conf, waits for a controller
 that doesn't answer, and its library must be the site's very release: so it is

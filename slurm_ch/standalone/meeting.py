@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The meeting place of a named join: two POSIX objects, whose they are, and the locks on them.
+"""The meeting place of a named join: two POSIX objects, who owns them, and the locks on them.
 
 Both objects have mode 0600 and the name `slurm_ch-UID-TAG`: a shared-memory
 segment, whose exclusive creation makes the meeting place, and a semaphore that

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The way in without the plugin: this process, alone or with its peers.
+"""A container without the plugin: for this process, alone or with its peers.
 
 Ends by becoming `ch-join`, which carries out the plan and runs the command.
 """

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The command: where it runs, what of it is seen, and what comes before its exec. */
+/* The command: its directory, which of its output is shown, and what is done before its exec. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>

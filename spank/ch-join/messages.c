@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What is said, how loud, where to, and with which exit code. */
+/* Messages: their level, where they are written, and the exit code that follows. */
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdlib.h>

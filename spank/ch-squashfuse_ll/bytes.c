@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The image's bytes: all that were asked for, from within it, or none. */
+/* Reading the image's bytes: all that were asked for, or none, and never past its end. */
 #include "image.h"
 
 #include <errno.h>

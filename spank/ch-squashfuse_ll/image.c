@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The superblock, and where everything is by it. */
+/* The superblock, and the places of all tables, which it names. */
 #include "../agreement.h"
 #include "image.h"
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Inodes: 14 kinds, of which the last seven are the first ones with more to say. */
+/* Inodes: 14 kinds; the last seven are the first seven with more fields. */
 #include <errno.h>
 #include <string.h>
 #include <sys/stat.h>

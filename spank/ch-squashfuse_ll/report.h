@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the server has to say while it serves. */
+/* Messages of the server while it serves. */
 #ifndef REPORT_H
 #define REPORT_H
 

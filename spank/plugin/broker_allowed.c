@@ -2,7 +2,7 @@
 /* Whether this step's container may have a broker of Slurm's commands, and which.
  *
  * Decided here, from what the site and the user say, and not by the launcher's
- * ticket: a broker runs on the host, and the launcher has had to do with the image.
+ * ticket: a broker runs on the host, and the launcher has read the image.
  */
 #define _GNU_SOURCE
 #include <stdio.h>

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What ch-join is told of saving the container.
  *
- * By the plugin, and not by the launcher's ticket: what writes a file of the user's runs on the host, and the
- * launcher has had to do with the image.
+ * The plugin tells it, not the launcher's ticket: what writes a file of the user's runs on the host, and the
+ * launcher has read the image.
  */
 #define _GNU_SOURCE
 #include <stdio.h>

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* plugstack.conf's arguments: where the parts are. What the others mean is Python's to know. */
+/* plugstack.conf's arguments: where the parts are. Python reads the others. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <limits.h>

@@ -342,7 +342,9 @@ def test_a_running_container_is_packed(me: User, plain: Registry, layout: Layout
     failed = me.sh(f"{pack} pack -q --node=n3 {job} other.sqfs")
     assert failed.returncode == 31 and "--node=n3" in failed.stderr
     process.communicate("\n", timeout=TIMEOUT)
-    out = me.good("srun -Q --ch-image=new.sqfs sh -c 'cat /new; ls /marker; test -s /etc/hosts; ls /proc/1/stat' 2>&1")
+    out = me.good(
+        "srun -Q --ch-image=new.sqfs sh -c 'exec 2>&1; cat /new; ls /marker; test -s /etc/hosts; ls /proc/1/stat'"
+    )
     assert out.splitlines() == ["n2", "ls: /marker: No such file or directory", "/proc/1/stat"]
     gone = me.sh(f"{pack} pack -q {job} other.sqfs")
     assert gone.returncode == 31 and not (me.home / "other.sqfs").exists()

@@ -75,13 +75,16 @@ def _make() -> None:
 def _make_network() -> None:
     """Enter a new network: the loopback device, and one that mpirun and the resolver take for the outside.
 
-    Where the kernel has no such device, the network stays the machine's.
+    Where the kernel has no such device, or the host's name is known by the network only (Slurm looks it
+    up), the network stays the machine's.
     """
     machines = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     linux.unshare(linux.CLONE_NEWNET)
     try:
         loopback.bring_up()
-        _add_device(b"outside", "10.99.0.1")
+        # An address that is nobody's: RFC 5737.
+        _add_device(b"outside", "192.0.2.1")
+        socket.getaddrinfo(socket.gethostname(), None)
     except OSError:
         linux.setns(machines)
     finally:

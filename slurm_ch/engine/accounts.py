@@ -37,7 +37,7 @@ def group_line(gid: int) -> str:
     return f"{name}:x:{gid}:"
 
 
-def passwd_text(uid: int, gid: int, line: str) -> str:
+def passwd_text(uid: int, line: str) -> str:
     """Return a whole /etc/passwd for the container's user, whose `line` it ends with."""
     lines = [] if uid == 0 else ["root:x:0:0:root:/root:/bin/sh"]
     if uid != NOBODY:

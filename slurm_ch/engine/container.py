@@ -227,9 +227,7 @@ class Container:
         uid, gid = self.uid, self.gid
         if self.spec.like_ch_run:
             return [
-                root.Write(
-                    "/etc/passwd", accounts.passwd_text(uid, gid, accounts.user_line(uid, gid, "/")), made=False
-                ),
+                root.Write("/etc/passwd", accounts.passwd_text(uid, accounts.user_line(uid, gid, "/")), made=False),
                 root.Write("/etc/group", accounts.group_text(gid, accounts.group_line(gid)), made=False),
             ]
         # Named before any namespace is entered; only the home is known later.
@@ -238,7 +236,7 @@ class Container:
             root.Account(
                 "/etc/passwd",
                 lambda build: user.replace("\0", accounts.field(build.home)),
-                lambda line: accounts.passwd_text(uid, gid, line),
+                lambda line: accounts.passwd_text(uid, line),
             ),
             root.Account("/etc/group", lambda build: group, lambda line: accounts.group_text(gid, line)),
         ]

@@ -171,7 +171,7 @@ def test_lines_for_people(text: str) -> None:
 @given(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1))
 def test_passwd(uid: int, gid: int) -> None:
     user, group = accounts.user_line(uid, gid, "/x"), accounts.group_line(gid)
-    for text, fields in ((accounts.passwd_text(uid, gid, user), 7), (accounts.group_text(gid, group), 4)):
+    for text, fields in ((accounts.passwd_text(uid, user), 7), (accounts.group_text(gid, group), 4)):
         rows = [line.split(":") for line in text.splitlines()]
         assert {len(row) for row in rows} == {fields}
         assert len({row[2] for row in rows}) == len(rows)

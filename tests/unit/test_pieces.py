@@ -104,7 +104,7 @@ def test_read_error_of_an_image(tmp_path: Path, mocker: MockerFixture) -> None:
 @pytest.mark.parametrize("uid", [0, 1, 65534, 4000000])
 def test_passwd_has_each_id_once(uid: int) -> None:
     user, group = accounts.user_line(uid, uid, "/"), accounts.group_line(uid)
-    for text in (accounts.passwd_text(uid, uid, user), accounts.group_text(uid, group)):
+    for text in (accounts.passwd_text(uid, user), accounts.group_text(uid, group)):
         ids = [line.split(":")[2] for line in text.splitlines()]
         assert len(set(ids)) == len(ids)
         assert {"0", "65534", str(uid)} == set(ids)

@@ -11,11 +11,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests import own_view
 from tests.small_images import make_image, squash
 
 USER = "chuser"
+
+# How long an example takes is the machine's business: a busy one stops a test for seconds.
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 
 
 def pytest_cmdline_main() -> None:

@@ -121,7 +121,8 @@ def test_a_cancelled_step_is_not_saved(
 
 def test_signals_come_once(sh: Run, started: Callable[..., subprocess.Popen[str]], place: Path) -> None:
     """Slurm's to all processes of a step; those for a batch script alone come by the process that waits for it."""
-    script = "trap 'echo signal' USR1; trap 'stop=1' USR2; echo $SLURM_JOB_ID; while [ -z $stop ]; do sleep 100; done; exit 0"
+    # Short naps: a shell handles what comes just before it starts a command when that has ended.
+    script = "trap 'echo signal' USR1; trap 'stop=1' USR2; echo $SLURM_JOB_ID; while [ -z $stop ]; do sleep 0.1; done; exit 0"
     (place / "job.sh").write_text(f"#!/bin/sh\n{script}\n")
     one = started(f"{SRUN} --ch-cd=$PWD sh job.sh")
     assert one.stdout

@@ -6,6 +6,7 @@ MPI's is in test_mpi.py, with that image; how the image is made, in tests/debian
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import re
@@ -21,6 +22,8 @@ from slurm_ch import paths
 from slurm_ch.sandbox.cluster import Cluster
 from tests import debian_image, documented
 from tests.command import CH_RUN
+from tests.images.craft import Layout, busybox, item, layer
+from tests.images.registry import Registry
 
 TASKS = documented.blocks("docs/quickstart.rst", "task")
 README = documented.blocks("README.rst", "task")
@@ -174,11 +177,19 @@ def test_a_script_in_the_image(me: Newcomer) -> None:
     assert [line.partition(".")[0] for line in batch(me, text)] == ["12"]
 
 
+LINES = [line.partition("  #")[0].strip() for line in README["use"].splitlines()]
+
+
+def only(word: str) -> str:
+    (line,) = [line for line in LINES if word in line]
+    return line
+
+
 def test_the_readmes_lines(me: Newcomer) -> None:
-    """Those that need no registry and no GPU: these are in tests/images and test_devices.py."""
-    lines = [line.partition("  #")[0] for line in README["use"].splitlines()]
-    tried = [line for line in lines if "docker://" not in line and "--gpus" not in line and "--pty" not in line]
-    assert len(lines) - len(tried) == 3
+    """Those that need neither a registry, a GPU nor a terminal."""
+    apart = [only(word) for word in ("docker://", "--gpus", "--pty")]
+    tried = [line for line in LINES if line not in apart]
+    assert only("--pty") == TASKS["inside"].strip()
     scratch = me.scratch()
     out = [
         me.sees(line.replace("/scratch", str(scratch)).replace("foo.sqfs app", "foo.sqfs pwd"), scratch)
@@ -186,6 +197,50 @@ def test_the_readmes_lines(me: Newcomer) -> None:
     ]
     assert sorted(out[1].splitlines()) == [f"app {scratch}/input as {n} of 8 on Debian 12" for n in range(8)]
     assert len(out) == 2
+
+
+def test_the_readmes_image_in_a_registry(me: Newcomer, tmp_path: Path) -> None:
+    """The registry is one on loopback that has taken the place of the one that the line means."""
+    image = Layout(tmp_path / "layout")
+    image.image([busybox(), layer([item("etc/os-release", "VERSION_ID=24.04\n")])])
+    registry = Registry(tmp_path / "registry")
+    try:
+        registry.push(image, "library/ubuntu:24.04")
+        conf = me.home / "registries.conf"
+        conf.write_text(f'[[registry]]\nprefix = "docker.io"\nlocation = "{registry.host}"\ninsecure = true\n')
+        me.owns()
+        line, known = only("docker://"), {"CONTAINERS_REGISTRIES_CONF": str(conf)}
+        first, second = me.types(line, **known), me.types(line, **known)
+        assert [done.stdout for done in (first, second)] == ["VERSION_ID=24.04\n"] * 2, (first, second)
+        assert "slurm-ch: pulled in " in first.stderr and "pulled" not in second.stderr
+        blobs = [one for one in registry.requests() if one.startswith("GET ") and "/blobs/" in one]
+        assert len(blobs) == len(set(blobs)) > 0
+    finally:
+        registry.stop()
+
+
+TRAIN = "#!/bin/sh\necho training on $GPU_OF_SPEC, ${CUDA_VISIBLE_DEVICES:-none}, on Debian $(cut -d. -f1 /etc/debian_version)\n"
+
+
+def test_the_readmes_gpu(user: str, home: Path, tmp_path: Path, world_tmp: Path) -> None:
+    """A site whose GPU is no more than a device file and what its vendor's CDI file says; the program is the vendor's."""
+    place = world_tmp / "readmes-gpu"
+    place.mkdir()
+    (place / "train").write_text(TRAIN)
+    (place / "train").chmod(0o755)
+    mount = {"hostPath": str(place / "train"), "containerPath": "/usr/local/bin/train", "options": ["ro"]}
+    edits = {"env": ["GPU_OF_SPEC=gpu0"], "deviceNodes": [{"path": "/dev/zero"}]}
+    spec = {
+        "cdiVersion": "0.5.0", "kind": "nvidia.com/gpu", "devices": [{"name": "all", "containerEdits": edits}],
+        "containerEdits": {"mounts": [mount]},
+    }  # fmt: skip
+    (place / "nvidia.json").write_text(json.dumps(spec))
+    with Cluster(
+        plugstack_lines=[f"required {paths.PLUGIN} default=cdi-dirs={place}"], node_conf="Gres=gpu:1",
+        slurm_conf_extra="GresTypes=gpu\n", files={"gres.conf": "Name=gpu File=/dev/zero\n"},
+    ) as site:  # fmt: skip
+        done = Newcomer(site, user, home).types(only("--gpus"), PATH="/usr/local/bin:/usr/bin:/bin")
+    assert (done.returncode, done.stdout) == (0, "training on gpu0, 0, on Debian 12\n"), done
 
 
 def test_python_packages(me: Newcomer) -> None:

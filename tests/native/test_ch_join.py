@@ -32,7 +32,7 @@ def carry_out(
     try:
         return subprocess.run(
             ["ch-join", f"--plan={fd}", "--", *command], executable=program, check=False, capture_output=True, text=True,
-            timeout=20, pass_fds=[fd], cwd=cwd, env={"PATH": "/usr/bin:/bin", **env}, errors="surrogateescape",
+            timeout=60, pass_fds=[fd], cwd=cwd, env={"PATH": "/usr/bin:/bin", **env}, errors="surrogateescape",
         )  # fmt: skip
     finally:
         os.close(fd)

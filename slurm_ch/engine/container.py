@@ -310,6 +310,8 @@ class Container:
         if not home:
             raise UsageError(f"{label}: HOME is not set")
         there = self.caller.home_directory()
+        if home.startswith(there + "/") and not self.spec.like_ch_run:
+            there = home  # nothing is made in a directory that is bound
         actions: list[Action] = [binds.BindMount(home, there, dst_create=True, label=label)]
         if home.startswith("/") and home != there and not self.spec.like_ch_run:
             from .shown import ShowDirectory

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import pwd
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -57,10 +58,14 @@ stat -c %U /home/newcomer
 echo newcomer:secret | chpasswd
 getent passwd www-data | cut -d: -f1
 id -un
-userdel newcomer  # not --remove: a home that chown never gave away is not theirs
-rm -r /home/newcomer
+userdel --remove newcomer 2> /dev/null && exit 1  # a home that chown never gave away is not theirs
+id newcomer > /dev/null 2>&1 && exit 1
 groupdel newcomers
-! getent passwd newcomer
+rm -r /home/newcomer
+useradd --create-home again
+userdel --remove --force again 2> /dev/null
+test ! -e /home/again
+getent passwd newcomer && exit 1
 test ! -e /home/newcomer
 ! grep newcomer /etc/passwd /etc/group /etc/shadow
 """
@@ -71,3 +76,24 @@ test ! -e /home/newcomer
         "uid=(newcomer) gid=(newcomer) groups=(newcomer),(newcomers)", "newcomer:/home/newcomer:/bin/bash", "root",
         "www-data", "root",
     ]  # fmt: skip
+
+
+def test_what_an_installation_does_as_root(good: Good, debian: Path) -> None:
+    """Owners given to files, by themselves and from an archive, and a daemon's user taken on: pretended."""
+    script = """
+install --owner=www-data --group=www-data --mode=640 /dev/null /var/lib/state
+chown -R man:man /var/backups
+echo text > /opt/file
+tar -C /opt --owner=www-data:33 --group=www-data:33 -cf /opt/archive.tar file
+tar -C /srv -xf /opt/archive.tar
+setpriv --reuid=www-data --regid=www-data --init-groups id -un
+stat -c '%U %a' /var/lib/state /srv/file
+"""
+    assert good(*ROOT, debian, "--", "sh", "-ec", script) == "root\nroot 640\nroot 644\n"
+
+
+def test_useradd_where_a_line_is_ours(good: Good, debian: Path, user: str) -> None:
+    """With the home shown, root's line of the image is changed in the file itself, which useradd puts another in place of."""
+    script = "useradd newcomer; getent passwd newcomer root | cut -d: -f1,6; userdel newcomer; grep -c newcomer /etc/passwd || true"
+    out = good(*ROOT, "--home", debian, "--", "sh", "-ec", script)
+    assert out.splitlines() == ["newcomer:/home/newcomer", f"root:{pwd.getpwnam(user).pw_dir}", "0"]

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.command import CH_RUN
-from tests.small_images import make_image
+from tests.small_images import make_image, squash
 
 from .conftest import settings
 
@@ -55,6 +58,23 @@ rmdir /of-4000
 touch /of-33/new
 """
     assert good("-W", packed, "--", "sh", "-c", script) == "text\nmore\n640\n"
+
+
+def test_a_directory_of_somebody_elses_that_all_may_write_to(good: Good, world_tmp: Path, user: str) -> None:
+    """The overlay's copy of it would have to be theirs, whom the container doesn't know: docs/users.rst has what helps."""
+    image = make_image(world_tmp / "others", "others")
+    for mode in (0o777, 0o1777):
+        (image / "open").mkdir(exist_ok=True)
+        (image / "open").chmod(mode)
+        said = good("-W", image, "--", "sh", "-c", "mkdir /open/new 2>&1; true")
+        assert said.endswith(f": {os.strerror(errno.EOVERFLOW)}\n"), said
+    own = world_tmp / "own-open"
+    own.mkdir()
+    shutil.chown(own, user)
+    assert good("-W", "-b", f"{own}:/open", image, "--", "sh", "-c", "touch /open/new; ls /open") == "new\n"
+    assert (
+        good("-W", squash(image, world_tmp / "others.sqfs"), "--", "sh", "-c", "touch /open/new; ls /open") == "new\n"
+    )
 
 
 def test_with_ch_run_they_are_nobodys(packed: Path, user: str) -> None:

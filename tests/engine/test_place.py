@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import pwd
 import shlex
 import shutil
 import subprocess
@@ -85,9 +86,30 @@ def test_a_name_that_nobody_gave_is_found_by_the_binds(
 
 def test_a_directory_below_a_home_that_is_elsewhere(good: Good, image: Path, outside: Path, user: str) -> None:
     home = f"{outside}/scratch"
-    for pwd in (f"{home}/run", f"{outside}/data/run", "/srv"):
-        seen = good("--home", image, *WHERE, cwd=f"{home}/run", env=env(user, HOME=home, PWD=pwd))
-        assert seen.splitlines()[2] == "mine", pwd
+    for logical in (f"{home}/run", f"{outside}/data/run", "/srv"):
+        seen = good("--home", image, *WHERE, cwd=f"{home}/run", env=env(user, HOME=home, PWD=logical))
+        assert seen.splitlines()[2] == "mine", logical
+
+
+def test_a_home_below_the_usual_one(good: Good, image: Path, user: str) -> None:
+    """It is at its own path, and what is beside it is not shown."""
+    usual = Path(pwd.getpwnam(user).pw_dir)
+    assert usual == Path(f"/home/{user}")
+    home = Path(tempfile.mkdtemp(dir=usual))
+    try:
+        (home / "run").mkdir()
+        (home / "run/here").write_text("mine\n")
+        subprocess.run(["chown", "-R", f"{user}:", home], check=True)
+        seen = good("--home", image, *WHERE, cwd=home / "run", env=env(user, HOME=home))
+        assert seen == f"{home}/run\n{home}/run\nmine\n"
+        script = f"echo $HOME; ls -A {usual}; touch ~/new; grep ^{user}: /etc/passwd | cut -d: -f6"
+        assert (
+            good("--home", image, "--", "sh", "-c", script, env=env(user, HOME=home))
+            == f"{home}\n{home.name}\n{home}\n"
+        )
+        assert (home / "new").exists()
+    finally:
+        shutil.rmtree(home)
 
 
 def test_a_lost_directory_is_named_once_with_what_shows_it(run: Run, image: Path, outside: Path, user: str) -> None:

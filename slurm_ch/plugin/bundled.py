@@ -3,6 +3,7 @@
 
 Each module is run after all that it imports. What is loaded on demand is found
 here too, where `import` looks first. A module whose source has changed since is not.
+Without a bundle, `launch.py` executes this file itself.
 """
 
 from __future__ import annotations
@@ -13,12 +14,67 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import CodeType, ModuleType
-    from typing import Any
+    from typing import Any, NoReturn
 
     Stamp = tuple[str, int, int]
     Place = tuple[int, int]
     Bundle = tuple[CodeType, tuple[Stamp, ...], list[tuple[str, str, CodeType]], dict[str, tuple[Stamp, Place]]]
+
+
+def program(here: str, bundle: Bundle | tuple[()], fd: int) -> Callable[[], None]:
+    """Return what the command line names, with its modules loaded, from the package whose folder `plugin` is `here`.
+
+    Where a step is submitted, the plugin has `--check FACTS_FD`; at a step's end, ch-join has
+    `--save 1 2 NODE USER_FD MOUNT_FD ...`: what it writes in distress goes where a launcher's does.
+    """
+    above = here.rpartition("/slurm_ch/")[0]
+    package = f"{above}/slurm_ch"
+    # Behind the interpreter's own: nothing else is looked for there.
+    sys.path.append(above)
+    try:
+        loaded = bundle and load(package, bundle, fd)
+        # As with all cached bytecode: who can write it makes it.
+        if not loaded and posix.access(f"{here}/__pycache__", posix.W_OK) and not sys.dont_write_bytecode:
+            from slurm_ch.plugin.bundle import renew
+
+            renew(package)
+        from slurm_ch.agreement import CHECK_OPTION, JOB_END_OPTION, SAVE_OPTION
+
+        chosen = sys.argv[1:2]
+        if chosen == [CHECK_OPTION]:
+            from slurm_ch.plugin import submit_check
+
+            return submit_check.run
+        if chosen == [JOB_END_OPTION]:
+            from slurm_ch.plugin import job_end
+
+            return job_end.run
+        if chosen == [SAVE_OPTION]:
+            from slurm_ch.plugin import save
+
+            return save.run
+        from slurm_ch.plugin import launcher
+
+        return launcher.run
+    except Exception as error:
+        _refuse(error)
+
+
+def _refuse(error: Exception) -> NoReturn:
+    """Say that the modules can't be loaded, and end."""
+    # Neither log.py nor tickets.py may have been found. Where even the agreement is missing, no
+    # ticket comes, and ch-join has words for that. A check's descriptors are its own to spoil.
+    words = " ".join(str(error).split()) or type(error).__name__
+    node = "".join(f"{name}: " for name in sys.argv[4:5] if name)
+    posix.write(int(sys.argv[:4][-1]), f"slurm-ch: {node}error: can't load the launcher: {words}\n".encode())
+    # A directory that could not be looked at once counts as missing, and is not looked at again.
+    sys.path_importer_cache.clear()
+    from slurm_ch.agreement import EXIT_SETUP, TICKET_MAGIC
+
+    posix.write(int(sys.argv[2]), TICKET_MAGIC.encode() + EXIT_SETUP.to_bytes(4, "little"))
+    posix._exit(EXIT_SETUP)
 
 
 def load(package: str, bundle: Bundle, fd: int) -> bool:

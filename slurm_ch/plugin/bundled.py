@@ -3,7 +3,7 @@
 
 Each module is run after all that it imports. What is loaded on demand is found
 here too, where `import` looks first. A module whose source has changed since is not.
-Without a bundle, `launch.py` executes this file itself.
+Without a good bundle, `launch.py` executes this file itself.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     Bundle = tuple[CodeType, tuple[Stamp, ...], list[tuple[str, str, CodeType]], dict[str, tuple[Stamp, Place]]]
 
 
-def program(here: str, bundle: Bundle | tuple[()], fd: int) -> Callable[[], None]:
+def program(here: str, bundle: Bundle | tuple[()], fd: int) -> Callable[[], None] | None:
     """Return what the command line names, with its modules loaded, from the package whose folder `plugin` is `here`.
 
+    None if the bundle, of which this is a part, is older than its sources: then it is theirs to say what is to be done.
     Where a step is submitted, the plugin has `--check FACTS_FD`; at a step's end, ch-join has
     `--save 1 2 NODE USER_FD MOUNT_FD ...`: what it writes in distress goes where a launcher's does.
     """
@@ -34,9 +35,11 @@ def program(here: str, bundle: Bundle | tuple[()], fd: int) -> Callable[[], None
     # Behind the interpreter's own: nothing else is looked for there.
     sys.path.append(above)
     try:
-        loaded = bundle and load(package, bundle, fd)
+        if bundle and not load(package, bundle, fd):
+            sys.path.pop()
+            return None
         # As with all cached bytecode: who can write it makes it.
-        if not loaded and posix.access(f"{here}/__pycache__", posix.W_OK) and not sys.dont_write_bytecode:
+        if not bundle and posix.access(f"{here}/__pycache__", posix.W_OK) and not sys.dont_write_bytecode:
             from slurm_ch.plugin.bundle import renew
 
             renew(package)

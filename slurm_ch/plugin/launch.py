@@ -2,7 +2,8 @@
 """The launcher as a program: `python3 -I -S launch.py FACTS_FD SOCKET_FD ERRORS_FD [NODE [USER_FD MOUNT_FD]]`.
 
 As little as can be: the file that is run is compiled at every start, and that takes longer than most of what it does.
-The rest is in `bundled.py`.
+The rest is in `bundled.py`. Standard error leads nowhere: what the interpreter and its libraries say in
+distress is a screenful. Lines of ours go to ERRORS_FD.
 """
 
 import gc
@@ -22,8 +23,11 @@ try:
         raise ValueError
     bundle = marshal.loads(posix.read(fd, int.from_bytes(head[4:], "little")))  # noqa: S302
     exec(bundle[0])  # noqa: S102
-except (OSError, EOFError, ValueError, TypeError):
-    bundle, fd = (), -1
+    run = globals()["program"](HERE, bundle, fd)
+except (OSError, EOFError, ValueError, TypeError, KeyError):
+    run = None
+if run is None:
     with open(f"{HERE}/bundled.py", "rb") as file:
         exec(file.read())  # noqa: S102
-globals()["program"](HERE, bundle, fd)()
+    run = globals()["program"](HERE, (), -1)
+run()

@@ -117,6 +117,17 @@ def _of_another_python(package: Path) -> None:
     found.write_bytes(b"\1\1\r\n" + found.read_bytes()[4:])
 
 
+def _of_another_version(package: Path) -> None:
+    """What an upgrade may leave: a loader that knows another launch.py, and trusts what it has."""
+    found = bundle_of(package)
+    code = (
+        "import importlib.util, marshal, sys; loader = compile('def load(*given): return True', '', 'exec');"
+        "data = marshal.dumps((loader, (), [], {}));"
+        "sys.stdout.buffer.write(importlib.util.MAGIC_NUMBER + len(data).to_bytes(4, 'little') + data)"
+    )
+    found.write_bytes(subprocess.run([DEFAULT_PYTHON, "-I", "-c", code], check=True, capture_output=True).stdout)
+
+
 def _cut_short(package: Path) -> None:
     found = bundle_of(package)
     found.write_bytes(found.read_bytes()[: found.stat().st_size // 2])
@@ -136,7 +147,7 @@ def _none(package: Path) -> None:
     bundle_of(package).unlink()
 
 
-WRONG = [_older, _longer, _of_another_python, _cut_short, _empty, _directory, _none]
+WRONG = [_older, _longer, _of_another_python, _of_another_version, _cut_short, _empty, _directory, _none]
 
 
 @pytest.mark.parametrize("change", WRONG)

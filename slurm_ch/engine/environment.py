@@ -81,7 +81,7 @@ def _only_a_shells(whole: str, name: str, value: str) -> str:
         return "+= is not understood; write the whole value"
     if name[0] in "'\"":
         return "the variable's name is in quotes"
-    if whole.lstrip(" \t\r\v\f").startswith("export"):
+    if whole.lstrip(" \t\r\v\f").startswith(("export ", "export\t")):
         quote = value[:1] if value[:1] in ("'", '"') else ""
         if value[-1:] != quote if quote else len(value.split()) > 1:
             return "after export, a value with blanks needs quotes, and nothing may follow it"

@@ -60,8 +60,8 @@ def test_what_a_shell_would_take_for_something_else(line: str, why: str) -> None
 def test_blanks_in_values() -> None:
     # With NUL between, all is what it is.
     assert environment.parse_file('A+=1\0"A"=1\0', "f", "\0") == ["A+=1", '"A"=1']
-    text = "A=1 # no comment\nexport B='1 # 2'\nexport C=\nexport D='\\''\n"
-    assert environment.parse_file(text, "f") == ["A=1 # no comment", "B=1 # 2", "C=", "D=\\'"]
+    text = "A=1 # no comment\nexport B='1 # 2'\nexport C=\nexport D='\\''\nexported=1 2\n"
+    assert environment.parse_file(text, "f") == ["A=1 # no comment", "B=1 # 2", "C=", "D=\\'", "exported=1 2"]
 
 
 @pytest.mark.parametrize("mark", ["\udcff\udcfe", "\udcfe\udcff"])

@@ -125,7 +125,7 @@ NAME = st.text(
     st.characters(exclude_characters="=\0\n#\ufeff", exclude_categories=["Cs", "Cc", "Zs", "Zl", "Zp"]),
     min_size=1,
     max_size=8,
-)
+).filter(lambda name: name[0] not in "'\"" and name[-1] != "+")
 VALUE = st.text(st.characters(exclude_characters="\0\n", exclude_categories=["Cs"]), max_size=12).filter(
     lambda v: (not v or v[0] != v[-1] or v[0] not in "'\"") and v[-1:] != "\r"
 )

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """An image of Debian, made as docs/first-image.rst has it, from the mirror that this machine's apt uses.
 
-It is made once and kept below build/: `python -m tests.debian_image` makes it where there is a network, before tests
-that have none.
+It is made once and kept below build/, by the first test that needs it, or beforehand by `python -m tests.debian_image`.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests import documented
+from tests import documented, own_view
 
 ROOT = Path(__file__).parents[1]
 KEPT = ROOT / "build/debian"
@@ -68,7 +67,7 @@ def make() -> Path:
     if made.exists() and image.exists() and made.read_text() == text:
         return image
     KEPT.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=KEPT) as place:
+    with tempfile.TemporaryDirectory(dir=KEPT) as place, own_view.machines_network():
         done = subprocess.run(
             ["bash", "-ec", text],
             check=False, cwd=place, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

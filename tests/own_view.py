@@ -15,6 +15,8 @@ import signal
 import socket
 import struct
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from slurm_ch import linux
@@ -31,6 +33,24 @@ _PASSED_ON = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT}
 _SI_KERNEL = 0x80
 
 ENTERED = "SLURM_CH_TESTS_OWN_VIEW"
+
+# A descriptor of the network that this run has left, if it has.
+_machines_network: int | None = None
+
+
+@contextmanager
+def machines_network() -> Iterator[None]:
+    """Have what is started meanwhile use the machine's network, for what has to be fetched."""
+    if _machines_network is None:
+        yield
+        return
+    own = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        linux.setns(_machines_network)
+        yield
+    finally:
+        linux.setns(own)
+        os.close(own)
 
 
 def enter() -> None:
@@ -78,6 +98,7 @@ def _make_network() -> None:
     Where the kernel has no such device, or the host's name is known by the network only (Slurm looks it
     up), the network stays the machine's.
     """
+    global _machines_network
     machines = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     linux.unshare(linux.CLONE_NEWNET)
     try:
@@ -87,8 +108,9 @@ def _make_network() -> None:
         socket.getaddrinfo(socket.gethostname(), None)
     except OSError:
         linux.setns(machines)
-    finally:
         os.close(machines)
+    else:
+        _machines_network = machines
 
 
 def _add_device(name: bytes, address: str) -> None:

@@ -20,7 +20,6 @@ from slurm_ch.sandbox.cluster import Cluster
 
 from .conftest import TIMEOUT
 
-COPIES = f"{agreement.BROADCAST_FILE}*"
 SRUN = "srun --quiet --ch-image=$IMG --ch-broadcast"
 
 
@@ -33,6 +32,8 @@ class One:
         self.home = home
         self.env = {**cluster.environ(user), "IMG": str(image), "PATH": "/usr/bin:/bin", "HOME": str(home)}
         self.env["SLURM_CH_CACHE"] = str(home / "cache")
+        # Of this cluster's jobs: /tmp is the machine's.
+        self.copies = f"{agreement.BROADCAST_FILE}*-{cluster._port}???-*"
 
     def sh(self, line: str) -> tuple[int, str, str]:
         done = self.cluster.run(["bash", "-c", line], user=self.user, timeout=TIMEOUT, env=self.env, cwd=self.home)
@@ -55,19 +56,20 @@ def one(single: Cluster, user: str, image_sqfs: Path, world_tmp: Path, request: 
     home = world_tmp / f"broadcast-{abs(hash(request.node.name))}"
     home.mkdir()
     os.chown(home, pwd.getpwnam(user).pw_uid, pwd.getpwnam(user).pw_gid)
-    yield One(single, user, image_sqfs, home)
-    until(lambda: not glob.glob(COPIES) and single.node_states()["n1"] == "idle")
+    made = One(single, user, image_sqfs, home)
+    yield made
+    until(lambda: not glob.glob(made.copies) and single.node_states()["n1"] == "idle")
 
 
 def until(what: Callable[[], object]) -> None:
     deadline = time.monotonic() + TIMEOUT
     while not what():
-        assert time.monotonic() < deadline, glob.glob(COPIES)
+        assert time.monotonic() < deadline, glob.glob(f"{agreement.BROADCAST_FILE}*")
         time.sleep(0.05)
 
 
 def test_srun_copies_it_before_the_step(one: One) -> None:
-    status, out, err = one.sh(f"{SRUN} --ch-verbose sh -c 'cat /marker; ls {COPIES}'")
+    status, out, err = one.sh(f"{SRUN} --ch-verbose sh -c 'cat /marker; ls {one.copies}'")
     assert status == 0, err
     marker, copy = out.splitlines()
     assert (
@@ -81,18 +83,20 @@ def test_srun_copies_it_before_the_step(one: One) -> None:
 def test_once_per_job(one: One) -> None:
     """Whether the steps come one after the other or at once, and from which command the option is."""
     (one.home / "job.sh").write_text(
-        f"#!/bin/sh\n{SRUN} true & {SRUN} true & wait\n{SRUN} sh -c 'ls {COPIES}' > out\nsrun --quiet ls {COPIES}\n"
+        f"#!/bin/sh\n{SRUN} true & {SRUN} true & wait\n{SRUN} sh -c 'ls {one.copies}' > out\nsrun --quiet ls {one.copies}\n"
     )
     one.good("sbatch -W -o said job.sh")
     assert len((one.home / "out").read_text().splitlines()) == 1
     assert (one.home / "said").read_text().count("copied to the nodes of job") == 1
-    until(lambda: not glob.glob(COPIES))
-    (one.home / "job.sh").write_text(f"#!/bin/sh\nsrun sh -c 'ls {COPIES}'\nsrun --ch-broadcast=no ls {COPIES}\n")
+    until(lambda: not glob.glob(one.copies))
+    (one.home / "job.sh").write_text(
+        f"#!/bin/sh\nsrun sh -c 'ls {one.copies}'\nsrun --ch-broadcast=no ls {one.copies}\n"
+    )
     one.good("sbatch -W -o said --ch-image=$IMG --ch-broadcast job.sh")
     said = (one.home / "said").read_text()
     assert said.count("copied") == 1 and len(set(said.splitlines()[1:])) == 1 and len(said.splitlines()) == 3
     out = one.good(
-        f"salloc --quiet --ch-image=$IMG --ch-broadcast sh -c 'for i in 1 2; do srun sh -c \"ls {COPIES}\"; done'"
+        f"salloc --quiet --ch-image=$IMG --ch-broadcast sh -c 'for i in 1 2; do srun sh -c \"ls {one.copies}\"; done'"
     )
     assert len(out.splitlines()) == 2 and len(set(out.splitlines())) == 1
 
@@ -101,7 +105,7 @@ def test_a_place_of_the_users(one: One) -> None:
     """A note in the usual place tells the job's end where the copy is."""
     (one.home / "disk").mkdir()
     os.chown(one.home / "disk", pwd.getpwnam(one.user).pw_uid, -1)
-    out = one.good(f"{SRUN}=$PWD/disk --ch-bind=$PWD sh -c 'ls $PWD/disk; cat {COPIES}'")
+    out = one.good(f"{SRUN}=$PWD/disk --ch-bind=$PWD sh -c 'ls $PWD/disk; cat {one.copies}'")
     name, noted = out.splitlines()
     assert noted == f"{one.home}/disk/{name}"
     until(lambda: not list((one.home / "disk").iterdir()))
@@ -121,7 +125,7 @@ def test_refused_in_words(one: One, image_dir: Path) -> None:
 
 
 def test_where_a_node_has_no_copy_the_image_counts(one: One) -> None:
-    (one.home / "job.sh").write_text(f"#!/bin/sh\n{SRUN} true\nrm {COPIES}\n{SRUN} cat /marker\n")
+    (one.home / "job.sh").write_text(f"#!/bin/sh\n{SRUN} true\nrm {one.copies}\n{SRUN} cat /marker\n")
     one.good("sbatch -W -o said job.sh")
     *_, warning, marker = (one.home / "said").read_text().splitlines()
     assert "warning: --ch-broadcast: /tmp/" in warning and "the image is read where it is" in warning
@@ -134,10 +138,10 @@ def test_another_users_file_is_not_taken_for_it(one: One) -> None:
     )
     one.good("sbatch -o said job.sh")
     until((one.home / "ready").exists)
-    (copy,) = glob.glob(COPIES)
+    (copy,) = glob.glob(one.copies)
     os.chown(copy, 0, 0)
     (one.home / "go").touch()
     until(lambda: one.good("squeue -h") == "")
     assert f"{copy}: not a file that you alone can write to" in (one.home / "said").read_text()
-    assert glob.glob(COPIES) == [copy]  # and what isn't the user's stays
+    assert glob.glob(one.copies) == [copy]  # and what isn't the user's stays
     os.unlink(copy)

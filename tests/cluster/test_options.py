@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -102,8 +103,8 @@ def test_batch_script_runs_in_the_container(good: Good, world_tmp: Path, image_s
 
 
 def test_batch_script_where_its_directory_is_not_in_the_image(user: str, image_sqfs: Path) -> None:
-    parent = Path("/var/lib/slurm-ch-tests")
-    parent.mkdir(mode=0o755)
+    parent = Path(tempfile.mkdtemp(prefix="slurm-ch-tests-", dir="/var/lib"))
+    parent.chmod(0o755)
     try:
         with Cluster(nodes=1, directory_parent=str(parent)) as own:
             line = f"sbatch -W -o $HOME/job.txt --ch-image={image_sqfs} --wrap='cat /marker; ls /var/spool; echo $0'; cat $HOME/job.txt; rm $HOME/job.txt"

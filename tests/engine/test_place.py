@@ -310,12 +310,10 @@ def test_var_tmp_is_the_hosts(good: Good, image_sqfs: Path, world_tmp: Path, ima
     subprocess.run(["cp", "-a", image_dir, linked], check=True)
     (linked / "var/tmp").rmdir()
     (linked / "var/tmp").symlink_to("/tmp")
+    name = f"{world_tmp.name}.1"
     for words in ((), ("-t",)):
-        assert (
-            good(*words, linked, "--", "sh", "-c", "touch /tmp/slurm-ch-1; ls /var/tmp/slurm-ch-1")
-            == "/var/tmp/slurm-ch-1\n"
-        )
-    Path("/tmp/slurm-ch-1").unlink()
+        assert good(*words, linked, "--", "sh", "-c", f"touch /tmp/{name}; ls /var/tmp/{name}") == f"/var/tmp/{name}\n"
+    Path("/tmp", name).unlink()
     without = world_tmp / "no-var-tmp"
     subprocess.run(["cp", "-a", image_dir, without], check=True)
     (without / "var/tmp").rmdir()

@@ -240,8 +240,8 @@ def test_t3_size_is_a_limit(good: Good, run: Run, image: Path) -> None:
 
 
 @pytest.mark.row("T3")
-def test_t3_image_below_srv_works(good: Good, image_sqfs: Path) -> None:
-    link = Path("/srv/slurm-ch-test.sqfs")
+def test_t3_image_below_srv_works(good: Good, image_sqfs: Path, world_tmp: Path) -> None:
+    link = Path(f"/srv/{world_tmp.name}.sqfs")
     link.symlink_to(image_sqfs)
     try:
         assert good("-W", link, "--", "cat", "/marker") == "one\n"
@@ -307,7 +307,9 @@ def test_t6_tmp(good: Good, image: Path, world_tmp: Path, user: str) -> None:
         good("-t", image, "--", "sh", "-c", "ls -A /tmp; echo x > /tmp/x; cat /tmp/x; stat -c %a /tmp") == "x\n1777\n"
     )
     env = {**settings(user)["env"], "TMPDIR": str(world_tmp)}  # type: ignore[dict-item]
-    assert good(image, "--", "sh", "-c", "ls -d /tmp/*/image.sqfs; echo ${TMPDIR-unset}", env=env).split() == [
+    assert good(
+        image, "--", "sh", "-c", f"ls -d /tmp/{world_tmp.name}*/image.sqfs; echo ${{TMPDIR-unset}}", env=env
+    ).split() == [
         f"{world_tmp}/image.sqfs",
         str(world_tmp),
     ]

@@ -63,11 +63,14 @@ def test_ctrl_c_with_nothing_to_read(user: str) -> None:
 
 
 @pytest.mark.parametrize("redirected", ["", "</dev/null", ">/dev/null", "</dev/null 2>/dev/null"])
-def test_no_terminal_of_root_s_is_open(user: str, tmp_path: Path, redirected: str) -> None:
+def test_no_terminal_of_root_s_is_open(user: str, tmp_path: Path, open_tmp: Path, redirected: str) -> None:
     """Not as a standard stream, not as another descriptor, and not as the terminal that controls it."""
-    show = "import os; fds = os.listdir('/proc/self/fd'); tty = open('/proc/self/stat').read().split()[6]; print('seen', tty, *[os.readlink(f'/proc/self/fd/{n}') for n in fds if os.path.exists(f'/proc/self/fd/{n}')], file=open('/tmp/seen-by-command', 'w'))"
+    file = open_tmp / "seen"
+    open_tmp.chmod(0o777)
+    show = "import os; fds = os.listdir('/proc/self/fd'); tty = open('/proc/self/stat').read().split()[6]; print('seen', tty, *[os.readlink(f'/proc/self/fd/{n}') for n in fds if os.path.exists(f'/proc/self/fd/{n}')], file=open('{seen}', 'w'))".replace(
+        "{seen}", str(file)
+    )
     command = shlex.join([*COMMAND, *BARE, "--user", user, "/usr/bin/python3", "-c", show])
-    Path("/tmp/seen-by-command").unlink(missing_ok=True)
     pid, master = pty.fork()
     if pid == 0:
         os.environ["PYTHONPATH"] = str(ROOT)
@@ -80,8 +83,7 @@ def test_no_terminal_of_root_s_is_open(user: str, tmp_path: Path, redirected: st
             break
     os.close(master)
     assert os.waitpid(pid, 0)[1] == 0
-    seen = Path("/tmp/seen-by-command").read_text().split()
-    Path("/tmp/seen-by-command").unlink()
+    seen = file.read_text().split()
     roots = (tmp_path / "tty").read_text().strip()
     assert seen[0] == "seen"
     assert roots.startswith("/dev/pts/")

@@ -28,7 +28,7 @@ _STYLES: dict[str, dict[str, Any]] = {
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
 @click.option("-q", "--quiet", is_flag=True, help="Warnings and problems only.")
-@click.option("--user", default="nobody", show_default=True, help="Who tries, when root asks.")
+@click.option("--user", default="nobody", show_default=True, help="The ordinary user who tries it, if root calls.")
 @click.option("--plugstack", metavar="FILE", help="plugstack.conf [default: slurm.conf's].")
 @click.option("--cluster", is_flag=True, help="Ask the controller too: which nodes run another Slurm release?")
 def doctor(*, as_json: bool, quiet: bool, user: str, plugstack: str | None, cluster: bool) -> None:

@@ -15,9 +15,13 @@ from slurm_ch.attach import to_node
 @click.command(context_settings={"allow_interspersed_args": False})
 @click.option("--node", metavar="NODE", help="Which of the step's nodes [default: the first].")
 @click.option(
-    "--srun", "extra", multiple=True, metavar="OPTION", help="Another option for srun, as --gres=gpu:1; repeatable."
+    "--srun",
+    "extra",
+    multiple=True,
+    metavar="OPTION",
+    help="Another option for srun, such as --gres=gpu:1; repeatable.",
 )
-@click.option("-v", "--verbose", count=True, help="Say what is done.")
+@click.option("-v", "--verbose", count=True, help="Report what is done.")
 @click.argument("job", metavar="JOBID[.STEP]")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[-- CMD...]")
 def enter(*, node: str | None, extra: Sequence[str], verbose: int, job: str, command: Sequence[str]) -> None:

@@ -108,12 +108,14 @@ def _matching(name: str, own: Sequence[Cached], known: dict[str, list[str]]) -> 
 
 
 @click.command()
-@click.option("--older", metavar="TIME", help="Only those not used for so long, as 30d.")
-@click.option("--max", "limit", metavar="SIZE", help="The least recently used, until the cache is that small, as 200G.")
+@click.option("--older", metavar="TIME", help="Only images that were not used for this long, such as 30d.")
+@click.option(
+    "--max", "limit", metavar="SIZE", help="The least recently used, until the cache has this size, such as 200G."
+)
 def prune(*, older: str | None, limit: str | None) -> None:
     """Remove from your cache the files that killed pulls have left, and unused images.
 
-    Without options, images that no reference names any more.
+    Without options, remove the images that no reference names any more.
     """
     store = _store()
     store.prepare()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--node", metavar="NODE", help="Of a job: which of the step's nodes [default: the first].")
 @click.option("-q", "--quiet", is_flag=True, help="Errors only.")
-@click.option("-v", "--verbose", count=True, help="Say what is done.")
+@click.option("-v", "--verbose", count=True, help="Report what is done.")
 @click.argument("source", type=click.Path(), metavar="DIR|JOBID[.STEP]|OVERLAY")
 @click.argument("file", type=click.Path(), metavar="FILE")
 def pack(*, node: str | None, quiet: bool, verbose: int, source: str, file: str) -> None:

@@ -26,7 +26,7 @@ AT_ONCE = 4
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line, the age in seconds.")
-@click.option("-v", "--verbose", count=True, help="Say what is done.")
+@click.option("-v", "--verbose", count=True, help="Report what is done.")
 @click.argument("names", nargs=-1, metavar="[JOBID...]")
 def ps(*, as_json: bool, verbose: int, names: Sequence[str]) -> None:
     """List the containers of your running jobs, or of JOBID..., on all their nodes.

@@ -17,9 +17,9 @@ from . import pulling
 @click.command()
 @click.option("--pull", "when", type=click.Choice(images.MODES), default=images.AUTO, show_default=True,
               help="Ask the registry and pull what is missing; pull again; ask nobody; pull nothing.")  # fmt: skip
-@click.option("--platform", metavar="OS/ARCH", help="For another kind of machine, as linux/arm64.")
+@click.option("--platform", metavar="OS/ARCH", help="For another kind of machine, such as linux/arm64.")
 @click.option("-q", "--quiet", is_flag=True, help="Errors only.")
-@click.option("-v", "--verbose", count=True, help="Say what is done.")
+@click.option("-v", "--verbose", count=True, help="Report what is done.")
 @click.argument("ref", metavar="REF")
 @click.argument("file", required=False, type=click.Path(), metavar="[FILE]")
 def pull(*, when: str, platform: str | None, quiet: bool, verbose: int, ref: str, file: str | None) -> None:

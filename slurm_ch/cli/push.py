@@ -17,7 +17,7 @@ from . import pulling
 @click.command()
 @click.option("--squashfs", is_flag=True, help="As it is: only slurm-ch runs it from there, and nobody packs it again.")
 @click.option("-q", "--quiet", is_flag=True, help="Errors only.")
-@click.option("-v", "--verbose", count=True, help="Say what is done.")
+@click.option("-v", "--verbose", count=True, help="Report what is done.")
 @click.argument("file", type=click.Path(), metavar="FILE")
 @click.argument("ref", metavar="docker://REF")
 def push(*, squashfs: bool, quiet: bool, verbose: int, file: str, ref: str) -> None:

@@ -11,6 +11,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -99,13 +100,72 @@ static void __attribute__((noreturn)) become(const char *python, const char *lau
 	_exit(EXIT_SETUP);
 }
 
-/* Read all that the checker has to say: nothing, "CODE LINE", or what the image is. */
-static void read_verdict(int fd, char *verdict)
+/* Ctrl-C is the checker's, which cleans up and says so; what else asks us to end does,
+ * even where Slurm has blocked it by now: then the checker ends with us. */
+static const struct {
+	int number;
+	void (*handler)(int);
+} asking[] = { { SIGINT, SIG_IGN }, { SIGQUIT, SIG_IGN }, { SIGTERM, SIG_DFL }, { SIGHUP, SIG_DFL } };
+
+#define N_ASKING (sizeof(asking) / sizeof(*asking))
+
+/* In Slurm 26.05 a thread of srun's installs handlers that keep a signal for later, and may do so after us. */
+#define AGAIN_MS 50
+
+struct signals {
+	struct sigaction actions[N_ASKING];
+	sigset_t mask;
+};
+
+/* Have the signals do what they are to, and keep in `before` what they did. */
+static void set_actions(struct signals *before)
 {
+	for (size_t i = 0; i < N_ASKING; i++) {
+		struct sigaction now, action = { .sa_handler = asking[i].handler };
+
+		sigaction(asking[i].number, NULL, &now);
+		/* nohup's stays ignored */
+		if (now.sa_handler == SIG_IGN || now.sa_handler == asking[i].handler)
+			continue;
+		before->actions[i] = now;
+		sigaction(asking[i].number, &action, NULL);
+	}
+}
+
+static void leave_signals_to_checker(struct signals *before)
+{
+	sigset_t ending;
+
+	sigemptyset(&ending);
+	for (size_t i = 0; i < N_ASKING; i++) {
+		sigaction(asking[i].number, NULL, &before->actions[i]);
+		if (asking[i].handler == SIG_DFL)
+			sigaddset(&ending, asking[i].number);
+	}
+	sigprocmask(SIG_UNBLOCK, &ending, &before->mask);
+	set_actions(before);
+}
+
+static void take_signals_back(const struct signals *before)
+{
+	sigprocmask(SIG_SETMASK, &before->mask, NULL);
+	for (size_t i = 0; i < N_ASKING; i++)
+		sigaction(asking[i].number, &before->actions[i], NULL);
+}
+
+/* Read all that the checker has to say: nothing, "CODE LINE", or what the image is. While
+ * it pulls, `before` is what the signals did. */
+static void read_verdict(int fd, char *verdict, struct signals *before)
+{
+	struct pollfd one = { .fd = fd, .events = POLLIN };
 	size_t length = 0;
 	ssize_t n;
 
 	while (length < VERDICT_SIZE - 1) {
+		if (before && poll(&one, 1, AGAIN_MS) <= 0) {
+			set_actions(before);
+			continue;
+		}
 		n = read(fd, verdict + length, VERDICT_SIZE - 1 - length);
 		if (n < 0 && errno == EINTR)
 			continue;
@@ -114,33 +174,6 @@ static void read_verdict(int fd, char *verdict)
 		length += n;
 	}
 	verdict[length] = '\0';
-}
-
-/* Ctrl-C is the checker's, which cleans up and says so; all else ends us as ever,
- * even where Slurm has blocked it by now: then the checker ends with us. */
-struct signals {
-	struct sigaction interrupt, quit;
-	sigset_t mask;
-};
-
-static void leave_signals_to_checker(struct signals *before)
-{
-	struct sigaction ignored = { .sa_handler = SIG_IGN };
-	sigset_t ending;
-
-	sigaction(SIGINT, &ignored, &before->interrupt);
-	sigaction(SIGQUIT, &ignored, &before->quit);
-	sigemptyset(&ending);
-	sigaddset(&ending, SIGTERM);
-	sigaddset(&ending, SIGHUP);
-	sigprocmask(SIG_UNBLOCK, &ending, &before->mask);
-}
-
-static void take_signals_back(const struct signals *before)
-{
-	sigprocmask(SIG_SETMASK, &before->mask, NULL);
-	sigaction(SIGINT, &before->interrupt, NULL);
-	sigaction(SIGQUIT, &before->quit, NULL);
 }
 
 /* Return the checker's words in `verdict`; whether it could be started at all. */
@@ -162,7 +195,7 @@ static bool ask_checker(const char *python, const char *launcher, int facts, boo
 	if (child > 0) {
 		if (pulls)
 			leave_signals_to_checker(&before);
-		read_verdict(out[0], verdict);
+		read_verdict(out[0], verdict, pulls ? &before : NULL);
 		close(out[0]); /* it may have more to say than we listen to */
 		/* Its word counts, not its status: SIGCHLD may be ignored here. */
 		while (waitpid(child, NULL, 0) < 0 && errno == EINTR)

@@ -68,7 +68,7 @@ def test_a_module_has_the_same_names_as_from_its_source(package: Path) -> None:
     """What is taken away is what has no effect: annotations, docstrings, what only checkers read."""
     show = (
         "print({name: (module.__package__, module.__file__, getattr(module, '__path__', None),"
-        " sorted(one for one in vars(module) if one not in ('annotations', 'TYPE_CHECKING', '__annotations__')))"
+        " sorted(one for one in vars(module) if one not in ('annotations', 'TYPE_CHECKING', '__annotations__', '__conditional_annotations__')))"
         " for name, module in sys.modules.items() if name.startswith('slurm_ch')})"
     )
     code = f"import sys; sys.path.append({str(package.parent)!r}); import slurm_ch.plugin.launcher; {show}"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from .. import agreement, errors, slurm_conf
 from ..request import site
 from ..slurm import commands, plugstack
-from . import as_user, parts, trust
+from . import as_user, modules, parts, trust
 from .findings import OK, PROBLEM, WARNING, Finding
 
 if TYPE_CHECKING:
@@ -278,55 +278,7 @@ def _check_python(python: str, launcher: str, user: pwd.struct_passwd) -> Iterat
         yield Finding(PROBLEM, "python", f"{python} is too old: {match[1]}.{match[2]}", remedy)
         return
     yield Finding(OK, "python", f"{python}: {match[1]}.{match[2]}")
-    yield from _check_launcher(python, launcher, match[3], user)
-
-
-def _check_launcher(python: str, launcher: str, tag: str, user: pwd.struct_passwd) -> Iterator[Finding]:
-    package = os.path.dirname(os.path.dirname(launcher))
-    remedy = "make install; every directory above it must be open to everybody"
-    try:
-        # Called by hand it only says so: all of its modules were found and loaded.
-        status, said = as_user.in_child(lambda: as_user.run([python, "-I", "-S", launcher]), user)
-    except errors.ChError as error:
-        yield Finding(PROBLEM, "launcher", errors.describe(error), remedy)
-        return
-    if status != agreement.EXIT_USAGE:
-        last = said.strip().splitlines()[-1:] or [f"status {status}"]
-        yield Finding(PROBLEM, "launcher", f"{launcher}: {last[0]}", remedy)
-        return
-    stale = [name for name in _modules(package) if not _compiled(package, name, tag)]
-    if stale:
-        text = f"{launcher}: {len(stale)} modules are not compiled for {python} ({stale[0]}, ...): each step does that"
-        yield Finding(WARNING, "launcher", text, f"{python} -m compileall {package}")
-    else:
-        yield Finding(OK, "launcher", launcher)
-
-
-def _modules(package: str) -> list[str]:
-    """Return what the launcher may load: the files of the package, and of its folders."""
-    if not os.access(package, os.R_OK):
-        return []
-    folders = ["", *(one.name for one in os.scandir(package) if os.path.exists(f"{one.path}/__init__.py"))]
-    found = [os.path.join(one, name) for one in folders for name in os.listdir(os.path.join(package, one))]
-    return sorted(name for name in found if name.endswith(".py"))
-
-
-def _compiled(package: str, name: str, tag: str) -> bool:
-    """Whether a module's cached bytecode is there and up to date, by size and time as Python has it."""
-    source = os.path.join(package, name)
-    folder, base = os.path.split(source)
-    try:
-        with open(os.path.join(folder, "__pycache__", f"{base[:-3]}.{tag}.pyc"), "rb") as file:
-            head = file.read(16)
-        status = os.stat(source)
-    except OSError:
-        return False
-    if int.from_bytes(head[4:8], "little"):
-        return True  # by hash, or unchecked
-    stamp = (int(status.st_mtime) & 0xFFFFFFFF).to_bytes(4, "little") + (status.st_size & 0xFFFFFFFF).to_bytes(
-        4, "little"
-    )
-    return head[8:16] == stamp
+    yield from modules.check(python, launcher, match[3], user)
 
 
 def _check_program(name: str, path: str, remedy: str, user: pwd.struct_passwd) -> Iterator[Finding]:

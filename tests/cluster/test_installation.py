@@ -14,7 +14,7 @@ import pytest
 from pytest_mock import MockerFixture
 
 from slurm_ch import __version__, paths
-from slurm_ch.doctor import as_user, installation, node, software, trust
+from slurm_ch.doctor import as_user, installation, modules, node, software, trust
 from slurm_ch.doctor import parts as installed_parts
 from slurm_ch.doctor.findings import OK, PROBLEM, WARNING, Finding
 from slurm_ch.engine import squashfs
@@ -23,6 +23,9 @@ from slurm_ch.slurm import plugstack
 
 # --- the installation ---------------------------------------------------------
 from .test_doctor import NOBODY
+
+# The checkout's own is made of it.
+PYTHON = "/usr/bin/python3"
 
 
 def script(path: Path, text: str) -> Path:
@@ -95,16 +98,60 @@ def test_the_installation(tmp_path: Path, parts: Path, foreign: Path, line: str,
     assert all(one.remedy for one in found if one.grade != OK)
 
 
-def test_bytecode_older_than_its_source(parts: Path, tmp_path: Path) -> None:
-    package = parts / "stale/slurm_ch"
+@pytest.fixture
+def installed(parts: Path, world_tmp: Path) -> Path:
+    """A package with all that an installation compiles."""
+    place = Path(tempfile.mkdtemp(prefix="installed-", dir=world_tmp))
+    place.chmod(0o755)
+    package = place / "slurm_ch"
     shutil.copytree(parts / "uncompiled/slurm_ch", package)
-    conf = tmp_path / "plugstack.conf"
-    conf.write_text(f"required {paths.PLUGIN} launcher={package}/plugin/launch.py\n")
-    subprocess.run(["/usr/bin/python3", "-m", "compileall", "-q", package], check=True)
-    assert [one.grade for one in findings(conf)].count(WARNING) == 0
-    os.utime(package / "engine/root.py", (1, 1))
-    (found,) = (one for one in findings(conf) if one.grade != OK)
-    assert "1 modules are not compiled for /usr/bin/python3 (engine/root.py" in found.text
+    subprocess.run([PYTHON, "-m", "compileall", "-q", package], check=True)
+    subprocess.run([PYTHON, "-I", "-B", package / "plugin/bundle.py"], check=True)
+    return package
+
+
+def said(package: Path) -> Finding:
+    """Return what there is to say of the launcher's modules."""
+    tag = sys.implementation.cache_tag or ""
+    (found,) = modules.check(PYTHON, str(package / "plugin/launch.py"), tag, NOBODY)
+    return found
+
+
+def odd(package: Path) -> str:
+    """Return the warning about the launcher's modules."""
+    found = said(package)
+    assert found.grade == WARNING
+    assert f"{PYTHON} -I -B {package}/plugin/bundle.py" in found.remedy
+    return found.text
+
+
+def test_bytecode_older_than_its_source(installed: Path) -> None:
+    assert said(installed).grade == OK
+    os.utime(installed / "engine/root.py", (1, 1))
+    assert "1 modules are not compiled for /usr/bin/python3 (engine/root.py" in odd(installed)
+
+
+def test_the_launchers_modules_in_one_file(installed: Path) -> None:
+    """Missing, older than a source, of another interpreter, cut short: a step then loads each module by itself."""
+    (bundle,) = (installed / "plugin/__pycache__").glob("launch.*.all.pyc")
+    whole = bundle.read_bytes()
+    words = "its modules are not in one file for /usr/bin/python3: each step takes longer to start"
+    bundle.unlink()
+    assert f"{words} ({bundle}: No such file or directory)" in odd(installed)
+    bundle.write_bytes(b"abcd" + whole[4:])
+    assert f"{words} (it is of another Python)" in odd(installed)
+    bundle.write_bytes(whole[:1000])
+    assert f"{words} (it is damaged: EOFError)" in odd(installed)
+    bundle.write_bytes(whole)
+    # Also one that is loaded only when it is needed.
+    for name in ("engine/root.py", "request/pyxis.py"):
+        source = installed / name
+        times = source.stat().st_mtime
+        os.utime(source, (1, 1))
+        subprocess.run([PYTHON, "-m", "compileall", "-q", installed], check=True)
+        assert f"{words} ({name} has changed since)" in odd(installed)
+        os.utime(source, (times, times))
+        subprocess.run([PYTHON, "-m", "compileall", "-q", installed], check=True)
 
 
 # --- who could change it --------------------------------------------------------

@@ -13,7 +13,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from slurm_ch.agreement import DEFAULT_LAUNCHER, DEFAULT_PYTHON, FACT_REQUEST, FACT_TASKS, FACT_VARIABLE, FACTS_MAGIC
+from slurm_ch.agreement import (
+    DEFAULT_LAUNCHER,
+    DEFAULT_PYTHON,
+    EXIT_USAGE,
+    FACT_REQUEST,
+    FACT_TASKS,
+    FACT_VARIABLE,
+    FACTS_MAGIC,
+)
 
 from .stats import FAILED, OK, Sample
 
@@ -30,22 +38,18 @@ class Launcher:
         self.library = library
         self.entry = pwd.getpwnam(user)
         self.images = {DIRECTORY: image, SQUASHFS: sqfs}
+        self.nowhere = os.open(os.devnull, os.O_WRONLY)
 
     def argv(self, variant: str) -> list[str]:
         """Return the command line for a variant; descriptors 3 to 5 are facts, socket and errors."""
         if variant == BARE:
             return [DEFAULT_PYTHON, *_FLAGS, "-c", ""]
-        if variant == IMPORTS:
-            path = f"gc.disable(); sys.path.insert(0, {str(self.library)!r})"
-            code = f"import gc, sys; {path}; import slurm_ch.plugin.launcher"
-            return [DEFAULT_PYTHON, *_FLAGS, "-c", code]
         return [
             DEFAULT_PYTHON,
             *_FLAGS,
             os.path.normpath(self.library / "slurm_ch/native" / DEFAULT_LAUNCHER),
-            "3",
-            "4",
-            "5",
+            # Without descriptors it has loaded its modules, says so, and ends.
+            *([] if variant == IMPORTS else ["3", "4", "5"]),
         ]
 
     def start(self, variant: str, before: Sequence[str] = (), stderr: int = 2) -> tuple[int, socket.socket]:
@@ -78,12 +82,12 @@ class Launcher:
     def once(self, variant: str, number: int) -> list[Sample]:
         """Return the time to the ticket, or to the end where there is none, and the CPU until the end."""
         begin = time.perf_counter()
-        child, tasks = self.start(variant)
+        child, tasks = self.start(variant, stderr=self.nowhere if variant == IMPORTS else 2)
         ticket = bool(tasks.recv(100))
         wall = time.perf_counter() - begin
         _, status, used = os.wait4(child, 0)
         tasks.close()
-        good = status == 0 and ticket == (variant in self.images)
+        good = _is_good(variant, status) and ticket == (variant in self.images)
         cpu = used.ru_utime + used.ru_stime
         return [Sample("launcher", "alone", variant, number, wall, cpu, OK if good else FAILED)]
 
@@ -113,7 +117,11 @@ class Launcher:
         if not found:
             return "no count"
         count = f"{int(found[1]) / 1e6:.1f} million"
-        return count if status == 0 else f"{count}, up to a system call that valgrind doesn't know"
+        return count if _is_good(variant, status) else f"{count}, up to a system call that valgrind doesn't know"
+
+
+def _is_good(variant: str, status: int) -> bool:
+    return os.waitstatus_to_exitcode(status) == (EXIT_USAGE if variant == IMPORTS else 0)
 
 
 def perf_instructions(argv: Sequence[str]) -> str:

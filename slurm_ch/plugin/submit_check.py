@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 # What of a script is searched for #SBATCH lines.
 _SCRIPT_BYTES = 1 << 16
 
+# What files that are images are called.
+_ENDINGS = (".sqsh", ".sqfs", ".squashfs", ".simg", ".sif")
+
 
 def check(facts: Facts, command: Sequence[str]) -> str | None:
     """Raise ChError if no node can do what is asked for; `command` is what was called.
@@ -50,6 +53,7 @@ def check(facts: Facts, command: Sequence[str]) -> str | None:
     if wanted.image.startswith(agreement.REFERENCE_BEGINNINGS):
         from . import references
 
+        _tell_of_file(wanted.label("image"), wanted.image)
         return references.at_submission(os.path.basename(command[0]), wanted, here, Caller(facts.environment))
     _refuse_scheme(wanted.image)
     relative = not wanted.image.startswith("/") and wanted.image_directory is None
@@ -69,6 +73,13 @@ def check(facts: Facts, command: Sequence[str]) -> str | None:
 
         broadcast.refuse_all_but_files(wanted, found.kind)
     return None
+
+
+def _tell_of_file(label: str, reference: str) -> None:
+    """Say so where what is looked for in a registry is called like a file here: pyxis wants a slash in a path."""
+    name = reference.rpartition("/")[2]
+    if reference == f"docker://{name}" and name.endswith(_ENDINGS) and os.path.isfile(name):
+        log.warning(f"{label}={name}: looked for in a registry; for the file of that name here, say {label}=./{name}")
 
 
 def _check_save(what: str, command: Sequence[str], env: Mapping[str, str]) -> None:

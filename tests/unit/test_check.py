@@ -74,3 +74,25 @@ def test_whatever_is_asked_for_there_is_one_line(
         submit_check.check(facts, command)
     except ChError as error:
         assert os.fsencode(str(error))
+
+
+@pytest.mark.parametrize(
+    ("reference", "told"),
+    [
+        ("docker://here.sqsh", True),
+        ("docker://there.sqsh", False),
+        ("docker://here.sqsh:1", False),
+        ("docker://r/here.sqsh", False),
+        ("docker://here", False),
+    ],
+)
+def test_a_file_without_a_slash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], reference: str, told: bool
+) -> None:
+    """It is a name in a registry, as with pyxis; who has such a file is told."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here.sqsh").touch()
+    (tmp_path / "here").touch()
+    submit_check._tell_of_file("--container-image", reference)
+    words = "--container-image=here.sqsh: looked for in a registry; for the file of that name here, say --container-image=./here.sqsh"
+    assert (words in capfd.readouterr().err) == told

@@ -36,6 +36,19 @@ def all_here(job: str, node: str) -> dict[str, named.Kept]:
     return {one.mark() or one.directory: one for scope in (job, None) for one in named.all_of(root, scope, node)}
 
 
+def images() -> set[str]:
+    """Return the images that the caller's containers on this node were made of."""
+    try:
+        root = _root()
+    except ChError:
+        return set()
+    found = set()
+    for scope in (None, *named.jobs(root)):
+        for one in _everywhere(root, scope, None):
+            found.add(one.image() or "")
+    return found
+
+
 def row(one: named.Kept, node: str) -> Mapping[str, object]:
     """Return what `slurm-ch ps` shows of one that doesn't run: its age since it was last used."""
     seconds = max(0, int(time.time() - one.used()))

@@ -115,20 +115,25 @@ def _matching(name: str, own: Sequence[Cached], known: dict[str, list[str]]) -> 
 def prune(*, older: str | None, limit: str | None) -> None:
     """Remove from your cache the files that killed pulls have left, and unused images.
 
-    Without options, remove the images that no reference names any more.
+    Without options, remove the images that no reference names any more. The images of your containers with a name
+    on this node stay.
     """
+    from slurm_ch.attach import kept
+
     store = _store()
     store.prepare()
     store.sweep()
     seconds = settings.duration(older, "--older") if older is not None else None
     bytes_max = settings.size(limit, "--max") if limit is not None else None
+    spare = kept.images()
     if seconds is None and bytes_max is None:
         known = store.names.by_digest()
-        gone = [one for one in store.images() if not one.site and one.digest not in known]
+        unnamed = [one for one in store.images() if not one.site and one.digest not in known]
+        gone = [one for one in unnamed if one.path not in spare]
         for one in gone:
             store.remove(one)
     else:
-        gone = store.prune(seconds, bytes_max)
+        gone = store.prune(seconds, bytes_max, spare)
     for one in gone:
         click.echo(one.path)
     freed = sum(one.size for one in gone)

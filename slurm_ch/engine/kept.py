@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Changes to an image, kept in a directory of the user's and laid over the image again by later containers.
 
-    DIR/upper   the changes, as overlayfs keeps them     DIR/image   the image's path
-    DIR/work    overlayfs's own
+    DIR/upper   the changes, as overlayfs keeps them     DIR/image   the image's path, and the reference that
+    DIR/work    overlayfs's own                                      it was pulled by
 Loaded only where that is asked for.
 """
 
@@ -11,8 +11,8 @@ from __future__ import annotations
 import _stat as stat
 import errno
 
+from .. import agreement, linux
 from .. import lean_os as os
-from .. import linux
 from ..errors import ChError, UsageError
 from . import places, root
 from .action import HOOK_SKIP, Action
@@ -34,8 +34,8 @@ def actions(spec: Spec, path: str, image: Image, at_last: Hooks) -> list[Action]
     """Return what lays the changes in `path` over the image."""
     named = spec.manner.kept if spec.manner else None
     if named is None:
-        return [LayKept(path, image, f"{spec.label('overlay')}={spec.overlay}")]
-    lay = LayKept(path, image, named.label, named.mark)
+        return [LayKept(path, image, f"{spec.label('overlay')}={spec.overlay}", spec.image)]
+    lay = LayKept(path, image, named.label, spec.image, named.mark)
     if not named.read_only:
         return [lay]
     # What is made for mounts later is written to nobody's disk either.
@@ -50,12 +50,13 @@ def _cover_read_only(container: Any, _data: object) -> None:
 class LayKept(Action):
     """Lay the changes in a directory over the image, and have new ones written there."""
 
-    __slots__ = ("image", "label", "path", "source")
+    __slots__ = ("image", "label", "path", "reference", "source")
 
-    def __init__(self, path: str, image: Image, label: str, source: str = places.SOURCE) -> None:
+    def __init__(self, path: str, image: Image, label: str, reference: str, source: str = places.SOURCE) -> None:
         self.path = path
         self.image = image
         self.label = label
+        self.reference = reference  # what the user calls the image
         self.source = source  # what the mount is called in /proc/PID/mountinfo
 
     def describe(self) -> str:
@@ -142,7 +143,10 @@ class LayKept(Action):
             if not stat.S_ISREG(os.fstat(note).st_mode):
                 raise ChError(f"{self.label}: {self.path}/image is not a file")
             os.ftruncate(note, 0)
-            os.write(note, os.fsencode(self.image.path + "\n"))
+            lines = [self.image.path]
+            if self.reference.startswith(agreement.REFERENCE_BEGINNINGS):
+                lines.append(self.reference)
+            os.write(note, os.fsencode("".join(f"{line}\n" for line in lines)))
             os.close(note)
         except OSError as error:
             raise ChError(f"{self.label}: can't write there") from error

@@ -79,6 +79,10 @@ class Kept:
         """Return the path of the image that it was made of; None if it was not made."""
         return _text(f"{self.directory}/image")
 
+    def reference(self) -> str | None:
+        """Return the reference that its image was pulled by; None if it was none."""
+        return _text(f"{self.directory}/image", 1)
+
     def mark(self) -> str | None:
         """Return what the overlay is called that was mounted last."""
         return _text(f"{self.directory}/mark")

@@ -210,7 +210,7 @@ class Puller:
         took = self.progress.seconds()
         self.progress.line(f"pulled in {took:.0f} s, {size(os.path.getsize(path))}: {path}")
         if self.settings.cache_max is not None:
-            for one in self.store.prune(limit=self.settings.cache_max, spare=path):
+            for one in self.store.prune(limit=self.settings.cache_max, spare=(path,)):
                 log.info(f"removed {one.path}: the cache may have {size(self.settings.cache_max)}")
         return path
 

@@ -27,7 +27,7 @@ from .names import Names
 from .records import read_record, remove
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from .making import Lock
 
@@ -131,10 +131,10 @@ class Store(CacheDirectory):
         remove(image.path)
         remove(image.path[: -len(".sqfs")] + ".json")
 
-    def prune(self, older: float | None = None, limit: int | None = None, spare: str | None = None) -> list[Cached]:
+    def prune(self, older: float | None = None, limit: int | None = None, spare: Collection[str] = ()) -> list[Cached]:
         """Remove images not used for `older` seconds, and the least recently used above `limit` bytes; return them.
 
-        On NFS nothing that was used within a week goes: a client loses an open
+        Those whose paths are in `spare` stay. On NFS nothing that was used within a week goes: a client loses an open
         file that another one removes.
         """
         now = time.time()
@@ -144,7 +144,7 @@ class Store(CacheDirectory):
         youngest = now - (_NFS_KEPT_SECONDS if file_system(self.directory).startswith("nfs") else 0)
         gone = []
         for one in kept:
-            if one.path == spare or one.used > youngest:
+            if one.path in spare or one.used > youngest:
                 continue
             if (older is not None and now - one.used > older) or (limit is not None and total > limit):
                 self.remove(one)

@@ -39,6 +39,10 @@ _LONGEST_SECONDS = 60.0
 # What a batch script's step is called: it outlives all others.
 _BATCH = "batch"
 
+# An image in a cache, and how long its last use may be back before it is noted anew.
+_CACHED = "/images/sha256-"
+_USED_SECONDS = 86400
+
 # Slurm is asked about jobs that are over at most so often.
 _SWEEP_SECONDS = 600
 _SWEPT = ".swept"
@@ -95,7 +99,7 @@ def _take_turn(wanted: Spec, asked: Asked, here: Site, caller: Caller, job: str)
         remedy = "it does not run" if asked.how == EXEC else "and without --container-image it can't be made"
         raise ChError(f"{asked.label}: no such container on this node, {remedy}")
     if image is not None:
-        _use(wanted, image)
+        _use(wanted, asked.label, kept, image, process is not None)
     if process is not None:
         _keep_served(asked.label, process, kept.maker() or "", image, here)
     if process is None:
@@ -146,12 +150,28 @@ def _of_a_step(asked: Asked, job: str) -> named.Process | None:
     return process
 
 
-def _use(wanted: Spec, image: str) -> None:
-    """Have the image that the container was made of; another one is of no use to what is kept."""
-    if os.path.exists(image) or not wanted.image:
+def _use(wanted: Spec, label: str, kept: named.Kept, image: str, runs: bool) -> None:
+    """Have the image that the container was made of; another one is of no use to what is kept.
+
+    ChError if it is gone, the user names none, and the container doesn't run.
+    """
+    try:
+        status = os.stat(image)
+    except OSError as error:
+        if not wanted.image and not runs:
+            name = kept.reference() or "IMAGE"
+            raise ChError(f"{label}: name its image again with --container-image={name}; gone: {image}") from error
         wanted.image = wanted.image or image
-        wanted.located = image
-        wanted.image_directory = None
+        return
+    wanted.image = wanted.image or kept.reference() or image
+    wanted.located = image
+    wanted.image_directory = None
+    if _CACHED in image and status.st_uid == os.geteuid() and time.time() - status.st_mtime > _USED_SECONDS:
+        # The cache goes by that when it needs room (store.py).
+        try:
+            os.utime(image)
+        except OSError as error:
+            log.info(f"{image}: {error.strerror}")
 
 
 def _meet(kept: named.Kept, asked: Asked) -> named.Process | None:

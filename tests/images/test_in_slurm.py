@@ -19,6 +19,7 @@ import pytest
 
 from slurm_ch import paths
 from slurm_ch.sandbox.cluster import Cluster
+from tests.command import SLURM_CH
 
 from .craft import Layout, busybox, item, layer
 from .registry import PASSWORD, Registry, Slow, auth_file, registries_conf
@@ -141,6 +142,42 @@ def test_pyxis_names_of_images(me: User, plain: Registry, layout: Layout) -> Non
         done = mine.sh(f"srun --container-image={host}#slurm/nothing true")
         assert done.returncode != 0
         assert "slurm/nothing" in done.stderr
+
+
+def test_the_image_of_a_container_with_a_name(me: User, plain: Registry, layout: Layout, world_tmp: Path) -> None:
+    """It is noted as used, and `prune` leaves it; once it is gone, the error has the words that bring it back."""
+    ref = plain.push(layout, "slurm/named")
+    place = world_tmp / "containers-of-images"
+    place.mkdir(mode=0o1777)
+    place.chmod(0o1777)
+    site = f"required {paths.PLUGIN} pyxis=yes container_scope=global containers={place}"
+    with Cluster(nodes=1, cpus=4, plugstack_lines=[site]) as own:
+        mine = User(own, me.name, me.home, plain)
+        mine.good(f"srun --container-image={ref} --container-name=c sh -c 'echo changed > /kept'")
+        (image,) = (mine.cache / "images").glob("*.sqfs")
+        os.utime(image, (1, 1))
+        assert mine.good("srun --container-name=c cat /kept") == "changed\n"
+        assert image.stat().st_mtime > 1
+        os.utime(image, (1, 1))
+        for how in ("--older 1d", "--max 1k", ""):
+            # In a step: prune asks for the node's containers where they are.
+            assert mine.good(f"srun {SLURM_CH} prune {how}") == ""
+        fifos = "mkfifo up go; trap 'rm up go' EXIT"
+        first = 'srun --overlap --container-name=c --container-mounts=$PWD sh -c "echo up > $PWD/up; read x < $PWD/go"'
+        second = f"read x < up; {SLURM_CH} rm {ref} > /dev/null; srun --overlap --container-name=c cat /kept; echo > go; wait"
+        # Who joins it needs no file.
+        assert mine.good(f"{fifos}; {first} & {second}") == "changed\n"
+        done = mine.sh("srun --container-name=c cat /kept")
+        assert (done.returncode, done.stdout) == (31, "")
+        said = done.stderr.splitlines()[0]
+        assert f"c: name its image again with --container-image={ref}:latest@sha256:" in said
+        assert said.endswith(f"; gone: {image}: No such file or directory")
+        again = said.partition("again with ")[2].partition(";")[0]
+        assert mine.good(f"srun --container-name=c {again} cat /kept 2> /dev/null") == "changed\n"
+        assert mine.good("srun --container-name=c cat /kept") == "changed\n"
+        mine.good(f"{SLURM_CH} rm --container c")
+        os.utime(next((mine.cache / "images").glob("*.sqfs")), (1, 1))
+        assert mine.good(f"{SLURM_CH} prune --older 1d").count(".sqfs\n") == 1
 
 
 def test_nodes_get_a_path_and_look_nothing_up(me: User, plain: Registry, layout: Layout) -> None:

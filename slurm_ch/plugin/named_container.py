@@ -36,6 +36,9 @@ _LOOK_SECONDS = 0.02
 _TELL_SECONDS = 2.0
 _LONGEST_SECONDS = 60.0
 
+# Which groups a process is in.
+_GROUPS = "/proc/self/cgroup"
+
 # What a batch script's step is called: it outlives all others.
 _BATCH = "batch"
 
@@ -135,7 +138,8 @@ def _keep_served(label: str, process: named.Process, maker: str, image: str | No
 
 def _ends_as_a_whole() -> bool:
     """Whether a step has a group of its own, in which Slurm kills all that the tasks leave."""
-    with open("/proc/self/cgroup") as file:
+    with open(_GROUPS) as file:
+        # By cgroup/v1 and v2: .../job_7/step_0/...
         return "/step_" in file.read()
 
 
@@ -211,7 +215,14 @@ def _join(wanted: Spec, asked: Asked, process: named.Process, caller: Caller) ->
     wanted.image = wanted.image or caller.environment.get("SLURM_JOB_ID", "") + "/" + asked.name
     environment = Environment(wanted, caller, None, joining=True)
     load_readers()
+    trees: Mapping[str, int] = {}
+    if "PMIX_NAMESPACE" in caller.environment:
+        from ..engine import pmix, shown_later
+
+        trees = shown_later.copies(pmix.directories(caller.environment), "PMIx")
     namespaces.enter(process.user_fd, process.mount_fd, f"{asked.label} (pid {process.pid})")
+    if trees:
+        shown_later.attach(trees, "PMIx")
     return process.user_fd, process.mount_fd, list(process.further.values()), worked_out(environment)
 
 

@@ -229,6 +229,35 @@ def test_open_mpi_with_pmix_by_pyxis_options(mpi: Callable[[str], str], world_tm
     assert set(mpi(f'{again} {srun.replace("$IMG", "$IMG --container-name=m")} {step}"').splitlines()) == expected()
 
 
+def test_open_mpi_with_pmix_in_a_container_that_runs(
+    mpi: Callable[[str], str], world_tmp: Path, pmix: bool, user: str
+) -> None:
+    """Two steps, one after the other, in a container that a third one has made: each sees what is its own."""
+    if not pmix:
+        return
+    place = world_tmp / "running-mpi"
+    place.mkdir()
+    place.chmod(0o777)
+    subprocess.run(["mkfifo", "-m", "666", place / "up", place / "go"], check=True)
+    named = "srun --overlap -N1 --container-name=running"
+    step = f"{named} -n4 --mpi=pmix sh -c 'ls -d $PMIX_SERVER_TMPDIR > /dev/null && exec openmpi-program'"
+    lines = f"""
+    {named} -n1 --mpi=none --container-image=$IMG --container-mounts={place} sh -c 'echo up > {place}/up; read x < {place}/go' &
+    read x < {place}/up
+    {step}; {step}
+    {named} -n1 --mpi=none sh -c 'grep -c /pmix /proc/self/mountinfo'
+    echo > {place}/go; wait
+    """
+    script = place / "job.sh"
+    script.write_text(f"#!/bin/bash\nexport OMPI_MCA_btl_vader_backing_directory=/tmp\n{lines}")
+    script.chmod(0o755)
+    out = mpi(f"salloc -Q -N1 -n4 {script}").splitlines()
+    ranks = [line.split(" | ")[1] for line in out if "|" in line]
+    assert sorted(ranks) == sorted([f"{rank} 4 14" for rank in range(4)] * 2)
+    # What the first of them was shown has gone.
+    assert out[-1] == "1"
+
+
 def test_open_mpi_with_a_tmp_of_its_own(mpi: Callable[[str], str], world_tmp: Path, pmix: bool) -> None:
     """The session files, which Slurm makes below /tmp, or where SLURM_PMIX_TMPDIR says, are seen too."""
     if not pmix:

@@ -68,3 +68,18 @@ def test_where_there_can_t_be_another(
     assert f"{told} (Function not implemented)" in capfd.readouterr().err
     keep(monkeypatch, image, RuntimeError("started"), words="squashfuse=/opt/squashfuse_ll")
     assert f"{told} (squashfuse=/opt/squashfuse_ll)" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "whole"),
+    [
+        ("6:freezer:/slurm_n1/uid_1000/job_7/step_0\n2:cpuacct:/\n0::/\n", True),
+        ("0::/system.slice/slurmstepd.scope/job_7/step_extern/user/task_0\n", True),
+        ("6:freezer:/\n2:cpuacct:/\n0::/system.slice/slurmd.service\n", False),
+    ],
+)
+def test_steps_that_end_as_a_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, whole: bool) -> None:
+    """As cgroup/v1, cgroup/v2 and no such plugin of Slurm's have it."""
+    (tmp_path / "cgroup").write_text(text)
+    monkeypatch.setattr(named_container, "_GROUPS", str(tmp_path / "cgroup"))
+    assert named_container._ends_as_a_whole() == whole

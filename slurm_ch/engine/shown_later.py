@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Directories of the host that a container which runs already is to show: for who joins it.
+
+The container's namespace may not look at the host's mounts, and the host's may not be copied without rights: a child in
+namespaces of its own copies them, and this process attaches the copies when it has entered. Loaded for that only.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from .. import linux, log
+from ..errors import ChError, describe
+from . import namespaces, places
+from .action import Build
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from typing import NoReturn
+
+
+def copies(paths: Sequence[str], label: str) -> Mapping[str, int]:
+    """Return descriptors of detached copies of what is mounted at these paths, as far as they are there."""
+    there = [path for path in paths if os.path.isdir(path)]
+    if not there:
+        return {}
+    ours, childs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    child = os.fork()
+    if child == 0:
+        _copy(there, childs)
+    childs.close()
+    said, descriptors, _, _ = socket.recv_fds(ours, 4096, len(there))
+    ours.close()
+    os.waitpid(child, 0)
+    if len(descriptors) != len(there):
+        _tell(there[0], label, said.decode("utf-8", "replace"))
+        return {}
+    return dict(zip(there, descriptors))
+
+
+def _copy(paths: Sequence[str], to: socket.socket) -> NoReturn:
+    try:
+        namespaces.NewNamespaces((os.geteuid(), os.getegid()), (0, 0)).apply(Build())
+        flags = linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC | linux.AT_RECURSIVE
+        socket.send_fds(to, [b"."], [linux.open_tree(linux.AT_FDCWD, path, flags) for path in paths])
+    except (ChError, OSError) as error:
+        to.send(describe(error).encode())
+    finally:
+        os._exit(0)
+
+
+def attach(trees: Mapping[str, int], label: str) -> None:
+    """Attach them at the same paths of the container that this process is in, unless they are there anyway.
+
+    Those of steps that have ended meanwhile go.
+    """
+    for path in _gone(places.read_whole("/proc/self/mountinfo"), {os.path.dirname(path) for path in trees}):
+        try:
+            linux.umount2(path, linux.MNT_DETACH)
+            os.rmdir(path)
+        except OSError as error:
+            log.debug(f"{path}: {error.strerror}")
+    for path, fd in trees.items():
+        try:
+            os.makedirs(path, exist_ok=True)
+            if not os.path.samestat(os.stat(path), os.fstat(fd)):
+                linux.move_mount(fd, "", linux.AT_FDCWD, path, linux.MOVE_MOUNT_F_EMPTY_PATH)
+        except OSError as error:
+            _tell(path, label, error.strerror or "")
+        os.close(fd)
+
+
+def _gone(mountinfo: bytes, directories: Collection[str]) -> Iterator[str]:
+    """Yield what is mounted in one of the directories, and whose place on the host has been removed."""
+    for line in mountinfo.splitlines():
+        root, path = map(os.fsdecode, line.split(b" ")[3:5])
+        if root.endswith("//deleted") and os.path.dirname(path) in directories:
+            yield path
+
+
+def _tell(path: str, label: str, why: str) -> None:
+    log.warning(f"{label} may not work: can't show {path} in the container that is joined: {why}")

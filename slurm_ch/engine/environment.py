@@ -372,7 +372,9 @@ class Environment(Action):
             return [(assign, line) for line in parse_file(text, given, "\0" if kind == "file0" else "\n")]
         from . import image_environment
 
-        found = image_environment.records(build, read_image, parse_file, self.joining)
+        # What isn't understood has been reported where the environment is brought along.
+        quiet = self.joining or self.spec.image_env is not False
+        found = image_environment.records(build, read_image, parse_file, quiet)
         if found is None:
             raise ChError(f"{given}: can't read environment file: the image has neither this nor another")
         return found

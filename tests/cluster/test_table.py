@@ -89,7 +89,8 @@ def step(user: str, place: Path) -> Iterator[Step]:
 
 
 def image(s: Step) -> None:
-    assert "Read-only file system" in s.fails("srun touch /new")
+    for kind in ("foo.sqfs", "directory"):
+        assert "Read-only file system" in s.fails(f"srun --ch-image={s.place}/{kind} touch /new")
     assert (
         s.sees("srun --ch-write-fake sh -c 'echo x > /new; cat /new'; srun sh -c 'test -e /new || echo gone'")
         == "x\ngone"
@@ -108,6 +109,9 @@ def working_directory(s: Step) -> None:
     assert (
         s.sees(f"cd {s.place}/link; srun --ch-write-fake --ch-bind={scratch}:{s.place}/link pwd") == f"{s.place}/link"
     )
+    # Shown by both of its names.
+    for name in ("link", "scratch"):
+        assert s.sees(f"cd {s.place}/{name}; srun --ch-bind={s.place} sh -c 'echo $PWD'") == f"{s.place}/{name}"
     lost = (
         f"slurm-ch: n1: warning: the working directory {scratch} is not in the container; --ch-bind={scratch} shows it;"
     )
@@ -127,6 +131,9 @@ def home_variable(s: Step) -> None:
     look = f"sh -c 'echo $HOME; grep ^{s.user}: /etc/passwd | cut -d: -f6'"
     assert s.sees(f"srun {look}") == "/root\n/root"
     assert s.sees(f"srun --ch-home {look}") == f"{s.home}\n{s.home}"
+    elsewhere = f"{s.place}/elsewhere"
+    for shown in ("--ch-home", f"--ch-bind={elsewhere}"):
+        assert s.sees(f"srun {shown} {look}", HOME=elsewhere) == f"{elsewhere}\n{elsewhere}"
     (s.place / "directory/root").rmdir()
     assert s.sees(f"srun --ch-image={s.place}/directory {look}") == "/\n/"
     owned(s.user, s.place / "directory")

@@ -134,9 +134,10 @@ def test_apptainers_environment(good: Good, make: Make, user: str, words: list[s
     assert good(image, "--", "-", "a b", "c") == "run a b c\n"
 
 
-def test_what_only_a_shell_knows_is_warned_of(run: Run, make: Make) -> None:
+@pytest.mark.parametrize("words", [[], ["--set-env"], ["--image-env"], ["--image-env=no", "--set-env"]])
+def test_what_only_a_shell_knows_is_warned_of(run: Run, make: Make, words: list[str]) -> None:
     image = make(apptainers("export A=1\nexport B=$(hostname)\nexport C=3\n"))
-    done = run(image, "--", "env", "-0")
+    done = run(*words, image, "--", "env", "-0")
     found = variables(done.stdout)
     assert (found["A"], "B" in found, found["C"]) == ("1", False, "3")
     assert "/.singularity.d/env/90-environment.sh of the image: line 2: only a shell can evaluate it" in done.stderr

@@ -276,7 +276,7 @@ class Container:
         if log.level() >= log.INFO and made:
             from . import locales
 
-            optional.append(locales.TellLocale(self.caller.environment))
+            optional.append(locales.TellLocale(self.caller.environment, self.spec.option("set-env")))
         zone = [] if self.spec.write or self.spec.like_ch_run or _is_utc() else [root.BindWhereMissing(TIME_ZONE)]
         return [*required, *names, *zone, *optional]
 

@@ -43,10 +43,11 @@ def _as_stored(name: str) -> str:
 class TellLocale(Action):
     """Say that the image lacks the environment's locale."""
 
-    __slots__ = ("env",)
+    __slots__ = ("env", "option")
 
-    def __init__(self, env: Mapping[str, str]) -> None:
+    def __init__(self, env: Mapping[str, str], option: str) -> None:
         self.env = env
+        self.option = option
 
     def describe(self) -> str:
         return "look for the environment's locale in the image"
@@ -63,5 +64,5 @@ class TellLocale(Action):
             return
         log.info(
             f"{variable}={name}: the image has no such locale; programs go on with C, or as their C library can"
-            f" (C.UTF-8 is in most images: set-env={variable}=C.UTF-8)"
+            f" (C.UTF-8 is in most images: {self.option}={variable}=C.UTF-8)"
         )

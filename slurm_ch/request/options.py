@@ -69,7 +69,7 @@ class Option:
 
 # Slurm cuts a plugin option's help at 75 characters.
 OPTIONS = (
-    Option("image", ONE, "IMAGE", "run in this image: SquashFS file, directory or image name", where=PLUGIN,
+    Option("image", ONE, "IMAGE", "run in this image: SquashFS file, directory, docker://NAME, or a name", where=PLUGIN,
            paths="image"),
     Option("bind", LIST, "SRC[:DST[:FLAGS]]", "show the host's SRC at DST; FLAGS: ro, rw; repeat, or use commas",
            short="b", paths="binds"),
@@ -81,7 +81,7 @@ OPTIONS = (
     Option("unset-env", LIST, "GLOB", "unset variables whose name matches the shell pattern"),
     Option("env-no-expand", FLAG, "", "don't expand $NAME in the values of set-env", sure=True),
     Option("image-env", OPTIONAL, "yes|no", "apply the image's own environment [if it was pulled]", bare="yes"),
-    Option("private-tmp", FLAG, "", "a fresh /tmp instead of the host's", short="t", sure=True),
+    Option("private-tmp", FLAG, "", "a fresh /tmp and /var/tmp instead of the host's", short="t", sure=True),
     Option("no-passwd", FLAG, "", "leave the image's /etc/passwd and /etc/group alone", sure=True),
     Option("write", FLAG, "", "mount the image read-write", short="w"),
     Option("write-fake", OPTIONAL, "SIZE", "writeable image, changes kept in memory and lost; bare: 12%",
@@ -92,7 +92,7 @@ OPTIONS = (
            where=PLUGIN, bare="yes"),
     Option("save", ONE, "FILE", "pack the container to FILE when all tasks have ended with status 0", where=PLUGIN,
            paths="directory"),
-    Option("home", FLAG, "", "bind your home directory at /home/$USER (implies write-fake)"),
+    Option("home", FLAG, "", "show your home, at its own path and /home/$USER (implies write-fake)"),
     Option("device", LIST, "KIND|FILE", "add devices: CDI kind, KIND=NAME, all, or a spec file (implies write-fake)",
            short="d", paths="devices"),
     Option("cdi-dirs", ONE, "DIRS", "directories of CDI specs, separated by colons [/etc/cdi:/var/run/cdi]",

@@ -162,7 +162,7 @@ def temporary(s: Step) -> None:
 
 
 def tmpdir(s: Step) -> None:
-    own = f"{s.home}/tmp-of-a-job"
+    own = f"{s.place}/tmp-of-a-job"
     for name in ("TMPDIR", "TMP", "TEMP", "TEMPDIR"):
         line = f"mkdir {own}; echo x > {own}/x; srun --export=ALL,{name}={own} sh -c 'echo ${name}; cat ${name}/x'; rm -r {own}"
         assert s.sees(line) == f"{own}\nx"
@@ -203,7 +203,8 @@ def time_zone(s: Step) -> None:
 
 def locale(s: Step) -> None:
     said = "LANG=en_US.UTF-8: the image has no such locale"
-    assert said in s.run("srun --ch-verbose true", LANG="en_US.UTF-8", LC_ALL="").stderr
+    told = s.run("srun --ch-verbose true", LANG="en_US.UTF-8", LC_ALL="").stderr
+    assert said in told and "--ch-set-env=LANG=C.UTF-8)" in told
     assert said not in s.run("srun true", LANG="en_US.UTF-8", LC_ALL="").stderr
     assert s.sees("srun sh -c 'ls -d /usr/lib/locale 2>&1 || true'").startswith("ls: ")
 

@@ -160,22 +160,26 @@ class _Output:
     def __init__(self, fd: int, tick: Callable[[int], None]) -> None:
         self._fd = fd
         self._tick = tick
-        self._buffer = bytearray()
+        # Of one size for good: memory that comes and goes is mapped, and cleared by the kernel, each time.
+        self._buffer = bytearray(_OUTPUT)
+        self._end = 0
         self.written = 0
 
     def add(self, data: bytes | memoryview) -> None:
-        if len(data) >= _OUTPUT:
+        end = self._end + len(data)
+        if end > _OUTPUT:
             self.flush()
-            self._write(memoryview(data))
-            return
-        self._buffer += data
-        if len(self._buffer) >= _OUTPUT:
-            self.flush()
+            end = len(data)
+            if end > _OUTPUT:
+                self._write(memoryview(data))
+                return
+        self._buffer[self._end : end] = data
+        self._end = end
 
     def flush(self) -> None:
         with memoryview(self._buffer) as data:
-            self._write(data)
-        self._buffer.clear()
+            self._write(data[: self._end])
+        self._end = 0
 
     def _write(self, data: memoryview) -> None:
         while data:

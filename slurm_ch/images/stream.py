@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
-# What is read and inflated at a time: a bomb gets no more memory than this.
-_COMPRESSED = 1 << 16
-_INFLATED = 1 << 20
+# What is read and inflated at a time: a bomb gets no more memory than this. So little that malloc has it at hand:
+# from 128 KiB on, each piece would be mapped, cleared by the kernel, and moved as it grows.
+_COMPRESSED = 1 << 14
+_INFLATED = 1 << 16
 
 
 class LayerError(ChError):

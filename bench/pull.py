@@ -23,7 +23,7 @@ import tarfile
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -189,10 +189,10 @@ def disk(work: Path) -> Iterator[Path]:
         subprocess.run(["umount", place], check=True)
 
 
-def tree(work: Path) -> Path:
+def tree(work: Path, names: Sequence[str] = PACKAGES) -> Path:
     """Unpack the peers of Debian sid, with all they need, into a tree that can be a root."""
     to = work / "peers"
-    packages = peer.packages("sid", (*PACKAGES, "bash", "coreutils"), work / "peers-apt")
+    packages = peer.packages("sid", (*names, "bash", "coreutils"), work / "peers-apt")
     to.mkdir()
     for name in ("bin", "sbin", "lib", "lib64"):
         (to / "usr" / name).mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,8 @@
 The image is seen through bindfs, a file system that passes everything on, and strace
 counts what it is asked: so a look-up is one that the kernel could not answer itself,
 as on a client of a file server. Needs root, bindfs, strace and an ordinary user. With --peer, Debian's
-ch-run is fetched and started as well.
+ch-run and apptainer are fetched and started as well. enroot isn't in Debian; with pyxis it unpacks the
+whole file to the node's disk first, so its row is the file's size.
 """
 
 from __future__ import annotations
@@ -20,9 +21,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import peer
+from . import peer, pull
 
 _LINE = re.compile(r"^\d+ +(\w+)\((.*?)\) += (-?\d+)")
+# apptainer's image is followed by the command itself.
+_APPTAINERS_LAST = "--userns"
+_SEPARATED: dict[str, list[str]] = {_APPTAINERS_LAST: []}
 _PROGRAM = "import json, subprocess, logging, email, http.client; print(len(__import__('sys').modules))"
 
 
@@ -80,12 +84,21 @@ class Counted:
 def start(image: Path, user: str, runner: Sequence[str]) -> None:
     """Start Python in a container of that image."""
     entry = pwd.getpwnam(user)
-    command = [*runner, str(image), "--", "/usr/bin/python3", "-c", _PROGRAM]
+    command = [*runner, str(image), *_SEPARATED.get(runner[-1], ["--"]), "/usr/bin/python3", "-c", _PROGRAM]
     env = {"PATH": "/usr/bin:/bin", "HOME": entry.pw_dir}
     done = subprocess.run(
-        command, check=True, user=entry.pw_uid, group=entry.pw_gid, cwd="/", stdout=subprocess.PIPE, env=env
-    )
+        command, check=True, user=entry.pw_uid, group=entry.pw_gid, extra_groups=[], cwd="/", stdout=subprocess.PIPE,
+        env=env,
+    )  # fmt: skip
     assert int(done.stdout) > 100
+
+
+def apptainer(top: Path) -> list[str]:
+    """Return how apptainer of Debian sid is started, in its own tree."""
+    tree = pull.tree(top, (*pull.PACKAGES, "squashfuse"))
+    bound = ["--bind", tree, "/", "--dev-bind", "/dev", "/dev", "--proc", "/proc", "--tmpfs", "/tmp"]
+    words = ["bwrap", *bound, "--bind", top, top, "--setenv", "HOME", "/tmp", "apptainer", "--silent", "exec"]
+    return [str(word) for word in (*words, "--no-home", "--no-mount", "cwd,hostfs", _APPTAINERS_LAST)]
 
 
 def main() -> int:
@@ -102,14 +115,19 @@ def main() -> int:
         # What --ch-broadcast leaves on a node.
         shutil.copy(real / "image.sqfs", top / "copy.sqfs")
         ours = [str(Path(sys.executable).with_name("slurm-ch")), "run"]
-        theirs = [*peer.fetch(top).ch_run] if "--peer" in sys.argv else []
+        peers: list[tuple[str, Path, list[str]]] = []
+        if "--peer" in sys.argv:
+            ch_run, theirs = [*peer.fetch(top).ch_run], apptainer(top)
+            for what, image in (("directory", shown / "directory"), ("image.sqfs", shown / "image.sqfs")):
+                peers += [(f"ch-run, {what}", image, ch_run), (f"apptainer, {what}", image, theirs)]
         rows = [
             ("directory", shown / "directory", ours),
             ("image.sqfs", shown / "image.sqfs", ours),
             ("broadcast", top / "copy.sqfs", ours),
-            *([("ch-run, directory", shown / "directory", theirs)] if theirs else []),
+            *peers,
         ]
-        print(f"{'':18} {'':8} look-ups  opens  MB read")
+        print(f"image.sqfs: {(real / 'image.sqfs').stat().st_size / 1e6:.1f} MB")
+        print(f"{'':21} {'':8} look-ups  opens  MB read")
         for kind, image, runner in rows:
             for starts in (1, 2):
                 counted = Counted(real, shown, top / f"trace-{kind}-{starts}")
@@ -119,7 +137,7 @@ def main() -> int:
                 finally:
                     looked, opened, size = counted.end()
                 print(
-                    f"{kind:18} {starts} start{'s' if starts > 1 else ' '} {looked:8} {opened:6} {size / 1e6:8.1f}",
+                    f"{kind:21} {starts} start{'s' if starts > 1 else ' '} {looked:8} {opened:6} {size / 1e6:8.1f}",
                     flush=True,
                 )
     return 0

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """`--ch-broadcast`: Slurm's sbcast copies the image to the disks of a job's nodes, before the first step that uses it.
 
-Run by srun's plugin as the user, when there is an allocation and no task yet. A note in the cache tells the job's
-other steps where the copy is, and has those that start at the same time wait. The copy's name has a part that
-nobody can guess, and sbcast replaces no file; the job's end removes it (spank/plugin/broadcast.c).
+Run by srun's plugin as the user: in a job before there is a step, else when there is an allocation and no task
+yet. A note in the cache tells the job's other steps where the copy is, and has those that start at the same time
+wait. The copy's name has a part that nobody can guess, and sbcast replaces no file; the job's end removes it
+(spank/plugin/broadcast.c).
 """
 
 from __future__ import annotations
@@ -131,6 +132,9 @@ def _sbcast(what: str, facts: Facts, source: str, path: str, beat: Callable[[], 
         if "Unspecified error" in reason:
             # All that a node says of a write that fails.
             reason += " (no room on the node's disk? slurmd's log there has the reason)"
+        elif "File exists" in reason:
+            # The name is new, so it is another node's copy.
+            reason += " (the nodes share this directory? It has to be on each node's own disk)"
         raise ChError(f"{what}: sbcast can't copy the image to {path}: {reason}")
 
 

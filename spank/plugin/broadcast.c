@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The image on the nodes' own disks: copied by Slurm's sbcast before a job's first step, and gone with the job.
  *
- * In srun there is an allocation from local_user_init on, and no task yet. How the copy is made is Python's
- * (slurm_ch/plugin/broadcast.py); its name tells whose, and of which job, it is.
+ * In a job, that is before its srun makes a step: one that fails after that leaves the step with the controller,
+ * and the job's next srun waits for its end. An srun that brings its own job has one from local_user_init on, and
+ * no task yet. How the copy is made is Python's (slurm_ch/plugin/broadcast.py); its name tells whose, and of which
+ * job, it is.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -30,14 +32,52 @@ static bool asks(const char *request)
 	return word;
 }
 
+/* Whether the command line may be of another job than the environment's, of several components, or of the
+ * shell that salloc starts by an srun. A word of the command may look like it: then it is later that is copied. */
+static bool is_no_plain_step(void)
+{
+	static const char *const words[] = { "--jobi", "--interac" };
+	FILE *in = fopen("/proc/self/cmdline", "re");
+	bool found = !in;
+	char *word = NULL;
+	size_t size = 0;
+
+	while (in && !found && getdelim(&word, &size, '\0', in) > 0) {
+		found = !strcmp(word, ":");
+		for (size_t i = 0; i < sizeof(words) / sizeof(*words); i++)
+			found |= !strncmp(word, words[i], strlen(words[i]));
+	}
+	free(word);
+	if (in)
+		fclose(in);
+	return found;
+}
+
+/* Have the image of an srun in a job copied, and the request say where; exit if that fails. */
+void broadcast_in_job(char **request, int ac, char **av)
+{
+	const char *job = getenv("SLURM_JOB_ID");
+	char *more;
+
+	if (!job || !*job || strspn(job, "0123456789") != strlen(job) || getenv("SLURM_HET_SIZE") ||
+	    !asks(*request) || is_no_plain_step())
+		return;
+	more = precheck_broadcast(*request, job, ac, av);
+	if (more) {
+		free(*request);
+		*request = more;
+	}
+}
+
 int broadcast_local_user_init(spank_t sp, int ac, char **av)
 {
 	const char *request = getenv(REQUEST_VARIABLE);
 	char job[16], *more;
 	uint32_t id, step;
+	size_t n;
 	int failed;
 
-	if (!request || !asks(request) || spank_get_item(sp, S_JOB_ID, &id) != ESPANK_SUCCESS ||
+	if (!request || !asks(request) || last_line(request, BROADCAST_LINE, &n) || spank_get_item(sp, S_JOB_ID, &id) != ESPANK_SUCCESS ||
 	    (spank_get_item(sp, S_JOB_STEPID, &step) == ESPANK_SUCCESS && step == SLURM_INTERACTIVE_STEP))
 		return ESPANK_SUCCESS;
 	if (strstr(request, COMPONENT_LINE)) {

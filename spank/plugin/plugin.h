@@ -54,6 +54,7 @@ void precheck_request(const char *request, const char *image, bool plain, int ac
 char *precheck_broadcast(const char *request, const char *job, int ac, char **av);
 
 /* broadcast.c: the image on the nodes' own disks, for the job */
+void broadcast_in_job(char **request, int ac, char **av);
 int broadcast_local_user_init(spank_t sp, int ac, char **av);
 void broadcast_remove(uid_t uid, uint32_t job, int ac, char **av);
 

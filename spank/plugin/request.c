@@ -301,6 +301,8 @@ int request_post_opt(int ac, char **av)
 	if (other_container(0))
 		refuse();
 	request = checked_request(explicit_count, image, plain, ac, av);
+	if (srun && request)
+		broadcast_in_job(&request, ac, av);
 	if (!request || (srun && components_add(&request)) || setenv(REQUEST_VARIABLE, request, 1) ||
 	    (may_be_multi_prog() && setenv(MULTI_PROG_VARIABLE, "1", 1)) || publish_exported() ||
 	    (spank_context() == S_CTX_ALLOCATOR && options_publish_defaults())) {

@@ -124,6 +124,26 @@ def test_refused_in_words(one: One, image_dir: Path) -> None:
     until(lambda: one.good("squeue -h") == "")
 
 
+def test_a_directory_that_the_nodes_share(cluster: Cluster, user: str, image_sqfs: Path, world_tmp: Path) -> None:
+    home = world_tmp / "broadcast-shared"
+    home.mkdir()
+    os.chown(home, pwd.getpwnam(user).pw_uid, -1)
+    status, out, err = One(cluster, user, image_sqfs, home).sh(f"{SRUN} -N2 -n2 echo ran")
+    assert (status, out) == (31, "") and "File exists (the nodes share this directory?" in err, err
+    until(lambda: not glob.glob(COPIES))
+
+
+def test_the_next_step_runs_after_a_copy_that_failed(one: One) -> None:
+    """Slurm would keep a step that nobody has started, and with it the CPUs that the next one waits for."""
+    (one.home / "job.sh").write_text(
+        f"#!/bin/sh\n{SRUN}=/no/such true\necho $?\nsrun --quiet --exact echo later\nsqueue -h -s\n"
+    )
+    one.good("sbatch -W -n1 -o said job.sh")
+    refused, status, later, *steps = (one.home / "said").read_text().splitlines()
+    assert "sbcast can't copy the image" in refused and (status, later) == ("31", "later")
+    assert [step.split()[0].partition(".")[2] for step in steps] in ([], ["batch"])
+
+
 def test_where_a_node_has_no_copy_the_image_counts(one: One) -> None:
     (one.home / "job.sh").write_text(f"#!/bin/sh\n{SRUN} true\nrm {one.copies}\n{SRUN} cat /marker\n")
     one.good("sbatch -W -o said job.sh")

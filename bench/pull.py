@@ -207,7 +207,8 @@ def tree(work: Path, names: Sequence[str] = PACKAGES) -> Path:
         elif not target:
             (to / link).mkdir()
     (to / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\n" + "chuser:x:1001:1001::/pull:/bin/sh\n")
-    for empty in ("resolv.conf", "hosts", "localtime", "group"):
+    (to / "etc/group").write_text("root:x:0:\nchuser:x:1001:\n")
+    for empty in ("resolv.conf", "hosts", "localtime"):
         (to / "etc" / empty).touch()
     (to / "tmp").mkdir(exist_ok=True)
     (to / "tmp").chmod(0o1777)

@@ -128,9 +128,10 @@ def test_a_directory_that_the_nodes_share(cluster: Cluster, user: str, image_sqf
     home = world_tmp / "broadcast-shared"
     home.mkdir()
     os.chown(home, pwd.getpwnam(user).pw_uid, -1)
-    status, out, err = One(cluster, user, image_sqfs, home).sh(f"{SRUN} -N2 -n2 echo ran")
+    two = One(cluster, user, image_sqfs, home)
+    status, out, err = two.sh(f"{SRUN} -N2 -n2 echo ran")
     assert (status, out) == (31, "") and "File exists (the nodes share this directory?" in err, err
-    until(lambda: not glob.glob(COPIES))
+    until(lambda: not glob.glob(two.copies))
 
 
 def test_the_next_step_runs_after_a_copy_that_failed(one: One) -> None:

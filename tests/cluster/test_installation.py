@@ -13,13 +13,12 @@ from pathlib import Path
 import pytest
 from pytest_mock import MockerFixture
 
-from slurm_ch import __version__, paths
+from slurm_ch import __version__, paths, slurm_conf
 from slurm_ch.doctor import as_user, installation, modules, node, software, trust
 from slurm_ch.doctor import parts as installed_parts
 from slurm_ch.doctor.findings import OK, PROBLEM, WARNING, Finding
 from slurm_ch.engine import squashfs
 from slurm_ch.errors import ChError
-from slurm_ch.slurm import plugstack
 
 # --- the installation ---------------------------------------------------------
 from .test_doctor import NOBODY
@@ -283,7 +282,7 @@ def test_where_plugstack_conf_is(tmp_path: Path, mocker: MockerFixture) -> None:
     (tmp_path / "more.conf").unlink()
     entry, (one,) = installation.find({"SLURM_CONF": str(conf)}, None)
     assert (entry, one.text) == (None, f"can't read {tmp_path}/plugstack.conf: No such file or directory")
-    mocker.patch.object(plugstack, "SLURM_CONFS", ("/nonexistent/slurm.conf",))
+    mocker.patch.object(slurm_conf, "SLURM_CONFS", ("/nonexistent/slurm.conf",))
     entry, (one,) = installation.find({}, None)
     assert (entry, one.text) == (None, "no slurm.conf: neither SLURM_CONF nor /nonexistent/slurm.conf")
 

@@ -60,6 +60,49 @@ srun --container-image=$IMG --container-mounts="$PWD" --container-workdir="$PWD"
     assert good(batch(work, text)).splitlines() == expected
 
 
+def test_ngc_pytorch(good: Good, work: Path) -> None:
+    """Data read-only, checkpoints to write, root by name only, and variables by --export."""
+    text = """\
+#SBATCH -N2 --ntasks-per-node=2 --exclusive --mem=0
+mkdir -p data checkpoints
+export NCCL_DEBUG=INFO
+srun --mpi=none --export=ALL,NCCL_IB_HCA=mlx5 --container-image=$IMG --no-container-entrypoint --no-container-mount-home \\
+    --container-mounts="$PWD/data:/data:ro,$PWD/checkpoints:/checkpoints,/dev/shm:/dev/shm,/etc/ssl:/etc/ssl:ro" \\
+    --container-remap-root bash -c 'echo $NCCL_DEBUG $NCCL_IB_HCA $(id -u) $HOME $PWD; touch /data/x 2> /dev/null || touch /checkpoints/$SLURM_PROCID'
+ls -l checkpoints | sed 1d | cut -d" " -f3 | uniq -c | tr -s " "
+"""
+    owner = good("id -un").strip()
+    assert good(batch(work, text)).splitlines() == ["INFO mlx5 0 /root /workspace"] * 4 + [f" 4 {owner}"]
+
+
+def test_torchrun_with_a_rendezvous(good: Good, work: Path) -> None:
+    text = """\
+#SBATCH -N2 --ntasks-per-node=1 --cpus-per-task=2
+nodes=($(scontrol show hostnames $SLURM_JOB_NODELIST))
+head=$(srun -N1 -n1 -w ${nodes[0]} sh -c 'echo $SLURMD_NODENAME')
+srun --container-image $IMG --container-mounts $PWD:/w:rw,/tmp:/tmp --container-workdir /w \\
+    torchrun --nnodes 2 --rdzv_backend c10d --rdzv_endpoint $head:29500 train.py | sed 's/ rank.* in/ in/'
+"""
+    expected = "torchrun --nnodes 2 --rdzv_backend c10d --rdzv_endpoint n1:29500 train.py in /w"
+    assert good(batch(work, text)).splitlines() == [expected] * 2
+
+
+def test_a_look_at_a_running_step(good: Good, work: Path) -> None:
+    """Another step enters the containers of the first, on all its nodes, by the number of that step."""
+    text = """\
+#SBATCH -N2 --ntasks-per-node=1
+mkfifo up go
+exec 3<> up 4<> go
+srun --container-image=$IMG --container-mounts=$PWD:/w sh -c 'touch /tmp/mine; echo > /w/up; read x < /w/go' &
+read x <&3; read x <&3
+srun --overlap --container-name=$SLURM_JOB_ID.0:exec sh -c 'ls /tmp/mine; cat /marker'
+printf '\\n\\n' >&4
+wait
+rm up go
+"""
+    assert sorted(good(batch(work, text)).splitlines()) == sorted(["/tmp/mine", "enroot's"] * 2)
+
+
 def test_array(good: Good, work: Path) -> None:
     text = "#SBATCH --array=1-3 -o part-%a.txt\nsrun --container-image=$IMG sh -c 'echo $SLURM_ARRAY_TASK_ID'\n"
     (work / "array.sh").write_text(f"#!/bin/bash\n{text}")

@@ -7,9 +7,9 @@ import json
 import os
 from typing import TYPE_CHECKING
 
-from .. import agreement
-from ..engine import ch_join, environment, namespaces, task_plan
-from ..errors import ChError
+from .. import agreement, log
+from ..engine import ch_join, environment, namespaces, second_server, task_plan
+from ..errors import ChError, describe
 from ..images import directory, elsewhere
 from ..images.flat import Flat
 from . import kept, running
@@ -58,11 +58,21 @@ def enter(job: int, label: str, step: str | None, argv: Sequence[str]) -> NoRetu
     user_fd, mount_fd = container.open_namespaces()
     further = container.open_further()
     directory = container.open_directory()
+    _keep_served(user_fd)
     ch_join.drop_descriptors()
     program = ch_join.open_ch_join()
     env, plan = _environment(container)
     namespaces.enter(user_fd, mount_fd, f"pid {container.pid}", further)
     ch_join.become(program, task_plan.encode(plan), argv or [_shell()], env, _change_to(directory))
+
+
+def _keep_served(user_fd: int) -> None:
+    """Have the image served by this step as well, for whoever is still here when the container's own step ends."""
+    try:
+        if second_server.is_needed():
+            second_server.start(user_fd)
+    except ChError as error:
+        log.info(describe(error))
 
 
 def _environment(container: running.Running) -> tuple[dict[str, str], list[task_plan.Record]]:

@@ -18,6 +18,9 @@ from .. import linux
 from ..errors import ChError, describe
 from . import namespaces, squashfs
 
+# Which groups a process is in.
+_GROUPS = "/proc/self/cgroup"
+
 _NS_GET_PARENT = 0xB702  # _IO(NSIO, 2), linux/nsfs.h
 _FUSE_DEV_IOC_CLONE = 0x8004E500  # _IOR(229, 0, uint32_t), linux/fuse.h
 
@@ -25,6 +28,13 @@ _FUSE_DEV_IOC_CLONE = 0x8004E500  # _IOR(229, 0, uint32_t), linux/fuse.h
 _AHEAD_MAX = 32
 
 _STARTED, _NONE, _FAILED = range(3)
+
+
+def is_needed() -> bool:
+    """Whether a step has a group of its own, in which Slurm kills all that the tasks leave."""
+    with open(_GROUPS) as file:
+        # By cgroup/v1 and v2: .../job_7/step_0/...
+        return "/step_" in file.read()
 
 
 class CantStart(ChError):

@@ -36,9 +36,6 @@ _LOOK_SECONDS = 0.02
 _TELL_SECONDS = 2.0
 _LONGEST_SECONDS = 60.0
 
-# Which groups a process is in.
-_GROUPS = "/proc/self/cgroup"
-
 # What a batch script's step is called: it outlives all others.
 _BATCH = "batch"
 
@@ -117,16 +114,16 @@ def _keep_served(label: str, process: named.Process, maker: str, image: str | No
 
     A warning says where that can't be done. ChError if nobody serves the image, which is known to be a file.
     """
+    from ..engine import second_server
+
     # A batch script outlives all steps.
-    if maker == _BATCH or not _ends_as_a_whole():
+    if maker == _BATCH or not second_server.is_needed():
         return
     is_file = image is not None and os.path.isfile(image)
     why = ""
     if here.squashfuse:
         why = f"squashfuse={here.squashfuse}" if is_file else ""
     else:
-        from ..engine import second_server
-
         try:
             if not second_server.start(process.user_fd) and is_file:
                 raise ChError(f"{label}: step {maker} has ended, and with it what served the image; see slurm-ch ps")
@@ -134,13 +131,6 @@ def _keep_served(label: str, process: named.Process, maker: str, image: str | No
             why = describe(error)
     if why:
         log.warning(f"{label}: step {maker} serves its image, and who joined can't go on without that step ({why})")
-
-
-def _ends_as_a_whole() -> bool:
-    """Whether a step has a group of its own, in which Slurm kills all that the tasks leave."""
-    with open(_GROUPS) as file:
-        # By cgroup/v1 and v2: .../job_7/step_0/...
-        return "/step_" in file.read()
 
 
 def _of_a_step(asked: Asked, job: str) -> named.Process | None:

@@ -96,7 +96,7 @@ if FULL:
         os.close(end_of_gate)
         record(f"proctrack/cgroup, end by {end}", cases=1, problems=0)
 
-    @pytest.mark.parametrize("name", ["c", "$SLURM_JOB_ID.0"])
+    @pytest.mark.parametrize("name", ["c", "$SLURM_JOB_ID.0", ""], ids=["name", "step", "enter"])
     def test_who_joined_goes_on_without_the_step_that_made_the_container(
         groups: Path, image_sqfs: Path, name: str
     ) -> None:
@@ -104,7 +104,7 @@ if FULL:
         place = groups / "work"
         place.mkdir()
         place.chmod(0o777)
-        join = f"srun -n1 --overlap --container-name={name}"
+        join = f"srun -n1 --overlap --container-name={name}" if name else f"{SLURM_CH} enter $SLURM_JOB_ID.0 --"
         # Each waits at a FIFO that the container shows; one of two messages is open at both ends.
         script = f"""#!/bin/sh
 mkfifo up go

@@ -35,7 +35,7 @@ def keep(
         return start
 
     monkeypatch.setattr(second_server, "start", answer)
-    monkeypatch.setattr(named_container, "_ends_as_a_whole", lambda: whole)
+    monkeypatch.setattr(second_server, "is_needed", lambda: whole)
     process = SimpleNamespace(user_fd=-1)
     named_container._keep_served("c", process, maker, image, site.parse(words.split()))  # type: ignore[arg-type]
 
@@ -81,5 +81,5 @@ def test_where_there_can_t_be_another(
 def test_steps_that_end_as_a_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, whole: bool) -> None:
     """As cgroup/v1, cgroup/v2 and no such plugin of Slurm's have it."""
     (tmp_path / "cgroup").write_text(text)
-    monkeypatch.setattr(named_container, "_GROUPS", str(tmp_path / "cgroup"))
-    assert named_container._ends_as_a_whole() == whole
+    monkeypatch.setattr(second_server, "_GROUPS", str(tmp_path / "cgroup"))
+    assert second_server.is_needed() == whole

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import pwd
 import shutil
 import subprocess
@@ -82,3 +83,12 @@ def image_sqfs(world_tmp: Path, image_dir: Path) -> Path:
 def other_sqfs(world_tmp: Path) -> Path:
     """Another image, whose marker says so."""
     return squash(make_image(world_tmp / "other", "two"), world_tmp / "other.sqfs")
+
+
+@pytest.fixture(scope="session")
+def apptainers(world_tmp: Path) -> Path:
+    """A `.sif` file that Apptainer itself has made; `- WORD...` greets them."""
+    if os.uname().machine != "x86_64":
+        pytest.skip("the program in it is for x86_64")
+    made = Path(__file__).parent / "engine/apptainer/app.sif"
+    return shutil.copyfile(made, world_tmp / "apptainers.sif")

@@ -60,3 +60,9 @@ def test_where_a_task_starts_whose_directory_is_lost(sh: Run, own: Path, user: s
         lost.rmdir()
     assert (done.returncode, done.stdout) == (0, "/srv\n")
     assert f"--ch-bind={lost} shows it; starting in /srv" in done.stderr
+
+
+def test_a_file_that_apptainer_made(good: Good, apptainers: Path) -> None:
+    assert good(f"srun -N2 --ch-image={apptainers} - you") == "hello from apptainer you\n" * 2
+    assert good(f"srun --ch-image={apptainers} --ch-set-env=GREETING=ours --ch-write-fake -") == "ours\n"
+    assert good(f"srun --ch-image={apptainers} --ch-write-fake /bin/greet + /made") == "/made"

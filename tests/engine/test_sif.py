@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import json
 import struct
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,10 +13,14 @@ import pytest
 
 from slurm_ch.engine import sif
 from slurm_ch.errors import ChError
+from tests.command import SLURM_CH
 from tests.small_images import make_image, squash
+
+from .conftest import settings
 
 Good = Callable[..., str]
 Fails = Callable[..., str]
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 PARTITION, DEFINITION, OCI_INDEX = 0x4004, 0x4001, 0x400A
 SQUASHFS, EXT3, ENCRYPTED = 1, 2, 5
@@ -57,6 +63,25 @@ def test_it_runs_with_its_environment_and_its_script(good: Good, world_tmp: Path
     assert good(image, "--", "cat", "/marker") == "in a sif\n"
     assert good(image, "--", "-", "me") == "hello there from me\n"
     assert good("-W", image, "--", "sh", "-c", "echo x > /new; cat /new") == "x\n"
+
+
+def test_one_that_apptainer_made(good: Good, fails: Fails, run: Run, user: str, apptainers: Path) -> None:
+    """No shell is in it: nothing of its environment and runscript needs one."""
+    before = apptainers.read_bytes()
+    assert good(apptainers, "--", "-") == "hello from apptainer\n"
+    assert good(apptainers, "--", "-", "to", "you") == "hello from apptainer to you\n"
+    assert good("--set-env=GREETING=ours", apptainers, "--", "-") == "ours\n"
+    assert good("--image-env=no", apptainers, "--", "-") == "nothing\n"
+    labels = json.loads(good(apptainers, "--", "/bin/greet", "=", "/.singularity.d/labels.json"))
+    assert labels["org.example.title"] == "greet" and "org.label-schema.usage.apptainer.version" in labels
+    assert good("-W", apptainers, "--", "/bin/greet", "+", "/made") == "/made"
+    assert run(apptainers, "--", "/bin/greet", "+", "/made").returncode == 1
+    assert "can't execute sh: No such file or directory" in fails(127, apptainers, "--", "sh")
+    assert apptainers.read_bytes() == before
+    command = [SLURM_CH, "explain", str(apptainers), "--", "-"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, **settings(user))  # type: ignore[call-overload]
+    assert f"\nmount SquashFS {apptainers} with " in done.stdout
+    assert "\nenvironment: the image's own if it brings one, " in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from tests.checkout import ROOT
 
 TAG = "SPDX-License-Identifier: Apache-2.0"
 # Data, and the license itself.
-WITHOUT = (".json", ".png", ".md")
+WITHOUT = (".json", ".png", ".md", ".sif")
 APART = {"LICENSE", "NOTICE", "py.typed"}
 
 

@@ -8,14 +8,13 @@ import os
 import click
 
 from slurm_ch import log
-from slurm_ch.images import pull as images
-from slurm_ch.images import reference
+from slurm_ch.images import reference, resolve
 
 from . import pulling
 
 
 @click.command()
-@click.option("--pull", "when", type=click.Choice(images.MODES), default=images.AUTO, show_default=True,
+@click.option("--pull", "when", type=click.Choice(resolve.MODES), default=resolve.AUTO, show_default=True,
               help="Ask the registry and pull what is missing; pull again; ask nobody; pull nothing.")  # fmt: skip
 @click.option("--platform", metavar="OS/ARCH", help="For another kind of machine, such as linux/arm64.")
 @click.option("-q", "--quiet", is_flag=True, help="Errors only.")

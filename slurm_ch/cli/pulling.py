@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from slurm_ch import log, slurm_conf
 from slurm_ch.errors import ChError, UsageError
-from slurm_ch.images import pull, reference
+from slurm_ch.images import pull, reference, resolve
 from slurm_ch.images import settings as site_settings
 from slurm_ch.images.progress import Progress
 from slurm_ch.request import site
@@ -62,9 +62,9 @@ def puller(env: Mapping[str, str], platform: str | None = None, quiet: bool = Fa
 
 def mode(text: str | None, label: str) -> str:
     """Return a value of --pull; UsageError if it is none."""
-    if text is not None and text not in pull.MODES:
-        raise UsageError(f"{label}={text}: not one of {', '.join(pull.MODES)}")
-    return text or pull.AUTO
+    if text is not None and text not in resolve.MODES:
+        raise UsageError(f"{label}={text}: not one of {', '.join(resolve.MODES)}")
+    return text or resolve.AUTO
 
 
 def locate(spec: Spec, env: Mapping[str, str]) -> None:

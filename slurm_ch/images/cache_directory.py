@@ -7,19 +7,18 @@ import errno
 import json
 import os
 import re
-import shutil
 import stat
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
 
 from .. import log
-from . import pack
 from .making import CacheError, Locks, identity, is_alive, is_dead, me
-from .records import read_record, remove
+from .records import read_record, remove, remove_tree
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Any
 
     from ..errors import ChError
 
@@ -85,6 +84,8 @@ class CacheDirectory:
     def unusable(self, error: OSError) -> ChError:
         """Return what to tell the user of an error that writing to the cache ended with."""
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            from . import pack
+
             return pack.disk_full(self.directory)
         return CacheError(f"can't write to the cache {self.directory} (SLURM_CH_CACHE=DIR puts it elsewhere)")
 
@@ -121,7 +122,7 @@ class CacheDirectory:
         try:
             yield path
         finally:
-            shutil.rmtree(path, ignore_errors=True)
+            remove_tree(path)
 
     def sweep(self, within: str | None = None) -> None:
         """Remove what pulls left that were killed: those of this host at once, others after a day."""
@@ -145,6 +146,6 @@ class CacheDirectory:
             if is_dead(owner) or (old and not is_alive(owner)):
                 log.debug(f"removing {path}, which a pull left")
                 if stat.S_ISDIR(status.st_mode):
-                    shutil.rmtree(path, ignore_errors=True)
+                    remove_tree(path)
                 else:
                     remove(path)

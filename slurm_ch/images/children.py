@@ -4,16 +4,22 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
-from typing import IO, Any
 
 from .. import linux
 from ..errors import ChError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import IO, Any
+
 # So much of what a program has to say is kept.
 _WORDS = 16384
+# How often somebody looks how far they are.
+POLL_SECONDS = 0.2
 
 
 def start(
@@ -50,6 +56,39 @@ def start(
         )
     except OSError as error:
         raise ChError(f"can't run {argv[0]}") from error
+
+
+def ended(child: subprocess.Popen[bytes], seconds: float) -> int | None:
+    """Return a child's status as soon as it has ended, or None after so many seconds.
+
+    Popen.wait with a time-out only looks from time to time, which doubles what a short look-up takes.
+    """
+    status = child.poll()
+    if status is not None:
+        return status
+    try:
+        watched = os.pidfd_open(child.pid)
+    except OSError:  # a kernel before 5.3
+        try:
+            return child.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+    try:
+        poll = select.poll()
+        poll.register(watched, select.POLLIN)
+        poll.poll(seconds * 1000)
+    finally:
+        os.close(watched)
+    return child.poll()
+
+
+def wait(child: subprocess.Popen[bytes], tick: Callable[[], None]) -> int:
+    """Return a child's status when it has ended; `tick` is called now and then."""
+    while True:
+        status = ended(child, POLL_SECONDS)
+        if status is not None:
+            return status
+        tick()
 
 
 def stop(child: subprocess.Popen[bytes]) -> None:

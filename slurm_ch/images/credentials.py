@@ -8,11 +8,11 @@ import shutil
 import signal
 import stat
 import subprocess
-from typing import TYPE_CHECKING
 
 from .. import log
 from ..errors import ChError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 

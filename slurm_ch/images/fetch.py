@@ -12,9 +12,7 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import time
-from typing import TYPE_CHECKING
 
 from .. import log
 from ..errors import ChError
@@ -22,6 +20,7 @@ from . import children, manifest, pack
 from .credentials import ENVIRONMENT, looked_at
 from .reference import DOCKER, Reference
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
@@ -30,7 +29,6 @@ RETRIES = (2.0, 4.0, 8.0)
 # How long a registry may be silent.
 RESOLVE_SECONDS = 60.0
 STALL_SECONDS = 120.0
-_POLL_SECONDS = 0.2
 
 _POLICY = "/etc/containers/policy.json"
 
@@ -137,17 +135,17 @@ class Skopeo:
                 self._environment(reference),
                 stdout=out,
                 stderr=said,
-                niceness=self._niceness,
+                # Few milliseconds, which somebody waits for: on a busy host they would be ten times as many.
+                niceness=self._niceness if limit is None else 0,
             )
             try:
                 begin = changed = time.monotonic()
                 size = -1
                 while True:
-                    try:
-                        status = child.wait(_POLL_SECONDS if size >= 0 or growing else _first_poll(begin))
+                    status = children.ended(child, children.POLL_SECONDS)
+                    if status is not None:
                         break
-                    except subprocess.TimeoutExpired:
-                        tick()
+                    tick()
                     now = time.monotonic()
                     if growing is not None:
                         grown = tree_size(growing)
@@ -167,11 +165,6 @@ class Skopeo:
         raise failure(reference, text, self._env, self._scratch)
 
 
-def _first_poll(begin: float) -> float:
-    # A resolution takes a few dozen milliseconds, and somebody waits for it.
-    return 0.02 if time.monotonic() - begin < 1 else _POLL_SECONDS
-
-
 def _daemon(reference: Reference, env: Mapping[str, str], prefix: str = "") -> list[str]:
     """Return where Docker's daemon is: skopeo doesn't read the variable."""
     if reference.scheme != "docker-daemon" or not env.get("DOCKER_HOST"):
@@ -182,7 +175,7 @@ def _daemon(reference: Reference, env: Mapping[str, str], prefix: str = "") -> l
 def _pause(seconds: float, tick: Callable[[], None]) -> None:
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
-        time.sleep(min(left, _POLL_SECONDS))
+        time.sleep(min(left, children.POLL_SECONDS))
         tick()
 
 

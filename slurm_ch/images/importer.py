@@ -4,16 +4,16 @@
 from __future__ import annotations
 
 import os
-import subprocess
-from typing import TYPE_CHECKING
 
 from .. import log
 from ..errors import ChError
 from . import children
-from .reference import Reference
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from .reference import Reference
 
 
 def get(program: str, reference: Reference, env: Mapping[str, str], tick: Callable[[], None]) -> str:
@@ -21,7 +21,7 @@ def get(program: str, reference: Reference, env: Mapping[str, str], tick: Callab
     with children.words_file() as out, children.words_file() as said:
         child = children.start([program, "get", reference.text], env, stdout=out, stderr=said)
         try:
-            status = _poll(child, tick)
+            status = children.wait(child, tick)
         finally:
             children.stop(child)
         words = children.words(said).splitlines()
@@ -40,16 +40,8 @@ def release(program: str, env: Mapping[str, str]) -> None:
     """Tell the site's importer that the image isn't needed any more; a failure is only mentioned."""
     child = children.start([program, "release"], env)
     try:
-        status = _poll(child, lambda: None)
+        status = children.wait(child, lambda: None)
     finally:
         children.stop(child)
     if status:
         log.warning(f"the site's importer {program} failed to release, with status {status}")
-
-
-def _poll(child: subprocess.Popen[bytes], tick: Callable[[], None]) -> int:
-    while True:
-        try:
-            return child.wait(0.2)
-        except subprocess.TimeoutExpired:
-            tick()

@@ -10,15 +10,15 @@ import json
 import os
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
 
 from .. import log
 from ..errors import ChError
 from .records import read_record, remove
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import TypeVar
+    from typing import Any, TypeVar
 
     _Found = TypeVar("_Found")
 

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
-from typing import Any
 
 from ..errors import ChError, UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 # What a manifest may be large: registries refuse more.
 BYTES_MAX = 4 << 20
@@ -70,6 +72,8 @@ class Index:
 
 def digest_of(data: bytes) -> str:
     """Return the digest of some bytes."""
+    import hashlib
+
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 

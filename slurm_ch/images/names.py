@@ -4,17 +4,17 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
-from typing import TYPE_CHECKING, Any
 
 from .. import log
 from .making import CacheError
 from .manifest import check_digest, digest_of
-from .records import read_record
+from .records import read_record, remove_tree
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import Any
 
     from .cache_directory import CacheDirectory
     from .reference import Reference
@@ -160,7 +160,7 @@ class Names:
             path = os.path.join(place, entry)
             try:
                 if now - os.stat(path).st_mtime > _JOB_SECONDS:
-                    shutil.rmtree(path, ignore_errors=True)
+                    remove_tree(path)
             except OSError:
                 continue
 

@@ -14,13 +14,13 @@ import re
 import shutil
 import struct
 import subprocess
-from typing import TYPE_CHECKING
 
 from .. import log
 from ..agreement import SQUASHFS_MAGIC
 from ..errors import ChError
 from . import children
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Protocol
@@ -41,7 +41,6 @@ _LEVEL = "3"
 _MKSQUASHFS_SINCE = (4, 6)
 _F_SETPIPE_SZ = 1031
 _PIPE = 1 << 20
-_POLL_SECONDS = 0.2
 
 MAGIC = SQUASHFS_MAGIC.encode()
 _SUPERBLOCK = struct.Struct("<4sI32sQ48x")
@@ -149,7 +148,7 @@ def pack(
                 broken = True
             finally:
                 os.close(writer)
-            status = _wait(child, flat, tick)
+            status = children.wait(child, lambda: tick(flat.written))
             if status or broken:
                 raise _failure(packer, status, children.words(said), out)
             size = check(out, flat.inodes)
@@ -160,14 +159,6 @@ def pack(
             if not good:
                 _remove(out)
     return size
-
-
-def _wait(child: subprocess.Popen[bytes], flat: Source, tick: Callable[[int], None]) -> int:
-    while True:
-        try:
-            return child.wait(_POLL_SECONDS)
-        except subprocess.TimeoutExpired:
-            tick(flat.written)
 
 
 def _remove(path: str) -> None:

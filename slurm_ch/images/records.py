@@ -6,9 +6,12 @@ from __future__ import annotations
 import errno
 import json
 import os
-from typing import Any
 
 from .. import log
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _RECORD_MAX = 1 << 20
 
@@ -30,3 +33,10 @@ def remove(path: str) -> None:
     except OSError as error:
         if error.errno != errno.ENOENT:
             log.debug(f"{path}: {error.strerror}")
+
+
+def remove_tree(path: str) -> None:
+    """Remove a directory with all that is in it, as far as that can be."""
+    import shutil  # loads compressors
+
+    shutil.rmtree(path, ignore_errors=True)

@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from ..errors import UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
 
 # When a pull may be asked for: before a job is queued, when it is needed (at the latest by node 0), on node 0, never.
 SUBMIT, AUTO, NODE, NO = "submit", "auto", "node", "no"

@@ -18,7 +18,6 @@ import os
 import stat
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
 
 from .. import log
 from .cache_directory import CacheDirectory
@@ -26,8 +25,10 @@ from .manifest import check_digest
 from .names import Names
 from .records import read_record, remove
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
+    from typing import Any
 
     from .making import Lock
 

@@ -15,15 +15,15 @@ import os
 import signal
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from .. import agreement, log
 from ..engine import container, image
 from ..errors import ChError
-from ..images import fetch, importer, pull, reference
+from ..images import pull, reference, resolve
 from ..images import settings as site_settings
 from ..images.progress import Progress
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -81,9 +81,9 @@ def _puller(settings: Settings, wanted: Spec, env: Mapping[str, str]) -> pull.Pu
     return one
 
 
-def _fetch(one: pull.Puller, resolved: pull.Resolved, mode: str) -> str:
+def _fetch(one: pull.Puller, resolved: resolve.Resolved, mode: str) -> str:
     """Return the image's path; a pull has what the launcher's way of starting leaves out."""
-    if mode == pull.ALWAYS or one.find(resolved) is None:
+    if mode == resolve.ALWAYS or one.find(resolved) is None:
         import site
 
         gc.enable()
@@ -109,15 +109,18 @@ def at_submission(command: str, wanted: Spec, here: Site, caller: Caller) -> str
     if command != "srun":
         # What it submits is a job of its own.
         env = {key: value for key, value in env.items() if key not in _JOB}
-    mode = wanted.pull or pull.AUTO
+    mode = wanted.pull or resolve.AUTO
     with interruptible():
         one = _puller(settings, wanted, env)
         if settings.importer is not None and not name.local:
             return _from_importer(settings.importer, command, one, name)
         try:
             resolved = one.resolve(name, mode)
-        except fetch.FetchError as error:
-            if settings.pull != site_settings.NODE or isinstance(error, fetch.NotThere) or name.local:
+        except ChError as error:
+            from ..images import fetch
+
+            unsure = isinstance(error, fetch.FetchError) and not isinstance(error, fetch.NotThere)
+            if settings.pull != site_settings.NODE or not unsure or name.local:
                 raise
             log.info(f"{error}; the step's first node will ask")
             return answer(name.text, None)
@@ -127,7 +130,7 @@ def at_submission(command: str, wanted: Spec, here: Site, caller: Caller) -> str
             path = _fetch(one, resolved, mode)
             return answer(path, path)
         early = command == "srun" and settings.pull != site_settings.NODE
-        if early or mode != pull.AUTO or settings.pull in (site_settings.SUBMIT, site_settings.NO):
+        if early or mode != resolve.AUTO or settings.pull in (site_settings.SUBMIT, site_settings.NO):
             path = _fetch(one, resolved, mode)
         if path is None:
             one.pin(resolved)
@@ -139,6 +142,8 @@ def _from_importer(program: str, command: str, one: pull.Puller, name: reference
     """Have the site's importer get a step's image; a job's is the importer's to get when it runs."""
     if command != "srun":
         return answer(name.text, None)
+    from ..images import importer
+
     return answer(name.text, importer.get(program, name, one.env, lambda: None))
 
 
@@ -160,21 +165,23 @@ def on_node(wanted: Spec, here: Site, caller: Caller) -> str:
     env = caller.environment
     settings = site_settings.parse(here.pulling, env, caller.user)
     name = reference.parse(wanted.image, caller.cwd)
-    mode = wanted.pull or pull.AUTO
+    mode = wanted.pull or resolve.AUTO
     with interruptible():
         one = _puller(settings, wanted, env)
         if settings.importer is not None and not name.local:
+            from ..images import importer
+
             return importer.get(settings.importer, name, env, lambda: None)
         resolved = one.resolve(name, mode)
         if env.get("SLURM_NODEID", "0") != "0":
             path = _wait(one, resolved)
             if path is not None:
                 return path
-            mode = pull.AUTO if mode == pull.ALWAYS else mode
+            mode = resolve.AUTO if mode == resolve.ALWAYS else mode
         return _fetch(one, resolved, mode)
 
 
-def _wait(one: pull.Puller, resolved: pull.Resolved) -> str | None:
+def _wait(one: pull.Puller, resolved: resolve.Resolved) -> str | None:
     """Return the image's path as soon as it is there; None if nobody seems to work at it."""
     idle = time.monotonic() + _IDLE_SECONDS
     while True:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from slurm_ch.errors import ChError
-from slurm_ch.images import pull, reference
+from slurm_ch.images import pull, reference, resolve
 
 Make = Callable[..., pull.Puller]
 parse = reference.parse
@@ -31,7 +31,7 @@ def nothing_left(puller: pull.Puller) -> None:
         assert not place.exists() or list(place.iterdir()) == []
 
 
-def refused(puller: pull.Puller, text: str, words: str, mode: str = pull.AUTO) -> str:
+def refused(puller: pull.Puller, text: str, words: str, mode: str = resolve.AUTO) -> str:
     with pytest.raises(ChError, match=words) as caught:
         puller.get(parse(text), mode)
     nothing_left(puller)

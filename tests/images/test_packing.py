@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from slurm_ch.errors import ChError
-from slurm_ch.images import fetch, pack, pull
+from slurm_ch.images import assemble, fetch, pack, resolve
 
 from .craft import Layout
 from .pulled import Make, fake_packer, nothing_left, parse, refused
@@ -38,7 +38,7 @@ def test_without_the_programs(
     env["PATH"] = whole
     resolved, path = puller().get(parse(name))
     env["PATH"] = "/nonexistent"
-    assert puller().get(parse(name), pull.CACHED)[1] == path
+    assert puller().get(parse(name), resolve.CACHED)[1] == path
     assert puller().get(parse(resolved.pinned))[1] == path
 
 
@@ -114,7 +114,7 @@ def test_blobs_on_the_local_disk(
     one = puller()
     one.get(parse(name))
     assert seen[-1].startswith(f"{local}/slurm_ch.") and list(local.iterdir()) == []
-    monkeypatch.setattr(pull, "_free", lambda path: 0 if path == str(local) else 1 << 40)
-    one.get(parse(name), pull.ALWAYS)
+    monkeypatch.setattr(assemble, "_free", lambda path: 0 if path == str(local) else 1 << 40)
+    one.get(parse(name), resolve.ALWAYS)
     assert seen[-1].startswith(one.store.directory) and list(local.iterdir()) == []
     nothing_left(one)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from slurm_ch.errors import ChError
-from slurm_ch.images import fetch, importer, inject, manifest, pack, pull
+from slurm_ch.images import fetch, importer, inject, manifest, pack, resolve
 
 from . import craft
 from .craft import Layout, item
@@ -33,7 +33,7 @@ def test_from_a_registry(plain: Registry, layout: Layout, puller: Make) -> None:
     assert one.get(parse(name))[1] == path
     assert [line for line in plain.requests()[before:] if "/blobs/" in line] == []
     before = len(plain.requests())
-    for text, mode in ((resolved.pinned, pull.AUTO), (name, pull.CACHED), (resolved.pinned, pull.NEVER)):
+    for text, mode in ((resolved.pinned, resolve.AUTO), (name, resolve.CACHED), (resolved.pinned, resolve.NEVER)):
         assert puller().get(parse(text), mode)[1] == path
     assert plain.requests()[before:] == []
     assert read(path, "marker") == b"from the registry\n"
@@ -101,7 +101,7 @@ def test_from_this_host(layout: Layout, puller: Make, tmp_path: Path, kind: str)
     resolved, path = one.get(parse(text))
     assert read(path, "marker") == b"from the registry\n" and read(path, "ch/cmd").endswith(b"echo started")
     nothing_left(one)
-    assert one.get(parse(text))[1] == path and one.get(parse(text), pull.CACHED)[1] == path
+    assert one.get(parse(text))[1] == path and one.get(parse(text), resolve.CACHED)[1] == path
     assert resolved.pinned == parse(text).text
 
 
@@ -159,9 +159,9 @@ def test_a_registry_that_is_down(
     ):
         puller().get(parse(name))
     assert capfd.readouterr().err.count("trying again") == 3
-    assert puller().get(parse(name), pull.CACHED)[1] == path
+    assert puller().get(parse(name), resolve.CACHED)[1] == path
     with pytest.raises(ChError, match="app:2: never pulled here"):
-        puller().get(parse(down.reference("app:2")), pull.CACHED)
+        puller().get(parse(down.reference("app:2")), resolve.CACHED)
     with pytest.raises(fetch.Unreachable, match="no such host|server misbehaving|can't be reached"):
         puller().get(parse("docker://no-such-host.invalid/app"))
 
@@ -180,7 +180,7 @@ def test_images_for_other_machines(
         resolved, path = puller(platform).get(parse(name))
         assert read(path, "arch").decode() in platform and resolved.digest == index != resolved.manifest
         # The index is what is pinned: it is good for nodes of any kind.
-        assert puller(platform).get(parse(resolved.pinned), pull.CACHED)[1] == path
+        assert puller(platform).get(parse(resolved.pinned), resolve.CACHED)[1] == path
         assert read(puller(platform).get(parse(f"{layout}:index"))[1], "arch").decode() in platform
     for text in (name, f"{layout}:index"):
         with pytest.raises(ChError, match="no image for linux/riscv64; there are: linux/amd64, linux/arm64"):
@@ -247,8 +247,8 @@ def test_what_is_no_image(puller: Make, tmp_path: Path) -> None:
 
 def test_modes(plain: Registry, layout: Layout, puller: Make, tmp_path: Path) -> None:
     name = plain.push(layout, "modes:1")
-    refused(puller(), name, "never pulled here", pull.CACHED)
-    refused(puller(), name, "not in .*slurm-ch pull docker://", pull.NEVER)
+    refused(puller(), name, "never pulled here", resolve.CACHED)
+    refused(puller(), name, "not in .*slurm-ch pull docker://", resolve.NEVER)
     refused(puller(pull="no", images="/site"), name, r"this site allows no pulls, only its own images \(/site\)")
     refused(puller(registries="docker.io"), name, "not one of this site's registries: docker.io")
     _, path = puller().get(parse(name))
@@ -257,16 +257,16 @@ def test_modes(plain: Registry, layout: Layout, puller: Make, tmp_path: Path) ->
         file.truncate(100)
     assert puller().get(parse(name))[1] == path and os.path.getsize(path) == 100
     # What was damaged is mended.
-    assert puller().get(parse(name), pull.ALWAYS)[1] == path and pack.check(path) > 1000
+    assert puller().get(parse(name), resolve.ALWAYS)[1] == path and pack.check(path) > 1000
     # The tag means another image now.
     other = Layout(tmp_path / "other")
     other.image([craft.layer([item("marker", "another\n")])])
     plain.push(other, "modes:1")
-    assert read(puller().get(parse(name), pull.CACHED)[1], "marker") == b"from the registry\n"
+    assert read(puller().get(parse(name), resolve.CACHED)[1], "marker") == b"from the registry\n"
     with pytest.raises(ChError, match="not in"):
-        puller().get(parse(name), pull.NEVER)
+        puller().get(parse(name), resolve.NEVER)
     assert read(puller().get(parse(name))[1], "marker") == b"another\n"
-    assert read(puller().get(parse(name), pull.CACHED)[1], "marker") == b"another\n"
+    assert read(puller().get(parse(name), resolve.CACHED)[1], "marker") == b"another\n"
 
 
 def test_an_image_that_was_removed_is_pulled_again(plain: Registry, layout: Layout, puller: Make) -> None:

@@ -15,7 +15,12 @@ from pathlib import Path
 from bench import pull
 
 HERE = Path(__file__).parent
-_THEIRS = (".singularity.d/actions", ".singularity.d/startscript", ".singularity.d/env/[!9]*", ".singularity.d/env/9[!0]*")
+_THEIRS = (
+    ".singularity.d/actions",
+    ".singularity.d/startscript",
+    ".singularity.d/env/[!9]*",
+    ".singularity.d/env/9[!0]*",
+)
 _SMALL = "-static -nostdlib -ffreestanding -fno-stack-protector -fcf-protection=none -s -Wl,--build-id=none,-z,noseparate-code"
 
 

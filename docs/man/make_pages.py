@@ -33,7 +33,7 @@ EXIT_CODES = (
         "32",
         "--join: the container was not ready in time, its keeper was killed, or its name is somebody else's",
     ),
-    ("33", "the launcher was killed before the container was ready"),
+    ("33", "what makes the container, or pulls its image, was killed, perhaps for want of memory"),
     ("64", "an option, a variable or an argument in plugstack.conf is wrong"),
     ("87", "the feature that --feature asks for is not available here"),
     ("126", "the command can't be executed"),

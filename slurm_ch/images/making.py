@@ -162,9 +162,12 @@ class Locks:
                     waiting(holder)
                 time.sleep(_POLL_SECONDS if waiting is not None else _QUICK_SECONDS)
 
-    def is_held(self, name: str) -> bool:
-        """Whether somebody has the lock, or has had it until now."""
-        return os.path.exists(self._path(name))
+    def beat(self, name: str) -> float | None:
+        """Return when who has the lock last showed to be alive, by the server's clock; None where nobody has it."""
+        try:
+            return os.stat(self._path(name)).st_mtime
+        except OSError:
+            return None
 
     def _path(self, name: str) -> str:
         return os.path.join(self._directory, name[:200])

@@ -107,9 +107,9 @@ class Store(CacheDirectory):
         with self.locks.hold(_stem(digest), lambda: None if again else self.find(digest), waiting) as (_, lock):
             yield lock
 
-    def is_being_made(self, digest: str) -> bool:
-        """Whether somebody makes an image, or has until now."""
-        return self.locks.is_held(_stem(digest))
+    def beat(self, digest: str) -> float | None:
+        """Return when who makes an image last showed to be alive; None where nobody makes it."""
+        return self.locks.beat(_stem(digest))
 
     def publish(self, file: str, digest: str, info: dict[str, Any], replace: bool = False) -> str:
         """Give a finished file its place and return that; where somebody was faster, theirs stays."""

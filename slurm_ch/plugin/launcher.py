@@ -57,9 +57,10 @@ def launch(facts: Facts, office: tickets.TaskSocket) -> None:
     if here.record or wanted.verbosity > 0:
         from . import record
 
-        log.info(record.description(container.image.path))
+        what = record.description(container.image.path, wanted.image)
+        log.info(what)
         if here.record:
-            record.note(here.record, container.image.path, env)
+            record.note(here.record, what, env)
     if wanted.save is not None:
         from . import save
 

@@ -11,6 +11,7 @@ import os
 import stat
 import time
 
+from .. import agreement
 from .aside import in_child, slurms_environment
 
 TYPE_CHECKING = False
@@ -20,9 +21,12 @@ if TYPE_CHECKING:
 _SECONDS = 20
 
 
-def description(path: str) -> str:
-    """Return what tells this image from others: path, time of the last change in UTC, size in bytes."""
-    text = f"ch-image={path}"
+def description(path: str, name: str = "") -> str:
+    """Return what tells this image from others: path, time of the last change in UTC, size in bytes.
+
+    In front of that the `name` that was asked for, where it is a reference: a path is there already.
+    """
+    text = f"ch-image={name} {path}" if name.startswith(agreement.REFERENCE_BEGINNINGS) else f"ch-image={path}"
     try:
         status = os.stat(path)
     except OSError:
@@ -31,11 +35,11 @@ def description(path: str) -> str:
     return f"{text} {status.st_size}" if stat.S_ISREG(status.st_mode) else text
 
 
-def note(place: str, path: str, env: Mapping[str, str]) -> None:
-    """Have the image at `path` noted in the job's comment or extra field, by the step's first node; doesn't wait."""
+def note(place: str, what: str, env: Mapping[str, str]) -> None:
+    """Have `what` the image is noted in the job's comment or extra field, by the step's first node; doesn't wait."""
     if env.get("SLURM_NODEID", "0") != "0" or not env.get("SLURM_JOB_ID"):
         return
-    in_child(lambda: _ask(place, description(path), env), f"can't note the image in the job's {place}")
+    in_child(lambda: _ask(place, what, env), f"can't note the image in the job's {place}")
 
 
 def _ask(place: str, text: str, env: Mapping[str, str]) -> None:

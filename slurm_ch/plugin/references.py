@@ -41,8 +41,8 @@ _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGIO)
 # How long a file server may take to show one client what another has written.
 _SEEN_SECONDS = 5.0
 _POLL_SECONDS = 0.25
-# When nobody is at it for so long, who waits for the first node looks after it.
-_IDLE_SECONDS = 30.0
+# When nobody has touched the lock for so long, twice its beat and a bit, who waits for the first node looks after it.
+_IDLE_SECONDS = 25.0
 
 # What tells which job a command runs in.
 _JOB = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_HET_JOB_ID")
@@ -182,14 +182,18 @@ def on_node(wanted: Spec, here: Site, caller: Caller) -> str:
 
 
 def _wait(one: pull.Puller, resolved: resolve.Resolved) -> str | None:
-    """Return the image's path as soon as it is there; None if nobody seems to work at it."""
-    idle = time.monotonic() + _IDLE_SECONDS
+    """Return the image's path as soon as it is there; None if nobody seems to work at it.
+
+    Only looked at: a thousand nodes that write to the cache to find out would be in the way of who pulls.
+    """
+    beat, idle = None, time.monotonic() + _IDLE_SECONDS
     while True:
         path = one.find(resolved)
         if path is not None:
             return path
-        now = time.monotonic()
-        if one.store.is_being_made(resolved.manifest):
+        now, before = time.monotonic(), beat
+        beat = one.store.beat(resolved.manifest)
+        if beat != before:
             idle = now + _IDLE_SECONDS
         elif now > idle:
             return None

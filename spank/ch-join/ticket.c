@@ -111,7 +111,8 @@ void ticket_read(int sock, struct ticket *t, const struct waiting *w)
 	if (n == 0) {
 		if (w->speaks)
 			die(EXIT_LAUNCHER_DIED, "the launcher died before the container was ready "
-						"(killed, or no Python could start)");
+						"(killed, or no Python could start): if memory ran out, ask for more, "
+						"or pull the image before the job (`slurm-ch pull`)");
 		exit(exit_code(EXIT_LAUNCHER_DIED));
 	}
 	if (n != sizeof(head) || msg.msg_flags & MSG_TRUNC || memcmp(head.magic, TICKET_MAGIC, sizeof(head.magic)))

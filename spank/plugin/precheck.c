@@ -266,10 +266,12 @@ static bool consult(const char *request, const char *job, bool pulls, int ac, ch
 	return asked;
 }
 
-static void __attribute__((noreturn)) no_word(const char *who)
+static void __attribute__((noreturn)) died(const char *who)
 {
-	complain("what %s the image ended without a word (killed, for want of memory?)", who);
-	exit(EXIT_SETUP);
+	complain("what %s the image died (killed, or no Python could start): if memory ran out, ask for more, "
+		 "or pull the image before the job (`slurm-ch pull`)",
+		 who);
+	exit(EXIT_LAUNCHER_DIED);
 }
 
 /* Return if there is nothing to say against `request`; else say it and exit. Where
@@ -286,7 +288,7 @@ void precheck_request(const char *request, const char *image, bool plain, int ac
 		return;
 	heed(verdict);
 	if (pulls)
-		no_word("finds and pulls");
+		died("finds and pulls");
 }
 
 /* Have the image copied to the nodes of a job; return the request with the place of it, or NULL if there is no
@@ -299,7 +301,7 @@ char *precheck_broadcast(const char *request, const char *job, int ac, char **av
 		return NULL;
 	if (strncmp(verdict, BROADCAST_WORD, strlen(BROADCAST_WORD))) {
 		heed(verdict);
-		no_word("copies");
+		died("copies");
 	}
 	path[strcspn(path, "\n")] = '\0';
 	return asprintf(&more, "%s%s%s\n", request, BROADCAST_LINE, path) < 0 ? NULL : more;

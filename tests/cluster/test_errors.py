@@ -98,6 +98,7 @@ def test_a_launcher_that_dies_fails_the_step_at_once(user: str, image_sqfs: Path
     done = with_plugin("python=/bin/true", user, f"srun --overcommit -n4 --ch-image={image_sqfs} echo host")
     assert (done.returncode, done.stdout) == (33, "")
     assert done.stderr.count("the launcher died before the container was ready (killed, or no Python could start)") == 1
+    assert done.stderr.count("ask for more, or pull the image before the job (`slurm-ch pull`)") == 1
 
 
 @pytest.mark.parametrize("argument", ["python=/nonexistent", "launcher=/nonexistent", "ch_join=/nonexistent"])

@@ -25,6 +25,8 @@ def test_what_tells_one_image_from_another(image_sqfs: Path, image_dir: Path) ->
     assert record.description(str(image_sqfs)) == f"ch-image={image_sqfs} {when} {status.st_size}"
     assert re.fullmatch(rf"ch-image={image_dir} \S+Z", record.description(str(image_dir)))
     assert record.description("/nonexistent") == "ch-image=/nonexistent"
+    assert record.description("/c/x.sqfs", "docker://h/n@sha256:1") == "ch-image=docker://h/n@sha256:1 /c/x.sqfs"
+    assert record.description("/c/x.sqfs", "./x.sqfs") == "ch-image=/c/x.sqfs"
 
 
 def until(read: Callable[[], str], wanted: str) -> str:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ import pytest
 from slurm_ch import log
 from slurm_ch.images import fetch, pull, settings
 from slurm_ch.images.progress import Progress
+from slurm_ch.sandbox.cluster import Cluster
 
 from .craft import Layout, busybox, item, layer
-from .registry import Registry, make_ca, registries_conf
+from .registry import Registry, Slow, make_ca, registries_conf
+from .users import User
 
 
 @pytest.fixture(autouse=True)
@@ -95,3 +98,30 @@ def puller(env: dict[str, str]) -> Make:
         return pull.Puller(settings.parse(pairs, env, "someone"), env, Progress(quiet=True), platform)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with Cluster(nodes=2, cpus=8) as running:
+        yield running
+
+
+@pytest.fixture
+def home(world_tmp: Path, user: str, request: pytest.FixtureRequest) -> Path:
+    path = world_tmp / f"home-{abs(hash(request.node.name))}"
+    path.mkdir()
+    os.chown(path, pwd.getpwnam(user).pw_uid, pwd.getpwnam(user).pw_gid)
+    return path
+
+
+@pytest.fixture
+def me(cluster: Cluster, user: str, home: Path, plain: Registry) -> User:
+    return User(cluster, user, home, plain)
+
+
+@pytest.fixture
+def slow(me: User, layout: Layout, plain: Registry) -> Iterator[Slow]:
+    registry = Slow(layout)
+    registries_conf(Path(me.env["CONTAINERS_REGISTRIES_CONF"]), plain.host, registry.host)
+    yield registry
+    registry.stop()

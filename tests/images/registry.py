@@ -126,7 +126,7 @@ class Registry:
 
 
 class Slow:
-    """A registry with one image, which never comes to an end with a layer."""
+    """A registry with one image, which doesn't come to an end with a layer unless it is told to go on."""
 
     def __init__(self, layout: object) -> None:
         directory = Path(str(layout).partition(":")[2])
@@ -134,7 +134,7 @@ class Slow:
         digest: str = index["manifests"][0]["digest"]
         blobs = directory / "blobs/sha256"
         manifest = (blobs / digest[7:]).read_bytes()
-        busy, over = threading.Event(), threading.Event()
+        busy, over, whole = threading.Event(), threading.Event(), threading.Event()
 
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -157,6 +157,8 @@ class Slow:
                 self.wfile.flush()
                 busy.set()
                 over.wait()
+                if whole.is_set():
+                    self.wfile.write(data[1:])
                 self.close_connection = True
 
             def _manifest(self, data: bytes) -> None:
@@ -167,7 +169,7 @@ class Slow:
                 self.end_headers()
                 self.wfile.write(data)
 
-        self._busy, self._over = busy, over
+        self._busy, self._over, self._whole = busy, over, whole
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self.host = f"127.0.0.1:{self._server.server_address[1]}"
@@ -179,6 +181,11 @@ class Slow:
 
     def wait_until_busy(self) -> None:
         assert self._busy.wait(30)
+
+    def go_on(self) -> None:
+        """From now on, send all."""
+        self._whole.set()
+        self._over.set()
 
     def stop(self) -> None:
         self._over.set()

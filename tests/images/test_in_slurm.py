@@ -5,15 +5,12 @@ from __future__ import annotations
 
 import base64
 import os
-import pwd
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,84 +19,8 @@ from slurm_ch.sandbox.cluster import Cluster
 from tests.command import SLURM_CH
 
 from .craft import Layout, busybox, item, layer
-from .registry import PASSWORD, Registry, Slow, auth_file, registries_conf
-
-TIMEOUT = 60
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with Cluster(nodes=2, cpus=8) as running:
-        yield running
-
-
-class User:
-    """An ordinary user with a cache of their own, who trusts the plain registry."""
-
-    def __init__(self, cluster: Cluster, name: str, home: Path, plain: Registry) -> None:
-        self.cluster = cluster
-        self.name = name
-        self.home = home
-        self.cache = home / "cache"
-        conf = registries_conf(home / "registries.conf", plain.host)
-        self.env = {
-            **cluster.environ(name),
-            "HOME": str(home),
-            "PATH": "/usr/bin:/bin",
-            "SLURM_CH_CACHE": str(self.cache),
-            "CONTAINERS_REGISTRIES_CONF": str(conf),
-        }
-
-    def sh(self, line: str, **env: str) -> subprocess.CompletedProcess[str]:
-        argv = ["bash", "-c", line]
-        return self.cluster.run(argv, user=self.name, timeout=TIMEOUT, env={**self.env, **env}, cwd=self.home)
-
-    def good(self, line: str, **env: str) -> str:
-        done = self.sh(line, **env)
-        assert done.returncode == 0, (done.stdout, done.stderr)
-        return done.stdout
-
-    def popen(self, line: str, **kw: Any) -> subprocess.Popen[str]:
-        settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": self.env}
-        return self.cluster.popen(["bash", "-c", line], user=self.name, cwd=self.home, **{**settings, **kw})
-
-    def images(self) -> list[str]:
-        return sorted(path.name for path in (self.cache / "images").glob("*.sqfs"))
-
-    def in_progress(self) -> list[Path]:
-        return sorted((self.cache / "tmp").iterdir()) if (self.cache / "tmp").is_dir() else []
-
-
-@pytest.fixture
-def home(world_tmp: Path, user: str, request: pytest.FixtureRequest) -> Path:
-    path = world_tmp / f"home-{abs(hash(request.node.name))}"
-    path.mkdir()
-    os.chown(path, pwd.getpwnam(user).pw_uid, pwd.getpwnam(user).pw_gid)
-    return path
-
-
-@pytest.fixture
-def me(cluster: Cluster, user: str, home: Path, plain: Registry) -> User:
-    return User(cluster, user, home, plain)
-
-
-@pytest.fixture
-def slow(me: User, layout: Layout, plain: Registry) -> Iterator[Slow]:
-    registry = Slow(layout)
-    registries_conf(Path(me.env["CONTAINERS_REGISTRIES_CONF"]), plain.host, registry.host)
-    yield registry
-    registry.stop()
-
-
-def image(tmp_path: Path, marker: str) -> Layout:
-    made = Layout(tmp_path / marker)
-    made.image([busybox(), layer([item("marker", f"{marker}\n")])], {"Cmd": ["cat", "/marker"]})
-    return made
-
-
-def pulls(registry: Registry, name: str, since: int = 0) -> list[str]:
-    """Return what was fetched of an image: blobs, not manifests."""
-    return [one for one in registry.requests()[since:] if one.startswith(f"GET /v2/{name}/blobs/")]
+from .registry import PASSWORD, Registry, Slow, auth_file
+from .users import TIMEOUT, User, finished, image, pulls
 
 
 def test_srun_pulls_before_there_is_a_step(me: User, plain: Registry, layout: Layout) -> None:
@@ -214,13 +135,6 @@ def test_what_was_pinned_runs_though_the_tag_has_moved(me: User, plain: Registry
     assert (me.home / "het.txt").read_text().splitlines()[-2:] == ["old", "old"]
     assert len(pulls(plain, "slurm/moving", asked)) == 3  # two layers and a configuration, once
     assert me.good(f"srun --ch-image={ref} cat /marker") == "new\n"
-
-
-def finished(me: User) -> None:
-    deadline = time.monotonic() + TIMEOUT
-    while me.good("squeue -h --me"):
-        assert time.monotonic() < deadline, me.good("squeue --me")
-        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -401,7 +401,8 @@ def test_refusal_and_death(namespaces: list[int]) -> None:
     assert results[0] == (
         33,
         "",
-        "slurm-ch: error: the launcher died before the container was ready (killed, or no Python could start)\n",
+        "slurm-ch: error: the launcher died before the container was ready (killed, or no Python could start): if memory ran out, ask for more, "
+        "or pull the image before the job (`slurm-ch pull`)\n",
     )
     assert results[1:] == [(33, "", "")] * 2
     tasks_end, launcher_end = pair()

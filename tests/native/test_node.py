@@ -182,7 +182,8 @@ def test_a_launcher_that_dies(fake: Fake, world_tmp: Path, way: str) -> None:
         SLURM_LOCALID="0",
     )
     assert clean(done.stderr) == [
-        "slurm-ch: error: the launcher died before the container was ready (killed, or no Python could start)"
+        "slurm-ch: error: the launcher died before the container was ready (killed, or no Python could start): if memory ran out, ask for more, "
+        "or pull the image before the job (`slurm-ch pull`)"
     ]
 
 

@@ -1,27 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A site's own program that provides images, with the protocol of pyxis' importer."""
+"""A site's own program that provides images, with the protocol of pyxis' importer.
+
+pyxis calls `PROGRAM release` too. Our steps read the file itself, each until it ends and on all of its nodes,
+and that call doesn't say which image is meant: so it is not made.
+"""
 
 from __future__ import annotations
 
 import os
 
-from .. import log
 from ..errors import ChError
 from . import children
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from .reference import Reference
 
 
-def get(program: str, reference: Reference, env: Mapping[str, str], tick: Callable[[], None]) -> str:
+def get(program: str, reference: Reference, env: Mapping[str, str]) -> str:
     """Have the site's importer get an image; return the path that it prints."""
     with children.words_file() as out, children.words_file() as said:
         child = children.start([program, "get", reference.text], env, stdout=out, stderr=said)
         try:
-            status = children.wait(child, tick)
+            status = child.wait()
         finally:
             children.stop(child)
         words = children.words(said).splitlines()
@@ -34,14 +37,3 @@ def get(program: str, reference: Reference, env: Mapping[str, str], tick: Callab
     if not path.startswith("/") or not os.path.exists(path):
         raise ChError(f"{reference.text}: the site's importer {program} printed no path of an image: {path!r}")
     return path
-
-
-def release(program: str, env: Mapping[str, str]) -> None:
-    """Tell the site's importer that the image isn't needed any more; a failure is only mentioned."""
-    child = children.start([program, "release"], env)
-    try:
-        status = children.wait(child, lambda: None)
-    finally:
-        children.stop(child)
-    if status:
-        log.warning(f"the site's importer {program} failed to release, with status {status}")

@@ -144,7 +144,7 @@ def _from_importer(program: str, command: str, one: pull.Puller, name: reference
         return answer(name.text, None)
     from ..images import importer
 
-    return answer(name.text, importer.get(program, name, one.env, lambda: None))
+    return answer(name.text, importer.get(program, name, one.env))
 
 
 def see(host: str, path: str, wanted: Spec, env: Mapping[str, str]) -> None:
@@ -171,7 +171,7 @@ def on_node(wanted: Spec, here: Site, caller: Caller) -> str:
         if settings.importer is not None and not name.local:
             from ..images import importer
 
-            return importer.get(settings.importer, name, env, lambda: None)
+            return importer.get(settings.importer, name, env)
         resolved = one.resolve(name, mode)
         if env.get("SLURM_NODEID", "0") != "0":
             path = _wait(one, resolved)

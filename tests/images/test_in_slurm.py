@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import shutil
 import signal
@@ -361,3 +362,26 @@ def test_no_secret_gets_into_a_job(me: User, closed: Registry, ca: Path, layout:
     cached = [path.read_bytes() for path in me.cache.rglob("*") if path.is_file()]
     for text in (said.encode(), *logs, *cached):
         assert secret not in text and base64.b64encode(b"someone:" + secret) not in text
+
+
+def test_what_runs_is_shown_by_its_name(me: User, plain: Registry, layout: Layout) -> None:
+    """`ps`, -v and the job's record have the name that was typed, with the digest that runs."""
+    ref = plain.push(layout, "slurm/shown:1")
+    slurm_ch = Path(sys.executable).with_name("slurm-ch")
+    with Cluster(nodes=1, plugstack_lines=[f"required {paths.PLUGIN} record=comment"]) as own:
+        mine = User(own, me.name, me.home, plain)
+        line = "echo $SLURM_JOB_ID $CH_RUNNING; read x"
+        process = mine.popen(f"exec srun -Q --ch-image={ref} sh -c '{line}'", stdin=subprocess.PIPE)
+        assert process.stdout is not None
+        job, name = process.stdout.readline().split()
+        assert name.startswith(f"{ref}@sha256:")
+        (shown,) = [json.loads(one) for one in mine.good(f"{slurm_ch} ps --json {job}").splitlines()]
+        assert shown["image"] == name
+        (file,) = mine.images()
+        wanted = f"ch-image={name} {mine.cache}/images/{file} 20"
+        deadline = time.monotonic() + TIMEOUT
+        while wanted not in (found := mine.good(f"squeue -h -j {job} -o %k")):
+            assert time.monotonic() < deadline, found
+            time.sleep(0.1)
+        process.communicate("\n", timeout=TIMEOUT)
+        assert process.returncode == 0

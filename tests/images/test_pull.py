@@ -343,11 +343,10 @@ def test_an_importer_of_pyxis(tmp_path: Path, env: dict[str, str]) -> None:
     program = fake_packer(
         tmp_path / "bin",
         "importer",
-        f'[ "$1" = get ] && {{ echo "{image}" ; echo "$2" > {tmp_path}/got; }}; echo "$1" >> {tmp_path}/log',
+        f'echo "pulling"; echo "{image}"; echo "$@" >> {tmp_path}/log',
     )
-    assert importer.get(program, wanted, env, lambda: None) == str(image)
-    importer.release(program, env)
-    assert (tmp_path / "got").read_text() == wanted.text + "\n" and (tmp_path / "log").read_text() == "get\nrelease\n"
+    assert importer.get(program, wanted, env) == str(image)
+    assert (tmp_path / "log").read_text() == f"get {wanted.text}\n"
     for script, words in (
         ("echo no >&2; exit 5", "status 5: no"),
         ("echo relative", "printed no path"),
@@ -355,7 +354,7 @@ def test_an_importer_of_pyxis(tmp_path: Path, env: dict[str, str]) -> None:
         ("echo /no/such", "printed no path"),
     ):
         with pytest.raises(ChError, match=re.escape(words)):
-            importer.get(fake_packer(tmp_path / "bin", "importer", script), wanted, env, lambda: None)
+            importer.get(fake_packer(tmp_path / "bin", "importer", script), wanted, env)
 
 
 def test_without_a_policy(plain: Registry, layout: Layout, puller: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 # The tables of each page, by the title of their section.
 TABLES = {
     ROOT / "docs/internals/parity.rst": ("Options", "Behaviour"),
-    ROOT / "docs/internals/reliability.rst": ("A join without the plugin",),
+    ROOT / "docs/internals/reliability.rst": ("A join without the plugin", "Pulls that go wrong"),
 }
 
 

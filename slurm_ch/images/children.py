@@ -91,6 +91,14 @@ def wait(child: subprocess.Popen[bytes], tick: Callable[[], None]) -> int:
         tick()
 
 
+def killed(name: str, status: int) -> str:
+    """Return what to say of a program whose negative status names a signal."""
+    return (
+        f"{name} was killed by signal {-status}: if memory ran out, ask for more, "
+        "or pull the image before the job (`slurm-ch pull`)"
+    )
+
+
 def stop(child: subprocess.Popen[bytes]) -> None:
     """End a child and all that it started, unless it has ended."""
     if child.poll() is None:

@@ -161,7 +161,7 @@ class Skopeo:
             text = children.words(said)
         log.debug(f"skopeo {argv[0]}: status {status}: {text}")
         if status < 0:
-            raise FetchError(f"{reference.text}: skopeo was killed by signal {-status}: out of memory?")
+            raise FetchError(f"{reference.text}: {children.killed('skopeo', status)}")
         raise failure(reference, text, self._env, self._scratch)
 
 

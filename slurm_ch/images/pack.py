@@ -179,7 +179,7 @@ def _failure(packer: Packer, status: int, said: str, out: str) -> ChError:
     if _DISK_FULL.search(said) or _WRITE_ERROR.search(said):
         return disk_full(os.path.dirname(out))
     if status < 0:
-        return ChError(f"{packer.name} was killed by signal {-status}: out of memory?")
+        return ChError(children.killed(packer.name, status))
     line = "; ".join(said.splitlines()[-3:])
     return ChError(f"{packer.name} failed with status {status}: {line or 'it gives no reason'}")
 

@@ -79,6 +79,7 @@ def trusted(env: dict[str, str], answer: Callable[[str, int], Answer | None]) ->
         yield f"docker://{host}/app:1", seen
 
 
+@pytest.mark.row("F2")
 def test_a_registry_that_comes_back(layout: Layout, puller: Make, env: dict[str, str]) -> None:
     """503 twice, then all is well."""
     with trusted(
@@ -88,12 +89,14 @@ def test_a_registry_that_comes_back(layout: Layout, puller: Make, env: dict[str,
         assert seen.count("/v2/app/manifests/1") == 3
 
 
+@pytest.mark.row("F2")
 def test_a_registry_that_stays_broken(puller: Make, env: dict[str, str]) -> None:
     with trusted(env, lambda _path, _count: (500, {}, b"broken")) as (name, seen):
         refused(puller(), name, "can't be reached: .*500")
         assert len([path for path in seen if "manifests" in path]) == 4
 
 
+@pytest.mark.row("F4")
 def test_too_many_requests(puller: Make, env: dict[str, str]) -> None:
     body = b'{"errors":[{"code":"TOOMANYREQUESTS","message":"You have reached your pull rate limit"}]}'
     with trusted(env, lambda _path, _count: (429, {"Retry-After": "0"}, body)) as (name, seen):
@@ -101,6 +104,7 @@ def test_too_many_requests(puller: Make, env: dict[str, str]) -> None:
         assert 3 <= len([path for path in seen if "manifests" in path]) <= 6  # skopeo's own
 
 
+@pytest.mark.row("F7")
 def test_a_blob_that_ends_too_soon(layout: Layout, puller: Make, env: dict[str, str]) -> None:
     """Once: it is fetched again; always: an error, and nothing in the cache."""
 
@@ -121,6 +125,7 @@ def test_a_blob_that_ends_too_soon(layout: Layout, puller: Make, env: dict[str, 
                 assert read(puller().get(parse(name))[1], "marker")
 
 
+@pytest.mark.row("F7")
 def test_a_registry_that_lies(layout: Layout, puller: Make, env: dict[str, str]) -> None:
     """Another blob, another manifest than the digest says; no manifest at all; a page of HTML."""
 
@@ -138,6 +143,7 @@ def test_a_registry_that_lies(layout: Layout, puller: Make, env: dict[str, str])
         refused(puller(), name, "app:1: ")
 
 
+@pytest.mark.row("F3")
 def test_a_registry_that_is_silent(puller: Make, env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     gate = threading.Event()
 
@@ -153,6 +159,7 @@ def test_a_registry_that_is_silent(puller: Make, env: dict[str, str], monkeypatc
             gate.set()
 
 
+@pytest.mark.row("F3")
 def test_a_download_that_stalls(
     layout: Layout, puller: Make, env: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -186,6 +186,7 @@ def test_wrong_references(caller: Caller) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.row("F9")
 def test_interrupted(caller: Caller, plain: Registry, layout: Layout, number: int) -> None:
     """Nothing stays, neither file nor process; the next pull removes what one that was killed left."""
     packer = caller.home / "tar2sqfs"

@@ -17,6 +17,7 @@ from .pulled import Make, parse, read, refused
 from .registry import PASSWORD, USER, Registry, auth_file
 
 
+@pytest.mark.row("F6")
 def test_with_tls_and_a_ca_of_its_own(
     secure: Registry, layout: Layout, puller: Make, env: dict[str, str], ca: Path
 ) -> None:
@@ -32,6 +33,7 @@ def test_with_tls_and_a_ca_of_its_own(
     assert puller().resolve(parse(name)).digest
 
 
+@pytest.mark.row("F5")
 def test_with_a_password(
     closed: Registry, layout: Layout, puller: Make, env: dict[str, str], ca: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -107,6 +109,7 @@ def test_no_secret_anywhere(closed: Registry, layout: Layout, puller: Make, env:
     assert not any(PASSWORD in text or coded in text for text in texts)
 
 
+@pytest.mark.row("F6")
 def test_plain_http_is_only_for_those_named(plain: Registry, layout: Layout, puller: Make, env: dict[str, str]) -> None:
     name = plain.push(layout, "org/app:1")
     del env["CONTAINERS_REGISTRIES_CONF"]

@@ -102,6 +102,7 @@ def test_the_image_of_a_container_with_a_name(me: User, plain: Registry, layout:
         assert mine.good(f"{SLURM_CH} prune --older 1d").count(".sqfs\n") == 1
 
 
+@pytest.mark.row("F15")
 def test_nodes_get_a_path_and_look_nothing_up(me: User, plain: Registry, layout: Layout) -> None:
     ref = plain.push(layout, "slurm/path")
     me.good(f"srun --ch-image={ref} true")
@@ -139,6 +140,7 @@ def test_what_was_pinned_runs_though_the_tag_has_moved(me: User, plain: Registry
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.row("F9")
 def test_a_pull_that_is_interrupted_leaves_nothing(me: User, slow: Slow, number: int) -> None:
     process = me.popen(f"exec srun --ch-image={slow.reference('slurm/slow')} true", start_new_session=True)
     slow.wait_until_busy()
@@ -161,6 +163,7 @@ def test_a_pull_that_is_interrupted_leaves_nothing(me: User, slow: Slow, number:
     assert me.good("squeue -h --me") == ""
 
 
+@pytest.mark.row("F9")
 def test_scancel_while_a_batch_step_pulls(me: User, slow: Slow) -> None:
     job = me.good(f"sbatch --parsable -o out --ch-image={slow.reference('slurm/slow')} --wrap=true").strip()
     slow.wait_until_busy()
@@ -173,6 +176,7 @@ def test_scancel_while_a_batch_step_pulls(me: User, slow: Slow) -> None:
     assert list((me.cache / "lock").iterdir()) == [] and me.images() == []
 
 
+@pytest.mark.row("F16")
 def test_an_image_that_is_gone_is_pulled_again(me: User, plain: Registry, layout: Layout) -> None:
     ref = plain.push(layout, "slurm/gone")
     me.good(f"srun --ch-image={ref} true")
@@ -182,6 +186,7 @@ def test_an_image_that_is_gone_is_pulled_again(me: User, plain: Registry, layout
     assert (me.home / "out").read_text().splitlines()[-2:] == ["from the registry"] * 2
 
 
+@pytest.mark.row("F15")
 def test_a_node_that_does_not_see_the_cache_says_so(me: User, plain: Registry, layout: Layout) -> None:
     ref = plain.push(layout, "slurm/unseen")
     # What the launcher is told is what another host would have told it.
@@ -206,6 +211,7 @@ def test_a_node_that_does_not_see_the_cache_says_so(me: User, plain: Registry, l
     ],
 )
 @pytest.mark.parametrize("command", ["srun {} true", "sbatch {} --wrap=true", "salloc -Q {} true"])
+@pytest.mark.row("F5")
 def test_refused_before_there_is_a_job(
     me: User, plain: Registry, layout: Layout, command: str, options: str, code: int, words: str
 ) -> None:
@@ -218,6 +224,7 @@ def test_refused_before_there_is_a_job(
     assert me.good("squeue -h --me") == ""
 
 
+@pytest.mark.row("F8")
 def test_another_kind_of_machine(me: User, plain: Registry, layout: Layout) -> None:
     done = me.sh(f"srun --ch-image={plain.push(layout, 'slurm/kind')} --ch-platform=linux/s390x true")
     assert done.returncode == 31 and "no image for linux/s390x" in done.stderr
@@ -234,6 +241,7 @@ def test_an_archive_is_pulled_where_it_is(me: User, layout: Layout) -> None:
     assert len(me.images()) == 1
 
 
+@pytest.mark.row("F12")
 def test_one_pull_for_sixteen_jobs_at_once(me: User, plain: Registry, tmp_path: Path) -> None:
     ref = plain.push(image(tmp_path, "many"), "slurm/many")
     asked = len(plain.requests())
@@ -313,6 +321,7 @@ def test_a_requeued_job_runs_what_was_pinned(me: User, plain: Registry, tmp_path
     assert (me.home / "out").read_text().splitlines()[-2:] == ["old", "old"]
 
 
+@pytest.mark.row("F1")
 def test_without_skopeo_what_is_there_still_runs(me: User, plain: Registry, layout: Layout) -> None:
     ref = plain.push(layout, "slurm/bare")
     me.good(f"srun --ch-image={ref} true")

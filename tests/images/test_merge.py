@@ -215,6 +215,7 @@ def test_what_is_packed_belongs_to_root_and_can_be_read(tmp_path: Path) -> None:
     assert found["caps"].pax_headers == {}
 
 
+@pytest.mark.row("F17")
 def test_links_in_the_image_lead_no_further_than_its_root(tmp_path: Path) -> None:
     """An absolute link, one with too many `..`, and one that isn't there yet, as parents."""
     first = craft.layer(
@@ -349,11 +350,13 @@ def hostile() -> Iterator[tuple[str, bytes, str]]:
 
 
 @pytest.mark.parametrize(("data", "words"), [pytest.param(d, w, id=n) for n, d, w in hostile()])
+@pytest.mark.row("F17")
 def test_hostile_layers_are_refused(tmp_path: Path, data: bytes, words: str) -> None:
     with pytest.raises(LayerError, match=f"layer 0: .*{words}"):
         merged(tmp_path, [data])
 
 
+@pytest.mark.row("F17")
 def test_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """More entries, more bytes inflated, more bytes in sparse files than there may be."""
     monkeypatch.setattr(merge, "ENTRIES_MAX", 3)
@@ -371,6 +374,7 @@ def test_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         Flat(tree)
 
 
+@pytest.mark.row("F7")
 def test_a_digest_that_is_not_the_layers(tmp_path: Path) -> None:
     data = craft.layer([item("a", "a")]) + b"behind the end"
     (tmp_path / "layer").write_bytes(data)
@@ -380,6 +384,7 @@ def test_a_digest_that_is_not_the_layers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["gzip", "zstd", "bz2", "xz"])
+@pytest.mark.row("F7")
 def test_truncated_and_damaged_layers(tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever module or program inflates them."""
     import bz2

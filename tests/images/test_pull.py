@@ -122,6 +122,7 @@ def test_from_a_docker_daemon(puller: Make, env: dict[str, str], tmp_path: Path)
     assert "docker.sock" in words
 
 
+@pytest.mark.row("F5")
 def test_not_there(plain: Registry, layout: Layout, puller: Make, tmp_path: Path) -> None:
     plain.push(layout, "org/app:1")
     for name in ("org/app:2", "nobody/nothing:1", f"org/app@sha256:{'0' * 64}"):
@@ -136,6 +137,7 @@ def test_not_there(plain: Registry, layout: Layout, puller: Make, tmp_path: Path
     refused(puller(), f"{layout}:other", "no image of that name in the layout")
 
 
+@pytest.mark.row("F2")
 def test_a_registry_that_is_down(
     plain: Registry,
     layout: Layout,
@@ -166,6 +168,7 @@ def test_a_registry_that_is_down(
         puller().get(parse("docker://no-such-host.invalid/app"))
 
 
+@pytest.mark.row("F8")
 def test_images_for_other_machines(
     plain: Registry, puller: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -201,6 +204,7 @@ def test_images_for_other_machines(
     assert "the image says that it is for linux/sparc64" in capfd.readouterr().err
 
 
+@pytest.mark.row("F7")
 def test_what_is_no_image(puller: Make, tmp_path: Path) -> None:
     """In a layout of this host, where nobody has looked before: each is refused, nothing is published."""
 
@@ -269,6 +273,7 @@ def test_modes(plain: Registry, layout: Layout, puller: Make, tmp_path: Path) ->
     assert read(puller().get(parse(name), resolve.CACHED)[1], "marker") == b"another\n"
 
 
+@pytest.mark.row("F16")
 def test_an_image_that_was_removed_is_pulled_again(plain: Registry, layout: Layout, puller: Make) -> None:
     """By the digest that was pinned, whatever the tag means now; gone from the registry, an error names it."""
     name = plain.push(layout, "pinned:1")
@@ -336,6 +341,7 @@ def test_configurations_of_all_kinds() -> None:
     assert inject.strings_file(["\udcff", ""]) == b"angi\0\0\0\1?\0\0\0\0"
 
 
+@pytest.mark.row("F18")
 def test_an_importer_of_pyxis(tmp_path: Path, env: dict[str, str]) -> None:
     image = tmp_path / "image.sqfs"
     image.touch()

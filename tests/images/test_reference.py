@@ -143,6 +143,7 @@ BLOB = {"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": DI
         (raw(config=None, layers=[]), "no description of a blob"),
     ],
 )  # fmt: skip
+@pytest.mark.row("F7")
 def test_manifests_that_are_none(data: bytes, words: str) -> None:
     with pytest.raises(ChError, match=f"it: .*{words}"):
         manifest.parse(data, "it")

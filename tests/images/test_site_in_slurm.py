@@ -122,6 +122,7 @@ def test_an_image_from_this_host_is_of_no_registry(allowing: User, layout: Layou
     assert allowing.good("srun -Q --ch-image=oci:layout:image cat /marker") == "from the registry\n"
 
 
+@pytest.mark.row("F18")
 def test_the_site_s_importer(me: User, plain: Registry, layout: Layout) -> None:
     """Asked by srun for all nodes, and by a batch script's node; what it says in distress is passed on."""
     ref = plain.push(layout, "site/importer:1")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from slurm_ch.images.making import Lock
 from slurm_ch.images.store import Store
 
 from .craft import Layout
-from .registry import Registry
+from .registry import Registry, registries_conf
 
 DIGEST = "sha256:" + "ab" * 32
 OTHER = "sha256:" + "cd" * 32
@@ -64,6 +65,7 @@ def start_puller(name: str, env: dict[str, str], code: str = PULLER) -> subproce
     )  # fmt: skip
 
 
+@pytest.mark.row("F12")
 def test_many_pull_one_image(plain: Registry, layout: Layout, env: dict[str, str]) -> None:
     """Twelve processes, started together: the registry sees one pull, and all have the same file."""
     name = plain.push(layout, "many:1")
@@ -94,6 +96,7 @@ pack.pack = stand
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.row("F9")
 def test_a_killed_puller(plain: Registry, layout: Layout, env: dict[str, str], number: int) -> None:
     """The next one on the host sees that it is gone, takes over at once, and removes what it left."""
     name = plain.push(layout, "killed:1")
@@ -120,6 +123,7 @@ def test_a_killed_puller(plain: Registry, layout: Layout, env: dict[str, str], n
     holder.stderr.close()  # type: ignore[union-attr]
 
 
+@pytest.mark.row("F9")
 def test_children_end_with_a_killed_puller(
     plain: Registry, layout: Layout, env: dict[str, str], tmp_path: Path
 ) -> None:
@@ -146,6 +150,7 @@ def test_children_end_with_a_killed_puller(
         os.close(pidfd)
 
 
+@pytest.mark.row("F12", "F14")
 def test_the_lock_of_another_host(cache: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only its age counts, by the server's clock; who waits is told the host and how far it is."""
     path = Path(cache.directory, "lock", DIGEST.replace(":", "-"))
@@ -166,6 +171,7 @@ def test_the_lock_of_another_host(cache: Store, monkeypatch: pytest.MonkeyPatch)
     assert list(path.parent.iterdir()) == []
 
 
+@pytest.mark.row("F12")
 def test_taking_over_what_has_just_been_renewed(cache: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """It seemed stale, and was fresh when it was ours: it is put back."""
     path = Path(cache.directory, "lock", DIGEST.replace(":", "-"))
@@ -211,6 +217,7 @@ def test_who_is_second_uses_the_first_ones(cache: Store) -> None:
 
 
 @pytest.mark.parametrize("number", store._NO_LINKS)
+@pytest.mark.row("F14")
 def test_afile_system_without_hard_links(cache: Store, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     def none(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))
@@ -358,6 +365,7 @@ def test_pruning(cache: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [one.path for one in cache.images()] == [paths[1]]
 
 
+@pytest.mark.row("F9")
 def test_what_killed_pulls_left(cache: Store) -> None:
     """Of this host and dead; of others after a day; never of one that lives."""
     place = Path(cache.directory, "tmp")
@@ -379,26 +387,40 @@ def test_what_killed_pulls_left(cache: Store) -> None:
     assert sorted(path.name.partition(".")[0] for path in place.iterdir()) == ["alive", "elsewhere", "unknown"]
 
 
+@pytest.mark.row("F14")
 def test_the_cache_can_not_be_written_to(
     plain: Registry, layout: Layout, env: dict[str, str], user: str, world_tmp: Path
 ) -> None:
-    """A user whose cache is read-only: what is in it works, a pull says what helps."""
+    """A user whose cache is read-only: what is in it works with `cached`, a pull says what helps."""
     cache = world_tmp / f"cache-{os.getpid()}"
     cache.mkdir()
-    cache.chmod(0o555)
     entry = pwd.getpwnam(user)
     os.chown(cache, entry.pw_uid, entry.pw_gid)
-    name = plain.push(layout, "org/app:1")
-    Path(env["HOME"]).chmod(0o755)
+    name, other = plain.push(layout, "org/app:1"), plain.push(layout, "org/other:1")
+    conf = registries_conf(world_tmp / f"cache-{os.getpid()}.conf", plain.host)
+    mine = {**env, "HOME": str(cache), "CONTAINERS_REGISTRIES_CONF": str(conf), "SLURM_CH_CACHE": str(cache)}
     code = PULLER.replace(
         "sys.stdin.read(1)", f"os.setgroups([]); os.setgid({entry.pw_gid}); os.setuid({entry.pw_uid})"
     )
-    child = start_puller(name, {**env, "SLURM_CH_CACHE": str(cache)}, code)
-    _, err = child.communicate(timeout=60)
-    assert child.returncode == 1 and f"can't write to the cache {cache} (SLURM_CH_CACHE=DIR puts it elsewhere)" in err
-    cache.rmdir()
+
+    def pulled(name: str, mode: str = "auto") -> tuple[int | None, str, str]:
+        child = start_puller(name, mine, code.replace("(sys.argv[1])", f"(sys.argv[1]), '{mode}'"))
+        out, err = child.communicate(timeout=60)
+        return child.returncode, out, err
+
+    status, path, err = pulled(name)
+    assert status == 0, err
+    directories = [cache, *(one for one in cache.iterdir() if one.is_dir())]
+    for one in directories:
+        one.chmod(0o555)
+    assert pulled(name, "cached") == (0, path, "")
+    for asked in (name, other):
+        status, _, err = pulled(asked)
+        assert status == 1 and f"can't write to the cache {cache} (SLURM_CH_CACHE=DIR puts it elsewhere)" in err
+    shutil.rmtree(cache)
 
 
+@pytest.mark.row("F12")
 def test_progress_in_the_lock(cache: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     path = Path(cache.directory, "lock", "x")
     lock = Lock.create(str(path))

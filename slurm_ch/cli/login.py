@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import os
-import sys
 
 import click
 
 from slurm_ch.errors import UsageError
-from slurm_ch.images import credentials
+from slurm_ch.images import login as images
 
 
 def _host(text: str) -> str:
@@ -33,11 +32,11 @@ def login(*, username: str | None, password_stdin: bool, tls_verify: bool, host:
     options = [f"--username={username}"] if username else []
     options += ["--password-stdin"] if password_stdin else []
     options += [] if tls_verify else ["--tls-verify=false"]
-    sys.exit(credentials.login(_host(host), os.environ, options))
+    images.login(_host(host), os.environ, options)
 
 
 @click.command()
 @click.argument("host", metavar="HOST")
 def logout(*, host: str) -> None:
     """Forget your credentials for the registry HOST."""
-    sys.exit(credentials.logout(_host(host), os.environ))
+    images.logout(_host(host), os.environ)

@@ -56,7 +56,7 @@ def missing(reference: str, path: str, storage: str | None) -> str:
     text += f" (looked for {os.path.normpath(path)}" + (f", and in {storage}" if storage else "") + ")"
     name = reference.replace("#", "/")
     if not reference.startswith(".") and not reference.endswith((".sqfs", ".sqsh", ".squashfs", ".sif", ".img")):
-        text += f" (from a registry: `slurm-ch pull docker://{name} FILE.sqfs`)"
+        text += f" (from a registry: docker://{name})"
     return text
 
 

@@ -4,13 +4,9 @@
 from __future__ import annotations
 
 import os
-import shutil
-import signal
 import stat
-import subprocess
 
 from .. import log
-from ..errors import ChError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,35 +64,3 @@ def warn_of_open_auth_files(env: Mapping[str, str]) -> None:
             continue
         if mode & (stat.S_IRGRP | stat.S_IROTH):
             log.warning(f"{path}: others can read your credentials: chmod 600 {path}")
-
-
-def login(host: str, env: Mapping[str, str], options: list[str]) -> int:
-    """Have skopeo ask for user and password and keep them; return its status. It has the terminal."""
-    path = login_file(env)
-    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-    return _interactive("login", host, env, ["--authfile", path, *options])
-
-
-def logout(host: str, env: Mapping[str, str]) -> int:
-    """Have skopeo forget a registry's credentials; return its status."""
-    return _interactive("logout", host, env, ["--authfile", login_file(env)])
-
-
-def _interactive(command: str, host: str, env: Mapping[str, str], options: list[str]) -> int:
-    program = shutil.which("skopeo", path=env.get("PATH"))
-    if program is None:
-        raise ChError(f"no skopeo here, which does the {command}: install the package skopeo")
-    kept = {name: env[name] for name in (*ENVIRONMENT, "TERM") if name in env}
-    umask = os.umask(0o077)
-    # Ctrl-C on the terminal reaches it too.
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        child = subprocess.Popen(
-            [program, command, *options, host],
-            env=kept,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,  # noqa: PLW1509  no threads
-        )
-        return child.wait()
-    finally:
-        signal.signal(signal.SIGINT, before)
-        os.umask(umask)

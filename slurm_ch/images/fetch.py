@@ -240,7 +240,7 @@ _MEANINGS: tuple[tuple[str, type[FetchError], str], ...] = (
 
 def failure(reference: Reference, text: str, env: Mapping[str, str], scratch: str) -> ChError:
     """Return the error that says in our words what skopeo said."""
-    said, what, host = _last_message(text), reference.text, reference.registry
+    said, what, host = last_message(text), reference.text, reference.registry
     if _DISK_FULL.search(text):
         return pack.disk_full(scratch)
     if reference.scheme != DOCKER:
@@ -253,13 +253,21 @@ def failure(reference: Reference, text: str, env: Mapping[str, str], scratch: st
 _LEVEL = re.compile(r'^time="[^"]*" level=(\w+) msg=(".*")\s*$')
 
 
-def _last_message(text: str) -> str:
-    """Return the last line, without what logrus puts around it."""
-    line = text.splitlines()[-1] if text else "skopeo gives no reason"
+def last_message(text: str) -> str:
+    """Return the last line that says something, without what logrus puts around it."""
+    for line in reversed(text.splitlines()):
+        said = _message(line)
+        # "(Unable to determine exit status)" follows the reason.
+        if not said.startswith("("):
+            return said[:600]
+    return "skopeo gives no reason"
+
+
+def _message(line: str) -> str:
     found = _LEVEL.match(line)
-    if found:
-        try:
-            line = json.loads(found[2])
-        except ValueError:
-            line = found[2]
-    return line[:600]
+    if not found:
+        return line
+    try:
+        return str(json.loads(found[2]))
+    except ValueError:
+        return found[2]

@@ -93,8 +93,8 @@ def test_directories(fails: Fails, world_tmp: Path, name: str) -> None:
         ("/etc/passwd/foo.sqfs", "can't stat image: /etc/passwd/foo.sqfs: Not a directory"),
         ("foo.sqfs", "can't stat image: foo.sqfs (looked for /usr/foo.sqfs): No such file or directory"),
         ("./foo", "can't stat image: ./foo (looked for /usr/foo): No such file or directory"),
-        ("debian:12", "can't stat image: debian:12 (looked for /usr/debian:12) (from a registry: `slurm-ch pull docker://debian:12 FILE.sqfs`): No such file or directory"),
-        ("nvcr.io#nvidia/cuda:12", "can't stat image: nvcr.io#nvidia/cuda:12 (looked for /usr/nvcr.io#nvidia/cuda:12) (from a registry: `slurm-ch pull docker://nvcr.io/nvidia/cuda:12 FILE.sqfs`): No such file or directory"),
+        ("debian:12", "can't stat image: debian:12 (looked for /usr/debian:12) (from a registry: docker://debian:12): No such file or directory"),
+        ("nvcr.io#nvidia/cuda:12", "can't stat image: nvcr.io#nvidia/cuda:12 (looked for /usr/nvcr.io#nvidia/cuda:12) (from a registry: docker://nvcr.io/nvidia/cuda:12): No such file or directory"),
     ],
 )  # fmt: skip
 @pytest.mark.row("I2")

@@ -289,7 +289,11 @@ def test_login(caller: Caller, closed: Registry, layout: Layout, ca: Path) -> No
     name = closed.push(layout, "private/app:1")
     assert caller.run("pull", name)[0] == 31
     status, out, err = caller.run("login", "-u", USER, "--password-stdin", closed.host, stdin="wrong")
-    assert status != 0
+    assert (status, out) == (31, "")
+    assert err.startswith(f"slurm-ch: error: {closed.host}: ") and "invalid username/password" in err
+    assert err.count("\n") == 1
+    status, out, err = caller.run("login", "-u", USER, "--password-stdin", "127.0.0.1:1", stdin=PASSWORD)
+    assert status == 31 and err.startswith("slurm-ch: error: 127.0.0.1:1: 127.0.0.1:1 can't be reached: ")
     status, out, err = caller.run("login", "-u", USER, "--password-stdin", closed.host, stdin=PASSWORD)
     assert status == 0 and PASSWORD not in out + err
     auth = caller.home / ".config/containers/auth.json"

@@ -169,6 +169,10 @@ class Locks:
         except OSError:
             return None
 
+    def is_abandoned(self, name: str) -> bool:
+        """Whether who has the lock is gone for certain, which only their host can tell."""
+        return is_dead(read_record(self._path(name)))
+
     def _path(self, name: str) -> str:
         return os.path.join(self._directory, name[:200])
 

@@ -111,6 +111,10 @@ class Store(CacheDirectory):
         """Return when who makes an image last showed to be alive; None where nobody makes it."""
         return self.locks.beat(_stem(digest))
 
+    def is_abandoned(self, digest: str) -> bool:
+        """Whether who makes an image is gone for certain."""
+        return self.locks.is_abandoned(_stem(digest))
+
     def publish(self, file: str, digest: str, info: dict[str, Any], replace: bool = False) -> str:
         """Give a finished file its place and return that; where somebody was faster, theirs stays."""
         final = os.path.join(self.directory, "images", _file_name(digest))

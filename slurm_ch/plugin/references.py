@@ -21,6 +21,7 @@ from ..engine import container, image
 from ..errors import ChError
 from ..images import pull, reference, resolve
 from ..images import settings as site_settings
+from ..images.making import STALE_SECONDS
 from ..images.progress import Progress
 
 TYPE_CHECKING = False
@@ -41,8 +42,11 @@ _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGIO)
 # How long a file server may take to show one client what another has written.
 _SEEN_SECONDS = 5.0
 _POLL_SECONDS = 0.25
-# When nobody has touched the lock for so long, twice its beat and a bit, who waits for the first node looks after it.
+_POLL_MOST_SECONDS = 5.0
+# When there is no sign of life of the first node for so long, twice a lock's beat and a bit, the next one asks itself
+# whether to go on; and each further one so much later.
 _IDLE_SECONDS = 25.0
+_TURN_SECONDS = 1.0
 
 # What tells which job a command runs in.
 _JOB = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_HET_JOB_ID")
@@ -173,20 +177,23 @@ def on_node(wanted: Spec, here: Site, caller: Caller) -> str:
 
             return importer.get(settings.importer, name, env)
         resolved = one.resolve(name, mode)
-        if env.get("SLURM_NODEID", "0") != "0":
-            path = _wait(one, resolved)
+        node = env.get("SLURM_NODEID", "0")
+        if node != "0":
+            path = _wait(one, resolved, int(node))
             if path is not None:
                 return path
             mode = resolve.AUTO if mode == resolve.ALWAYS else mode
         return _fetch(one, resolved, mode)
 
 
-def _wait(one: pull.Puller, resolved: resolve.Resolved) -> str | None:
-    """Return the image's path as soon as it is there; None if nobody seems to work at it.
+def _wait(one: pull.Puller, resolved: resolve.Resolved, turn: int) -> str | None:
+    """Return the image's path as soon as it is there; None if nobody works at it, and it is this node's turn.
 
-    Only looked at: a thousand nodes that write to the cache to find out would be in the way of who pulls.
+    Only looked at, and by and by less often: a thousand nodes that write to the cache to find out would be in the
+    way of who pulls. They take turns, so that all but the first to take over find somebody at it again.
     """
-    beat, idle = None, time.monotonic() + _IDLE_SECONDS
+    begin = since = time.monotonic()
+    beat = None
     while True:
         path = one.find(resolved)
         if path is not None:
@@ -194,7 +201,10 @@ def _wait(one: pull.Puller, resolved: resolve.Resolved) -> str | None:
         now, before = time.monotonic(), beat
         beat = one.store.beat(resolved.manifest)
         if beat != before:
-            idle = now + _IDLE_SECONDS
-        elif now > idle:
+            since = now
+        silent = now - since - turn * _TURN_SECONDS
+        if silent > (_IDLE_SECONDS if beat is None else STALE_SECONDS):
             return None
-        time.sleep(_POLL_SECONDS)
+        if beat is not None and silent > _IDLE_SECONDS and one.store.is_abandoned(resolved.manifest):
+            return None
+        time.sleep(min(_POLL_MOST_SECONDS, max(_POLL_SECONDS, (now - begin) / 20)))

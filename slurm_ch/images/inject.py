@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 DIRECTORY = "ch"
 METADATA = "ch/metadata.json"
 METADATA_MAX = 16 << 20
+# Where Apptainer and enroot keep an environment.
+OTHERS_ENVIRONMENT = (".singularity.d/env", "etc/rc")
 
 # What a container shows of the host, where the image has nothing of that name.
 DIRECTORIES = ("dev", "proc", "sys", "tmp", "root", "home", "mnt", "etc")
@@ -136,9 +138,11 @@ def metadata(config: Config, origin: dict[str, str]) -> bytes:
 def add(tree: Tree, config: Config, origin: dict[str, str]) -> None:
     """Add the configuration and the mount points to an image."""
     own = tree.own_directory(DIRECTORY)
-    tree.file(own, "environment", _bytes("".join(_line(one) + "\n" for one in config.env if "\n" not in one)))
-    # For values with a newline, which the other form can't have.
-    tree.file(own, "environment0", _bytes("".join(_line(one) + "\0" for one in config.env)))
+    # Ours would count in the place of another's: an image of Apptainer's may have been pushed as a layer.
+    if config.env or not any(tree.has(path) for path in OTHERS_ENVIRONMENT):
+        tree.file(own, "environment", _bytes("".join(_line(one) + "\n" for one in config.env if "\n" not in one)))
+        # For values with a newline, which the other form can't have.
+        tree.file(own, "environment0", _bytes("".join(_line(one) + "\0" for one in config.env)))
     for name, strings in (("entrypoint", config.entrypoint), ("cmd", config.command)):
         if strings:
             tree.file(own, name, strings_file(strings))

@@ -315,6 +315,10 @@ class Tree:
         assert children is not None
         children[last] = Node(FILE, 0o644)
 
+    def has(self, path: str) -> bool:
+        """Whether there is something at `path`, links followed."""
+        return self._resolve(os.fsencode(path), make=False) is not None
+
     def read_file(self, path: str, limit: int) -> bytes | None:
         """Return a small file's bytes, or None where there is none of that size at `path`."""
         node = self._resolve(os.fsencode(path).strip(b"/"), make=False)

@@ -278,6 +278,22 @@ def test_push_and_pull_again(caller: Caller, plain: Registry, layout: Layout, ho
         assert caller.good("pull", name, PATH=str(programs)).strip() == again
 
 
+def test_an_environment_that_another_program_left(caller: Caller) -> None:
+    """It counts where the image's configuration has none, as that of an Apptainer image which was pushed as a layer."""
+    for name, config, wanted in (
+        ("theirs", {"Cmd": ["sh", "-c", "echo $GREETING"]}, "from the script\n"),
+        (
+            "ours",
+            {"Cmd": ["sh", "-c", "echo $GREETING"], "Env": ["GREETING=from the configuration"]},
+            "from the configuration\n",
+        ),
+    ):
+        made = Layout(caller.home / name)
+        script = item(".singularity.d/env/90-environment.sh", "export GREETING='from the script'\n", mode=0o755)
+        made.image([busybox(), layer([item(".singularity.d/"), item(".singularity.d/env/"), script])], config)
+        assert caller.good("run", f"oci:{name}", "--", "-") == wanted
+
+
 def test_login(caller: Caller, closed: Registry, layout: Layout, ca: Path) -> None:
     """Kept where jobs see it, for nobody else to read; the password is nobody's to see."""
     for path in (ca, *ca.parents[:1]):

@@ -30,6 +30,7 @@ _LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 # Any type with this word in it is taken for one when it is pulled.
 _SQUASHFS = "application/vnd.slurm-ch.image.layer.v1.squashfs"
 _CHUNK = 1 << 20
+_SIF_MAGIC = b"SIF_MAGIC\0"
 
 
 class Layout:
@@ -80,7 +81,7 @@ def push(
     """Push the SquashFS file at `path`; its environment, command and so on come from its /ch."""
     if to.scheme != DOCKER or to.digest is not None:
         raise UsageError(f"{to.text}: not where an image can be pushed to: docker://HOST/NAME[:TAG]")
-    size = pack.check(path)
+    size = _check(path)
     store.prepare()
     store.sweep()
     with store.scratch() as scratch:
@@ -97,6 +98,24 @@ def push(
         credentials.warn_of_open_auth_files(env)
         fetch.Skopeo(env, scratch).push(layout.path, to, progress.show)
     progress.end()
+
+
+def _check(path: str) -> int:
+    """Return the SquashFS file's size; ChError if it is none."""
+    try:
+        return pack.check(path)
+    except ChError as error:
+        if not isinstance(error.__cause__, OSError) and _is_apptainers(path):
+            raise ChError(
+                f"{path}: an image of Apptainer's (SIF): "
+                f"`srun --ch-image={path} --ch-save=FILE.sqfs CMD` makes a SquashFS file of it"
+            ) from None
+        raise
+
+
+def _is_apptainers(path: str) -> bool:
+    with open(path, "rb") as file:
+        return _SIF_MAGIC in file.read(64)
 
 
 def _digest(path: str) -> str:

@@ -278,6 +278,17 @@ def test_push_and_pull_again(caller: Caller, plain: Registry, layout: Layout, ho
         assert caller.good("pull", name, PATH=str(programs)).strip() == again
 
 
+def test_an_image_of_apptainers_is_not_pushed_as_it_is(caller: Caller, plain: Registry, apptainers: Path) -> None:
+    assert caller.run("push", str(apptainers), plain.reference("sif:1")) == (
+        31, "", f"slurm-ch: error: {apptainers}: an image of Apptainer's (SIF): `srun --ch-image={apptainers} "
+        "--ch-save=FILE.sqfs CMD` makes a SquashFS file of it\n"
+    )  # fmt: skip
+    assert (
+        caller.run("push", "/bin/true", plain.reference("sif:1"))[2]
+        == "slurm-ch: error: /bin/true: not a SquashFS file\n"
+    )
+
+
 def test_an_environment_that_another_program_left(caller: Caller) -> None:
     """It counts where the image's configuration has none, as that of an Apptainer image which was pushed as a layer."""
     for name, config, wanted in (

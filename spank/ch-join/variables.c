@@ -223,7 +223,8 @@ void check_temporary(bool tells)
 	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
 		const char *path = getenv(names[i]);
 
-		if (!path || !*path || (!stat(path, &st) && S_ISDIR(st.st_mode)))
+		/* A relative one is of the directory where the command starts, which isn't entered yet. */
+		if (!path || *path != '/' || (!stat(path, &st) && S_ISDIR(st.st_mode)))
 			continue;
 		if (tells && is_first_task())
 			warn("%s=%s: no such directory in the container; using /tmp", names[i], path);

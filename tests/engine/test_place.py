@@ -296,6 +296,19 @@ def test_a_directory_for_temporary_files_that_is_not_there(run: Run, image: Path
     ]
 
 
+@pytest.mark.parametrize("value", [".", "job", "./job", ""])
+def test_a_relative_directory_for_temporary_files_is_left_alone(
+    good: Good, image: Path, world_tmp: Path, user: str, value: str
+) -> None:
+    work = world_tmp / "relative"
+    (work / "job").mkdir(parents=True, exist_ok=True)
+    shutil.chown(work, user)
+    shutil.chown(work / "job", user)
+    out = good(image, "--", "sh", "-c", "echo $TMPDIR; : > ${TMPDIR:-.}/new", cwd=work, env=env(user, TMPDIR=value))
+    assert out == f"{value}\n"
+    (work / value / "new").unlink()
+
+
 def test_a_private_tmp_is_where_temporary_files_go(good: Good, image: Path, world_tmp: Path, user: str) -> None:
     script = "echo $TMPDIR; ls -A /tmp /var/tmp; touch /tmp/x /var/tmp/x; stat -c %a /var/tmp"
     out = good("-t", image, "--", "sh", "-c", script, env=env(user, TMPDIR=world_tmp / "job"))

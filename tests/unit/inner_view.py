@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests import leftovers
+from tests import leftovers, own_view
 
 # As a join's, which is called after a user and a step.
 NAME = "\0slurm_ch-tests-of-two-runs"
@@ -28,6 +28,13 @@ def test_sees_nobody() -> None:
 def test_waits() -> None:
     print("waiting", flush=True)
     sys.stdin.readline()
+
+
+def test_networks() -> None:
+    own = os.readlink("/proc/self/ns/net")
+    with own_view.machines_network():
+        print("networks", own, os.readlink("/proc/self/ns/net"))
+    assert os.readlink("/proc/self/ns/net") == own
 
 
 def test_has_a_socket() -> None:

@@ -52,6 +52,12 @@ def test_two_runs_have_one_socket_each() -> None:
     assert (ready, [one.returncode for one in inner]) == ([True, True], [0, 0])
 
 
+def test_what_is_to_be_fetched_goes_by_the_machines_network() -> None:
+    out, _ = run("test_networks").communicate(timeout=60)
+    own, machines = out.partition("networks ")[2].split()[:2]
+    assert machines == os.readlink("/proc/self/ns/net") != own
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_as_ever(number: int) -> None:
     inner = run("test_waits")

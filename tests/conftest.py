@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, settings
 from tests import own_view
 from tests.small_images import make_image, squash
 
-USER = "chuser"
+USER = own_view.USER
 
 # How long an example takes is the machine's business: a busy one stops a test for seconds.
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])

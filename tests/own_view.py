@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run of the tests sees its own processes, network, shared memory and /var/tmp, and nobody else's.
+"""A run of the tests sees its own processes, network, shared memory, /var/tmp and user's home, and nobody else's.
 
 So whatever a test finds left behind is of this run, though another checkout's
 tests run on the same machine; and no test meets another run's under the name of a
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import pwd
 import signal
 import socket
 import struct
@@ -32,6 +33,7 @@ _PASSED_ON = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT}
 # siginfo's si_code of what a terminal sends, to the whole foreground group.
 _SI_KERNEL = 0x80
 
+USER = "chuser"
 ENTERED = "SLURM_CH_TESTS_OWN_VIEW"
 
 # A descriptor of the network that this run has left, if it has.
@@ -88,8 +90,21 @@ def _make() -> None:
     for place in ("/dev/shm", "/var/tmp"):
         if not Path(__file__).is_relative_to(place):
             linux.mount("tmpfs", place, "tmpfs", 0, "mode=1777")
+    _make_home()
     if child := os.fork():
         os._exit(_stand_by(child))
+
+
+def _make_home() -> None:
+    """Have the ordinary user's home empty, and this run's alone."""
+    try:
+        home = Path(pwd.getpwnam(USER).pw_dir)
+        status = home.stat()
+    except (KeyError, OSError):
+        return
+    if not Path(__file__).is_relative_to(home):
+        options = f"mode={status.st_mode & 0o7777:o},uid={status.st_uid},gid={status.st_gid}"
+        linux.mount("tmpfs", str(home), "tmpfs", 0, options)
 
 
 def _make_network() -> None:

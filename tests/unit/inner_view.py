@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import socket
 import subprocess
 import sys
@@ -23,6 +24,10 @@ def test_sees_nobody() -> None:
     orphan = subprocess.run(["sh", "-c", "sleep 0 & echo $!"], check=True, capture_output=True, text=True)
     while Path(f"/proc/{orphan.stdout.strip()}").exists():
         os.sched_yield()  # somebody reaps it
+
+
+def test_home_is_empty() -> None:
+    assert list(Path(pwd.getpwnam(own_view.USER).pw_dir).iterdir()) == []
 
 
 def test_waits() -> None:

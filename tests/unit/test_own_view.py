@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import signal
 import subprocess
 import sys
@@ -41,6 +42,16 @@ def test_a_run_sees_its_own(litter: Path) -> None:
     inner = run("test_sees_nobody")
     out, _ = inner.communicate(timeout=60)
     assert (inner.returncode, "1 passed" in out) == (0, True), out
+
+
+def test_the_users_home_is_the_runs(user: str) -> None:
+    """Tests write there: what a developer's user has is neither seen nor changed."""
+    file = Path(pwd.getpwnam(user).pw_dir, "of-another-run")
+    file.touch()
+    inner = run("test_home_is_empty")
+    out, _ = inner.communicate(timeout=60)
+    file.unlink()
+    assert inner.returncode == 0, out
 
 
 def test_two_runs_have_one_socket_each() -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pwd
 import re
 import shutil
@@ -82,7 +83,9 @@ def step(user: str, place: Path) -> Iterator[Step]:
     (root / "etc/group").write_text("daemon:x:1:\n")
     (root / "ch").mkdir()
     (root / "ch/image.json").write_text("{}")
-    (root / "ch/environment").write_text("FROM_IMAGE=image\nBOTH=image\nSLURM_PROCID=image\nOMP_NUM_THREADS=image\n")
+    (root / "ch/environment").write_text(
+        "FROM_IMAGE=image\nBOTH=image\nSLURM_PROCID=image\nOMP_NUM_THREADS=image\nMKL_NUM_THREADS=image\n"
+    )
     image = squash(root, place / "foo.sqfs")
     with Cluster(nodes=1, cpus=4, plugstack_lines=[f"required {paths.PLUGIN} bind={place}/site:/site"]) as own:
         yield Step(own, user, owned(user, place), image)
@@ -192,13 +195,26 @@ def name_service(s: Step) -> None:
 
 
 def time_zone(s: Step) -> None:
-    here = subprocess.run(["date", "+%Z %z"], check=True, capture_output=True, text=True, env={}).stdout.strip()
-    assert s.sees("srun date '+%Z %z'") == here
-    zone = s.place / "directory/etc/localtime"
-    zone.write_bytes(Path("/usr/share/zoneinfo/Asia/Tokyo").read_bytes())
-    assert s.sees(f"srun --ch-image={s.place}/directory cmp /etc/localtime /etc/localtime && echo same") == "same"
-    assert s.sees(f"srun --ch-image={s.place}/directory sh -c 'tail -n 1 /etc/localtime'") == "JST-9"
+    show = "srun sh -c 'date +%Z%z; tail -n 1 /etc/localtime'"
+    zone, zones = s.place / "directory/etc/localtime", Path("/usr/share/zoneinfo")
+    with elsewhere(s.place, zones / "Asia/Tokyo"):
+        assert s.sees(show) == "JST+0900\nJST-9"
+        zone.write_bytes((zones / "America/New_York").read_bytes())
+        assert s.sees(show.replace("srun", f"srun --ch-image={s.place}/directory")).endswith("\nEST5EDT,M3.2.0,M11.1.0")
     zone.unlink()
+
+
+@contextlib.contextmanager
+def elsewhere(place: Path, zone: Path) -> Iterator[None]:
+    """Have the machine in another time zone: UTC is what an image without any has anyway."""
+    subprocess.run(["cp", "-a", "/etc", place / "etc"], check=True)
+    (place / "etc/localtime").unlink(missing_ok=True)
+    (place / "etc/localtime").symlink_to(zone)
+    subprocess.run(["mount", "--bind", place / "etc", "/etc"], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", "/etc"], check=True)
 
 
 def locale(s: Step) -> None:
@@ -217,11 +233,11 @@ def data(s: Step) -> None:
 
 
 def environment(s: Step) -> None:
-    look = "sh -c 'echo $MINE $BOTH $FROM_IMAGE $SLURM_PROCID $OMP_NUM_THREADS'"
-    env = {"MINE": "mine", "BOTH": "mine", "OMP_NUM_THREADS": "mine"}
+    look = "sh -c 'echo $MINE $BOTH $FROM_IMAGE $SLURM_PROCID $OMP_NUM_THREADS $MKL_NUM_THREADS'"
+    env = {"MINE": "mine", "BOTH": "mine", "OMP_NUM_THREADS": "mine", "MKL_NUM_THREADS": "mine"}
     asked = "--ch-image-env"  # an image of ch-image's doesn't bring it by itself
-    assert s.sees(f"srun {asked} {look}", **env) == "mine image image 0 mine"
-    assert s.sees(f"srun {asked}=no {look}", **env) == "mine mine 0 mine"
+    assert s.sees(f"srun {asked} {look}", **env) == "mine image image 0 mine mine"
+    assert s.sees(f"srun {asked}=no {look}", **env) == "mine mine 0 mine mine"
 
 
 def ids(s: Step) -> None:

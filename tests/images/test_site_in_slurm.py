@@ -32,7 +32,7 @@ def site(me: User, plain: Registry, *arguments: str, nodes: int = 2) -> Iterator
 def test_the_site_s_own_images(me: User, plain: Registry, layout: Layout, world_tmp: Path) -> None:
     """Looked at first, with the registry's word and without; ignored where others could have put them there."""
     ref = plain.push(layout, "site/images:1")
-    place = world_tmp / "site-images"
+    place = world_tmp / "site-images-in-slurm"
     place.mkdir(mode=0o755)
     env = {
         **os.environ,

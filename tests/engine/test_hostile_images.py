@@ -87,7 +87,9 @@ def test_nothing_of_the_hosts_through_an_odd_place(run: Run, evil: Path, world_t
             # Where the link makes /bin or /proc vanish below a bind, the command's own words count.
             assert "slurm-ch: error" not in done.stderr or done.returncode in (126, 127), done.stderr
             assert "scratch" not in done.stdout.split(), done.stdout
-            staging = [line for line in done.stdout.splitlines() if "slurm_ch" in line and " - tmpfs " in line]
+            ours = [line for line in done.stdout.splitlines() if "slurm_ch" in line and " - tmpfs " in line]
+            # What lies over a directory of the image in which a place had to be made is smaller than the staging.
+            staging = [line for line in ours if ",size=1024k," not in line or line.split()[5].split(",")[0] != "ro"]
             assert {line.split()[3] for line in staging} <= {
                 "/passwd",
                 "/group",

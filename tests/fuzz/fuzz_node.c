@@ -124,6 +124,7 @@ int launch_start(const struct launch *l)
 			break;
 		case 't':
 		case 'b':
+		case 'j':
 			break;
 		default:
 			abort();

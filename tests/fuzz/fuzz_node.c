@@ -78,10 +78,11 @@ static char *join_value;
 
 static void job_setenv(const char *name, const char *value)
 {
-	if (!strcmp(name, SAVER_VARIABLE))
-		return;
-	if (strcmp(name, JOIN_VARIABLE))
+	if (strncmp(name, SRUN_PREFIX, strlen(SRUN_PREFIX)))
 		abort();
+	/* what is set besides: the saver's, and paths of a script's defaults */
+	if (strcmp(name, JOIN_VARIABLE))
+		return;
 	free(join_value);
 	join_value = strdup(value);
 }

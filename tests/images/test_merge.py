@@ -449,6 +449,8 @@ def test_headers_as_tarfile_reads_them(tmp_path: Path) -> None:
                 ]
         except LayerError:
             continue
+        if any(b"\0" in one[0] for one in ours):
+            continue  # the merge refuses these
         try:
             with tarfile.open(fileobj=io.BytesIO(bytes(data)), mode="r:", errors="surrogateescape") as archive:
                 theirs = [

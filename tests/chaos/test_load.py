@@ -63,8 +63,15 @@ def finish(cluster: Cluster, record: Record, fault: str, tally: Tally, before: s
     """Record a load and fail unless all is well and gone."""
     assert cluster._supervisor is not None
     top = cluster._supervisor.pid
-    wait_for(lambda: set(leftovers.descendants(top)) <= before, HANG_SECONDS)
-    left = {pid: line for pid, line in leftovers.descendants(top).items() if pid not in before}
+    left: dict[int, str] = {}
+
+    def is_gone() -> bool:
+        # Looked at once: at a job's end slurmd has children of its own, which come and go.
+        left.clear()
+        left.update((pid, line) for pid, line in leftovers.descendants(top).items() if pid not in before)
+        return not left
+
+    wait_for(is_gone, HANG_SECONDS)
     record(fault, wrong_image=tally.wrong_image, failures=len(tally.failures), left=len(left), **figures)
     assert not tally.failures, tally.failures[:10]
     assert not tally.wrong_image

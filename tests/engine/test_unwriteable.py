@@ -16,7 +16,7 @@ Good = Callable[..., str]
 @pytest.fixture(scope="session")
 def others_image(world_tmp: Path) -> Path:
     """A directory image that belongs to root."""
-    root = make_image(world_tmp / "others", "root's")
+    root = make_image(world_tmp / "unwriteable", "root's")
     (root / "etc/kept").write_text("kept\n")
     return root
 

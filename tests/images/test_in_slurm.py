@@ -91,7 +91,7 @@ def test_the_image_of_a_container_with_a_name(me: User, plain: Registry, layout:
         assert mine.good(f"{fifos}; {first} & {second}") == "changed\n"
         done = mine.sh("srun --container-name=c cat /kept")
         assert (done.returncode, done.stdout) == (31, "")
-        said = done.stderr.splitlines()[0]
+        (said,) = (line for line in done.stderr.splitlines() if not line.startswith("srun: "))
         assert f"c: name its image again with --container-image={ref}:latest@sha256:" in said
         assert said.endswith(f"; gone: {image}: No such file or directory")
         again = said.partition("again with ")[2].partition(";")[0]

@@ -12,12 +12,17 @@ sys.path.insert(0, str(ROOT / "etc"))
 
 import fresh  # noqa: E402
 
-# What the commands change is hidden below new file systems; nothing is fetched.
+# What the commands change is hidden below new file systems, the checkout not, wherever it lies; nothing is fetched.
 PRIVATE = r"""
 set -eu
 exec 2>&1
+here=$PWD
 mkdir -p /etc/slurm /opt
+mount --bind "$here" /mnt
 for place in /opt /etc/slurm /etc/profile.d; do mount -t tmpfs -o mode=755 tmpfs $place; done
+mkdir -p "$here"
+mount --bind /mnt "$here"
+cd "$here"
 apt-get() { echo "apt-get $1"; }
 echo ClusterName=one > /etc/slurm/slurm.conf
 """
@@ -55,7 +60,7 @@ grep -c include /etc/slurm/plugstack.conf
 echo DOCTOR $?
 ! make uninstall prefix=/opt/slurm_ch
 {blocks["remove"]}
-find /opt /etc/slurm /etc/profile.d ! -type d | sort
+find /opt /etc/slurm /etc/profile.d -xdev ! -type d | sort
 cat /etc/slurm/slurm.conf
 """
     done = run(script)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-import subprocess
 import tempfile
 from typing import TYPE_CHECKING
 
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
     from ..request.site import Site
     from ..request.spec import Spec
     from .facts import Facts
-
-_POLL_SECONDS = 0.2
 
 
 def refuse_all_but_files(wanted: Spec, kind: str) -> None:
@@ -118,12 +115,7 @@ def _sbcast(what: str, facts: Facts, source: str, path: str, beat: Callable[[], 
     with children.words_file() as said:
         child = children.start(["sbcast", f"--jobid={facts.broadcast}", source, path], _environment(facts), stderr=said)
         try:
-            while True:
-                try:
-                    status = child.wait(_POLL_SECONDS)
-                    break
-                except subprocess.TimeoutExpired:
-                    beat()
+            status = children.wait(child, beat)
         finally:
             children.stop(child)
         words = [line.removeprefix("sbcast: ").removeprefix("error: ") for line in children.words(said).splitlines()]

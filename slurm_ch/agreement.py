@@ -127,6 +127,9 @@ TAG_LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-
 JOIN_SECONDS = 30
 JOIN_SECONDS_MAX = 86400
 
+# How many servers of one image another can wait behind; with more, some would begin side by side.
+STANDBY_MAX = 32
+
 # What MPICH's starter, Hydra, tells its ranks: how many of them are here; and its process that starts
 # them, as far as the kernel keeps a name.
 HYDRA_COUNT = "MPI_LOCALNRANKS"

@@ -14,7 +14,7 @@ import fcntl
 import os
 import sys
 
-from .. import linux
+from .. import agreement, linux
 from ..errors import ChError, describe
 from . import namespaces, squashfs
 
@@ -23,9 +23,6 @@ _GROUPS = "/proc/self/cgroup"
 
 _NS_GET_PARENT = 0xB702  # _IO(NSIO, 2), linux/nsfs.h
 _FUSE_DEV_IOC_CLONE = 0x8004E500  # _IOR(229, 0, uint32_t), linux/fuse.h
-
-# standby.c has room for as many; with more, some would begin side by side.
-_AHEAD_MAX = 32
 
 _STARTED, _NONE, _FAILED = range(3)
 
@@ -98,7 +95,7 @@ def _start_in(namespace: int) -> int:
     copies: list[int] = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         found = _words(name, where)
-        if found and len(waits) < _AHEAD_MAX:
+        if found and len(waits) < agreement.STANDBY_MAX:
             try:
                 process = os.pidfd_open(int(name))
                 image, device = (linux.pidfd_getfd(process, int(word.rpartition("/")[2])) for word in found[-2:])

@@ -6,20 +6,20 @@
 #include <stdio.h>
 #include <unistd.h>
 
-/* As many as the launcher names: second_server.py. */
-#define AHEAD_MAX 32
+#include "../agreement.h"
+
 /* Of Linux 6.9; headers may lack it. */
 #define NOTIFY_RESEND 7
 
-static struct pollfd processes[AHEAD_MAX];
-static int devices[AHEAD_MAX];
+static struct pollfd processes[STANDBY_MAX];
+static int devices[STANDBY_MAX];
 static int ahead;
 
 bool standby_behind(const char *words)
 {
 	char end;
 
-	if (ahead == AHEAD_MAX || sscanf(words, "%d:%d%c", &processes[ahead].fd, &devices[ahead], &end) != 2)
+	if (ahead == STANDBY_MAX || sscanf(words, "%d:%d%c", &processes[ahead].fd, &devices[ahead], &end) != 2)
 		return false;
 	processes[ahead++].events = POLLIN;
 	return true;

@@ -131,6 +131,27 @@ static const struct {
 #undef OPTION
 };
 
+/* Anchor the defaults in a task's variables `env`; in this process' own where there is no `sp`. */
+static int anchor_in(spank_t sp, char **env, const char *directory)
+{
+	int failed = 0;
+
+	for (size_t i = 0; i < sizeof(defaults) / sizeof(defaults[0]) && !failed; i++) {
+		const char *name = defaults[i].name, *value = sp ? value_in(env, name) : getenv(name);
+		char *there;
+
+		if (!value || defaults[i].paths == PATHS_NONE)
+			continue;
+		there = anchored(defaults[i].paths, value, directory);
+		if (!there)
+			failed = 1;
+		else if (strcmp(there, value))
+			failed = sp ? spank_setenv(sp, name, there, 1) != ESPANK_SUCCESS : setenv(name, there, 1);
+		free(there);
+	}
+	return failed ? -1 : 0;
+}
+
 /* In a batch script's task: the defaults of its steps. The script may change directory. */
 int anchor_defaults(spank_t sp, char **env)
 {
@@ -140,37 +161,17 @@ int anchor_defaults(spank_t sp, char **env)
 
 	/* Slurm may be here because there is no such directory; then nothing here is the user's. */
 	if (directory && !(!strcmp(directory, FALLBACK) && pwd && strcmp(pwd, FALLBACK)))
-		for (size_t i = 0; i < sizeof(defaults) / sizeof(defaults[0]) && !failed; i++) {
-			const char *value = value_in(env, defaults[i].name);
-			char *there;
-
-			if (!value || defaults[i].paths == PATHS_NONE)
-				continue;
-			there = anchored(defaults[i].paths, value, directory);
-			failed = !there || (strcmp(there, value) &&
-					    spank_setenv(sp, defaults[i].name, there, 1) != ESPANK_SUCCESS);
-			free(there);
-		}
+		failed = anchor_in(sp, env, directory);
 	free(directory);
-	return failed ? -1 : 0;
+	return failed;
 }
 
 /* In salloc: the same, for what its shell starts. */
 int anchor_own_defaults(void)
 {
 	char *directory = getcwd(NULL, 0);
-	int failed = 0;
+	int failed = directory ? anchor_in(NULL, NULL, directory) : 0;
 
-	for (size_t i = 0; i < sizeof(defaults) / sizeof(defaults[0]) && directory && !failed; i++) {
-		const char *value = defaults[i].paths == PATHS_NONE ? NULL : getenv(defaults[i].name);
-		char *there;
-
-		if (!value)
-			continue;
-		there = anchored(defaults[i].paths, value, directory);
-		failed = !there || setenv(defaults[i].name, there, 1);
-		free(there);
-	}
 	free(directory);
-	return failed ? -1 : 0;
+	return failed;
 }

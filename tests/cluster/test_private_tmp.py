@@ -70,17 +70,28 @@ def outside_tmp() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
+def run_script(cluster: Cluster, user: str, place: Path, words: list[str], text: str) -> str:
+    """Run a batch script, and return what it and its steps have said."""
+    done, script, out = place / "done", place / "script", place / "out"
+    os.mkfifo(done)
+    done.chmod(0o666)
+    script.write_text(f"#!/bin/sh\n{text}echo > {done}\n")
+    fifo = os.open(done, os.O_RDWR)
+    with cluster:
+        # sbatch: srun gives up on a node whose prolog has still to mount. Not its --wait, which looks every few seconds.
+        submitted = cluster.run(["sbatch", *words, f"--output={out}", str(script)], user=user)
+        assert submitted.returncode == 0, submitted.stderr
+        assert select.select([fifo], [], [], TIMEOUT)[0], cluster.logs("n1") + cluster.logs("slurmctld")[-1500:]
+    os.close(fifo)
+    return out.read_text()
+
+
 @pytest.mark.usefixtures("one_cpu")
 @pytest.mark.parametrize("contain", [False, True])
 def test_a_jobs_private_tmp(user: str, image_sqfs: Path, outside_tmp: Path, contain: bool) -> None:
     image = outside_tmp / "image.sqfs"
     image.write_bytes(image_sqfs.read_bytes())
-    done = outside_tmp / "done"
-    os.mkfifo(done)
-    done.chmod(0o666)
-    script = outside_tmp / "script"
-    script.write_text(f"""#!/bin/sh
-touch /tmp/from-the-script
+    text = f"""touch /tmp/from-the-script
 srun --ch-image={image} sh -c 'ls /tmp; touch /tmp/from-the-container'
 ls /tmp
 srun --ch-image={image} --ch-private-tmp ls /tmp
@@ -89,19 +100,11 @@ until {SLURM_CH} ps $SLURM_JOB_ID | grep -q image.sqfs; do sleep 0.1; done
 {SLURM_CH} enter $SLURM_JOB_ID -- ls /tmp
 kill $!
 wait
-echo > {done}
-""")
-    out = outside_tmp / "out"
-    fifo = os.open(done, os.O_RDWR)
-    with PrivateTmp(contain) as cluster:
-        # sbatch: srun gives up on a node whose prolog has still to mount. Not its --wait, which looks every few seconds.
-        submitted = cluster.run(["sbatch", f"--output={out}", str(script)], user=user)
-        assert submitted.returncode == 0, submitted.stderr
-        assert select.select([fifo], [], [], TIMEOUT)[0], cluster.logs("n1") + cluster.logs("slurmctld")[-1500:]
-    os.close(fifo)
+"""
+    all_said = run_script(PrivateTmp(contain), user, outside_tmp, [], text)
     both = "from-the-container\nfrom-the-script\n"
-    said = "".join(line for line in out.read_text().splitlines(keepends=True) if line.startswith("from"))
-    assert said == "from-the-script\n" + both + both, out.read_text()
+    said = "".join(line for line in all_said.splitlines(keepends=True) if line.startswith("from"))
+    assert said == "from-the-script\n" + both + both, all_said
     assert not Path("/tmp/from-the-script").exists()
 
 
@@ -117,28 +120,15 @@ def test_broadcast_to_a_jobs_private_tmp(user: str, image_sqfs: Path, outside_tm
     """The copy is in the job's own /tmp on each node, and goes with it."""
     image = outside_tmp / "image.sqfs"
     image.write_bytes(image_sqfs.read_bytes())
-    done = outside_tmp / "done"
-    os.mkfifo(done)
-    done.chmod(0o666)
-    out = outside_tmp / "out"
-    script = outside_tmp / "script"
     srun = f"srun -N2 -n2 --ch-image={image} --ch-broadcast --ch-verbose"
-    script.write_text(f"""#!/bin/sh
-export SLURM_CH_CACHE=/tmp/cache
+    text = f"""export SLURM_CH_CACHE=/tmp/cache
 {srun} cat /marker
 {srun} --ch-private-tmp cat /marker
 srun -N2 -n2 sh -c 'ls /tmp/slurm_ch-image-*'
-echo > {done}
-""")
+"""
     disk = outside_tmp / "disk"
     disk.mkdir()
-    fifo = os.open(done, os.O_RDWR)
-    with PrivateTmpOnOwnDisks(disk, {"n1": "64m", "n2": "64m"}) as cluster:
-        submitted = cluster.run(["sbatch", "-N2", f"--output={out}", str(script)], user=user)
-        assert submitted.returncode == 0, submitted.stderr
-        assert select.select([fifo], [], [], TIMEOUT)[0], cluster.logs("n1") + cluster.logs("slurmctld")[-1500:]
-    os.close(fifo)
-    said = out.read_text()
+    said = run_script(PrivateTmpOnOwnDisks(disk, {"n1": "64m", "n2": "64m"}), user, outside_tmp, ["-N2"], text)
     (copy,) = {line for line in said.splitlines() if line.startswith("/tmp/slurm_ch-image-")}
     assert said.count(f"{copy}\n") == 3 and said.count("copied to the nodes of job") == 1, said
     assert said.count("one\n") == 4 and said.count(f"ch-image={copy} ") == 4 and "warning" not in said, said

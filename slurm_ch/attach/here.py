@@ -8,11 +8,11 @@ import os
 from typing import TYPE_CHECKING
 
 from .. import agreement, log
-from ..engine import ch_join, environment, namespaces, second_server, task_plan
+from ..engine import ch_join, environment, namespaces, standby_server, task_plan
 from ..errors import ChError, describe
-from ..images import directory, elsewhere
+from ..images import container_tree, directory
 from ..images.flat import Flat
-from . import kept, running
+from . import kept_containers, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -29,14 +29,14 @@ _TASKS_OWN = ("PMI_", "PMIX_")
 def containers(job: int) -> Iterator[str]:
     """Yield a line for each of a job's containers on this node."""
     node = os.environ.get("SLURMD_NODENAME", "")
-    left = kept.all_here(str(job), node)
+    left = kept_containers.all_here(str(job), node)
     for one in running.find(job, None, node):
         record = {"step": one.step, "node": node, "image": one.image, "tasks": one.tasks, "seconds": one.seconds}
         mark = next((mark for mark in left if one.has_overlay(mark)), None)
         name = {} if mark is None else {"name": left.pop(mark).name}
         yield MARK + json.dumps({**record, **name})
     for rest in left.values():
-        yield MARK + json.dumps(kept.row(rest, node))
+        yield MARK + json.dumps(kept_containers.row(rest, node))
 
 
 def _meant(job: int, label: str, step: str | None) -> running.Running:
@@ -69,8 +69,8 @@ def enter(job: int, label: str, step: str | None, argv: Sequence[str]) -> NoRetu
 def _keep_served(user_fd: int) -> None:
     """Have the image served by this step as well, for whoever is still here when the container's own step ends."""
     try:
-        if second_server.is_needed():
-            second_server.start(user_fd)
+        if standby_server.is_needed():
+            standby_server.start(user_fd)
     except ChError as error:
         log.info(describe(error))
 
@@ -112,6 +112,6 @@ def pack(job: int, label: str, step: str | None) -> None:
     user_fd, mount_fd = container.open_namespaces()
     namespaces.enter(user_fd, mount_fd, f"pid {container.pid}")
     flat = Flat(directory.read("/", directory.mount_points()))
-    os.write(1, elsewhere.MARK)
+    os.write(1, container_tree.MARK)
     flat.write(1)
-    os.write(2, f"{elsewhere.COUNT}{flat.inodes}\n".encode())
+    os.write(2, f"{container_tree.COUNT}{flat.inodes}\n".encode())

@@ -12,7 +12,7 @@ sys.path.insert(0, __file__.rpartition("/slurm_ch/")[0])
 import os
 
 from slurm_ch import log
-from slurm_ch.attach import here, kept
+from slurm_ch.attach import here, kept_containers
 from slurm_ch.errors import describe, exit_code
 
 
@@ -24,7 +24,7 @@ def main(words: list[str]) -> None:
             print(line)
         return
     if words[0] == "remove":
-        for path in kept.remove(words[2:], words[1], os.environ.get("SLURMD_NODENAME")):
+        for path in kept_containers.remove(words[2:], words[1], os.environ.get("SLURMD_NODENAME")):
             print(path)
         return
     command, job, label, step, *argv = words

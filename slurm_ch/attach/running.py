@@ -13,7 +13,7 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from ..engine import named, namespaces
+from ..engine import named_containers, namespaces
 from ..errors import ChError
 from ..slurm import commands
 
@@ -55,11 +55,11 @@ class Running:
 
     def open_further(self) -> Mapping[str, int]:
         """Return descriptors of its further namespaces that aren't ours."""
-        return named.open_further(self.proc_fd, self.pid)
+        return named_containers.open_further(self.proc_fd, self.pid)
 
     def has_overlay(self, mark: str) -> bool:
         """Whether it is the container whose overlay is called so."""
-        return named.is_in(mark, _read(self.proc_fd, "mountinfo"))
+        return named_containers.is_in(mark, _read(self.proc_fd, "mountinfo"))
 
     def open_directory(self) -> int | None:
         """Return a descriptor of its working directory, or None if that can't be opened."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from .. import log
 from ..engine import accounts
 from ..errors import ChError
-from ..images import elsewhere
+from ..images import container_tree
 from ..slurm import commands
 from ..slurm.records import Job, NoSuchJob, Step, find_job, find_step, parse_reference
 from . import here
@@ -96,11 +96,11 @@ def enter(reference: str, node: str | None, argv: Sequence[str], extra: Sequence
         raise ChError("can't execute srun") from error
 
 
-def pack_source(reference: str, node: str | None) -> elsewhere.FromProgram:
+def pack_source(reference: str, node: str | None) -> container_tree.FromProgram:
     """Return what gets the file system of a running container, by a step of its job."""
     job, step, node = find(reference, node)
     program = _program("pack", str(job.id), job.label, step.id if step else "-")
-    return elsewhere.FromProgram(srun(job, [node], *program), clean_environment(os.environ))
+    return container_tree.FromProgram(srun(job, [node], *program), clean_environment(os.environ))
 
 
 def remove(reference: str, names: Sequence[str]) -> NoReturn:

@@ -90,9 +90,9 @@ def _remove_containers(names: Sequence[str], job: str | None) -> None:
         from slurm_ch.attach import to_node
 
         to_node.remove(job, names)
-    from slurm_ch.attach import kept
+    from slurm_ch.attach import kept_containers
 
-    for path in kept.remove(names, None, None):
+    for path in kept_containers.remove(names, None, None):
         click.echo(path)
 
 
@@ -118,14 +118,14 @@ def prune(*, older: str | None, limit: str | None) -> None:
     Without options, remove the images that no reference names any more. The images of your containers with a name
     on this node stay.
     """
-    from slurm_ch.attach import kept
+    from slurm_ch.attach import kept_containers
 
     store = _store()
     store.prepare()
     store.sweep()
     seconds = settings.duration(older, "--older") if older is not None else None
     bytes_max = settings.size(limit, "--max") if limit is not None else None
-    spare = kept.images()
+    spare = kept_containers.images()
     if seconds is None and bytes_max is None:
         known = store.names.by_digest()
         unnamed = [one for one in store.images() if not one.site and one.digest not in known]

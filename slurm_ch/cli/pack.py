@@ -10,10 +10,10 @@ import click
 
 from slurm_ch import log
 from slurm_ch.attach import to_node
-from slurm_ch.images import directory, elsewhere, pack_file
+from slurm_ch.images import container_tree, directory, pack_file
 from slurm_ch.images.flat import Flat
 from slurm_ch.slurm import records
-from slurm_ch.standalone import kept_tree
+from slurm_ch.standalone import overlay_tree
 
 from . import pulling
 
@@ -44,8 +44,8 @@ def pack(*, node: str | None, quiet: bool, verbose: int, source: str, file: str)
     found: Source
     if records.is_reference(source):
         found = to_node.pack_source(source, node)
-    elif kept_tree.is_kept(source):
-        found = elsewhere.FromChild(lambda: kept_tree.read(source, env))
+    elif overlay_tree.is_kept(source):
+        found = container_tree.FromChild(lambda: overlay_tree.read(source, env))
     else:
         real = os.path.realpath(source)
         found = Flat(directory.read(source if real == os.path.abspath(source) else real))

@@ -12,14 +12,14 @@ import sys
 
 sys.path.insert(0, __file__.rpartition("/slurm_ch/")[0])
 
-from slurm_ch.doctor import as_user, named
+from slurm_ch.doctor import as_user, named_containers
 from slurm_ch.errors import describe, exit_code
 
 if __name__ == "__main__":
     try:
         kind, where = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None
-        if kind == named.KIND:
-            named.try_place(where)
+        if kind == named_containers.KIND:
+            named_containers.try_place(where)
         else:
             as_user.containerize(kind, where)
     except Exception as error:

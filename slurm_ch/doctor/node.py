@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from .. import agreement, errors, paths
 from ..engine import squashfs
-from . import as_user, images, installation, named, software, sysctl
+from . import as_user, images, installation, named_containers, software, sysctl
 from .findings import OK, PROBLEM, WARNING, Finding
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ def examine(user: pwd.struct_passwd, env: Mapping[str, str], conf: str | None = 
     if entry:
         yield from installation.check(entry, user)
         yield from images.check(entry, user)
-        yield from named.check(entry, user)
+        yield from named_containers.check(entry, user)
         yield from installation.check_files(entry, installation.argument(entry, "squashfuse") or squashfs.SERVER, user)
         server = installation.argument(entry, "squashfuse")
         python = installation.argument(entry, "python") or python

@@ -151,9 +151,11 @@ class BindMount(Action):
         except (FileNotFoundError, NotADirectoryError):
             if self.src_optional:
                 return -1
-            from . import no_image
+            from . import not_an_image
 
-            raise ChError(f"{self._why()}: source not found: {self.src}{no_image.where_it_ends(self.src)}") from None
+            raise ChError(
+                f"{self._why()}: source not found: {self.src}{not_an_image.where_it_ends(self.src)}"
+            ) from None
         except OSError as error:
             if self.src_optional and error.errno == errno.EACCES:
                 return -1

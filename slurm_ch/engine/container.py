@@ -19,7 +19,7 @@ from . import accounts, binds, image, root, task_plan
 from .action import Action, Build, Hooks, MoreActions, RunHooks
 from .environment import Environment
 from .namespaces import ForbidNesting, NewNamespaces
-from .whereabouts import temporary_directories
+from .user_directories import temporary_directories
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -133,10 +133,10 @@ class Container:
             from . import device_edits
 
             extra = device_edits.actions(self.injection, os.getgroups())
-        if self.spec.manner is not None:
-            from . import image_wishes
+        if self.spec.compatibility is not None:
+            from . import image_requests
 
-            extra = image_wishes.actions(extra, self.spec, self.spec.manner, self.injection, self.caller)
+            extra = image_requests.actions(extra, self.spec, self.spec.compatibility, self.injection, self.caller)
         return extra
 
     def _tree(self, extra: MoreActions) -> list[Action]:
@@ -175,25 +175,25 @@ class Container:
         """Return what has the image writeable without being changed."""
         spec = self.spec
         if spec.overlay is not None:
-            from . import kept
+            from . import overlay_directory
 
-            return kept.actions(spec, self.caller.path(spec.overlay), self.image, self.hooks_host)
+            return overlay_directory.actions(spec, self.caller.path(spec.overlay), self.image, self.hooks_host)
         return [root.WriteFake(spec.write_fake, spec.write_fake_label())] if spec.write_fake is not None else []
 
     def _user_mounts(self) -> list[Action]:
         found = [self._user_bind(bind) for bind in self.spec.binds]
-        if self.spec.manner is None:
+        if self.spec.compatibility is None:
             return found
-        from . import manners
+        from . import compatibility
 
-        return [*manners.scratch(self.spec.manner), *found, *manners.lifted(self.spec.manner)]
+        return [*compatibility.scratch(self.spec.compatibility), *found, *compatibility.lifted(self.spec.compatibility)]
 
     def _pmix(self) -> list[Action]:
         from . import pmix
-        from .shown import ShowDirectory
+        from .implied_binds import ImpliedBind
 
         env, munge = self.caller.environment, bool(self.spec.relay)
-        actions: list[Action] = [ShowDirectory(path, "PMIx") for path in pmix.directories(env, munge)]
+        actions: list[Action] = [ImpliedBind(path, "PMIx") for path in pmix.directories(env, munge)]
         if pmix.needs_munge(env) and not munge and not any(bind.dst == pmix.MUNGE for bind in self.spec.binds):
             actions.append(pmix.ReportMunge())
         return actions
@@ -268,10 +268,10 @@ class Container:
             binds.BindMount(path, path, src_optional=True, dst_optional=True, readonly=True, follow=True)
             for path in OPTIONAL_BINDS
         ]
-        if self.spec.manner is not None:
-            from . import manners
+        if self.spec.compatibility is not None:
+            from . import compatibility
 
-            return [*required, *names, *manners.of_host(TIME_ZONE, self.spec.save is not None), *optional]
+            return [*required, *names, *compatibility.of_host(TIME_ZONE, self.spec.save is not None), *optional]
         # A writeable image gets no file that it lacks.
         if log.level() >= log.INFO and made:
             from . import locales
@@ -288,7 +288,7 @@ class Container:
             return [binds.BindMount(where, "/tmp", follow=True)]
         if self.spec.private_tmp:
             return [root.PrivateTmp(), root.PrivateTmp("/var/tmp", optional=True)]
-        if self.spec.manner and self.spec.manner.tmp_of_image:
+        if self.spec.compatibility and self.spec.compatibility.tmp_of_image:
             return []
         # In this order: an image's /var/tmp may be a link to /tmp.
         return [
@@ -300,10 +300,10 @@ class Container:
         found = temporary_directories(self.caller)
         if not found:
             return []
-        from .shown import ShowDirectory
+        from .implied_binds import ImpliedBind
 
         # If one can't be shown, ch-join says what it is replaced by.
-        return [ShowDirectory(path, "TMPDIR", log.INFO) for path in found]
+        return [ImpliedBind(path, "TMPDIR", log.INFO) for path in found]
 
     def _home(self) -> list[Action]:
         home, label = self.caller.environment.get("HOME"), self.spec.label("home")
@@ -314,9 +314,9 @@ class Container:
             there = home  # nothing is made in a directory that is bound
         actions: list[Action] = [binds.BindMount(home, there, dst_create=True, label=label)]
         if home.startswith("/") and home != there and not self.spec.like_ch_run:
-            from .shown import ShowDirectory
+            from .implied_binds import ImpliedBind
 
-            actions.append(ShowDirectory(home, label))
+            actions.append(ImpliedBind(home, label))
         return actions
 
     def _user_bind(self, bind: BindSpec) -> Action:
@@ -358,10 +358,10 @@ def check_image(spec: Spec, found: image.Image, storage: str | None) -> None:
 
 def find_devices(spec: Spec, caller: Caller) -> Injection | None:
     """Return what the devices asked for amount to; loads what it needs only if there are any."""
-    if not spec.devices and spec.manner:
-        from . import manners
+    if not spec.devices and spec.compatibility:
+        from . import compatibility
 
-        manners.choose_gpus(spec, spec.manner, caller)
+        compatibility.choose_gpus(spec, spec.compatibility, caller)
     if not spec.devices:
         return None
     from ..devices import library

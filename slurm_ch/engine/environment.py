@@ -7,16 +7,26 @@ own environment, so that SLURM_PROCID and similar variables stay the task's.
 
 from __future__ import annotations
 
-import _stat as stat
 import sys
 
 from .. import agreement, log
 from .. import lean_os as os
-from ..errors import ChError, UsageError, describe
+from ..errors import ChError
 from ..request.options import APPTAINER_ENVIRONMENT, ENROOT_START, IMAGE_ENVIRONMENT, PULLED_ENVIRONMENT
 from . import image, places
 from .action import Action, Build
-from .whereabouts import Whereabouts
+from .environment_files import (
+    SHOWN,
+    host_file,
+    is_name,
+    parse_file,
+    read_image,
+    text_of,
+    try_image,
+    unquoted,
+    working_directory,
+)  # fmt: skip
+from .user_directories import UserDirectories
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,79 +37,6 @@ if TYPE_CHECKING:
     from .caller import Caller
     from .task_plan import Record
 
-# So much of a wrong line is shown.
-_SHOWN = 80
-
-_BYTE_ORDER_MARK = "\ufeff"
-# Bytes that are no UTF-8, as Python decodes them.
-_UTF16 = ("\udcff\udcfe", "\udcfe\udcff")
-
-
-def parse_file(text: str, given: str, separator: str = "\n", either_quotes: bool = True) -> list[str]:
-    """Return the assignments of an environment file: one a line, blank lines and comments skipped.
-
-    Blanks before a line, an `export` there, a carriage return behind it and a byte order mark are no part
-    of it, and one pair of quotes around a value goes. With NUL for a `separator`, a line is an assignment
-    as it stands, and may have newlines in it. UsageError names the line that is no assignment, and
-    the option as it was `given`.
-    """
-    if separator == "\n":
-        if text.startswith(_UTF16):
-            raise UsageError(f"{given}: line 1 is UTF-16; save the file as UTF-8")
-        text = text.removeprefix(_BYTE_ORDER_MARK)
-    assignments = []
-    for number, whole in enumerate(text.split(separator), 1):
-        line = _written(whole) if separator == "\n" else whole
-        if not line:
-            continue
-        name, equals, _ = line.partition("=")
-        if not equals or not name:
-            raise UsageError(f"{given}: line {number} is not NAME=VALUE: {whole[:_SHOWN]}")
-        if "\0" in line:
-            raise UsageError(f"{given}: line {number} has a NUL in it")
-        if not is_name(name):
-            raise UsageError(f"{given}: line {number}: the variable's name has a blank in it: {whole[:_SHOWN]}")
-        if separator == "\n":
-            wrong = _only_a_shells(whole, name, line[len(name) + 1 :])
-            if wrong:
-                raise UsageError(f"{given}: line {number}: {wrong}: {whole[:_SHOWN]}")
-        assignments.append(unquoted(line, either_quotes and separator == "\n"))
-    return assignments
-
-
-def _written(line: str) -> str:
-    """Return what a line of a file is for a shell's eye: nothing for a comment."""
-    line = line.removesuffix("\r").lstrip(" \t\r\v\f")
-    if line.startswith(("export ", "export\t")):
-        return line[len("export ") :].lstrip()
-    return "" if line.startswith("#") else line
-
-
-def _only_a_shells(whole: str, name: str, value: str) -> str:
-    """Return why a line means something else to a shell than it would here, or ""."""
-    if name[-1] == "+":
-        return "+= is not understood; write the whole value"
-    if name[0] in "'\"":
-        return "the variable's name is in quotes"
-    if whole.lstrip(" \t\r\v\f").startswith(("export ", "export\t")):
-        quote = value[:1] if value[:1] in ("'", '"') else ""
-        if value[-1:] != quote if quote else len(value.split()) > 1:
-            return "after export, a value with blanks needs quotes, and nothing may follow it"
-    return ""
-
-
-def is_name(name: str) -> bool:
-    """Whether a variable can be called so: blanks and control characters are a slip of whoever wrote it."""
-    return bool(name) and not any(letter.isspace() or letter < " " for letter in name)
-
-
-def unquoted(assignment: str, either: bool = False) -> str:
-    """Return an assignment without the one pair of single quotes around its value; with `either`, or double."""
-    name, _, value = assignment.partition("=")
-    if len(value) >= 2 and value[0] == value[-1] and value[0] in ("'\"" if either else "'"):
-        value = value[1:-1]
-    return f"{name}={value}"
-
 
 def stray_dollar(value: str) -> str:
     """Return the first `$` of a value that is neither $NAME, ${NAME} nor behind a backslash, with what follows."""
@@ -109,7 +46,7 @@ def stray_dollar(value: str) -> str:
         name = after[1:].partition("}")[0] if braced else after[:1]
         closed = not braced or "}" in after
         if before[-1:] != "\\" and not (closed and name.isascii() and name.isidentifier()):
-            return ("$" + after)[:_SHOWN]
+            return ("$" + after)[:SHOWN]
         before, dollar, after = after.partition("$")
     return ""
 
@@ -172,10 +109,6 @@ def rule_records(
     return records
 
 
-# More than the kernel passes on to any command.
-_ENVIRONMENT_FILE_MAX = 4 << 20
-_OPENED = ("/dev/fd/", "/proc/self/fd/")
-
 # Whose file is meant, where it is written before the path.
 _IMAGES = "image:"
 _HOSTS = "host:"
@@ -205,14 +138,14 @@ class Environment(Action):
     reach them any more when this is applied.
     """
 
-    __slots__ = ("caller", "device_env", "given", "host_files", "joining", "spec", "whereabouts")
+    __slots__ = ("caller", "device_env", "given", "host_files", "joining", "spec", "user_directories")
 
     def __init__(self, spec: Spec, caller: Caller, injection: Injection | None = None, joining: bool = False) -> None:
         self.spec = spec
         self.device_env = injection.env if injection else []
         self.caller = caller
         self.joining = joining  # what others say already isn't said again
-        self.whereabouts = Whereabouts(spec, caller)
+        self.user_directories = UserDirectories(spec, caller)
         self.host_files: dict[str, tuple[str, tuple[int, int]]] = {}  # text and identity, by the path as given
         self.given: dict[str, str] = {}  # the option that names a file, by the file
         for kind, path in spec.env_rules:
@@ -221,7 +154,7 @@ class Environment(Action):
             self.given[path] = f"{spec.label('set-env0' if kind == 'file0' else 'set-env')}={path}"
             if path == IMAGE_ENVIRONMENT or path.startswith(_IMAGES):
                 continue
-            found = _host_file(caller.path(path.removeprefix(_HOSTS)), path, self.given[path])
+            found = host_file(caller.path(path.removeprefix(_HOSTS)), path, self.given[path])
             if found is not None:
                 self.host_files[path] = found
             elif path.startswith(_HOSTS):
@@ -245,10 +178,10 @@ class Environment(Action):
         places_there: list[str] = []
         if in_image and not spec.like_ch_run:
             places_there = [path for path in _PLACES if _is_there(build, path)]
-            records += self._in_manner(build, places_there)
+            records += self._with_compatibility(build, places_there)
         records += self._relayed(in_image)
         if in_image:
-            records += first_records(self.whereabouts.home(build), spec.private_tmp, not spec.like_ch_run)
+            records += first_records(self.user_directories.home(build), spec.private_tmp, not spec.like_ch_run)
             if spec.uid == 0 and not spec.like_ch_run:
                 records.append((agreement.PLAN_PATH, _ROOTS_PATH))
             if spec.like_ch_run:
@@ -276,21 +209,26 @@ class Environment(Action):
         still = (agreement.PLAN_IF_STILL, f"TMPDIR={env.get('TMPDIR', '')}")
         return [still, (agreement.PLAN_SET, f"TMPDIR={relayed}")]
 
-    def _in_manner(self, build: Build, places_there: Sequence[str]) -> list[Record]:
+    def _with_compatibility(self, build: Build, places_there: Sequence[str]) -> list[Record]:
         """Return the records for the environment that an image brings, as users of another tool expect it."""
-        brought, manner = self._brought_along(build, places_there), self.spec.manner
-        if manner is None:
+        brought, compatibility = self._brought_along(build, places_there), self.spec.compatibility
+        if compatibility is None:
             return brought
-        variable, assignments = manner.if_image_has
+        variable, assignments = compatibility.if_image_has
         if not any(text.startswith(variable + "=") for _, text in brought):
             assignments = ()
-        return [*((agreement.PLAN_UNSET, name) for name in manner.drop), *brought, *manner.defaults, *assignments]
+        return [
+            *((agreement.PLAN_UNSET, name) for name in compatibility.drop),
+            *brought,
+            *compatibility.defaults,
+            *assignments,
+        ]
 
     def _directory(self, build: Build, images: str) -> list[Record]:
-        if self.spec.manner and self.spec.manner.start_in_image:
+        if self.spec.compatibility and self.spec.compatibility.start_in_image:
             return [(agreement.PLAN_DIRECTORY, images or "/")]
-        start, lost = self.whereabouts.directory(build)
-        if self.spec.manner:
+        start, lost = self.user_directories.directory(build)
+        if self.spec.compatibility:
             return [(agreement.PLAN_DIRECTORY, images or "/" if lost else start)]
         if lost and images and start == "/":
             start = images
@@ -324,7 +262,7 @@ class Environment(Action):
             for kind, text in records:
                 stray = stray_dollar(text) if kind == agreement.PLAN_SET_ANYWHERE and "$" in text else ""
                 if stray:
-                    what = f"{spec.label('set-env')}: {text[:_SHOWN]}: the $ in {stray}"
+                    what = f"{spec.label('set-env')}: {text[:SHOWN]}: the $ in {stray}"
                     log.warning(f"{what} names no variable and stays as it is (\\$ for a dollar)")
         return records
 
@@ -340,7 +278,7 @@ class Environment(Action):
                 self._report_both(build, path, identity)
             return text
         try:
-            return _text(places.open_file(build, path.removeprefix(_IMAGES)), path, self.given[path])
+            return text_of(places.open_file(build, path.removeprefix(_IMAGES)), path, self.given[path])
         except OSError as error:
             raise ChError(f"{self.given[path]}: can't read environment file") from error
 
@@ -387,7 +325,7 @@ class Environment(Action):
         spec = self.spec
         if spec.image_env is False:
             return []
-        read = read_image if spec.image_env else _try_image
+        read = read_image if spec.image_env else try_image
         if _CH in places_there:
             literal = read(build, PULLED_ENVIRONMENT, PULLED_ENVIRONMENT)
             if literal is not None:
@@ -413,9 +351,11 @@ class Environment(Action):
         """
         environment = self.caller.environment
         keep: Sequence[str] = ()
-        if self.spec.manner:
-            keep = self.spec.manner.keep
-            environment = {name: value for name, value in environment.items() if name not in self.spec.manner.drop}
+        if self.spec.compatibility:
+            keep = self.spec.compatibility.keep
+            environment = {
+                name: value for name, value in environment.items() if name not in self.spec.compatibility.drop
+            }
         exported = [word.partition("=")[0] for word in environment.get(agreement.EXPORTED_VARIABLE, "").split(",")]
         kept: list[Record] = []
         # Of the same name, the last one counts.
@@ -436,14 +376,14 @@ class Environment(Action):
 
 def _images_directory(build: Build, places_there: Sequence[str]) -> str:
     """Return the directory that the image's own command starts in, or "" if the image names none that it has."""
-    text = _try_image(build, _METADATA, _METADATA) if _CH in places_there else None
+    text = try_image(build, _METADATA, _METADATA) if _CH in places_there else None
     directory = ""
     if text is not None:
         directory = working_directory(text)
     elif ENROOT_START in places_there:
         from . import image_environment
 
-        directory = image_environment.enroot_directory(build, _try_image)
+        directory = image_environment.enroot_directory(build, try_image)
     return directory if directory.strip("/") and _is_there(build, directory + "/.") else ""
 
 
@@ -471,31 +411,6 @@ def worked_out(environment: Environment) -> Build:
     return build
 
 
-def working_directory(metadata: str) -> str:
-    """Return what ch-image's metadata say of the working directory, without a reader of JSON for all of it.
-
-    Written with each member on a line of its own, and a string has no newline.
-    """
-    line = metadata.partition('\n  "cwd": "')[2].partition("\n")[0].rstrip(",")
-    if "\\" in line:
-        try:
-            import json
-
-            line = str(json.loads(f'"{line}')) + '"'
-        except (ValueError, ImportError):
-            return ""
-    return line[:-1] if line.endswith('"') and line.startswith("/") and "\0" not in line else ""
-
-
-def _try_image(build: Build, path: str, given: str) -> str | None:
-    """Return the text of the image's file, or None where there is none that can be read."""
-    try:
-        return read_image(build, path, given)
-    except ChError as error:
-        log.info(f"{path} of the image is left out: {describe(error)}")
-        return None
-
-
 def is_tasks_own(name: str) -> bool:
     """Whether a variable may differ from task to task."""
     return name.startswith((*_SLURMS, *_TASKS)) or name.endswith(_TASKS_ENDINGS)
@@ -507,42 +422,3 @@ def _is_there(build: Build, path: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def read_image(build: Build, path: str, given: str) -> str | None:
-    """Return the text of the image's file, or None when there is none; ChError if it can't be read."""
-    try:
-        return _text(places.open_file(build, path), path, given)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise ChError(f"{given}: can't read environment file") from error
-
-
-def _host_file(full: str, path: str, given: str) -> tuple[str, tuple[int, int]] | None:
-    """Return the text of the host's file and which file it is, or None when there is none of that name."""
-    try:
-        fd = os.open(full, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-        status = os.fstat(fd)
-        return _text(fd, path, given), (status.st_dev, status.st_ino)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise ChError(f"{given}: can't read environment file") from error
-
-
-def _text(fd: int, path: str, given: str) -> str:
-    """Return what is in the file `fd`, and close it; ChError for what may never end, like a FIFO or a device.
-
-    The shell's <(COMMAND) is a pipe that the caller holds already: that is waited for.
-    """
-    with open(fd, "rb") as file:
-        kind = os.fstat(fd).st_mode
-        if stat.S_ISFIFO(kind) and path.startswith(_OPENED):
-            os.set_blocking(fd, True)
-        elif not stat.S_ISREG(kind):
-            raise ChError(f"{given}: can't read environment file: not a regular file")
-        data = file.read(_ENVIRONMENT_FILE_MAX + 1)
-    if len(data) > _ENVIRONMENT_FILE_MAX:
-        raise UsageError(f"{given}: environment file is larger than {_ENVIRONMENT_FILE_MAX >> 20} MiB")
-    return os.fsdecode(data)

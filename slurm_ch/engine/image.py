@@ -110,12 +110,12 @@ def resolve(reference: str, storage: str | None, cwd: str) -> Image:
             _check_directory(found)
             return found
     except (OSError, ValueError) as error:
-        from . import no_image
+        from . import not_an_image
 
-        pulled = no_image.pulled(reference)
+        pulled = not_an_image.pulled(reference)
         if pulled:
             raise ChError(pulled) from None
-        raise ChError(no_image.missing(reference, path, storage)) from error
+        raise ChError(not_an_image.missing(reference, path, storage)) from error
     if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
         raise ChError(f"unknown image type: {reference}")
     _open_file(found)
@@ -135,9 +135,9 @@ def _check_directory(image: Image) -> None:
             return
         except OSError:
             pass
-    from . import no_image
+    from . import not_an_image
 
-    no_image.check_directory(image.reference, image.path)
+    not_an_image.check_directory(image.reference, image.path)
 
 
 def in_storage(image: Image, storage: str) -> bool:
@@ -170,6 +170,6 @@ def _open_file(image: Image) -> None:
             if begin is not None:
                 image.offset = begin
                 return
-        from . import no_image
+        from . import not_an_image
 
-        raise ChError(f"unknown image type: {reference}{no_image.kind(reference, image.path)}")
+        raise ChError(f"unknown image type: {reference}{not_an_image.kind(reference, image.path)}")

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 
 from .. import log
 from ..errors import ChError
-from . import fetch, inject, layout, manifest, merge, pack
+from . import additions, fetch, layout, manifest, merge, pack
 from .flat import Flat
 from .names import now_text
 from .progress import size
@@ -63,7 +63,7 @@ def make(resolver: Resolver, resolved: Resolved, out: str, scratch: str, tick: C
         }
         if found.squashfs or (len(tree_layers) == 1 and _begins(tree_layers[0].path, pack.MAGIC)):
             return {**info, "squashfs": True, "size": _as_it_is(tree_layers[0], out)}
-        config = inject.parse(_config(found, blobs, verified, what), what)
+        config = additions.parse(_config(found, blobs, verified, what), what)
         info["architecture"] = config.architecture
         resolver.check_architecture(config.architecture, what)
         return _merge(resolver, tree_layers, config, info, packer=packer, out=out, tick=tick)
@@ -79,7 +79,7 @@ def _config(found: manifest.Manifest, blobs: str, verified: bool, what: str) -> 
 def _merge(
     resolver: Resolver,
     tree_layers: list[merge.Layer],
-    config: inject.Config,
+    config: additions.Config,
     info: dict[str, Any],
     *,
     packer: pack.Packer,
@@ -89,7 +89,7 @@ def _merge(
     tree = merge.Tree(resolver.settings.pull_max or merge.BYTES_MAX, tick)
     for layer in tree_layers:
         tree.add(layer)
-    inject.add(tree, config, {name: str(info[name]) for name in ("reference", "digest", "manifest", "platform")})
+    additions.add(tree, config, {name: str(info[name]) for name in ("reference", "digest", "manifest", "platform")})
     if config.user:
         log.info(f"{info['reference']}: its user {config.user} is ignored: you stay yourself")
     flat = Flat(tree)

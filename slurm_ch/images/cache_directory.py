@@ -12,7 +12,7 @@ import time
 from contextlib import contextmanager
 
 from .. import log
-from .making import CacheError, Locks, identity, is_alive, is_dead, me
+from .locks import CacheError, Locks, identity, is_alive, is_dead, me
 from .records import read_record, remove, remove_tree
 
 TYPE_CHECKING = False

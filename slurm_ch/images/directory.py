@@ -12,7 +12,7 @@ from contextlib import ExitStack
 
 from .. import linux, log
 from ..errors import ChError
-from . import inject
+from . import additions
 from .merge import DISK, ENTRIES_MAX, MEMORY, Node, Tree
 
 _KINDS = {stat.S_IFDIR: b"5", stat.S_IFREG: b"0", stat.S_IFLNK: b"2", stat.S_IFIFO: b"6"}
@@ -37,7 +37,7 @@ def read(root: str, mounted: Collection[str] = ()) -> Tree:
         _walk(tree, root, top.st_dev, mounted)
     except OSError as error:
         raise ChError(f"can't pack {root}") from error
-    inject.mount_points(tree)
+    additions.mount_points(tree)
     return tree
 
 

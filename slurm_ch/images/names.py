@@ -7,7 +7,7 @@ import os
 import time
 
 from .. import log
-from .making import CacheError
+from .locks import CacheError
 from .manifest import check_digest, digest_of
 from .records import read_record, remove_tree
 

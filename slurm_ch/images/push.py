@@ -15,7 +15,7 @@ import zlib
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ChError, UsageError
-from . import children, credentials, fetch, inject, layout, manifest, pack
+from . import additions, children, credentials, fetch, layout, manifest, pack
 from .reference import DOCKER, Reference
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def push(
     store.sweep()
     with store.scratch() as scratch:
         layout = Layout(os.path.join(scratch, "oci"))
-        config = inject.from_metadata(_metadata(path, env))
+        config = additions.from_metadata(_metadata(path, env))
         progress.to_pack = size
         if as_squashfs:
             digest = _digest(path)
@@ -139,13 +139,13 @@ def _metadata(path: str, env: Mapping[str, str]) -> bytes | None:
     if program is None:
         return None
     with children.words_file() as out:
-        child = children.start([program, "-c", f"/{inject.METADATA}", path], {"LC_ALL": "C"}, stdout=out)
+        child = children.start([program, "-c", f"/{additions.METADATA}", path], {"LC_ALL": "C"}, stdout=out)
         try:
             status = child.wait()
         finally:
             children.stop(child)
         out.seek(0)
-        return out.read(inject.METADATA_MAX) if status == 0 else None
+        return out.read(additions.METADATA_MAX) if status == 0 else None
 
 
 def _as_layer(

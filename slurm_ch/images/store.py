@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
     from typing import Any
 
-    from .making import Lock
+    from .locks import Lock
 
 # An image counts as used at this granularity: each note is a write to a shared file system.
 _USED_SECONDS = 86400.0

@@ -26,9 +26,9 @@ PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 LOADER = "slurm_ch.plugin.bundled"
 FIRST = "slurm_ch.plugin.launcher"
 LATER = (
-    "slurm_ch.engine.image_environment", "slurm_ch.engine.image_wishes", "slurm_ch.engine.locales",
-    "slurm_ch.engine.loopback", "slurm_ch.engine.manners", "slurm_ch.engine.pmix", "slurm_ch.engine.shown",
-    "slurm_ch.engine.squashfs", "slurm_ch.plugin.by_words", "slurm_ch.request.anchor", "slurm_ch.request.pyxis",
+    "slurm_ch.engine.compatibility", "slurm_ch.engine.image_environment", "slurm_ch.engine.image_requests",
+    "slurm_ch.engine.implied_binds", "slurm_ch.engine.locales", "slurm_ch.engine.loopback", "slurm_ch.engine.pmix",
+    "slurm_ch.engine.squashfs", "slurm_ch.plugin.command_launcher", "slurm_ch.request.anchor", "slurm_ch.request.pyxis",
     "slurm_ch.request.step",
 )  # fmt: skip
 

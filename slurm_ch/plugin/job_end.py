@@ -10,7 +10,7 @@ import _signal
 import os
 import sys
 
-from ..engine import named
+from ..engine import named_containers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ def main(argv: Sequence[str]) -> int:
     _signal.alarm(_SECONDS)
     try:
         os.chdir("/")
-        named.remove_job(root, job)
-        named.sweep(root)
+        named_containers.remove_job(root, job)
+        named_containers.sweep(root)
     except Exception:
         # Nobody listens, and a later step of the user's looks again.
         return 1

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ..request import site, spec
 
 
-def launch(facts: Facts, office: tickets.TaskSocket) -> None:
+def launch(facts: Facts, task_socket: tickets.TaskSocket) -> None:
     """Make the step's container on this node and hand out the ticket."""
     env = facts.environment
     here, wanted = asked_for(facts)
@@ -41,10 +41,10 @@ def launch(facts: Facts, office: tickets.TaskSocket) -> None:
     _make_temporary_directory(env)
     caller = Caller(env, script=facts.script)
     _leave_first_core()
-    if wanted.manner is not None and wanted.manner.kept is not None:
+    if wanted.compatibility is not None and wanted.compatibility.container_name is not None:
         from . import named_container
 
-        if named_container.is_joined(facts, wanted, here, caller, office):
+        if named_container.is_joined(facts, wanted, here, caller, task_socket):
             return
     if agreement.BROADCAST_LINE in facts.request:
         from . import local_copy
@@ -69,7 +69,7 @@ def launch(facts: Facts, office: tickets.TaskSocket) -> None:
     build.records.append((agreement.PLAN_AS_SRUN, ""))
     user_fd, mount_fd = namespaces.open_own()
     more = namespaces.open_more(wanted.unshare)
-    office.issue(user_fd, mount_fd, task_plan.plan_file(plan_bytes(build)), build.relay_fd, more)
+    task_socket.issue(user_fd, mount_fd, task_plan.plan_file(plan_bytes(build)), build.relay_fd, more)
 
 
 def _locate(facts: Facts, wanted: spec.Spec, here: site.Site, caller: Caller) -> str | None:
@@ -124,28 +124,28 @@ def main(argv: Sequence[str]) -> int:
     except (ValueError, OSError):
         log.error("the launcher is started by Slurm's plugin, not by hand")
         return EXIT_USAGE
-    office = tickets.TaskSocket(socket_fd)
+    task_socket = tickets.TaskSocket(socket_fd)
     try:
         facts = read_facts(facts_fd)
         if facts.name:
-            from . import by_words
+            from . import command_launcher
 
             _leave_first_core()
-            wanted = by_words.wanted(facts.words, facts.name, facts.located)
-            by_words.launch(wanted, Caller(facts.environment), office, ready)
+            wanted = command_launcher.wanted(facts.words, facts.name, facts.located)
+            command_launcher.launch(wanted, Caller(facts.environment), task_socket, ready)
         else:
-            launch(facts, office)
+            launch(facts, task_socket)
     except Exception as error:
         text = describe(error)
         log.error(text if isinstance(error, ChError) else f"can't make the container: {text}")
-        _refuse(office, exit_code(error))
+        _refuse(task_socket, exit_code(error))
         return exit_code(error)
     return 0
 
 
-def _refuse(office: tickets.TaskSocket, code: int) -> None:
+def _refuse(task_socket: tickets.TaskSocket, code: int) -> None:
     try:
-        office.refuse(code or EXIT_SETUP)
+        task_socket.refuse(code or EXIT_SETUP)
     except ChError as error:
         log.error(describe(error))
 

@@ -11,12 +11,12 @@ import os
 import time
 
 from .. import agreement, log
-from ..engine import named, namespaces, task_plan
+from ..engine import named_containers, namespaces, task_plan
 from ..engine.environment import Environment, load_readers, worked_out
 from ..errors import ChError, UsageError, describe
 from ..request import pyxis_site
-from ..request.manner import AUTO, CREATE, EXEC, NO_EXEC
-from .aside import in_child, slurms_environment
+from ..request.compatibility import AUTO, CREATE, EXEC, NO_EXEC
+from .background import in_child, slurms_environment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from ..engine.action import Build
     from ..engine.caller import Caller
-    from ..request.manner import Kept as Asked
+    from ..request.compatibility import ContainerName
     from ..request.site import Site
     from ..request.spec import Spec
     from .facts import Facts
@@ -49,12 +49,12 @@ _SWEPT = ".swept"
 _ASK_SECONDS = 20
 
 
-def is_joined(facts: Facts, wanted: Spec, here: Site, caller: Caller, office: TaskSocket) -> bool:
+def is_joined(facts: Facts, wanted: Spec, here: Site, caller: Caller, task_socket: TaskSocket) -> bool:
     """Have the tasks join the container if it runs; else change `wanted` to what is to be made of it.
 
     ChError if it can't be had. Until this process ends, it is no other step's turn.
     """
-    asked = wanted.manner.kept if wanted.manner else None
+    asked = wanted.compatibility.container_name if wanted.compatibility else None
     if asked is None:
         return False
     process = _take_turn(wanted, asked, here, caller, facts.job)
@@ -62,7 +62,7 @@ def is_joined(facts: Facts, wanted: Spec, here: Site, caller: Caller, office: Ta
         _check_save(wanted, here, caller)
         user_fd, mount_fd, more, build = _join(wanted, asked, process, caller)
         build.records.append((agreement.PLAN_AS_SRUN, ""))
-        office.issue(user_fd, mount_fd, task_plan.plan_file(task_plan.encode(build.records)), more=more)
+        task_socket.issue(user_fd, mount_fd, task_plan.plan_file(task_plan.encode(build.records)), more=more)
     return process is not None
 
 
@@ -75,15 +75,19 @@ def _check_save(wanted: Spec, here: Site, caller: Caller) -> None:
         save.check(Container(wanted, caller, joining=True), here, caller.environment, caller.script is not None)
 
 
-def _take_turn(wanted: Spec, asked: Asked, here: Site, caller: Caller, job: str) -> named.Process | None:
+def _take_turn(
+    wanted: Spec, asked: ContainerName, here: Site, caller: Caller, job: str
+) -> named_containers.Process | None:
     """Return a process that runs in the container, or None, with `wanted` as it is to be made."""
     env = caller.environment
     unnamed = _of_a_step(asked, env.get("SLURM_JOB_ID", ""))
     if unnamed is not None:
         _keep_served(asked.label, unnamed, asked.name.partition(".")[2], None, here)
         return unnamed
-    root = pyxis_site.containers(here.dialect)
-    kept = named.Kept(root, job if asked.of_job else None, env.get("SLURMD_NODENAME", "node"), asked.name)
+    root = pyxis_site.containers(here.pyxis_arguments)
+    kept = named_containers.KeptContainer(
+        root, job if asked.of_job else None, env.get("SLURMD_NODENAME", "node"), asked.name
+    )
     try:
         kept.make_place()
         _sweep(root, job, env)
@@ -109,15 +113,15 @@ def _take_turn(wanted: Spec, asked: Asked, here: Site, caller: Caller, job: str)
     return process
 
 
-def _keep_served(label: str, process: named.Process, maker: str, image: str | None, here: Site) -> None:
+def _keep_served(label: str, process: named_containers.Process, maker: str, image: str | None, here: Site) -> None:
     """Have this step serve the container's image when the step that made it has ended, where Slurm kills its server.
 
     A warning says where that can't be done. ChError if nobody serves the image, which is known to be a file.
     """
-    from ..engine import second_server
+    from ..engine import standby_server
 
     # A batch script outlives all steps.
-    if maker == _BATCH or not second_server.is_needed():
+    if maker == _BATCH or not standby_server.is_needed():
         return
     is_file = image is not None and os.path.isfile(image)
     why = ""
@@ -125,26 +129,26 @@ def _keep_served(label: str, process: named.Process, maker: str, image: str | No
         why = f"squashfuse={here.squashfuse}" if is_file else ""
     else:
         try:
-            if not second_server.start(process.user_fd) and is_file:
+            if not standby_server.start(process.user_fd) and is_file:
                 raise ChError(f"{label}: step {maker} has ended, and with it what served the image; see slurm-ch ps")
-        except second_server.CantStart as error:
+        except standby_server.CantStart as error:
             why = describe(error)
     if why:
         log.warning(f"{label}: step {maker} serves its image, and who joined can't go on without that step ({why})")
 
 
-def _of_a_step(asked: Asked, job: str) -> named.Process | None:
+def _of_a_step(asked: ContainerName, job: str) -> named_containers.Process | None:
     """Return a process of an unnamed container, whose name is JOB.STEP; None if the name is none of these."""
     of, dot, step = asked.name.partition(".")
     if not dot or of != job or not step.isdigit() or asked.how not in (AUTO, EXEC):
         return None
-    process = named.find_step(of, step)
+    process = named_containers.find_step(of, step)
     if process is None:
         raise ChError(f"{asked.label}: step {asked.name} has no container on this node")
     return process
 
 
-def _use(wanted: Spec, label: str, kept: named.Kept, image: str, runs: bool) -> None:
+def _use(wanted: Spec, label: str, kept: named_containers.KeptContainer, image: str, runs: bool) -> None:
     """Have the image that the container was made of; another one is of no use to what is kept.
 
     ChError if it is gone, the user names none, and the container doesn't run.
@@ -168,7 +172,7 @@ def _use(wanted: Spec, label: str, kept: named.Kept, image: str, runs: bool) -> 
             log.info(f"{image}: {error.strerror}")
 
 
-def _meet(kept: named.Kept, asked: Asked) -> named.Process | None:
+def _meet(kept: named_containers.KeptContainer, asked: ContainerName) -> named_containers.Process | None:
     """Return a process in the container; None where it is there but doesn't run. ChError if the user wants another."""
     if asked.how == CREATE:
         raise ChError(f"{asked.label}: there is such a container already")
@@ -176,12 +180,12 @@ def _meet(kept: named.Kept, asked: Asked) -> named.Process | None:
     told = False
     while True:
         mark = kept.mark()
-        process = named.find(mark) if mark else None
+        process = named_containers.find(mark) if mark else None
         if process is not None and asked.how == NO_EXEC:
             raise ChError(f"{asked.label}: it runs (pid {process.pid}); without no_exec, it is joined")
         if process is not None:
             return process
-        if not named.is_busy(kept.directory):
+        if not named_containers.is_busy(kept.directory):
             break
         waited = time.monotonic() - start
         if waited > _LONGEST_SECONDS:
@@ -195,7 +199,9 @@ def _meet(kept: named.Kept, asked: Asked) -> named.Process | None:
     return None
 
 
-def _join(wanted: Spec, asked: Asked, process: named.Process, caller: Caller) -> tuple[int, int, list[int], Build]:
+def _join(
+    wanted: Spec, asked: ContainerName, process: named_containers.Process, caller: Caller
+) -> tuple[int, int, list[int], Build]:
     """Enter the container; return descriptors of its namespaces, and what its tasks' environment is to be."""
     log.info(f"{asked.label}: joining pid {process.pid}; its image, mounts and devices are as they are")
     lacking = [kind for kind in wanted.unshare if kind not in process.further]
@@ -207,12 +213,12 @@ def _join(wanted: Spec, asked: Asked, process: named.Process, caller: Caller) ->
     load_readers()
     trees: Mapping[str, int] = {}
     if "PMIX_NAMESPACE" in caller.environment:
-        from ..engine import pmix, shown_later
+        from ..engine import late_binds, pmix
 
-        trees = shown_later.copies(pmix.directories(caller.environment), "PMIx")
+        trees = late_binds.copies(pmix.directories(caller.environment), "PMIx")
     namespaces.enter(process.user_fd, process.mount_fd, f"{asked.label} (pid {process.pid})")
     if trees:
-        shown_later.attach(trees, "PMIx")
+        late_binds.attach(trees, "PMIx")
     return process.user_fd, process.mount_fd, list(process.further.values()), worked_out(environment)
 
 
@@ -221,8 +227,8 @@ def _join(wanted: Spec, asked: Asked, process: named.Process, caller: Caller) ->
 
 def _sweep(root: str | None, own_job: str, env: Mapping[str, str]) -> None:
     """Have a child look, now and then, for containers of jobs that are over: a node that died had no end of them."""
-    left = [job for job in named.jobs(root) if job != own_job]
-    swept = f"{named.own_directory(root)}/{_SWEPT}"
+    left = [job for job in named_containers.jobs(root) if job != own_job]
+    swept = f"{named_containers.own_directory(root)}/{_SWEPT}"
     failure = "can't look for containers of jobs that are over"
     try:
         if not left or time.time() - os.stat(swept).st_mtime < _SWEEP_SECONDS:
@@ -248,5 +254,5 @@ def _remove_of_others(root: str | None, jobs: Sequence[str], env: Mapping[str, s
     )  # fmt: skip
     if asked.returncode == 0:
         for job in set(jobs) - set(asked.stdout.split()):
-            named.remove_job(root, job)
-        named.sweep(root)
+            named_containers.remove_job(root, job)
+        named_containers.sweep(root)

@@ -12,7 +12,7 @@ import stat
 import time
 
 from .. import agreement
-from .aside import in_child, slurms_environment
+from .background import in_child, slurms_environment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

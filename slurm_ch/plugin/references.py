@@ -21,7 +21,7 @@ from ..engine import container, image
 from ..errors import ChError
 from ..images import pull, reference, resolve
 from ..images import settings as site_settings
-from ..images.making import STALE_SECONDS
+from ..images.locks import STALE_SECONDS
 from ..images.progress import Progress
 
 TYPE_CHECKING = False

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from .. import linux, log
 from ..engine import image, namespaces
 from ..errors import ChError, UsageError, describe, exit_code
-from ..images import directory, elsewhere, pack, pack_file
+from ..images import container_tree, directory, pack, pack_file
 from ..images import settings as site_settings
 from ..images.progress import Progress, size
 from ..request import parsers
@@ -100,7 +100,7 @@ def save(user_fd: int, mount_fd: int, setting: Setting, site: Sequence[str]) -> 
     try:
         with references.interruptible("saving"):
             written = pack_file.write_from(
-                elsewhere.FromChild(lambda: _read(user_fd, mount_fd)), path, settings, progress
+                container_tree.FromChild(lambda: _read(user_fd, mount_fd)), path, settings, progress
             )
     except ChError as error:
         progress.end()

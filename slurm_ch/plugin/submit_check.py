@@ -100,9 +100,9 @@ def _check_save(what: str, command: Sequence[str], env: Mapping[str, str]) -> No
 def _refuse_scheme(image: str) -> None:
     """Raise ChError for what can be no image wherever the step starts."""
     if "://" in image and not image.startswith("/"):
-        from ..engine import no_image
+        from ..engine import not_an_image
 
-        if said := no_image.pulled(image):
+        if said := not_an_image.pulled(image):
             raise ChError(said)
 
 

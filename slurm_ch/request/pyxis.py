@@ -12,7 +12,7 @@ from .. import agreement
 from .. import lean_os as os
 from ..errors import UsageError
 from . import parsers, pyxis_mounts, pyxis_site, site
-from .manner import AUTO, CREATE, NAMED, Kept, Manner
+from .compatibility import AUTO, CREATE, NAMED, Compatibility, ContainerName
 from .options import FLAG, LIST, ONE, PLUGIN, Setting
 from .spec import Bind, Spec
 
@@ -161,46 +161,46 @@ def combine(here: site.Site, text: str, env: Mapping[str, str]) -> Spec:
     spec = site.combine(here, [*_settings(request), *others])
     spec.binds += [*_home(request, env), *pyxis_mounts.binds(request.parts("container-mounts"))]
     if not any(one.name == "image" for one in others):
-        spec.manner = _manner(request, env, pyxis_site.parse(here.dialect))
-        kept = spec.manner.kept
+        spec.compatibility = _compatibility(request, env, pyxis_site.parse(here.pyxis_arguments))
+        kept = spec.compatibility.container_name
         if kept is not None and request.last("container-image") is None:
             spec.image = ""  # that of the container, which its node knows
         if "private-tmp" not in spec.labels:
             writes = spec.write or spec.write_fake is not None or spec.overlay is not None
-            spec.manner.tmp_of_image = writes if kept is None else not kept.read_only
+            spec.compatibility.tmp_of_image = writes if kept is None else not kept.read_only
             # One that can't be written to is of no use.
-            spec.private_tmp = not spec.manner.tmp_of_image
+            spec.private_tmp = not spec.compatibility.tmp_of_image
     if spec.relay_defaults:
         spec.relay_defaults = {**site.as_defaults(others), **as_defaults(request.given)}
     return spec
 
 
-def _manner(request: Request, env: Mapping[str, str], by_site: Mapping[str, str]) -> Manner:
-    manner = Manner()
-    manner.kept = _kept(request, by_site)
-    manner.start_in_image = by_site.get("container_directory") != "job"
-    manner.keep = request.parts("container-env")
-    manner.drop = tuple(name for name in _DROPPED if name not in manner.keep)
-    manner.gpus = _gpus(env)
+def _compatibility(request: Request, env: Mapping[str, str], by_site: Mapping[str, str]) -> Compatibility:
+    compatibility = Compatibility()
+    compatibility.container_name = _container_name(request, by_site)
+    compatibility.start_in_image = by_site.get("container_directory") != "job"
+    compatibility.keep = request.parts("container-env")
+    compatibility.drop = tuple(name for name in _DROPPED if name not in compatibility.keep)
+    compatibility.gpus = _gpus(env)
     asked = request.truth("container-entrypoint")
     if asked if asked is not None else by_site.get("execute_entrypoint") == "1":
-        manner.entrypoint = ("--container-entrypoint", bool(request.truth("container-entrypoint-log")))
-    manner.speaks = bool(request.truth("container-entrypoint-log"))
+        compatibility.entrypoint = ("--container-entrypoint", bool(request.truth("container-entrypoint-log")))
+    compatibility.speaks = bool(request.truth("container-entrypoint-log"))
     adapters = env.get("MELLANOX_VISIBLE_DEVICES")
     if adapters not in (None, *_NO_DEVICES):
-        manner.notes = (
+        compatibility.notes = (
             f"MELLANOX_VISIBLE_DEVICES={adapters}: the node's InfiniBand devices are in the container, all of them; the"
             " libraries for them are the image's own",
         )
-    manner.scratch, manner.lifted = pyxis_mounts.without_source(request.parts("container-mounts"))
-    manner.defaults = [
+    compatibility.scratch, compatibility.lifted = pyxis_mounts.without_source(request.parts("container-mounts"))
+    compatibility.defaults = [
         (agreement.PLAN_SET_DEFAULT, f"PMIX_MCA_{name}={env[given]}") for name, given in _PMIX if env.get(given)
     ]
-    manner.if_image_has = ("PYTORCH_VERSION", _pytorch(env))
-    return manner
+    compatibility.if_image_has = ("PYTORCH_VERSION", _pytorch(env))
+    return compatibility
 
 
-def _kept(request: Request, by_site: Mapping[str, str]) -> Kept | None:
+def _container_name(request: Request, by_site: Mapping[str, str]) -> ContainerName | None:
     """Return the container with a name that is asked for."""
     value = request.last("container-name")
     if value is None:
@@ -216,7 +216,7 @@ def _kept(request: Request, by_site: Mapping[str, str]) -> Kept | None:
         raise wrong("container-name", value, "--container-image is missing")
     read_only = bool(request.truth("container-readonly")) or request.truth("container-writable") is False
     of_job = by_site.get("container_scope") != "global"
-    return Kept(name, how, f"--container-name={name}", of_job=of_job, read_only=read_only)
+    return ContainerName(name, how, f"--container-name={name}", of_job=of_job, read_only=read_only)
 
 
 def _gpus(env: Mapping[str, str]) -> tuple[str, Sequence[str], str] | None:

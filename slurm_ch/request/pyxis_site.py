@@ -24,7 +24,7 @@ _ABSENT = {
 
 
 def parse(arguments: Sequence[tuple[str, str]]) -> Mapping[str, str]:
-    """Return what those of site.DIALECT_ARGUMENTS say that are given; UsageError names the wrong one."""
+    """Return what those of site.PYXIS_ARGUMENTS say that are given; UsageError names the wrong one."""
     found = {}
     for key, value in arguments:
         wrong = f"plugstack.conf: {key}={value}"

@@ -31,7 +31,7 @@ IMAGE_ARGUMENTS = (
 
 
 # About pyxis' options: pyxis_site has what they mean.
-DIALECT_ARGUMENTS = (
+PYXIS_ARGUMENTS = (
     "container_directory", "container_scope", "containers", "execute_entrypoint", "runtime_path", "sbatch_support",
     "use_enroot_load", "use_squashfuse",
 )  # fmt: skip
@@ -44,11 +44,11 @@ class Site:
         "binds",
         "broadcast",
         "defaults",
-        "dialect",
         "forbidden",
         "image_timeout",
         "pulling",
         "pyxis",
+        "pyxis_arguments",
         "record",
         "relayed",
         "squashfuse",
@@ -59,11 +59,11 @@ class Site:
         self.binds: list[spec.Bind] = []
         self.broadcast: str | None = None  # where images are copied to
         self.defaults: list[Setting] = []
-        self.dialect: list[tuple[str, str]] = []
         self.forbidden: set[str] = set()
         self.image_timeout = 0  # seconds; 0: none
         self.pulling: list[tuple[str, str]] = []
         self.pyxis = "no"  # whether there are pyxis' options
+        self.pyxis_arguments: list[tuple[str, str]] = []
         self.record: str | None = None
         self.relayed: Sequence[str] = RELAYED
         self.squashfuse: str | None = None
@@ -103,8 +103,8 @@ def _take(site: Site, setting: Setting) -> None:
         site.forbidden |= _site_forbidden(setting)
     elif key == "relay":
         site.relayed = _site_relayed(setting)
-    elif key in (*IMAGE_ARGUMENTS, *DIALECT_ARGUMENTS):
-        (site.dialect if key in DIALECT_ARGUMENTS else site.pulling).append((key, value))
+    elif key in (*IMAGE_ARGUMENTS, *PYXIS_ARGUMENTS):
+        (site.pyxis_arguments if key in PYXIS_ARGUMENTS else site.pulling).append((key, value))
     else:
         raise UsageError(f"plugstack.conf: {key}={value}: unknown argument")
 

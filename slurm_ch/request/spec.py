@@ -10,7 +10,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from .manner import Manner
+    from .compatibility import Compatibility
 
 
 # What a mount can have, by the words of mount(8).
@@ -42,18 +42,18 @@ class Spec:
     """The container that is asked for: values are checked for their form, not against the node."""
 
     __slots__ = (
-        "binds", "broadcast", "cd", "cdi_dirs", "color", "devices", "env_expand", "env_rules", "fuse_single", "gid",
-        "home", "image", "image_directory", "image_env", "image_timeout", "join", "join_count", "join_pid", "join_tag",
-        "join_timeout", "keep_keyring", "labels", "like_ch_run", "located", "manner", "mount_point", "overlay",
-        "passwd", "platform", "private_tmp", "pull", "relay", "relay_commands", "relay_defaults", "save", "seccomp",
-        "storage", "uid", "unshare", "userns", "verbosity", "write", "write_fake",
+        "binds", "broadcast", "cd", "cdi_dirs", "color", "compatibility", "devices", "env_expand", "env_rules",
+        "fuse_single", "gid", "home", "image", "image_directory", "image_env", "image_timeout", "join", "join_count",
+        "join_pid", "join_tag", "join_timeout", "keep_keyring", "labels", "like_ch_run", "located", "mount_point",
+        "overlay", "passwd", "platform", "private_tmp", "pull", "relay", "relay_commands", "relay_defaults", "save",
+        "seccomp", "storage", "uid", "unshare", "userns", "verbosity", "write", "write_fake",
     )  # fmt: skip
 
     def __init__(self, image: str) -> None:
         self.image = image
         self.image_directory: str | None = None  # what a relative image is relative to, if not to the step's directory
         self.like_ch_run = False  # called as ch-run: defaults are ch-run's
-        self.manner: Manner | None = None  # what another tool's users expect
+        self.compatibility: Compatibility | None = None  # what another tool's users expect
         self.located: str | None = None  # the file that an image's reference means
         self.pull: str | None = None
         self.platform: str | None = None

@@ -69,8 +69,8 @@ void end_with_keeper(void);
  * the caller's. */
 void task_run(const struct ticket *t, const char *directory, char **argv) __attribute__((noreturn));
 
-/* front.c: the command `slurm-ch`, or `ch-run`. */
-void front(const char *name, char **argv) __attribute__((noreturn));
+/* cli.c: the command `slurm-ch`, or `ch-run`. */
+void run_cli(const char *name, char **argv) __attribute__((noreturn));
 
 /* command.c */
 void command_run(const struct settings *s, const char *callers, char **argv) __attribute__((noreturn));

@@ -11,7 +11,7 @@
  *       ARGV0, where given, is the command, in the place of the first word (this
  *       program's own path), or, behind a "+", of the one after it.
  *   ch-join --plan=FD -- CMD...  from Python: already in the container.
- * And the command itself: under the names slurm-ch and ch-run, see front.c.
+ * And the command itself: under the names slurm-ch and ch-run, see cli.c.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -107,7 +107,7 @@ int main(int argc, char **argv)
 	int plan;
 
 	if (!strcmp(name, SLURM_CH) || !strcmp(name, CH_RUN) || !strcmp(name, CHECKED))
-		front(name, argv + 1);
+		run_cli(name, argv + 1);
 
 	/* First: the words may all be the user's. */
 	if (join)

@@ -100,10 +100,10 @@ def by_pid(installation: Installation, holder: int, stderr: int) -> subprocess.P
 def by_ticket(installation: Installation, holder: int, stderr: int) -> subprocess.Popen[bytes]:
     fds = [os.open(f"/proc/{holder}/ns/{kind}", os.O_RDONLY) for kind in ("user", "mnt")]
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    office = tickets.TaskSocket(ours.detach())
+    task_socket = tickets.TaskSocket(ours.detach())
     plan = task_plan.plan_file(task_plan.encode([]))
-    office.issue(*fds, plan)
-    office.close()
+    task_socket.issue(*fds, plan)
+    task_socket.close()
     words = [installation.ch_join, "/proc/self/exe"]
     env = {"PATH": "/bin", "SLURM_CH_JOIN": str(theirs.fileno())}
     process = subprocess.Popen(

@@ -201,8 +201,8 @@ def test_nobody_traces_a_process_on_its_way_in(container: int, user: str) -> Non
     )  # type: ignore[call-overload]
     fds = [os.open(f"/proc/{container}/ns/{kind}", os.O_RDONLY) for kind in ("user", "mnt")]
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    office = tickets.TaskSocket(ours.detach())
-    office.issue(*fds, task_plan.plan_file(task_plan.encode([])))
+    task_socket = tickets.TaskSocket(ours.detach())
+    task_socket.issue(*fds, task_plan.plan_file(task_plan.encode([])))
     variable = {"PATH": "/bin", "SLURM_CH_JOIN": str(theirs.fileno())}
     through = subprocess.run(
         [*trace, paths.CH_JOIN, "true"],

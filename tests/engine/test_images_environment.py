@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm_ch.images import inject
+from slurm_ch.images import additions
 from tests.small_images import squash
 
 from .conftest import SLURM_CH, Run, settings
@@ -43,15 +43,15 @@ def make(world_tmp: Path, image_dir: Path, tmp_path: Path) -> Iterator[Make]:
 
 def pulled(*env: str, directory: str = "", command: tuple[str, ...] = ()) -> dict[str, str | bytes]:
     """Return the files that `slurm-ch pull` adds to an image."""
-    config = inject.Config()
+    config = additions.Config()
     config.env, config.directory, config.command = list(env), directory, list(command)
     files: dict[str, str | bytes] = {
         "ch/environment": "".join(line + "\n" for line in env if "\n" not in line),
         "ch/environment0": "".join(line + "\0" for line in env),
-        "ch/metadata.json": inject.metadata(config, {"reference": "docker://x"}),
+        "ch/metadata.json": additions.metadata(config, {"reference": "docker://x"}),
     }
     if command:
-        files["ch/cmd"] = inject.strings_file(list(command))
+        files["ch/cmd"] = additions.strings_file(list(command))
     return files
 
 

@@ -191,7 +191,7 @@ void become_copy(int copy, int plan_fd, const char *directory, char **argv)
 }
 
 /* It has targets of its own. */
-void front(const char *name, char **argv)
+void run_cli(const char *name, char **argv)
 {
 	(void)name, (void)argv;
 	abort();

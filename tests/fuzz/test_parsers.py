@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from slurm_ch import errors, log
-from slurm_ch.engine import accounts, environment, image, task_plan
+from slurm_ch.engine import accounts, environment_files, image, task_plan
 from slurm_ch.errors import ChError, UsageError
 from slurm_ch.plugin.facts import read_facts, task_count
 from slurm_ch.request import options, parsers, site, step
@@ -80,7 +80,7 @@ def test_site_and_request(arguments: list[str], lines: list[str]) -> None:
 @example(b"A=1\0B=2")
 def test_an_environment_file(data: bytes) -> None:
     try:
-        assignments = environment.parse_file(os.fsdecode(data), "f")
+        assignments = environment_files.parse_file(os.fsdecode(data), "f")
         plan = task_plan.encode([("E", assignment) for assignment in assignments])
     except ChError as error:
         one_line(error)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from slurm_ch.errors import ChError
-from slurm_ch.images import fetch, importer, inject, manifest, pack, resolve
+from slurm_ch.images import additions, fetch, importer, manifest, pack, resolve
 
 from . import craft
 from .craft import Layout, item
@@ -328,7 +328,7 @@ def test_a_dangling_resolv_conf(puller: Make, tmp_path: Path) -> None:
 
 def test_configurations_of_all_kinds() -> None:
     """What can't be used is left out; nothing raises anything but our own error."""
-    config = inject.parse(
+    config = additions.parse(
         json.dumps(
             {"config": {"Env": ["A=1", "=x", "B", 5, "C=\0"], "Cmd": "a b", "Labels": [1], "Volumes": None}}
         ).encode(),
@@ -337,8 +337,8 @@ def test_configurations_of_all_kinds() -> None:
     assert config.env == ["A=1"] and config.command == ["/bin/sh", "-c", "a b"] and config.labels == {}
     for raw in (b"[]", b"nope", b"[" * 100_000):
         with pytest.raises(ChError, match="it: its configuration is"):
-            inject.parse(raw, "it")
-    assert inject.strings_file(["\udcff", ""]) == b"angi\0\0\0\1?\0\0\0\0"
+            additions.parse(raw, "it")
+    assert additions.strings_file(["\udcff", ""]) == b"angi\0\0\0\1?\0\0\0\0"
 
 
 @pytest.mark.row("F18")

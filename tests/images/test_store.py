@@ -17,8 +17,8 @@ import pytest
 
 from slurm_ch import log
 from slurm_ch.errors import ChError
-from slurm_ch.images import making, reference, store
-from slurm_ch.images.making import Lock
+from slurm_ch.images import locks, reference, store
+from slurm_ch.images.locks import Lock
 from slurm_ch.images.store import Store
 
 from .craft import Layout
@@ -160,9 +160,9 @@ def test_the_lock_of_another_host(cache: Store, monkeypatch: pytest.MonkeyPatch)
     path.write_text(json.dumps(record))
     heard: list[str] = []
     now = time.time
-    monkeypatch.setattr(making.time, "sleep", lambda _: os.utime(path, (now() - 61,) * 2) if len(heard) > 2 else None)
+    monkeypatch.setattr(locks.time, "sleep", lambda _: os.utime(path, (now() - 61,) * 2) if len(heard) > 2 else None)
     # A clock of ours that is wrong by an hour means nothing.
-    monkeypatch.setattr(making.time, "time", lambda: now() + 3600)
+    monkeypatch.setattr(locks.time, "time", lambda: now() + 3600)
     with cache.making(DIGEST, heard.append) as ours:
         assert ours is not None and ours is not lock
         assert heard == ["n7: downloaded 3 of 9 MB"] * 3
@@ -183,14 +183,14 @@ def test_taking_over_what_has_just_been_renewed(cache: Store, monkeypatch: pytes
         os.utime(source)
         rename(source, to)
 
-    monkeypatch.setattr(making.os, "rename", renewed)
+    monkeypatch.setattr(locks.os, "rename", renewed)
     assert cache.locks.holder(path.name) is None and path.exists()
     assert sorted(one.name for one in path.parent.iterdir()) == [path.name]
 
 
 def test_a_holder_of_this_host(cache: Store) -> None:
     path = Path(cache.directory, "lock", DIGEST.replace(":", "-"))
-    alive = making.identity()
+    alive = locks.identity()
     for record, dead in (
         (alive, False),
         ({**alive, "start": "1"}, True),  # another process has its number
@@ -369,7 +369,7 @@ def test_pruning(cache: Store, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_killed_pulls_left(cache: Store) -> None:
     """Of this host and dead; of others after a day; never of one that lives."""
     place = Path(cache.directory, "tmp")
-    alive = making.identity()
+    alive = locks.identity()
     for who, owner, age in (
         ("alive", alive, 1e6), ("dead", {**alive, "start": "1"}, 0), ("elsewhere", {**alive, "host": "n7"}, 100), ("forgotten", {**alive, "host": "n7"}, 90_000),
         ("unknown", {}, 100), ("unknown-old", {}, 90_000),
@@ -427,7 +427,7 @@ def test_progress_in_the_lock(cache: Store, monkeypatch: pytest.MonkeyPatch) -> 
     assert lock is not None
     lock.beat("too soon")
     assert json.loads(path.read_text())["progress"] == ""
-    monkeypatch.setattr(making, "_BEAT_SECONDS", 0.0)
+    monkeypatch.setattr(locks, "_BEAT_SECONDS", 0.0)
     for text in ("a longer text than the next", "short"):
         lock.beat(text)
         assert json.loads(path.read_text())["progress"] == text

@@ -303,15 +303,15 @@ def sockets_closed() -> Iterator[None]:
 
 
 def issue(launcher_end: socket.socket, namespaces: Sequence[int], plan: bytes = HEADER) -> None:
-    office = tickets.TaskSocket(launcher_end.detach())
-    office.issue(namespaces[0], namespaces[1], task_plan.plan_file(plan))
-    office.close()
+    task_socket = tickets.TaskSocket(launcher_end.detach())
+    task_socket.issue(namespaces[0], namespaces[1], task_plan.plan_file(plan))
+    task_socket.close()
 
 
 def refuse(launcher_end: socket.socket, code: int) -> None:
-    office = tickets.TaskSocket(launcher_end.detach())
-    office.refuse(code)
-    office.close()
+    task_socket = tickets.TaskSocket(launcher_end.detach())
+    task_socket.refuse(code)
+    task_socket.close()
 
 
 def end(task: subprocess.Popen[str]) -> tuple[int, str, str]:

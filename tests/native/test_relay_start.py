@@ -27,9 +27,9 @@ def issue(launcher_end: socket.socket, namespaces: list[int], plan: list[tuple[s
     if place:
         listener.bind(place)
         listener.listen()
-    office = tickets.TaskSocket(launcher_end.detach())
-    office.issue(namespaces[0], namespaces[1], task_plan.plan_file(task_plan.encode(plan)), listener.fileno())
-    office.close()
+    task_socket = tickets.TaskSocket(launcher_end.detach())
+    task_socket.issue(namespaces[0], namespaces[1], task_plan.plan_file(task_plan.encode(plan)), listener.fileno())
+    task_socket.close()
     listener.close()
 
 
@@ -129,10 +129,10 @@ def test_what_a_relayed_srun_hands_to_its_step(namespaces: list[int], ch_join_sa
     relayed = {"PATH": "/usr/bin:/bin:/x", "LD_X": "1", "LD_Y": "", "PWD": "/usr", "": "x"}
     env = {f"SLURM_CH_RELAYED_{name}": value for name, value in relayed.items()} | {"LD_Y": "gone", "LD_Z": "kept"}
     tasks_end, launcher_end = pair()
-    office = tickets.TaskSocket(launcher_end.detach())
+    task_socket = tickets.TaskSocket(launcher_end.detach())
     plan = task_plan.encode([("X", "SEEN=$LD_X"), ("E", "LD_Z=ruled")])
-    office.issue(namespaces[0], namespaces[1], task_plan.plan_file(plan))
-    office.close()
+    task_socket.issue(namespaces[0], namespaces[1], task_plan.plan_file(plan))
+    task_socket.close()
     code, out, err = end(join(tasks_end, "sh", "-c", "pwd; env -0", program=ch_join_sanitized, **env))
     where, _, rest = out.partition("\n")
     found = dict(entry.split("=", 1) for entry in rest.split("\0") if entry)
@@ -141,7 +141,7 @@ def test_what_a_relayed_srun_hands_to_its_step(namespaces: list[int], ch_join_sa
     assert (found["PATH"], found["LD_X"], found["SEEN"], found["LD_Z"]) == ("/usr/bin:/bin:/x", "1", "1", "ruled")
     assert "LD_Y" not in found
     tasks_end, launcher_end = pair()
-    office = tickets.TaskSocket(launcher_end.detach())
-    office.issue(namespaces[0], namespaces[1], task_plan.plan_file(task_plan.encode([("C", "/bin")])))
-    office.close()
+    task_socket = tickets.TaskSocket(launcher_end.detach())
+    task_socket.issue(namespaces[0], namespaces[1], task_plan.plan_file(task_plan.encode([("C", "/bin")])))
+    task_socket.close()
     assert end(join(tasks_end, "pwd", SLURM_CH_RELAYED_PWD="/usr"))[1] == f"{os.path.realpath('/bin')}\n"

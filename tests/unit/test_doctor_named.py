@@ -6,13 +6,13 @@ from __future__ import annotations
 import pwd
 from pathlib import Path
 
-from slurm_ch.doctor import named
+from slurm_ch.doctor import named_containers
 from slurm_ch.doctor.findings import OK, WARNING, Finding
 from slurm_ch.slurm.plugstack import Entry
 
 
 def look(user: str, *arguments: str) -> list[Finding]:
-    return list(named.check(Entry("here", "required", "/x", list(arguments)), pwd.getpwnam(user)))
+    return list(named_containers.check(Entry("here", "required", "/x", list(arguments)), pwd.getpwnam(user)))
 
 
 def test_where_they_can_be(user: str, world_tmp: Path) -> None:

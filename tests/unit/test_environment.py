@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from slurm_ch import agreement
 from slurm_ch.engine import (
     environment,
+    environment_files,
     image_environment,
     task_plan,
 )
@@ -18,7 +19,7 @@ from slurm_ch.request import options, parsers
 
 
 def test_environment_file() -> None:
-    assert environment.parse_file("A=1\n\nB=x=y\nC='q'\nD=''\nE='\n F=2 \n", "f") == [
+    assert environment_files.parse_file("A=1\n\nB=x=y\nC='q'\nD=''\nE='\n F=2 \n", "f") == [
         "A=1",
         "B=x=y",
         "C=q",
@@ -30,18 +31,18 @@ def test_environment_file() -> None:
 
 def test_environment_file_as_people_write_it() -> None:
     text = "\ufeff# made on Windows\r\n  A=1\r\n\texport B='two words'\r\n\r\nexport  C=\"x\"\n #D=\nE=#no comment\nF= kept \n"
-    assert environment.parse_file(text, "f") == ["A=1", "B=two words", "C=x", "E=#no comment", "F= kept "]
+    assert environment_files.parse_file(text, "f") == ["A=1", "B=two words", "C=x", "E=#no comment", "F= kept "]
     # ch-run's quotes are single ones.
-    assert environment.parse_file('C="x"', "f", either_quotes=False) == ['C="x"']
+    assert environment_files.parse_file('C="x"', "f", either_quotes=False) == ['C="x"']
     # With NUL between, nobody wrote it by hand.
-    assert environment.parse_file("A= 1\r\0#B=1\0", "f", "\0") == ["A= 1\r", "#B=1"]
+    assert environment_files.parse_file("A= 1\r\0#B=1\0", "f", "\0") == ["A= 1\r", "#B=1"]
 
 
 @pytest.mark.parametrize("line", ["A B=1", "A =1", "A\t=1", "export A B=1", "A\x01=1", "A\rB=1"])
 @pytest.mark.parametrize("separator", ["\n", "\0"])
 def test_no_variable_has_a_blank_in_its_name(line: str, separator: str) -> None:
     with pytest.raises(UsageError, match="--set-env=f: line 2: the variable's name has a blank in it"):
-        environment.parse_file(f"X=1{separator}{line}{separator}", "--set-env=f", separator)
+        environment_files.parse_file(f"X=1{separator}{line}{separator}", "--set-env=f", separator)
     with pytest.raises(UsageError, match="the variable's name has a blank in it"):
         parsers.make("/i", [options.Setting("set-env", "A B=1", "--set-env")])
 
@@ -54,20 +55,20 @@ def test_no_variable_has_a_blank_in_its_name(line: str, separator: str) -> None:
 )  # fmt: skip
 def test_what_a_shell_would_take_for_something_else(line: str, why: str) -> None:
     with pytest.raises(UsageError, match=f"--set-env=f: line 2: .*{why}"):
-        environment.parse_file(f"X=1\n{line}\n", "--set-env=f")
+        environment_files.parse_file(f"X=1\n{line}\n", "--set-env=f")
 
 
 def test_blanks_in_values() -> None:
     # With NUL between, all is what it is.
-    assert environment.parse_file('A+=1\0"A"=1\0', "f", "\0") == ["A+=1", '"A"=1']
+    assert environment_files.parse_file('A+=1\0"A"=1\0', "f", "\0") == ["A+=1", '"A"=1']
     text = "A=1 # no comment\nexport B='1 # 2'\nexport C=\nexport D='\\''\nexported=1 2\n"
-    assert environment.parse_file(text, "f") == ["A=1 # no comment", "B=1 # 2", "C=", "D=\\'", "exported=1 2"]
+    assert environment_files.parse_file(text, "f") == ["A=1 # no comment", "B=1 # 2", "C=", "D=\\'", "exported=1 2"]
 
 
 @pytest.mark.parametrize("mark", ["\udcff\udcfe", "\udcfe\udcff"])
 def test_utf_16_is_refused(mark: str) -> None:
     with pytest.raises(UsageError, match="line 1 is UTF-16"):
-        environment.parse_file(f"{mark}A\0=\0001\0", "f")
+        environment_files.parse_file(f"{mark}A\0=\0001\0", "f")
 
 
 @pytest.mark.parametrize(
@@ -134,19 +135,21 @@ def test_scripts_of_any_text(text: str) -> None:
      ('{\n  "env": {\n    "cwd": "/no"\n  }\n}', ""), ("", ""), ('{\n  "cwd": "relative"\n}', ""), ('{\n  "cwd": "/\\q"\n}', "")],
 )  # fmt: skip
 def test_working_directory_of_metadata(text: str, directory: str) -> None:
-    assert environment.working_directory(text) == directory
+    assert environment_files.working_directory(text) == directory
 
 
 @pytest.mark.parametrize("line", ["nonsense", "=value", "export A", "export =x", "- comment"])
 def test_environment_file_refuses(line: str) -> None:
     with pytest.raises(UsageError, match="--set-env=f: line 2 is not NAME=VALUE"):
-        environment.parse_file(f"A=1\n{line}\n", "--set-env=f")
+        environment_files.parse_file(f"A=1\n{line}\n", "--set-env=f")
 
 
 @given(st.text(max_size=100))
 def test_environment_file_of_any_text(text: str) -> None:
     try:
-        task_plan.encode(environment.rule_records([("file", "f")], "X", lambda _, f: environment.parse_file(text, f)))
+        task_plan.encode(
+            environment.rule_records([("file", "f")], "X", lambda _, f: environment_files.parse_file(text, f))
+        )
     except UsageError:
         pass
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from slurm_ch import agreement, errors, log
 from slurm_ch.cli import main
-from slurm_ch.engine import environment, namespaces, task_plan
+from slurm_ch.engine import environment, environment_files, namespaces, task_plan
 from slurm_ch.engine.action import Build
 from slurm_ch.engine.caller import Caller
 from slurm_ch.engine.container import Container
@@ -136,16 +136,16 @@ def test_environment_files_come_back(pairs: list[tuple[str, str]], by_nul: bool)
     separator = "\0" if by_nul else "\n"
     wanted = [f"{name}={value}" for name, value in pairs]
     for text in (separator.join(wanted), separator.join([*wanted, ""]), (2 * separator).join(wanted)):
-        assert environment.parse_file(text, "f", separator) == wanted
+        assert environment_files.parse_file(text, "f", separator) == wanted
     quoted = separator.join(f"{name}='{value}'" for name, value in pairs)
-    assert environment.parse_file(quoted, "f", separator) == wanted
+    assert environment_files.parse_file(quoted, "f", separator) == wanted
 
 
 @given(st.binary(max_size=80), st.sampled_from(["\n", "\0"]))
 @pytest.mark.row("errors")
 def test_environment_files_of_any_bytes(data: bytes, separator: str) -> None:
     try:
-        assignments = environment.parse_file(os.fsdecode(data), "f", separator)
+        assignments = environment_files.parse_file(os.fsdecode(data), "f", separator)
     except UsageError as error:
         assert "\n" not in errors.describe(error)
         return

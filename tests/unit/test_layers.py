@@ -31,8 +31,8 @@ LOADED = {
     "__future__", "_ctypes", "errno", "fcntl", "grp", "pwd",
     "slurm_ch", "slurm_ch.agreement", "slurm_ch.errors", "slurm_ch.lean_os", "slurm_ch.linux", "slurm_ch.log",
     "slurm_ch.engine", "slurm_ch.engine.accounts", "slurm_ch.engine.action", "slurm_ch.engine.binds", "slurm_ch.engine.caller",
-    "slurm_ch.engine.container", "slurm_ch.engine.environment", "slurm_ch.engine.image", "slurm_ch.engine.namespaces",
-    "slurm_ch.engine.places", "slurm_ch.engine.root", "slurm_ch.engine.task_plan", "slurm_ch.engine.whereabouts",
+    "slurm_ch.engine.container", "slurm_ch.engine.environment", "slurm_ch.engine.environment_files", "slurm_ch.engine.image", "slurm_ch.engine.namespaces",
+    "slurm_ch.engine.places", "slurm_ch.engine.root", "slurm_ch.engine.task_plan", "slurm_ch.engine.user_directories",
     "slurm_ch.plugin", "slurm_ch.plugin.facts", "slurm_ch.plugin.launcher", "slurm_ch.plugin.tickets",
     "slurm_ch.request", "slurm_ch.request.options", "slurm_ch.request.parsers", "slurm_ch.request.site", "slurm_ch.request.spec",
 }  # fmt: skip
@@ -73,6 +73,16 @@ def test_imports_point_down() -> None:
     assert wrong == []
     # CycleError names the circle.
     list(graphlib.TopologicalSorter(files).static_order())
+
+
+@pytest.mark.parametrize("package", ["engine", "images", "plugin", "request"])
+def test_each_module_is_in_the_packages_list(package: str) -> None:
+    """A folder of more modules than one takes in at a glance says in its docstring what each is for."""
+    text = ast.get_docstring(ast.parse((PACKAGE / package / "__init__.py").read_text()), clean=False) or ""
+    lists = re.findall(r"^ {4}(\S.*?)(?: {2,}|$)", text, re.MULTILINE)
+    assert {word for line in lists for word in line.split()} == {
+        path.stem for path in (PACKAGE / package).glob("*.py") if path.stem != "__init__"
+    }
 
 
 def loaded(code: str) -> set[str]:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from slurm_ch.engine import second_server
+from slurm_ch.engine import standby_server
 from slurm_ch.errors import ChError
 from slurm_ch.plugin import named_container
 from slurm_ch.request import site
@@ -34,8 +34,8 @@ def keep(
             raise start
         return start
 
-    monkeypatch.setattr(second_server, "start", answer)
-    monkeypatch.setattr(second_server, "is_needed", lambda: whole)
+    monkeypatch.setattr(standby_server, "start", answer)
+    monkeypatch.setattr(standby_server, "is_needed", lambda: whole)
     process = SimpleNamespace(user_fd=-1)
     named_container._keep_served("c", process, maker, image, site.parse(words.split()))  # type: ignore[arg-type]
 
@@ -63,7 +63,7 @@ def test_where_there_can_t_be_another(
     monkeypatch: pytest.MonkeyPatch, image: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """An older kernel, or another server."""
-    keep(monkeypatch, image, second_server.CantStart("Function not implemented"))
+    keep(monkeypatch, image, standby_server.CantStart("Function not implemented"))
     told = "c: step 3 serves its image, and who joined can't go on without that step"
     assert f"{told} (Function not implemented)" in capfd.readouterr().err
     keep(monkeypatch, image, RuntimeError("started"), words="squashfuse=/opt/squashfuse_ll")
@@ -81,5 +81,5 @@ def test_where_there_can_t_be_another(
 def test_steps_that_end_as_a_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, whole: bool) -> None:
     """As cgroup/v1, cgroup/v2 and no such plugin of Slurm's have it."""
     (tmp_path / "cgroup").write_text(text)
-    monkeypatch.setattr(second_server, "_GROUPS", str(tmp_path / "cgroup"))
-    assert second_server.is_needed() == whole
+    monkeypatch.setattr(standby_server, "_GROUPS", str(tmp_path / "cgroup"))
+    assert standby_server.is_needed() == whole

@@ -226,7 +226,7 @@ def test_b1_binds_that_make_no_sense(src: str, dst: str, flags: dict[str, bool],
 
 def test_bare_set_env_never_reads_the_hosts(mocker: MockerFixture) -> None:
     # A host may have a /ch/environment of its own.
-    read = mocker.patch.object(environment, "_host_file", return_value=("A=host\n", (0, 0)))
+    read = mocker.patch.object(environment, "host_file", return_value=("A=host\n", (0, 0)))
     for name, files in (
         ("/ch/environment", []), ("image:/etc/environment", []), ("/etc/environment", ["/etc/environment"]),
     ):  # fmt: skip

@@ -13,7 +13,7 @@ import pytest
 from slurm_ch import agreement
 from slurm_ch.errors import UsageError
 from slurm_ch.request import parsers, pyxis, site
-from slurm_ch.request.manner import Kept
+from slurm_ch.request.compatibility import ContainerName
 from slurm_ch.request.spec import Bind, Spec
 
 ROOT = Path(__file__).parents[2]
@@ -106,9 +106,9 @@ def test_mounts_without_a_source() -> None:
     value = "tmpfs:/scratch:size=1G+mode=0700+x-create=dir,/a:/scratch/a,umount:/etc/hosts:x-detach,tmpfs:/t"
     spec = made(f"container-mounts={value}")
     assert spec.binds == [Bind("/a", "/scratch/a")]
-    assert spec.manner is not None
-    assert [one[:2] for one in spec.manner.scratch] == [("/scratch", {"size": "1G", "mode": "0700"}), ("/t", {})]
-    assert spec.manner.lifted == [("/etc/hosts", "--container-mounts=umount:/etc/hosts:x-detach")]
+    assert spec.compatibility is not None
+    assert [one[:2] for one in spec.compatibility.scratch] == [("/scratch", {"size": "1G", "mode": "0700"}), ("/t", {})]
+    assert spec.compatibility.lifted == [("/etc/hosts", "--container-mounts=umount:/etc/hosts:x-detach")]
     for value in (
         "tmpfs",
         "tmpfs:",
@@ -125,8 +125,8 @@ def test_mounts_without_a_source() -> None:
 def test_entrypoint() -> None:
     def asked(*words: str) -> object:
         spec = made(*words)
-        assert spec.manner is not None
-        return spec.manner.entrypoint
+        assert spec.compatibility is not None
+        return spec.compatibility.entrypoint
 
     assert asked() is asked("container-entrypoint=no") is asked("container-entrypoint-log=yes") is None
     assert asked("container-entrypoint=yes") == ("--container-entrypoint", False)
@@ -143,8 +143,8 @@ def test_unshare() -> None:
 def test_gpus() -> None:
     def gpus(**env: str) -> object:
         spec = made(**env)
-        assert spec.manner is not None
-        return spec.manner.gpus
+        assert spec.compatibility is not None
+        return spec.compatibility.gpus
 
     assert gpus() == ("nvidia.com/gpu", ("all",), "")
     assert gpus(NVIDIA_VISIBLE_DEVICES="0,GPU-1") == (
@@ -156,8 +156,12 @@ def test_gpus() -> None:
 
 def test_directory_and_what_is_as_the_image_has_it() -> None:
     spec = made()
-    assert spec.manner is not None
-    assert (spec.cd, spec.manner.start_in_image, spec.manner.drop) == (None, True, ("LANG", "LANGUAGE", "LC_ALL"))
+    assert spec.compatibility is not None
+    assert (spec.cd, spec.compatibility.start_in_image, spec.compatibility.drop) == (
+        None,
+        True,
+        ("LANG", "LANGUAGE", "LC_ALL"),
+    )
     assert made("container-workdir=/w").cd == "/w"
     assert "not an absolute path" in refused("container-workdir=w")
 
@@ -193,8 +197,8 @@ def test_writing() -> None:
         spec = made(*words, here=here)
         assert spec.write_fake == size, words
         # The image's own /tmp, where it can be written to.
-        assert spec.manner is not None
-        assert (spec.manner.tmp_of_image, spec.private_tmp) == (size is not None, size is None)
+        assert spec.compatibility is not None
+        assert (spec.compatibility.tmp_of_image, spec.private_tmp) == (size is not None, size is None)
     assert "give one of them" in refused("container-writable=yes", "container-readonly=yes")
 
 
@@ -206,8 +210,8 @@ def test_what_is_no_boolean(name: str) -> None:
 
 def test_environment() -> None:
     spec = made("container-env=LANG,FOO", "container-env=BAR")
-    assert spec.manner is not None
-    assert (spec.manner.keep, spec.manner.drop) == (["LANG", "FOO", "BAR"], ("LANGUAGE", "LC_ALL"))
+    assert spec.compatibility is not None
+    assert (spec.compatibility.keep, spec.compatibility.drop) == (["LANG", "FOO", "BAR"], ("LANGUAGE", "LC_ALL"))
     for value in ("", "A,", ",A", "A,,B"):
         assert "an item of the list is empty" in refused(f"container-env={value}")
 
@@ -226,8 +230,8 @@ def test_first_host(nodes: str, first: str) -> None:
 def test_pytorch() -> None:
     def rules(**env: str) -> dict[str, str]:
         spec = made(SLURM_JOB_ID="5000", SLURM_STEP_NODELIST="n[2-3]", **env)
-        assert spec.manner is not None
-        name, records = spec.manner.if_image_has
+        assert spec.compatibility is not None
+        name, records = spec.compatibility.if_image_has
         assert name == "PYTORCH_VERSION"
         return dict(text.split("=", 1) for _, text in records)
 
@@ -239,8 +243,8 @@ def test_pytorch() -> None:
 
 def test_pmix() -> None:
     spec = made(PMIX_PTL_MODULE="tcp", PMIX_GDS_MODULE="hash", PMIX_SECURITY_MODE="")
-    assert spec.manner is not None
-    assert spec.manner.defaults == [
+    assert spec.compatibility is not None
+    assert spec.compatibility.defaults == [
         (agreement.PLAN_SET_DEFAULT, "PMIX_MCA_ptl=tcp"),
         (agreement.PLAN_SET_DEFAULT, "PMIX_MCA_gds=hash"),
     ]
@@ -270,7 +274,7 @@ def test_both_families_where_that_means_something() -> None:
     assert (spec.verbosity, spec.env_rules) == (2, [("set", "A=1")])
     ours = made("image=/i", "container-mounts=/p", image="")
     # An image of ours has our rules.
-    assert (ours.image, ours.manner) == ("/i", None)
+    assert (ours.image, ours.compatibility) == ("/i", None)
 
 
 def test_without_an_image() -> None:
@@ -287,11 +291,11 @@ def test_save() -> None:
     assert "give one of them" in refused("container-save=/a", "save=/b")
 
 
-def kept(*words: str, here: site.Site = HERE, image: str = "/i") -> Kept:
+def kept(*words: str, here: site.Site = HERE, image: str = "/i") -> ContainerName:
     spec = made(*words, here=here, image=image)
-    assert spec.manner is not None
-    assert spec.manner.kept is not None
-    return spec.manner.kept
+    assert spec.compatibility is not None
+    assert spec.compatibility.container_name is not None
+    return spec.compatibility.container_name
 
 
 def test_names() -> None:
@@ -324,8 +328,8 @@ def test_pyxis_own_site_arguments() -> None:
     here = site.parse(["pyxis=yes", "execute_entrypoint=1"])
     for words, runs in (((), True), (("container-entrypoint=no",), False)):
         spec = made(*words, here=here)
-        assert spec.manner is not None
-        assert (spec.manner.entrypoint is not None) is runs
+        assert spec.compatibility is not None
+        assert (spec.compatibility.entrypoint is not None) is runs
     for argument, why in (
         ("runtime_path=/run/pyxis", "containers="),
         ("use_enroot_load=1", "there is no enroot here"),
@@ -372,7 +376,7 @@ def test_without_these_options_nothing_of_it_is_loaded() -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r}); from slurm_ch.plugin.facts import Facts, asked_for; facts = Facts();"
         " facts.site = ['pyxis=yes', 'container_scope=global', 'containers=/c']; facts.request = 'image=/i\\nbind=/container-a:/b\\n'; asked_for(facts);"
-        " print([name for name in sys.modules if 'pyxis' in name or 'manner' in name])"
+        " print([name for name in sys.modules if 'pyxis' in name or 'compatibility' in name])"
     )
     command = ["/usr/bin/python3", "-I", "-S", "-c", code]
     assert subprocess.run(command, check=True, capture_output=True, text=True, env={}).stdout == "[]\n"

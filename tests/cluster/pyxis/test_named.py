@@ -243,7 +243,7 @@ def test_global_ones_outlive_their_job(user: str, enroots: Path, world_tmp: Path
             assert done.returncode == 0, done
             return str(done.stdout)
 
-        # The entrypoint is run by the site's wish.
+        # The entrypoint is run by the site's choice.
         assert good("srun --container-image=$IMG --container-name=g sh -c 'echo 1 > /n; echo $BY_ENTRY'") == "yes\n"
         assert good("srun --container-name=g cat /n") == "1\n"
         directory = place / f"slurm_ch.containers-{pwd.getpwnam(user).pw_uid}"

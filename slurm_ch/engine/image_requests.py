@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ..devices.edits import Injection
-    from ..request.manner import Manner
+    from ..request.compatibility import Compatibility
     from ..request.spec import Spec
     from .caller import Caller
 
@@ -28,23 +28,25 @@ _NO_DEVICES = ("", "none", "void")
 _ENVIRONMENT_BYTES = 1 << 20
 
 
-def actions(extra: MoreActions, spec: Spec, manner: Manner, injection: Injection | None, caller: Caller) -> MoreActions:
+def actions(
+    extra: MoreActions, spec: Spec, compatibility: Compatibility, injection: Injection | None, caller: Caller
+) -> MoreActions:
     """Return what is done as the image says."""
-    kind = manner.gpus[0] if manner.gpus is not None else ""
+    kind = compatibility.gpus[0] if compatibility.gpus is not None else ""
     if injection is not None and all(asked_by == kind for _, asked_by in spec.devices):
         # Nobody has asked, but that the node has them.
-        wish = Wish(injection)
+        gpu_request = GpuRequest(injection)
         for part in (extra.before_binds, extra.in_tree, extra.inside):
-            part[:] = [IfWanted(wish, one) for one in part]
-    start = RunStartFile(caller.environment, manner, spec.cd is None)
+            part[:] = [IfWanted(gpu_request, one) for one in part]
+    start = RunStartFile(caller.environment, compatibility, spec.cd is None)
     extra.in_tree.append(EnrootsFiles(start))
-    if manner.entrypoint is None:
+    if compatibility.entrypoint is None:
         extra.inside.append(start)
     else:
         # Which sources the file by itself.
         from . import entrypoint
 
-        label, speaks = manner.entrypoint
+        label, speaks = compatibility.entrypoint
         label += ": the image's entrypoint"
         run = entrypoint.RunEntrypoint(label, caller.environment, speaks=speaks, directory=spec.cd is None)
         extra.before_binds.append(entrypoint.HoldChJoin(run))
@@ -52,7 +54,7 @@ def actions(extra: MoreActions, spec: Spec, manner: Manner, injection: Injection
     return extra
 
 
-class Wish:
+class GpuRequest:
     """Whether the image wants GPUs: only one that says so in its environment wants none."""
 
     __slots__ = ("_injection", "_wanted")
@@ -89,17 +91,17 @@ def _value_in_image(build: Build, name: str) -> str | None:
 class IfWanted(Action):
     """Do something for the devices, if the image wants them."""
 
-    __slots__ = ("action", "wish")
+    __slots__ = ("action", "gpu_request")
 
-    def __init__(self, wish: Wish, action: Action) -> None:
-        self.wish = wish
+    def __init__(self, gpu_request: GpuRequest, action: Action) -> None:
+        self.gpu_request = gpu_request
         self.action = action
 
     def describe(self) -> str:
         return self.action.describe()
 
     def apply(self, build: Build) -> None:
-        if build.root_fd < 0 or self.wish.is_for_them(build):
+        if build.root_fd < 0 or self.gpu_request.is_for_them(build):
             self.action.apply(build)
 
 
@@ -108,10 +110,10 @@ class RunStartFile(Action):
 
     __slots__ = ("directory", "env", "run", "speaks")
 
-    def __init__(self, env: Mapping[str, str], manner: Manner, directory: bool) -> None:
+    def __init__(self, env: Mapping[str, str], compatibility: Compatibility, directory: bool) -> None:
         self.env = env
         self.directory = directory  # whether tasks start where it goes
-        self.speaks = manner.speaks  # whether the user sees what it prints
+        self.speaks = compatibility.speaks  # whether the user sees what it prints
         self.run: Action | None = None
 
     def describe(self) -> str:

@@ -187,7 +187,7 @@ static void join(const struct call *call, const struct step *s, const char *dire
 	}
 }
 
-void front(const char *name, char **argv)
+void run_cli(const char *name, char **argv)
 {
 	static char *images_own[] = { "-", NULL };
 	struct words w;

@@ -10,7 +10,7 @@ from . import binds, places
 from .action import Build
 
 
-class ShowDirectory(binds.BindMount):
+class ImpliedBind(binds.BindMount):
     """Bind a directory where it is on the host, unless it is there anyway.
 
     Much works without it, so that it is no error where this fails.

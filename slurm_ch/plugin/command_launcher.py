@@ -37,7 +37,7 @@ def wanted(given: Sequence[str], name: str, located: str | None) -> Spec:
     return spec
 
 
-def launch(spec: Spec, caller: Caller, office: tickets.TaskSocket, ready: Sequence[int]) -> None:
+def launch(spec: Spec, caller: Caller, task_socket: tickets.TaskSocket, ready: Sequence[int]) -> None:
     """Make the container, or enter the one that there is, and hand out the ticket.
 
     `ready` may be descriptors of the user and mount namespaces of a container that another
@@ -54,7 +54,7 @@ def launch(spec: Spec, caller: Caller, office: tickets.TaskSocket, ready: Sequen
     else:
         build = containerize(Container(spec, caller))
         user_fd, mount_fd = namespaces.open_own()
-    office.issue(user_fd, mount_fd, task_plan.plan_file(plan_bytes(build)))
+    task_socket.issue(user_fd, mount_fd, task_plan.plan_file(plan_bytes(build)))
 
 
 def _enter(spec: Spec, caller: Caller, user_fd: int, mount_fd: int) -> Build:

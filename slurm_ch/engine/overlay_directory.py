@@ -32,10 +32,10 @@ _CAN = "ext4, xfs, btrfs and tmpfs can, NFS and Lustre can't"
 
 def actions(spec: Spec, path: str, image: Image, at_last: Hooks) -> list[Action]:
     """Return what lays the changes in `path` over the image."""
-    named = spec.manner.kept if spec.manner else None
+    named = spec.compatibility.container_name if spec.compatibility else None
     if named is None:
-        return [LayKept(path, image, f"{spec.label('overlay')}={spec.overlay}", spec.image)]
-    lay = LayKept(path, image, named.label, spec.image, named.mark)
+        return [LayOverlay(path, image, f"{spec.label('overlay')}={spec.overlay}", spec.image)]
+    lay = LayOverlay(path, image, named.label, spec.image, named.mark)
     if not named.read_only:
         return [lay]
     # What is made for mounts later is written to nobody's disk either.
@@ -47,7 +47,7 @@ def _cover_read_only(container: Any, _data: object) -> None:
     root.ReadOnlyCovers().apply(container.build)
 
 
-class LayKept(Action):
+class LayOverlay(Action):
     """Lay the changes in a directory over the image, and have new ones written there."""
 
     __slots__ = ("image", "label", "path", "reference", "source")
@@ -72,7 +72,7 @@ class LayKept(Action):
                 os.chmod(upper, os.stat(build.root).st_mode & 0o7777)
             self._check_attributes(upper)
             if self.source == places.SOURCE:
-                # Of a container with a name, named.py has looked already, and nobody comes in between.
+                # Of a container with a name, named_containers.py has looked already, and nobody comes in between.
                 self._check_in_use(upper, work)
             try:
                 merged = places.overlay(build.root, upper, work, index=False, volatile=False, source=self.source)

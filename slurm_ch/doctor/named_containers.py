@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from .. import agreement, paths
-from ..engine import named
+from ..engine import named_containers
 from ..errors import ChError, describe
 from . import as_user
 from .findings import OK, WARNING, Finding
@@ -46,13 +46,13 @@ def check(entry: plugstack.Entry, user: pwd.struct_passwd) -> Iterator[Finding]:
 def try_place(root: str | None) -> None:
     """Make the place of a container, lay an overlay there, and remove it; ChError if that fails."""
     job = f"doctor-{os.getpid()}"
-    kept = named.Kept(root, job, "here", "trial")
+    kept = named_containers.KeptContainer(root, job, "here", "trial")
     kept.make_place()
     try:
         for name in ("upper", "work"):
             os.mkdir(f"{kept.directory}/{name}", 0o700)
-        number = as_user.in_child(lambda: named.try_overlay(kept.directory))
+        number = as_user.in_child(lambda: named_containers.try_overlay(kept.directory))
         if number:
             raise ChError(f"an overlay: {os.strerror(number)}")
     finally:
-        named.remove_job(root, job)
+        named_containers.remove_job(root, job)

@@ -18,7 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ..request.manner import Manner
+    from ..request.compatibility import Compatibility
     from ..request.spec import Spec
     from .caller import Caller
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 _DRIVERS = {"nvidia.com/gpu": "/dev/nvidiactl"}
 
 
-def choose_gpus(spec: Spec, manner: Manner, caller: Caller) -> None:
+def choose_gpus(spec: Spec, compatibility: Compatibility, caller: Caller) -> None:
     """Ask for the devices that the node has specs of; a warning where it should have and hasn't."""
-    for text in manner.notes:
+    for text in compatibility.notes:
         log.warning(text)
-    if manner.gpus is None:
+    if compatibility.gpus is None:
         return
-    kind, names, label = manner.gpus
+    kind, names, label = compatibility.gpus
     directories = cdinames.directories(spec.cdi_dirs, caller.environment)
     if _has(kind, directories, caller.cwd):
         asked = [(f"{kind}={name}", label or kind) for name in names]
@@ -91,14 +91,14 @@ class ShowInstead(binds.BindMount):
             return super()._open_target(build, source)
 
 
-def scratch(manner: Manner) -> list[Action]:
+def scratch(compatibility: Compatibility) -> list[Action]:
     """Return what mounts the memory file systems."""
-    return [Scratch(place, options, label) for place, options, label in manner.scratch]
+    return [Scratch(place, options, label) for place, options, label in compatibility.scratch]
 
 
-def lifted(manner: Manner) -> list[Action]:
+def lifted(compatibility: Compatibility) -> list[Action]:
     """Return what takes mounts away."""
-    return [Lift(place, label) for place, label in manner.lifted]
+    return [Lift(place, label) for place, label in compatibility.lifted]
 
 
 class Scratch(Action):

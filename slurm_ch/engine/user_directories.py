@@ -26,7 +26,7 @@ _CONTAINERS_ROOT = "/"
 _SHELLS = " \t\n\\'\"$`&|;<>()[]{}*?!#~"
 
 
-class Whereabouts:
+class UserDirectories:
     """The caller's home and working directory, looked at while the host's root is ours; to be found again inside."""
 
     __slots__ = ("_caller", "_here", "_home", "_spec")

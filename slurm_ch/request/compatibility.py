@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-class Kept:
+class ContainerName:
     """A container that has a name, and is there again for later steps."""
 
     __slots__ = ("how", "label", "mark", "name", "of_job", "read_only")
@@ -26,24 +26,13 @@ class Kept:
 AUTO, CREATE, EXEC, NO_EXEC = NAMED = ("auto", "create", "exec", "no_exec")
 
 
-class Manner:
-    """What a dialect asks for besides a Spec's options; a Spec without one is ours."""
+class Compatibility:
+    """What users of another tool expect beyond a Spec's options; a Spec without one is a usual container's."""
 
     __slots__ = (
-        "defaults",
-        "drop",
-        "entrypoint",
-        "gpus",
-        "if_image_has",
-        "keep",
-        "kept",
-        "lifted",
-        "notes",
-        "scratch",
-        "speaks",
-        "start_in_image",
-        "tmp_of_image",
-    )
+        "container_name", "defaults", "drop", "entrypoint", "gpus", "if_image_has", "keep", "lifted", "notes",
+        "scratch", "speaks", "start_in_image", "tmp_of_image",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.start_in_image = True  # in the image's directory, else in /; if not: in the job's, if it is there
@@ -58,7 +47,7 @@ class Manner:
         self.notes: Sequence[str] = ()  # what the user is to know
         self.defaults: Sequence[tuple[str, str]] = ()  # records for the plan, behind the image's environment
         self.drop: Sequence[str] = ()  # variables that a job's environment doesn't bring
-        self.kept: Kept | None = None
+        self.container_name: ContainerName | None = None
         self.keep: Sequence[str] = ()  # variables of which the job's value counts, not the image's
         # Of an image with this variable in its environment, records for the plan.
         self.if_image_has: tuple[str, Sequence[tuple[str, str]]] = ("", ())

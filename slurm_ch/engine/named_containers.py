@@ -3,7 +3,7 @@
 
     OWN/of-job-JOB/NODE/NAME/    one that goes with its job; OWN is the user's (agreement.py)
     OWN/global/NODE/NAME/        one that is kept until somebody removes it
-        upper, work, image    as kept.py has them; `image` is there when it has been made
+        upper, work, image    as overlay_directory.py has them; `image` is there when it has been made
         lock                  held by whoever makes, joins or removes it
         mark                  what the overlay that is mounted now is called: so a process in it is found; and
                               the step that has mounted it
@@ -36,7 +36,7 @@ _MARK = "slurm_ch:"
 _READ_BYTES = 1 << 16
 
 
-class Kept:
+class KeptContainer:
     """The place of a container with a name on this node; `job` is None for one that outlives its job."""
 
     __slots__ = ("directory", "job", "name", "own")
@@ -131,16 +131,16 @@ def check_own(path: str) -> None:
         raise ChError(f"{os.path.dirname(path)}: anybody may replace what is in it; {remedy}")
 
 
-def all_of(root: str | None, job: str | None, node: str) -> Iterator[Kept]:
+def all_of(root: str | None, job: str | None, node: str) -> Iterator[KeptContainer]:
     """Yield the caller's containers on this node: a job's, or those that outlive theirs."""
-    where = Kept(root, job, node, "").directory
+    where = KeptContainer(root, job, node, "").directory
     try:
         check_own(own_directory(root))
         names = sorted(os.listdir(where))
     except (ChError, OSError):
         return
     for name in names:
-        one = Kept(root, job, node, name)
+        one = KeptContainer(root, job, node, name)
         if not name.startswith(".") and one.image() is not None:
             yield one
 
@@ -148,7 +148,7 @@ def all_of(root: str | None, job: str | None, node: str) -> Iterator[Kept]:
 def nodes(root: str | None, job: str | None) -> list[str]:
     """Return the nodes whose containers, of a job or those that outlive theirs, are here."""
     try:
-        return sorted(os.listdir(os.path.dirname(os.path.dirname(Kept(root, job, "-", "-").directory))))
+        return sorted(os.listdir(os.path.dirname(os.path.dirname(KeptContainer(root, job, "-", "-").directory))))
     except OSError:
         return []
 

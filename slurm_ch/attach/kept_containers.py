@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from .. import slurm_conf
-from ..engine import named
+from ..engine import named_containers
 from ..errors import ChError
 from ..request import pyxis_site
 from ..slurm import plugstack
@@ -27,13 +27,15 @@ def _root() -> str | None:
     return pyxis_site.containers([(key, value) for key, _, value in pairs if key == "containers"])
 
 
-def all_here(job: str, node: str) -> dict[str, named.Kept]:
+def all_here(job: str, node: str) -> dict[str, named_containers.KeptContainer]:
     """Return a job's containers on this node, and those that outlive theirs, by what their overlay is called."""
     try:
         root = _root()
     except ChError:
         return {}
-    return {one.mark() or one.directory: one for scope in (job, None) for one in named.all_of(root, scope, node)}
+    return {
+        one.mark() or one.directory: one for scope in (job, None) for one in named_containers.all_of(root, scope, node)
+    }
 
 
 def images() -> set[str]:
@@ -43,13 +45,13 @@ def images() -> set[str]:
     except ChError:
         return set()
     found = set()
-    for scope in (None, *named.jobs(root)):
+    for scope in (None, *named_containers.jobs(root)):
         for one in _everywhere(root, scope, None):
             found.add(one.image() or "")
     return found
 
 
-def row(one: named.Kept, node: str) -> Mapping[str, object]:
+def row(one: named_containers.KeptContainer, node: str) -> Mapping[str, object]:
     """Return what `slurm-ch ps` shows of one that doesn't run: its age since it was last used."""
     seconds = max(0, int(time.time() - one.used()))
     record = {"step": "-", "node": node, "image": one.image(), "tasks": 0, "seconds": seconds, "name": one.name}
@@ -70,14 +72,18 @@ def remove(names: Sequence[str], job: str | None, node: str | None) -> Iterator[
         for one in found:
             lock = one.lock(wait=False)
             mark = one.mark()
-            if lock is None or (mark is not None and named.find(mark) is not None) or named.is_busy(one.directory):
+            if (
+                lock is None
+                or (mark is not None and named_containers.find(mark) is not None)
+                or named_containers.is_busy(one.directory)
+            ):
                 raise ChError(f"{name}: a step uses it; see slurm-ch ps")
             one.remove()
             os.close(lock)
             yield one.directory
 
 
-def _everywhere(root: str | None, job: str | None, node: str | None) -> Iterator[named.Kept]:
+def _everywhere(root: str | None, job: str | None, node: str | None) -> Iterator[named_containers.KeptContainer]:
     for scope in dict.fromkeys((job, None)):
-        for one in [node] if node is not None else named.nodes(root, scope):
-            yield from named.all_of(root, scope, one)
+        for one in [node] if node is not None else named_containers.nodes(root, scope):
+            yield from named_containers.all_of(root, scope, one)

@@ -47,8 +47,13 @@ def sh(cluster: Cluster, user: str, image_sqfs: Path) -> Iterator[Run]:
         return cluster.run(["bash", "-c", line], user=user, timeout=timeout, **{"env": env, **kw})
 
     yield run
-    before.wait_until_clean()
-    assert set(cluster.node_states().values()) <= {"idle", "completing", "planned"}
+    try:
+        before.wait_until_clean()
+        assert set(cluster.node_states().values()) <= {"idle", "completing", "planned"}
+    except AssertionError:
+        # One failure, not one of each test that comes after it.
+        cluster.run(["scancel", f"--user={user}"], user="root")
+        raise
 
 
 @pytest.fixture

@@ -25,8 +25,8 @@ from .test_entering import wait_for
 START = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
-from slurm_ch.engine import second_server
-print(second_server.start(os.open(f"/proc/{sys.argv[2]}/ns/user", os.O_RDONLY)))
+from slurm_ch.engine import standby_server
+print(standby_server.start(os.open(f"/proc/{sys.argv[2]}/ns/user", os.O_RDONLY)))
 """
 # A kernel that asks again for what a server leaves unanswered.
 RESENDS = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2])) >= (6, 9)

@@ -71,9 +71,9 @@ test-here: build lint debian-image
 	timeout --foreground --signal=INT --kill-after=60 2700 $(VENV)/bin/python -m pytest
 
 # The whole suite on Debian bullseye, bookworm, trixie and forky, each with its own
-# Slurm (20.11, 22.05, 24.11, 26.05); needs root and a gigabyte a release below build/. Then `make docs-test`.
+# Slurm (20.11, 22.05, 24.11, 26.05); needs root and a gigabyte a release below build/; JOBS=2: two at a time. Then `make docs-test`.
 matrix:
-	@status=0; $(PYTHON) etc/matrix.py $(RELEASES) || status=1; \
+	@status=0; $(PYTHON) etc/matrix.py $(if $(JOBS),--jobs=$(JOBS)) $(RELEASES) || status=1; \
 	$(if $(RELEASES),$(if $(FRESH),$(PYTHON) -B etc/fresh.py $(FRESH) || status=1;),$(PYTHON) -B etc/fresh.py || status=1;) \
 	exit $$status
 FRESH = $(filter bookworm trixie,$(RELEASES))

@@ -2,14 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The test suite on several Debian releases, each with its own Slurm and Python.
 
-    matrix.py [--clean] [RELEASE...]
+    matrix.py [--clean] [--jobs N] [RELEASE...]
 
 Each release gets a tree of its own below build/matrix/, made by debootstrap
 from the mirror that this machine's apt uses, and kept for the next time. The
 tree becomes the root of a new mount namespace (a chroot refuses user
 namespaces), with new pid, /tmp, /var/tmp and /dev/shm; nothing outlives it. The
-checkout is copied in, built against that release's Slurm, and tested. A table
-of suites against releases is printed and written to build/matrix/table.txt.
+checkout is copied in, built against that release's Slurm, and tested. N releases
+are tested at a time. A table of suites against releases is printed and written to
+build/matrix/table.txt.
 
 Exit status 1 if a release can't be built or a test fails. Needs root.
 """
@@ -24,6 +25,7 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent.parent
@@ -283,6 +285,7 @@ def main() -> int:
     """Test every release that the command line names; return the exit status."""
     parser = argparse.ArgumentParser(description="Run the test suite on several Debian releases.")
     parser.add_argument("--clean", action="store_true", help="make the trees anew")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="how many releases are tested at a time")
     parser.add_argument("--tests", default="", help="words for pytest instead of the whole suite")
     parser.add_argument("releases", nargs="*", metavar="RELEASE", default=list(RELEASES))
     wanted = parser.parse_args()
@@ -298,18 +301,19 @@ def main() -> int:
         "--junitxml=report.xml",
         *wanted.tests.split(),
     ]
-    columns = {}
-    status = 0
-    for release in wanted.releases:
+
+    def column(release: str) -> tuple[dict[str, str], bool]:
         if wanted.clean:
             shutil.rmtree(WORK / release, ignore_errors=True)
         print(f"{release}: log in {(WORK / release / 'log').relative_to(HERE)}", flush=True)
-        columns[release], good = test(release, pytest)
-        status |= not good
-    text = table(columns)
+        return test(release, pytest)
+
+    with ThreadPoolExecutor(max(1, wanted.jobs)) as pool:
+        tested = dict(zip(wanted.releases, pool.map(column, wanted.releases), strict=True))
+    text = table({release: rows for release, (rows, _) in tested.items()})
     (WORK / "table.txt").write_text(text + "\n")
     print(text)
-    return status
+    return int(not all(good for _, good in tested.values()))
 
 
 if __name__ == "__main__":

@@ -149,7 +149,19 @@ def inside(tree: Path, *argv: str, log: Path, timeout: float = SUITE_SECONDS) ->
     }
     env |= {"LENT": " ".join(lent()), "HOME": "/root", "LC_ALL": "C.UTF-8", "TERM": "dumb"}
     env["PATH"] = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-    new = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation", "private"]
+    # Killed with this process: a suite that nobody waits for would go on in the tree.
+    new = [
+        "setpriv",
+        "--pdeathsig",
+        "KILL",
+        "unshare",
+        "--mount",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "--propagation",
+        "private",
+    ]
     try:
         run(*new, "bash", "-c", ENTER, "enter", tree, *argv, log=log, env=env, timeout=timeout)
     except subprocess.TimeoutExpired:

@@ -38,6 +38,10 @@
 #include <elf.h>
 #include <linux/ptrace.h>
 
+#ifndef SYS_close_range /* a C library older than Linux 5.9 */
+#define SYS_close_range 436
+#endif
+
 enum action { NOTHING, KILL, ERRNO, HOLD };
 
 static struct {

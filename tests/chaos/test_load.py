@@ -129,7 +129,7 @@ def test_consecutive_steps(
     tally.add(done.returncode, "\n".join(m for m in markers if m != "two"), done.stderr, "one", CONSECUTIVE)
     tally.add(done.returncode, "\n".join(m for m in markers if m != "one"), done.stderr, "two", CONSECUTIVE)
     in_order = ["one", "one", "two", "two"] * (CONSECUTIVE // 2)
-    tally.wrong_image += sum(a != b for a, b in zip(markers, in_order, strict=False))
+    tally.wrong_image += sum(a != b for a, b in zip(markers, in_order))
     finish(
         cluster, record, "consecutive steps", tally, before, steps=CONSECUTIVE, slurmd_KiB=f"{earlier[0]} to {later[0]}",
         slurmd_descriptors=f"{earlier[1]} to {later[1]}",

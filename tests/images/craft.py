@@ -113,7 +113,7 @@ class Layout:
         layers = list(layers)
         hows = [compression] * len(layers) if isinstance(compression, str) else compression
         described = []
-        for data, how in zip(layers, hows, strict=True):
+        for data, how in zip(layers, hows):
             packed, suffix = COMPRESSIONS[how](data)
             described.append({"mediaType": LAYER + suffix, **self.blob(packed)})
         whole = {

@@ -27,7 +27,7 @@ DEEP = "/".join(["d" * 100] * 3)
 
 def write_layers(directory: Path, archives: list[bytes], compressions: list[str]) -> list[merge.Layer]:
     found = []
-    for number, (data, how) in enumerate(zip(archives, compressions, strict=True)):
+    for number, (data, how) in enumerate(zip(archives, compressions)):
         path = directory / f"layer{number}"
         path.write_bytes(craft.COMPRESSIONS[how](data)[0])
         found.append(merge.Layer(str(path), f"layer {number}"))

@@ -74,7 +74,7 @@ class Plain:
         return int.from_bytes(bytes(self.data[at] for at in field), "little")
 
     def put(self, field: list[int], value: int) -> None:
-        for at, byte in zip(field, value.to_bytes(len(field) + 1, "little"), strict=False):
+        for at, byte in zip(field, value.to_bytes(len(field) + 1, "little")):
             self.data[at] = byte
 
     def word(self, at: int, size: int) -> int:

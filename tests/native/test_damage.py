@@ -14,6 +14,7 @@ import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Optional, Union
 
 import pytest
 
@@ -64,7 +65,7 @@ def target(path: str) -> Request:
 START, FRAGMENT, FRAGMENT_OFFSET, SIZE = ((16, 4), (20, 4), (24, 4), (28, 4))
 # What is damaged, the field, its new value (or one made of the old), what needs it, what needs it not, what is said.
 Case = tuple[
-    str, Callable[[Plain], list[int]], int | Callable[[int], int], Request, Request | None, str,
+    str, Callable[[Plain], list[int]], Union[int, Callable[[int], int]], Request, Optional[Request], str,
 ]  # fmt: skip
 CASES: list[Case] = [
     # ---- Inodes

@@ -54,6 +54,7 @@ def in_c(program: Path, lines: list[list[bytes]]) -> list[tuple[object, ...] | N
         rest = rest.removesuffix(b" reference")
         text, tag, peers, seconds, join, rules = rest.rsplit(b" ", 5)
         found.append((int(count), int(command), text, tag, int(peers), int(seconds), int(join), rules, is_reference))
+    assert len(found) == len(lines)
     return found
 
 
@@ -119,7 +120,7 @@ LINES = st.lists(st.one_of(LONG, SHORT, PLAIN, VALUES), max_size=7)
 @given(st.lists(LINES, min_size=20, max_size=60))
 @pytest.mark.row("L5")
 def test_random_words(program: Path, lines: list[list[bytes]]) -> None:
-    for line, found in zip(lines, in_c(program, lines), strict=True):
+    for line, found in zip(lines, in_c(program, lines)):
         if found is not PYTHONS:
             compare(line, found)
 
@@ -148,7 +149,7 @@ def test_every_option(program: Path) -> None:
     """None of them is in doubt."""
     lines = every_option()
     assert len(lines) > 200
-    for line, found in zip(lines, in_c(program, lines), strict=True):
+    for line, found in zip(lines, in_c(program, lines)):
         assert found is not PYTHONS, line
         compare(line, found)
 

@@ -137,7 +137,7 @@ def symbols(path: Path, to: Path) -> tuple[set[str], set[str]]:
 def test_no_circle_of_c_files(name: str, tmp_path: Path) -> None:
     files = sorted((SPANK / name).glob("*.c"))
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        found = dict(zip(files, pool.map(lambda path: symbols(path, tmp_path / f"{path.stem}.o"), files), strict=True))
+        found = dict(zip(files, pool.map(lambda path: symbols(path, tmp_path / f"{path.stem}.o"), files)))
     homes = {symbol: path.name for path, (defined, _) in found.items() for symbol in defined}
     uses = {
         path.name: {homes[one] for one in taken if one in homes} - {path.name} for path, (_, taken) in found.items()

@@ -140,8 +140,8 @@ def test_unshare(good: Good, option: str) -> None:
             part.split()
             for part in good(f'srun -n2 {given} sh -c \'sleep 0; {show} | tr "\\n" " "; echo\'').splitlines()
         )
-        assert one == two
-        own = {name.partition(":")[0] for name, was in zip(one, host, strict=True) if name != was}
+        assert one == two and len(one) == len(host)
+        own = {name.partition(":")[0] for name, was in zip(one, host) if name != was}
         assert own == {"user", "mnt", *kinds}
     out = good(
         f"srun -n1 {option}=net,uts sh -c 'ip -o link | wc -l; ip -o addr show up | grep -c 127.0.0.1; hostname'"

@@ -12,6 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+_RUN = "/run/containers"
 
 # What skopeo may know of the caller's environment.
 ENVIRONMENT = (
@@ -28,13 +29,26 @@ def auth_files(env: Mapping[str, str]) -> list[str]:
     if env.get("REGISTRY_AUTH_FILE"):
         return [env["REGISTRY_AUTH_FILE"]]
     runtime = env.get("XDG_RUNTIME_DIR")
-    found.append(
-        os.path.join(runtime, "containers/auth.json") if runtime else f"/run/containers/{os.getuid()}/auth.json"
-    )
+    found.append(os.path.join(runtime, "containers/auth.json") if runtime else f"{_RUN}/{os.getuid()}/auth.json")
     found.append(login_file(env))
     docker = env.get("DOCKER_CONFIG") or os.path.join(env.get("HOME", "/"), ".docker")
     found.append(os.path.join(docker, "config.json"))
     return found
+
+
+def runtime_directory(env: Mapping[str, str], scratch: str) -> dict[str, str]:
+    """Return XDG_RUNTIME_DIR for skopeo, where it must not look for credentials in /run/containers.
+
+    root's podman makes that directory for itself alone, and older releases of skopeo end there.
+    """
+    if "REGISTRY_AUTH_FILE" not in env and not env.get("XDG_RUNTIME_DIR"):
+        try:
+            os.stat(auth_files(env)[0])
+        except PermissionError:
+            return {"XDG_RUNTIME_DIR": scratch}
+        except OSError:
+            pass
+    return {}
 
 
 def login_file(env: Mapping[str, str]) -> str:

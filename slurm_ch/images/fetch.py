@@ -17,7 +17,7 @@ import time
 from .. import log
 from ..errors import ChError
 from . import children, manifest, pack
-from .credentials import ENVIRONMENT, looked_at
+from .credentials import ENVIRONMENT, looked_at, runtime_directory
 from .reference import DOCKER, Reference
 
 TYPE_CHECKING = False
@@ -81,6 +81,7 @@ class Skopeo:
         # directory can be made, skopeo keeps it in memory. The containers' storage is there too, though.
         if reference.scheme != "containers-storage":
             env["XDG_DATA_HOME"] = "/dev/null"
+            env.update(runtime_directory(env, self._scratch))
         elif "XDG_DATA_HOME" in self._env:
             env["XDG_DATA_HOME"] = self._env["XDG_DATA_HOME"]
         return env
@@ -232,6 +233,12 @@ _MEANINGS: tuple[tuple[str, type[FetchError], str], ...] = (
         r"Source image rejected|signature",
         FetchError,
         "the signature policy of this host (policy.json) refuses it: {said}",
+    ),
+    (
+        r"unsupported MIME type for compression: .*squashfs",
+        FetchError,
+        "this host's skopeo is too old to push a SquashFS file as it is: leave out --squashfs, "
+        "or install skopeo 1.9 or later",
     ),
     (r"digest|does not match|corrupt|invalid checksum|verif", FetchError, "damaged: {said}"),
     (r"", FetchError, "{said}"),

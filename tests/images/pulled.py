@@ -17,7 +17,7 @@ parse = reference.parse
 
 
 def read(sqfs: str | Path, path: str) -> bytes:
-    return subprocess.run(["unsquashfs", "-cat", sqfs, path], check=True, capture_output=True).stdout
+    return subprocess.run(["rdsquashfs", "-c", path, sqfs], check=True, capture_output=True).stdout
 
 
 def names(sqfs: str | Path) -> set[str]:

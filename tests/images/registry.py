@@ -26,21 +26,32 @@ def free_port() -> int:
 
 def make_ca(directory: Path) -> None:
     """Make ca.crt, and a certificate for 127.0.0.1 and localhost signed by it."""
-    run = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
-    subprocess.run(
-        [*run, "-subj", "/CN=test CA", "-keyout", directory / "ca.key", "-out", directory / "ca.crt"],
-        check=True,
-        capture_output=True,
-    )
-    subprocess.run(
+    extensions = directory / "extensions"
+    extensions.write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\nbasicConstraints=critical,CA:FALSE\n")
+    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    # Asked for and signed in two steps: OpenSSL 1.1 has no other way.
+    for argv in (
+        ["req", "-x509", *key, "-days", "2", "-subj", "/CN=test CA", "-keyout", "ca.key", "-out", "ca.crt"],
+        ["req", "-new", *key, "-subj", "/CN=localhost", "-keyout", "key.pem", "-out", "request.pem"],
         [
-            *run[:-2], "-days", "2", "-subj", "/CN=localhost", "-keyout", directory / "key.pem", "-out", directory / "cert.pem",
-            "-CA", directory / "ca.crt", "-CAkey", directory / "ca.key",
-            "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE",
+            "x509",
+            "-req",
+            "-in",
+            "request.pem",
+            "-days",
+            "2",
+            "-CA",
+            "ca.crt",
+            "-CAkey",
+            "ca.key",
+            "-CAcreateserial",
+            "-extfile",
+            extensions,
+            "-out",
+            "cert.pem",
         ],
-        check=True,
-        capture_output=True,
-    )  # fmt: skip
+    ):
+        subprocess.run(["openssl", *argv], check=True, capture_output=True, cwd=directory)  # fmt: skip
 
 
 class Registry:

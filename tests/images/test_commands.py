@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import re
 import select
 import signal
 import subprocess
@@ -15,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from slurm_ch.images import fetch, reference
 
 from .craft import Layout, busybox, item, layer
 from .registry import PASSWORD, USER, Registry, registries_conf
@@ -244,6 +247,16 @@ def test_pack_a_directory(caller: Caller) -> None:
     assert status == 31 and "can't read tree/secret: Permission denied" in err
     assert (caller.home / "packed.sqfs").read_bytes() == before
     assert not [path for path in caller.home.iterdir() if path.name.startswith(".packed")]
+
+
+def test_a_skopeo_that_can_not_push_a_squashfs_file() -> None:
+    """Debian 11's says it so; nothing of that line is of use to the caller."""
+    said = 'layer "sha256:ab": unsupported MIME type for compression: application/vnd.slurm-ch.image.layer.v1.squashfs'
+    text = f'time="2026-11-28T13:28:20Z" level=fatal msg={json.dumps(said)}'
+    error = fetch.failure(reference.parse("docker://host.example/back:1"), text, {}, "/tmp")
+    assert re.fullmatch(
+        "docker://host.example/back:1: this host's skopeo is too old .*: leave out --squashfs, .*", str(error)
+    )
 
 
 @pytest.mark.parametrize("how", [(), ("--squashfs",)])

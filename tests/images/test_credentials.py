@@ -7,10 +7,12 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from slurm_ch.errors import ChError
+from slurm_ch.images import credentials, fetch
 
 from .craft import Layout
 from .pulled import Make, parse, read, refused
@@ -114,3 +116,22 @@ def test_plain_http_is_only_for_those_named(plain: Registry, layout: Layout, pul
     name = plain.push(layout, "org/app:1")
     del env["CONTAINERS_REGISTRIES_CONF"]
     assert "insecure = true" in refused(puller(), name, "speaks HTTP, not HTTPS")
+
+
+def test_where_root_alone_may_look(env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """root's podman makes /run/containers: skopeo 1.2 ends there, unless it has a directory of its own."""
+
+    def environment(text: str) -> dict[str, str]:
+        return fetch.Skopeo(env, str(tmp_path))._environment(parse(text))
+
+    def denied(path: str) -> os.stat_result:
+        raise PermissionError(path)
+
+    env.pop("XDG_RUNTIME_DIR", None)
+    known = "docker://host/app"
+    assert "XDG_RUNTIME_DIR" not in environment(known)
+    monkeypatch.setattr(credentials, "os", SimpleNamespace(stat=denied, path=os.path, getuid=os.getuid))
+    assert environment(known)["XDG_RUNTIME_DIR"] == str(tmp_path)
+    assert "XDG_RUNTIME_DIR" not in environment("containers-storage:app")
+    env["XDG_RUNTIME_DIR"] = "/run/user/7"
+    assert environment(known)["XDG_RUNTIME_DIR"] == "/run/user/7"

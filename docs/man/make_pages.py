@@ -9,6 +9,7 @@ for rst2man and for the HTML documentation alike.
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import sys
@@ -27,18 +28,36 @@ from slurm_ch.cli import main  # noqa: E402
 from slurm_ch.request import options  # noqa: E402
 
 EXIT_CODES = (
-    ("any", "the command's own exit status; death by signal N shows as 128+N"),
-    ("31", "the container can't be set up: image, bind, namespaces, ..."),
+    ("any", "the exit status of the command; 128+N if signal N killed the command"),
+    ("31", "the container can't be set up: the image, a bind, the namespaces, ..."),
     (
         "32",
-        "--join: the container was not ready in time, its keeper was killed, or its name is somebody else's",
+        "--join: the container was not ready in time, the process that makes it was killed, or another user has its"
+        " name",
     ),
-    ("33", "what makes the container, or pulls its image, was killed, perhaps for want of memory"),
+    ("33", "the process that makes the container, or pulls its image, was killed, perhaps for lack of memory"),
     ("64", "an option, a variable or an argument in plugstack.conf is wrong"),
     ("87", "the feature that --feature asks for is not available here"),
     ("126", "the command can't be executed"),
-    ("127", "the command was not found in the container"),
+    ("127", "the command, or an interpreter or loader that it needs, was not found in the container"),
 )
+# Of the commands that run no command of the user's.
+OTHER_EXIT_CODES = (
+    ("0", "success"),
+    ("31", "failure; a line on standard error gives the reason"),
+    ("64", "an option, an argument or a variable is wrong"),
+)
+# Each command that has other codes than these.
+_COMMANDS_EXIT_CODES = {
+    "run": EXIT_CODES,
+    "enter": (*EXIT_CODES[:2], EXIT_CODES[4], *EXIT_CODES[6:]),
+    "sandbox": (EXIT_CODES[0], ("31", "the cluster can't be started"), EXIT_CODES[4], *EXIT_CODES[6:]),
+    "doctor": (
+        ("0", "nothing would make a step fail; there may be warnings"),
+        ("1", "something would make a step fail"),
+        ("64", "an option is wrong"),
+    ),
+}
 
 
 def heading(text: str, line: str = "-") -> list[str]:
@@ -76,9 +95,9 @@ def definitions(rows: Iterable[tuple[str, str]]) -> Iterator[str]:
         yield ""
 
 
-def exit_status() -> list[str]:
+def exit_status(codes: Iterable[tuple[str, str]] = EXIT_CODES) -> list[str]:
     """Return the section of exit codes."""
-    return [*heading("EXIT STATUS"), *definitions(EXIT_CODES)]
+    return [*heading("EXIT STATUS"), *definitions(codes)]
 
 
 def see_also(*names: str) -> list[str]:
@@ -89,7 +108,8 @@ def see_also(*names: str) -> list[str]:
 
 def option_rows(command: click.Command, context: click.Context) -> list[tuple[str, str]]:
     """Return each option's names and help, in the order of --help."""
-    records = [param.get_help_record(context) for param in command.get_params(context)]
+    options_ = [param for param in command.get_params(context) if isinstance(param, click.Option)]
+    records = [param.get_help_record(context) for param in options_]
     return [record for record in records if record]
 
 
@@ -97,15 +117,21 @@ def command_page(name: str) -> list[str]:
     """Return the page of one of slurm-ch's commands."""
     command = main.slurm_ch.get_command(click.Context(main.slurm_ch), name)
     assert command is not None
-    context = click.Context(command, info_name=f"slurm-ch {name}")
+    # With the group's names of --help, as when it is called.
+    parent = click.Context(main.slurm_ch, **main.slurm_ch.context_settings)
+    context = click.Context(command, parent, f"slurm-ch {name}", **command.context_settings)
     usage = " ".join(command.collect_usage_pieces(context))
     lines = page(f"slurm-ch-{name}", 1, summary(name))
     lines += [*heading("SYNOPSIS"), f"**slurm-ch {name}** {escaped(usage)}", ""]
     lines += heading("DESCRIPTION")
-    for paragraph in (command.help or "").split("\n\n"):
-        lines += [escaped(" ".join(paragraph.replace("\b", "").split())), ""]
+    for paragraph in inspect.cleandoc(command.help or "").split("\n\n"):
+        if paragraph.startswith("\b\n"):
+            lines += ["::", "", *(f"    {line}" for line in paragraph.splitlines()[1:]), ""]
+        else:
+            lines += [escaped(" ".join(paragraph.split())), ""]
     lines += [*heading("OPTIONS"), *definitions(option_rows(command, context))]
-    return [*lines, *exit_status(), *see_also("slurm-ch.1", "slurm_ch.8")]
+    codes = _COMMANDS_EXIT_CODES.get(name, OTHER_EXIT_CODES)
+    return [*lines, *exit_status(codes), *see_also("slurm-ch.1", "slurm_ch.8")]
 
 
 def summary(name: str) -> str:
@@ -120,9 +146,9 @@ def top_page() -> list[str]:
     lines += [*heading("SYNOPSIS"), "**slurm-ch** [*OPTIONS*] *COMMAND* [*ARGS*]...", ""]
     lines += heading("DESCRIPTION")
     lines += [
-        "On a cluster whose site has installed the plugin, **srun --ch-image=**\\ *IMAGE* *COMMAND* is all that is",
-        "needed; see **slurm_ch**\\ (8). **slurm-ch** is the command beside it: it runs commands in containers",
-        "without the plugin, looks at containers that run, and finds out what on a node would stop a step.",
+        "Where the site has installed the plugin, **srun --ch-image=**\\ *IMAGE* *COMMAND* runs a step in a container;",
+        "see **slurm_ch**\\ (8). **slurm-ch** does everything else: it runs commands in containers without the plugin,",
+        "lists and enters running containers, manages images, and finds what would make a step fail on a node.",
         "",
     ]
     lines += [*heading("COMMANDS"), *definitions((f"slurm-ch {name}", main.COMMANDS[name]) for name in main.COMMANDS)]
@@ -135,16 +161,16 @@ def plugin_page() -> list[str]:
     """Return slurm_ch(8): the options of srun, sbatch and salloc."""
     lines = page("slurm_ch", 8, "Slurm job steps in unprivileged containers")
     lines += heading("SYNOPSIS")
-    lines += [f"**{name}** **--ch-image=**\\ *IMAGE* [**--ch-**\\ *OPTION*]... ..." for name in ("srun", "sbatch")]
-    lines[-2] += "\n"
-    lines += ["", "**salloc** **--ch-image=**\\ *IMAGE* [**--ch-**\\ *OPTION*]... ...", ""]
+    for name in ("srun", "sbatch", "salloc"):
+        lines += [f"**{name}** **--ch-image=**\\ *IMAGE* [**--ch-**\\ *OPTION*]... *ARGS*...", ""]
     lines += heading("DESCRIPTION")
     lines += [
-        "Slurm's plugin of slurm_ch runs a step, or a batch script, in a container. All tasks of a node share one",
-        "container. A step runs in its container or fails with one line; it never runs on the host instead.",
+        "The Slurm plugin of slurm_ch runs a step, or a batch script, in a container. All tasks of a step on a node",
+        "share one container. If the container can't be made, the step fails with one line that gives the reason.",
         "",
-        "Options of **sbatch** and **salloc** are the defaults of the steps inside; the command line of **srun** wins.",
-        "Yes-or-no options take **=no** as well.",
+        "Options of **sbatch** and **salloc** are the defaults of the steps in the job; options of **srun** override",
+        "them. Options without a value also accept **=no**. Several binds, devices or namespaces are separated by",
+        "commas, or the option is repeated.",
         "",
     ]
     rows = []
@@ -155,10 +181,10 @@ def plugin_page() -> list[str]:
     lines += [*heading("OPTIONS"), *definitions(rows)]
     lines += heading("ENVIRONMENT")
     lines += [
-        "Every option has a default in the environment: **SLURM_CH_**\\ *OPTION* for **srun**,",
-        "**SBATCH_CH_**\\ *OPTION* for **sbatch**, **SALLOC_CH_**\\ *OPTION* for **salloc**; *OPTION* is the",
-        "option's name in capitals, with underscores for hyphens.",
-        "An option that may be repeated takes one value per line.",
+        "The default of each option can be set in the environment: **SLURM_CH_**\\ *OPTION* for **srun**,",
+        "**SBATCH_CH_**\\ *OPTION* for **sbatch**, **SALLOC_CH_**\\ *OPTION* for **salloc**. *OPTION* is the",
+        "option's name in capitals, with underscores for hyphens. If the option can be repeated, its",
+        "variable has one value per line.",
         "",
     ]
     return [*lines, *exit_status(), *see_also("slurm-ch.1", "slurm_ch-plugstack.conf.5", "srun.1")]
@@ -190,9 +216,9 @@ def plugstack_page() -> list[str]:
     lines += [*heading("SYNOPSIS"), "**required** *PATH*\\ **/slurm_ch.so** [*NAME*\\ **=**\\ *VALUE*]...", ""]
     lines += heading("DESCRIPTION")
     lines += [
-        "The line loads the plugin into **srun**, **sbatch**, **salloc** and each node's **slurmd**. It must be the",
-        "same on all nodes, submission hosts included. Arguments have no white space; a wrong one fails",
-        "the steps that ask for a container, and no others.",
+        "The line loads the plugin into **srun**, **sbatch**, **salloc** and, on each node, **slurmd** and",
+        "**slurmstepd**. The line must be the same on all nodes, submission hosts included. Arguments contain no white",
+        "space. If an argument is wrong, the steps with **--ch-image** fail, and no others.",
         "",
     ]
     return [*lines, *heading("ARGUMENTS"), *definitions(arguments()), *see_also("slurm_ch.8", "slurm-ch-doctor.1")]

@@ -26,18 +26,26 @@ _STYLES: dict[str, dict[str, Any]] = {
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
-@click.option("-q", "--quiet", is_flag=True, help="Warnings and problems only.")
-@click.option("--user", default="nobody", show_default=True, help="The ordinary user who tries it, if root calls.")
-@click.option("--plugstack", metavar="FILE", help="plugstack.conf [default: slurm.conf's].")
-@click.option("--cluster", is_flag=True, help="Ask the controller too: which nodes run another Slurm release?")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
+@click.option("-q", "--quiet", is_flag=True, help="Print warnings and problems only.")
+@click.option(
+    "--user",
+    metavar="USER",
+    default="nobody",
+    show_default=True,
+    help="The ordinary user for the tests, if root runs doctor.",
+)
+@click.option(
+    "--plugstack", metavar="FILE", help="Examine this plugstack.conf [default: the one that slurm.conf names]."
+)
+@click.option("--cluster", is_flag=True, help="Ask the controller which nodes run another Slurm release.")
 def doctor(*, as_json: bool, quiet: bool, user: str, plugstack: str | None, cluster: bool) -> None:
-    """Find what on this node would stop a step, and suggest remedies.
+    """Find what would make a step fail on this node, and suggest remedies.
 
-    Containers are made as an ordinary user: you, or --user when root asks.
+    The doctor makes containers as an ordinary user: as you, or as --user if root runs it.
 
-    Exit status: 0 when nothing would stop a step (there may be warnings), 1 when
-    something would, 64 for a wrong option. A health check can use it.
+    The exit status, for a health check, is 0 if steps would work (there may be warnings),
+    1 if something would make them fail, and 64 for a wrong option.
     """
     worst = 0
     more = installation.check_cluster() if cluster else ()

@@ -13,23 +13,24 @@ from slurm_ch.attach import to_node
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
-@click.option("--node", metavar="NODE", help="Which of the step's nodes [default: the first].")
+@click.option("--node", metavar="NODE", help="The node of the step [default: the first].")
 @click.option(
     "--srun",
     "extra",
     multiple=True,
     metavar="OPTION",
-    help="Another option for srun, such as --gres=gpu:1; repeatable.",
+    help="Pass OPTION to srun, such as --gres=gpu:1; repeatable.",
 )
 @click.option("-v", "--verbose", count=True, help="Report what is done.")
 @click.argument("job", metavar="JOBID[.STEP]")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[-- CMD...]")
 def enter(*, node: str | None, extra: Sequence[str], verbose: int, job: str, command: Sequence[str]) -> None:
-    """Run CMD, or a shell, in the running container of a job of yours.
+    """Run CMD, or a shell, in a running container of one of your jobs.
 
-    JOBID may be an array's element (12_3) or a part of a het job (12+1), STEP a
-    number or `batch`. CMD runs as a step of the job, on the same resources, with the environment and
-    working directory of the container's first task, and ends with the job. The exit status is CMD's.
+    JOBID may be a task of an array (12_3) or a component of a heterogeneous job (12+1).
+    STEP is a number or `batch`. CMD runs as a step of the job, on the job's resources, and ends
+    with the job at the latest. CMD has the environment and the working directory of the
+    container's first task. The exit status is CMD's.
     """
     log.configure(level=verbose)
     # Both: with the output in a file or pipe, a terminal's line ends would be in it.

@@ -29,10 +29,11 @@ STEPS = ("broadcast", "save")
 
 @click.pass_context
 def _explain(ctx: click.Context, /, **given: Any) -> None:
-    """Show what running in a container made from IMAGE would do, without doing it.
+    """Show how a container would be made from IMAGE, without making it.
 
-    One action per line. On a terminal, binds are aligned, and optional binds whose source is missing here
-    are dimmed. With --broadcast or --save, what --ch-broadcast or --ch-save adds to a step is shown too.
+    Each line is one action. An IMAGE in a registry is pulled if it is not in the cache.
+    On a terminal, binds are aligned, and optional binds whose source is missing here are dimmed.
+    --broadcast and --save also show what --ch-broadcast and --ch-save add to a step.
     """
     image, _command = image_and_command(ctx)
     steps = [

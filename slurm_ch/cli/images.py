@@ -29,9 +29,9 @@ def _store() -> Store:
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per line, size in bytes.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line, with the size in bytes.")
 def images(*, as_json: bool) -> None:
-    """List the images in your cache, and the site's."""
+    """List the images in your cache and in the site's."""
     store = _store()
     names = store.names.by_digest()
     rows = [(one, names.get(one.digest) or [str(store.info(one.path).get("reference", ""))]) for one in store.images()]
@@ -60,13 +60,14 @@ def images(*, as_json: bool) -> None:
 
 
 @click.command()
-@click.option("--container", is_flag=True, help="NAMEs are those of containers (--container-name), on this node.")
-@click.option("--job", metavar="JOBID", help="With --container: that job's, on all its nodes.")
+@click.option("--container", is_flag=True, help="Remove the containers (--container-name) NAME... on this node.")
+@click.option("--job", metavar="JOBID", help="With --container: remove those of this job, on all its nodes.")
 @click.argument("names", nargs=-1, required=True, metavar="REF|DIGEST|NAME...")
 def rm(*, container: bool, job: str | None, names: Sequence[str]) -> None:
-    """Remove images from your cache, by reference or by the beginning of a digest; or containers with a name.
+    """Remove images from your cache, or containers with a name.
 
-    A running step keeps its image on a local disk and on Lustre; on NFS it may lose it.
+    An image is named by its reference, or by the first six or more digits of its digest. If a running step
+    uses the image, the step goes on if the cache is on a local disk or on Lustre; on NFS it may fail.
     """
     if job is not None and not container:
         raise UsageError("--job: is for --container")
@@ -108,15 +109,18 @@ def _matching(name: str, own: Sequence[Cached], known: dict[str, list[str]]) -> 
 
 
 @click.command()
-@click.option("--older", metavar="TIME", help="Only images that were not used for this long, such as 30d.")
+@click.option("--older", metavar="TIME", help="Remove the images that have not been used for TIME, such as 30d.")
 @click.option(
-    "--max", "limit", metavar="SIZE", help="The least recently used, until the cache has this size, such as 200G."
+    "--max",
+    "limit",
+    metavar="SIZE",
+    help="Remove the least recently used images until at most SIZE is left, such as 200G.",
 )
 def prune(*, older: str | None, limit: str | None) -> None:
-    """Remove from your cache the files that killed pulls have left, and unused images.
+    """Remove unused images from your cache, and the files that killed pulls have left.
 
-    Without options, remove the images that no reference names any more. The images of your containers with a name
-    on this node stay.
+    Without options, an image is unused if no reference in the cache names it any more. Images that your
+    containers with a name use on this node are never removed.
     """
     from slurm_ch.attach import kept_containers
 

@@ -19,15 +19,19 @@ def _host(text: str) -> str:
 
 
 @click.command()
-@click.option("-u", "--username", metavar="NAME", help="Your user name there; asked for if not given.")
+@click.option("-u", "--username", metavar="NAME", help="Your user name in the registry [default: ask for it].")
 @click.option("--password-stdin", is_flag=True, help="Read the password, or token, from standard input.")
-@click.option("--tls-verify/--no-tls-verify", default=True, help="Whether the registry must have a valid certificate.")
+@click.option(
+    "--tls-verify/--no-tls-verify",
+    default=True,
+    help="Require a valid certificate of the registry, or not [default: require it].",
+)
 @click.argument("host", metavar="HOST")
 def login(*, username: str | None, password_stdin: bool, tls_verify: bool, host: str) -> None:
-    """Keep your credentials for the registry HOST, to pull from it and push to it.
+    """Store your credentials for the registry HOST, so that you can pull and push there.
 
-    They go to $REGISTRY_AUTH_FILE, or ~/.config/containers/auth.json, which jobs
-    see too. What `docker login` and `podman login` keep is found as well.
+    The credentials are stored in $REGISTRY_AUTH_FILE, or else in ~/.config/containers/auth.json, where
+    jobs find them too. Credentials that `docker login` or `podman login` has stored are also found.
     """
     options = [f"--username={username}"] if username else []
     options += ["--password-stdin"] if password_stdin else []
@@ -38,5 +42,5 @@ def login(*, username: str | None, password_stdin: bool, tls_verify: bool, host:
 @click.command()
 @click.argument("host", metavar="HOST")
 def logout(*, host: str) -> None:
-    """Forget your credentials for the registry HOST."""
+    """Remove your stored credentials for the registry HOST."""
     images.logout(_host(host), os.environ)

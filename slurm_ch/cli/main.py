@@ -15,19 +15,19 @@ from slurm_ch.errors import describe, exit_code
 
 COMMANDS = {
     "run": "Run a command in a container.",
-    "explain": "Show what running in a container would do.",
-    "enter": "Run a shell or a command in the container of a running job.",
+    "explain": "Show how a container would be made, without making it.",
+    "enter": "Run a shell or a command in a container of a running job.",
     "ps": "List the containers of your running jobs.",
-    "pull": "Pull an image from a registry or an archive.",
+    "pull": "Pull an image from a registry or an archive into your cache or a file.",
     "push": "Push a SquashFS image to a registry.",
-    "pack": "Make a SquashFS image from a directory.",
+    "pack": "Make a SquashFS image from a directory or a container.",
     "images": "List the images in your cache.",
-    "rm": "Remove images from your cache.",
+    "rm": "Remove images from your cache, or containers with a name.",
     "prune": "Remove unused images from your cache.",
-    "login": "Keep your credentials for a registry.",
-    "logout": "Forget your credentials for a registry.",
-    "doctor": "Find what on this node would stop a step.",
-    "sandbox": "Run a command with a Slurm cluster of its own.",
+    "login": "Store your credentials for a registry.",
+    "logout": "Remove your credentials for a registry.",
+    "doctor": "Find what would make a step fail on this node.",
+    "sandbox": "Run a command in a temporary Slurm cluster on this machine.",
 }
 
 # Commands that share a module.
@@ -74,7 +74,12 @@ def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
 
 @click.group(cls=_Lazy, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
-    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show version and commit."
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_version,
+    help="Show the version and the commit.",
 )
 @click.pass_context
 def slurm_ch(ctx: click.Context) -> None:

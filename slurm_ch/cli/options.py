@@ -27,9 +27,10 @@ def click_options() -> list[click.Parameter]:
             names.append(f"-{option.short}")
         if option.kind == options.FLAG:
             params.append(click.Option(names, is_flag=True, multiple=False, help=option.help))
+        elif option.bare is not None:
+            params.append(Bare(names, multiple=True, metavar=f"[{option.arg}]", help=option.help))
         else:
-            metavar = f"[{option.arg}]" if option.bare is not None else option.arg
-            params.append(click.Option(names, multiple=True, metavar=metavar, help=option.help))
+            params.append(click.Option(names, multiple=True, metavar=option.arg, help=option.help))
     return params
 
 
@@ -49,12 +50,17 @@ _SECTIONS = {
 class Bare(click.Option):
     """An option that can do without its value, which is attached to it."""
 
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        record = super().get_help_record(ctx)
+        return record and (record[0].replace(" [", "[=", 1), record[1])
+
 
 class OrderedCommand(click.Command):
     """A command whose words are read in the order given; `ctx.obj` is what they are."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        left = {param.name or "": param for param in self.get_params(ctx)}
+        # The usage has the arguments; newer releases of click would list them here too.
+        left = {param.name or "": param for param in self.get_params(ctx) if isinstance(param, click.Option)}
         for title, names in _SECTIONS.items():
             found = [left.pop(name.replace("-", "_"), None) for name in names]
             _write_options(ctx, formatter, title, [param for param in found if param])

@@ -22,22 +22,26 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--node", metavar="NODE", help="Of a job: which of the step's nodes [default: the first].")
-@click.option("-q", "--quiet", is_flag=True, help="Errors only.")
+@click.option("--node", metavar="NODE", help="With JOBID: the node of the step [default: the first].")
+@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @click.option("-v", "--verbose", count=True, help="Report what is done.")
 @click.argument("source", type=click.Path(), metavar="DIR|JOBID[.STEP]|OVERLAY")
 @click.argument("file", type=click.Path(), metavar="FILE")
 def pack(*, node: str | None, quiet: bool, verbose: int, source: str, file: str) -> None:
-    """Make the SquashFS image FILE.
+    """Make the SquashFS image FILE from a directory or a container.
 
-    From the directory DIR; or from a running container of yours, with what was
-    written there (JOBID[.STEP], as for slurm-ch enter; what is bound is left out); or
-    from OVERLAY, a directory of --ch-overlay, with the image that it was used with.
-    A directory whose name is a number is ./NUMBER here.
+    The source is one of these:
 
-    Everything in it belongs to root and can be read by whoever runs it, as in an
-    image that was pulled; the places that a container mounts at are added.
-    """
+    \b
+    DIR           a directory; if its name is a number, write ./NUMBER
+    JOBID[.STEP]  a running container of yours (see slurm-ch enter),
+                  with its changes and without what is bound in it
+    OVERLAY       the DIR of --ch-overlay=DIR: the image that was used
+                  with it, and the changes
+
+    As in a pulled image, all files belong to root, their owner can read them, and the
+    places where a container mounts something are added.
+    """  # noqa: D301 (click's mark)
     log.configure(level=log.NO_WARNINGS if quiet else verbose)
     env = dict(os.environ)
     one = pulling.puller(env, quiet=quiet)

@@ -25,16 +25,16 @@ AT_ONCE = 4
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per line, the age in seconds.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line, with the age in seconds.")
 @click.option("-v", "--verbose", count=True, help="Report what is done.")
 @click.argument("names", nargs=-1, metavar="[JOBID...]")
 def ps(*, as_json: bool, verbose: int, names: Sequence[str]) -> None:
-    """List the containers of your running jobs, or of JOBID..., on all their nodes.
+    """List the containers of your running jobs, or of the jobs JOBID..., on all their nodes.
 
-    Each job is asked by a short step of its own: one srun per job, whatever its
-    number of tasks. TASKS counts a step's own tasks; it is 0 for a container that
-    a script started by itself. A container with a NAME that waits for its next step has no STEP,
-    and the time since its last.
+    The list comes from one short step (srun) in each job. TASKS is the number of
+    the step's tasks in the container; it is 0 for a container that a script has started with
+    slurm-ch run. A container with a NAME that no step uses at the moment has no STEP, and its AGE
+    is the time since its last step.
     """
     log.configure(level=verbose)
     user = to_node.user_name()

@@ -15,15 +15,19 @@ from . import pulling
 
 
 @click.command()
-@click.option("--squashfs", is_flag=True, help="As it is: only slurm-ch runs it from there, and nobody packs it again.")
-@click.option("-q", "--quiet", is_flag=True, help="Errors only.")
+@click.option(
+    "--squashfs",
+    is_flag=True,
+    help="Push FILE as it is. Only slurm-ch can run the pushed image, without packing it again.",
+)
+@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 @click.option("-v", "--verbose", count=True, help="Report what is done.")
 @click.argument("file", type=click.Path(), metavar="FILE")
 @click.argument("ref", metavar="docker://REF")
 def push(*, squashfs: bool, quiet: bool, verbose: int, file: str, ref: str) -> None:
-    """Push the SquashFS image FILE to a registry, as an image of one layer.
+    """Push the SquashFS image FILE to a registry, as an image with one layer.
 
-    Environment, command, working directory and labels are those that FILE has in /ch.
+    The image's environment, command, working directory and labels are taken from the files in FILE's /ch.
     """
     log.configure(level=log.NO_WARNINGS if quiet else verbose)
     wanted = reference.parse(ref)

@@ -21,13 +21,14 @@ from .options import OrderedCommand, click_options, image_and_command
 
 @click.pass_context
 def _run(ctx: click.Context, /, feature: str | None, test: str | None, **_: object) -> None:
-    """Run CMD in a container made from IMAGE: a SquashFS file, a directory, or an image's name.
+    """Run CMD in a container made from IMAGE.
 
-    IMAGE may be /, the host itself, or a reference like docker://ubuntu:24.04, whose
-    image is pulled first if it has to be (see slurm-ch pull). CMD may be omitted after --, or be a lone
-    hyphen: then the image's own entrypoint and command run.
+    IMAGE is a SquashFS file, a directory, the name of a stored image, or a reference like
+    docker://ubuntu:24.04, which is pulled if it is not in the cache (see slurm-ch pull). / is the
+    host itself. If CMD is a lone hyphen, or is missing after --, the image's own entrypoint and
+    command run.
 
-    Under srun, with --join, all tasks of a node share one container.
+    With --join under srun, all tasks of a step on a node share one container.
     """
     words: Words = ctx.obj
     if feature is not None:
@@ -81,8 +82,12 @@ def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
 
 
 _OWN_OPTIONS: list[click.Parameter] = [
-    click.Option(["--feature"], metavar="FEAT", help=f"Succeed if there is FEAT: {', '.join(features.CHECKS)}."),
-    click.Option(["--test"], metavar="TEST", help="Show what messages look like: log, log-fail."),
+    click.Option(
+        ["--feature"],
+        metavar="FEAT",
+        help=f"Exit with 0 if FEAT is available, else with 87: {', '.join(features.CHECKS)}.",
+    ),
+    click.Option(["--test"], metavar="TEST", help="log: print a message of each kind; log-fail: and then fail."),
     click.Option(
         ["-V", "--version"],
         is_flag=True,

@@ -88,7 +88,7 @@ class _Signals:
     default=1,
     show_default=True,
     metavar="N",
-    help="Virtual nodes to start.",
+    help="Start N virtual nodes.",
 )
 @click.option(
     "--cpus",
@@ -96,15 +96,15 @@ class _Signals:
     default=4,
     show_default=True,
     metavar="N",
-    help="CPUs of each node; may be more than this machine has.",
+    help="CPUs per node; can be more than this machine has.",
 )
-@click.option("--user", metavar="USER", help="Who runs CMD [default: the caller before sudo].")
-@click.option("--slurm-conf", multiple=True, metavar="LINE", help="Line to add to slurm.conf; repeatable.")
+@click.option("--user", metavar="USER", help="Run CMD as USER [default: the user who called sudo, or the caller].")
+@click.option("--slurm-conf", multiple=True, metavar="LINE", help="Add LINE to slurm.conf; repeatable.")
 @click.option(
     "--plugstack",
     multiple=True,
     metavar="LINE",
-    help="Line of plugstack.conf instead of our own plugin's; repeatable.",
+    help="Use LINE in plugstack.conf instead of the line of slurm_ch's plugin; repeatable.",
 )
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[-- CMD...]")
 def sandbox(
@@ -116,13 +116,12 @@ def sandbox(
     plugstack: Sequence[str],
     command: Sequence[str],
 ) -> None:
-    """Run CMD (or your shell) inside a throw-away Slurm cluster on this machine.
+    """Run CMD, or a shell, in a temporary Slurm cluster on this machine.
 
-    Starts munge, slurmctld and a slurmd per node in a temporary directory, as
-    root, and CMD as USER. If USER isn't the caller, CMD has a terminal of its own,
-    a short list of the caller's variables (TERM, LANG, LC_*, TZ, PATH, ...), and
-    nobody but USER and root can use the cluster. When CMD ends, everything is
-    removed; the exit status is CMD's.
+    The sandbox must be run as root. It starts munge, slurmctld and one slurmd per node in a
+    temporary directory, and runs CMD as USER. Only USER and root can use the cluster. CMD gets only a
+    few of the caller's variables (TERM, LANG, LC_*, TZ, PATH, ...) and, if USER is not the caller, a
+    terminal of its own. When CMD ends, the cluster is removed. The exit status is CMD's.
     """
     entry = _entry(user)
     if os.geteuid() != 0:

@@ -42,22 +42,22 @@ class Option:
 
 # Slurm cuts a plugin option's help at 75 characters.
 OPTIONS = (
-    Option("container-image", ONE, "[USER@][REG#]NAME[:TAG]|PATH", "run in this image; a path begins with / or ."),
+    Option("container-image", ONE, "[USER@][REG#]NAME[:TAG]|PATH", "run in this image; a path must begin with / or ."),
     Option("container-mounts", LIST, "SRC[:DST[:FLAGS]],...", "show the host's SRC at DST; FLAGS are joined by +"),
-    Option("container-workdir", ONE, "DIR", "initial working directory in the container [the image's]"),
-    Option("container-name", ONE, "NAME[:FLAG]", "a container that is kept; FLAG: auto, create, exec, no_exec"),
+    Option("container-workdir", ONE, "DIR", "start the command in this directory [the image's working directory]"),
+    Option("container-name", ONE, "NAME[:FLAG]", "use a container that is kept; FLAG: auto, create, exec, no_exec"),
     Option("container-save", ONE, "PATH", "save the container as a SquashFS file at the end"),
     Option("container-mount-home", FLAG, "", "show your home directory in the container"),
     Option("no-container-mount-home", FLAG, "", "don't show your home directory in the container", bare="no"),
-    Option("container-remap-root", FLAG, "", "be root in the container"),
-    Option("no-container-remap-root", FLAG, "", "don't be root in the container", bare="no"),
-    Option("container-entrypoint", FLAG, "", "run the image's entrypoint first"),
+    Option("container-remap-root", FLAG, "", "appear as root in the container"),
+    Option("no-container-remap-root", FLAG, "", "don't appear as root in the container", bare="no"),
+    Option("container-entrypoint", FLAG, "", "run the image's entrypoint before the command"),
     Option("no-container-entrypoint", FLAG, "", "don't run the image's entrypoint", bare="no"),
-    Option("container-entrypoint-log", FLAG, "", "show what the image's entrypoint prints"),
-    Option("container-writable", FLAG, "", "let the container be written to; changes are lost", group="WRITABLE"),
-    Option("container-readonly", FLAG, "", "don't let the container be written to", group="WRITABLE"),
-    Option("container-env", LIST, "NAME[,NAME...]", "variables whose value is the job's, not the image's"),
-    Option("container-unshare", LIST, "KIND[,KIND...]", "further namespaces of the container's own: net, ipc, uts"),
+    Option("container-entrypoint-log", FLAG, "", "show the output of the image's entrypoint"),
+    Option("container-writable", FLAG, "", "make the container writeable; changes are lost", group="WRITABLE"),
+    Option("container-readonly", FLAG, "", "make the container read-only", group="WRITABLE"),
+    Option("container-env", LIST, "NAME[,NAME...]", "keep the job's values of these variables instead of the image's"),
+    Option("container-unshare", LIST, "KIND[,KIND...]", "separate namespaces for the container: net, ipc, uts"),
 )  # fmt: skip
 
 BY_NAME = {option.name: option for option in OPTIONS if not option.name.startswith("no-")}

@@ -89,8 +89,12 @@ def test_help_has_each_option_once_in_a_section(command: list[str]) -> None:
     for option in options.OPTIONS:
         if option.where & options.COMMAND:
             assert len(re.findall(rf"^  (?:-\w, )?--{option.name}\b(?!-)", out, re.M)) == 1, option.name
+            # A value that may be left out has to be attached.
+            attached = option.bare is not None and option.kind != options.FLAG
+            assert (f"--{option.name}[=" in out) == attached, option.name
     sections = re.findall(r"^(\S.*):$", out, re.M)
     assert sections == [*cli_options._SECTIONS, "Other options"]
+    assert "\n  IMAGE" not in out  # the usage has it
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import os
 import click
 
 from slurm_ch import __version__, log
-from slurm_ch.agreement import CH_RUN, SLURM_CH
+from slurm_ch.agreement import CH_RUN, EXIT_NO_FEATURE, SLURM_CH
 from slurm_ch.engine import ch_join
 from slurm_ch.errors import ChError, UsageError
 from slurm_ch.request import parsers, spec
@@ -85,7 +85,7 @@ _OWN_OPTIONS: list[click.Parameter] = [
     click.Option(
         ["--feature"],
         metavar="FEAT",
-        help=f"Exit with 0 if FEAT is available, else with 87: {', '.join(features.CHECKS)}.",
+        help=f"Exit with 0 if this feature is available, else with {EXIT_NO_FEATURE}: {', '.join(features.CHECKS)}.",
     ),
     click.Option(["--test"], metavar="TEST", help="log: print a message of each kind; log-fail: and then fail."),
     click.Option(

@@ -116,11 +116,12 @@ def _enter(image: str, kind: str, squashfuse: str | None) -> None:
     wanted = spec.Spec(image)
     wanted.write_fake = "1M" if kind == "overlay" else None
     container.containerize(container.Container(wanted, Caller({}, cwd="/"), squashfuse))
-    with open("/etc/passwd") as file:
+    # As bytes: text may want a codec that Python has not loaded yet, and can't from in there.
+    with open("/etc/passwd", "rb") as file:
         file.read()
     if kind == "overlay":
-        with open("/written", "w") as file:
-            file.write("\n")
+        with open("/written", "wb") as file:
+            file.write(b"\n")
 
 
 def run(argv: Sequence[str]) -> tuple[int, str]:

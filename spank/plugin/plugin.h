@@ -20,6 +20,9 @@
 /* Print a line for the user, if Slurm can reach the user; otherwise it is in the node's log. */
 #define complain(...) slurm_error("slurm_ch: " __VA_ARGS__)
 
+/* version.c: whether this is a plugin for another Slurm */
+bool version_is_of_other_release(void);
+
 /* submitter.c: "srun", "sbatch" or "salloc", whatever the program is called */
 const char *submitter(void);
 

@@ -43,6 +43,9 @@ int slurm_spank_init(spank_t sp, int ac, char **av)
 {
 	if (loads++)
 		return ESPANK_SUCCESS;
+	/* Not on a node: that would drain it. */
+	if (submitting() && version_is_of_other_release())
+		return ESPANK_ERROR;
 	if (submitting() || spank_context() == S_CTX_REMOTE)
 		return options_register(sp, ac, av);
 	return ESPANK_SUCCESS;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A plugin built for another Slurm release says so.
  *
- * Slurm refuses such a plugin, and names neither release in a way that helps.
+ * Slurm refuses such a plugin, and names neither release in a way that helps; 20.11 takes it all the same.
  * The loader's constructors run before Slurm looks at the version.
  */
 #include <string.h>
@@ -36,11 +36,19 @@ static const char *version_of_slurm(long api)
 	return n < sizeof(releases) / sizeof(*releases) ? releases[n] : NULL;
 }
 
+static bool other_release;
+
+bool version_is_of_other_release(void)
+{
+	return other_release;
+}
+
 static void __attribute__((constructor)) say_if_other_release(void)
 {
 	const char *running = slurm_api_version ? version_of_slurm(slurm_api_version()) : NULL;
 
-	if (running && strcmp(running, built_for.release))
+	other_release = running && strcmp(running, built_for.release);
+	if (other_release)
 		complain("this plugin was built for Slurm %s, and this is Slurm %s; "
 			 "build and install it anew on this release",
 			 built_for.release, running);

@@ -156,7 +156,7 @@ def test_where_one_node_has_no_room_nothing_runs_and_nothing_stays(
 ) -> None:
     with cluster_of_two(world_tmp, user, image_sqfs, "one-full-disk", n1="64m", n2="64k") as two:
         status, out, err = two.sh(f"{SRUN} -N2 -n2 echo ran")
-        assert (status, out) == (31, "")
+        assert (status, out) == (31, ""), err
         assert re.fullmatch(r"slurm-ch: error: --ch-broadcast: sbcast can't copy the image to .*n2.*\n", err), err
         # A Slurm that says what it was needs no guess.
         assert "(no room on the node's disk?" in err or "No space left on device" in err, err

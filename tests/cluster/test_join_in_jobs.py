@@ -50,7 +50,9 @@ class Gathering:
         done = self.sh(line)
         assert done.returncode == 0, (done.stdout, done.stderr)
         found: dict[tuple[str, str], Counter[str]] = {}
-        for label, marker, namespace in (words.split() for words in done.stdout.splitlines()):
+        lines = [line.split() for line in done.stdout.splitlines()]
+        assert {len(line) for line in lines} <= {3}, done.stdout
+        for label, marker, namespace in lines:
             found.setdefault((label, marker), Counter())[namespace] += 1
         return found
 

@@ -19,6 +19,9 @@ Good = Callable[..., str]
 Fails = Callable[..., str]
 Make = Callable[..., Path]
 
+# All of it, whatever is in the values.
+ENVIRON = "/proc/self/environ"
+
 
 @pytest.fixture
 def make(world_tmp: Path, image_dir: Path, tmp_path: Path) -> Iterator[Make]:
@@ -87,7 +90,7 @@ def test_a_pulled_image_brings_its_environment(good: Good, make: Make, user: str
         form,
     )
     env = {**settings(user)["env"], "KEEP": "user", "OMP_NUM_THREADS": "4"}  # type: ignore[dict-item]
-    found = variables(good(image, "--", "env", "-0", env=env))
+    found = variables(good(image, "--", "cat", ENVIRON, env=env))
     assert found["PATH"] == "/opt/i:/usr/bin:/bin"
     # As they are: what a Dockerfile says was expanded when the image was built.
     assert (found["TWO"], found["RAW"], found["KEEP"]) == ("a\nb", "$HOME \\$x", "image")
@@ -98,23 +101,23 @@ def test_a_pulled_image_brings_its_environment(good: Good, make: Make, user: str
 def test_what_counts_more_than_the_images(good: Good, make: Make, user: str) -> None:
     image = make(pulled("A=image", "B=image", "C=image", "SLURM_CH_BIND=/etc", "SLURM_PROCID=7"))
     env = {**settings(user)["env"], "SLURM_PROCID": "3", "C": "given", "D": "given", "SLURM_CH_EXPORTED": "ALL,C=given"}  # type: ignore[dict-item]
-    found = variables(good("--set-env=A=$A:user", "--unset-env=B", image, "--", "env", "-0", env=env))
+    found = variables(good("--set-env=A=$A:user", "--unset-env=B", image, "--", "cat", ENVIRON, env=env))
     assert (found["A"], "B" in found, found["C"], found["D"]) == ("image:user", False, "given", "given")
     assert ("SLURM_CH_BIND" in found, found["SLURM_PROCID"]) == (False, "3")
 
 
 def test_image_env_no(good: Good, make: Make) -> None:
     image = make(pulled("A=image", "PATH=/nowhere"))
-    found = variables(good("--image-env=no", image, "--", "env", "-0"))
+    found = variables(good("--image-env=no", image, "--", "cat", ENVIRON))
     assert ("A" in found, found["PATH"]) == (False, "/usr/bin:/bin")
-    assert "A" in variables(good("--image-env=no", "--set-env", image, "--", "/bin/env", "-0"))
+    assert "A" in variables(good("--image-env=no", "--set-env", image, "--", "/bin/cat", ENVIRON))
 
 
 def test_an_image_of_ch_image_gives_its_own_where_asked(good: Good, fails: Fails, make: Make) -> None:
     image = make({"ch/environment": "A=image:$HOME\n"})
-    assert "A" not in variables(good(image, "--", "env", "-0"))
-    assert variables(good("--image-env", image, "--", "env", "-0"))["A"].startswith("image:/home/")
-    assert variables(good("--set-env", image, "--", "env", "-0"))["A"] == "image:/root"
+    assert "A" not in variables(good(image, "--", "cat", ENVIRON))
+    assert variables(good("--image-env", image, "--", "cat", ENVIRON))["A"].startswith("image:/home/")
+    assert variables(good("--set-env", image, "--", "cat", ENVIRON))["A"] == "image:/root"
     nothing = make({})
     assert fails(31, "--image-env", nothing, "--", "true") == f"--image-env: {nothing} has no environment of its own"
     assert "neither yes nor no" in fails(64, "--image-env=x", nothing, "--", "true")
@@ -124,7 +127,7 @@ def test_an_image_of_ch_image_gives_its_own_where_asked(good: Good, fails: Fails
 def test_apptainers_environment(good: Good, make: Make, user: str, words: list[str]) -> None:
     image = make(apptainers("export NEW=1 'OTHER=a b'\nexport LIBS=/x/lib:$LIBS\n"))
     env = {**settings(user)["env"], "KEEP": "user", "LIBS": "/mine"}  # type: ignore[dict-item]
-    found = variables(good(*words, image, "--", "env", "-0", env=env))
+    found = variables(good(*words, image, "--", "cat", ENVIRON, env=env))
     assert (found["PATH"], found["KEEP"], found["NEW"], found["OTHER"]) == ("/opt/a:/usr/bin:/bin", "user", "1", "a b")
     assert ("NEVER" in found, found["LIBS"].startswith("/x/lib:"), found["LIBS"].endswith("/mine")) == (
         False,
@@ -137,7 +140,7 @@ def test_apptainers_environment(good: Good, make: Make, user: str, words: list[s
 @pytest.mark.parametrize("words", [[], ["--set-env"], ["--image-env"], ["--image-env=no", "--set-env"]])
 def test_what_only_a_shell_knows_is_warned_of(run: Run, make: Make, words: list[str]) -> None:
     image = make(apptainers("export A=1\nexport B=$(hostname)\nexport C=3\n"))
-    done = run(*words, image, "--", "env", "-0")
+    done = run(*words, image, "--", "cat", ENVIRON)
     found = variables(done.stdout)
     assert (found["A"], "B" in found, found["C"]) == ("1", False, "3")
     assert "/.singularity.d/env/90-environment.sh of the image: line 2: only a shell can evaluate it" in done.stderr
@@ -147,7 +150,7 @@ def test_what_only_a_shell_knows_is_warned_of(run: Run, make: Make, words: list[
 @pytest.mark.parametrize("words", [[], ["--set-env"], ["--image-env"]])
 def test_enroots_environment_directory_and_command(good: Good, make: Make, words: list[str]) -> None:
     image = make(ENROOTS)
-    found = variables(good(*words, image, "--", "env", "-0"))
+    found = variables(good(*words, image, "--", "cat", ENVIRON))
     assert (found["PATH"], found["TEXT"]) == ("/opt/e:/usr/bin:/bin", 'a "b" $c')
     assert good(image, "--", "-") == "e own\n"
     assert good(image, "--", "-", "a b", "c") == "e a b c\n"
@@ -156,8 +159,8 @@ def test_enroots_environment_directory_and_command(good: Good, make: Make, words
 
 def test_an_etc_environment_alone_is_given_where_asked(good: Good, make: Make) -> None:
     image = make({"etc/environment": '# PAM\nLANG="x y"\n'})
-    assert variables(good(image, "--", "env", "-0"))["LANG"] == "C.UTF-8"
-    assert variables(good("--set-env", image, "--", "env", "-0"))["LANG"] == "x y"
+    assert variables(good(image, "--", "cat", ENVIRON))["LANG"] == "C.UTF-8"
+    assert variables(good("--set-env", image, "--", "cat", ENVIRON))["LANG"] == "x y"
 
 
 def test_what_an_image_has_there_by_chance(good: Good, run: Run, fails: Fails, make: Make) -> None:
@@ -170,21 +173,21 @@ def test_what_an_image_has_there_by_chance(good: Good, run: Run, fails: Fails, m
             "ch/environment0": "A B=1\0C=3\0=\0nothing\0\0",
         }
     )
-    found = variables(good(odd, "--", "env", "-0"))
+    found = variables(good(odd, "--", "cat", ENVIRON))
     assert (found["C"], [name for name in found if " " in name]) == ("3", [])
     closed = make(
         {"etc/rc": "", "ch/environment0": "A=1\0", "ch/metadata.json": "{}", "etc/environment": 'LANG="x y"\n'}
     )
     for name in ("etc/rc", "ch/environment0", "ch/metadata.json"):
         (closed / name).chmod(0)
-    assert "A" not in variables(good(closed, "--", "env", "-0"))
+    assert "A" not in variables(good(closed, "--", "cat", ENVIRON))
     assert (
         "left out: /ch/environment0: can't read environment file: Permission denied"
         in run("-v", closed, "--", "true").stderr
     )
     assert "Permission denied" in fails(31, "--image-env", closed, "--", "true")
     init = make({"etc/rc": "#!/bin/sh\nexport A=1\n/sbin/start\n", "etc/environment": 'LANG="x y"\n'})
-    found = variables(good(init, "--", "env", "-0"))
+    found = variables(good(init, "--", "cat", ENVIRON))
     assert ("A" in found, found["LANG"]) == (False, "C.UTF-8")
 
 

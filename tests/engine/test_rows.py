@@ -235,8 +235,8 @@ def test_t3_write_fake(good: Good, image: Path) -> None:
 @pytest.mark.row("--write-fake", "T3")
 def test_t3_size_is_a_limit(good: Good, run: Run, image: Path) -> None:
     assert good("-W1M", image, "--", "df", "-k", "/").splitlines()[1].split()[1] == "1024"
-    done = run("--write-fake=1M", image, "--", "dd", "if=/dev/zero", "of=/big", "bs=1M", "count=2")
-    assert "No space left on device" in done.stderr
+    done = run("--write-fake=1M", image, "--", "sh", "-c", "dd if=/dev/zero of=/big bs=64k count=32 || wc -c < /big")
+    assert 0 < int(done.stdout) < 1 << 20
 
 
 @pytest.mark.row("T3")
@@ -275,7 +275,7 @@ def test_t4_default_binds_are_read_only(good: Good, image: Path) -> None:
 def test_t4_required_and_optional(good: Good, world_tmp: Path, image_dir: Path) -> None:
     bare = world_tmp / "bare"
     (bare / "bin").mkdir(parents=True)
-    (bare / "bin/cat").hardlink_to(image_dir / "bin/busybox")
+    os.link(image_dir / "bin/busybox", bare / "bin/cat")
     mounts = mountinfo(good(bare, *MOUNTS))
     for required in ("/dev", "/proc", "/sys", "/tmp", "/etc/passwd", "/etc/group", "/etc/resolv.conf", "/etc/hosts"):
         assert required in mounts

@@ -27,7 +27,7 @@ def _root() -> str | None:
     return pyxis_site.containers([(key, value) for key, _, value in pairs if key == "containers"])
 
 
-def all_here(job: str, node: str) -> dict[str, named_containers.KeptContainer]:
+def all_here(job: str, node: str) -> dict[str, named_containers.NamedContainer]:
     """Return a job's containers on this node, and those that outlive theirs, by what their overlay is called."""
     try:
         root = _root()
@@ -51,7 +51,7 @@ def images() -> set[str]:
     return found
 
 
-def row(one: named_containers.KeptContainer, node: str) -> Mapping[str, object]:
+def row(one: named_containers.NamedContainer, node: str) -> Mapping[str, object]:
     """Return what `slurm-ch ps` shows of one that doesn't run: its age since it was last used."""
     seconds = max(0, int(time.time() - one.used()))
     record = {"step": "-", "node": node, "image": one.image(), "tasks": 0, "seconds": seconds, "name": one.name}
@@ -83,7 +83,7 @@ def remove(names: Sequence[str], job: str | None, node: str | None) -> Iterator[
             yield one.directory
 
 
-def _everywhere(root: str | None, job: str | None, node: str | None) -> Iterator[named_containers.KeptContainer]:
+def _everywhere(root: str | None, job: str | None, node: str | None) -> Iterator[named_containers.NamedContainer]:
     for scope in dict.fromkeys((job, None)):
         for one in [node] if node is not None else named_containers.nodes(root, scope):
             yield from named_containers.all_of(root, scope, one)

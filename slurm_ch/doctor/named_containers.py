@@ -46,7 +46,7 @@ def check(entry: plugstack.Entry, user: pwd.struct_passwd) -> Iterator[Finding]:
 def try_place(root: str | None) -> None:
     """Make the place of a container, lay an overlay there, and remove it; ChError if that fails."""
     job = f"doctor-{os.getpid()}"
-    kept = named_containers.KeptContainer(root, job, "here", "trial")
+    kept = named_containers.NamedContainer(root, job, "here", "trial")
     kept.make_place()
     try:
         for name in ("upper", "work"):

@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A container, made in this process.
+"""Make a container in this process, or enter one.
 
-Each step loads
-    container               the record, its plan, and carrying that out
-    action caller           what a plan consists of; who starts the container
+Every step loads these modules:
+    container               the container's record and its plan; applies the plan
+    action caller           the plan's actions and their shared state; the user and directory that it starts from
     image namespaces root binds places accounts
-                            the image, the namespaces, and the new root with what is mounted and made in it
+                            the image, the namespaces, and the new root with its mounts and files
     environment environment_files user_directories task_plan
                             what ch-join does in each task
-Loaded only where it is needed is
+These are loaded only when they are needed:
     squashfs sif standby_server overlay_directory not_an_image
-                            for images that are files, those with changes, and paths that are no image
+                            image files, kept changes to an image, and the error for a path that is not an image
     image_environment image_requests enroot_files entrypoint locales
-                            for what an image brings along
+                            what an image defines: its environment, its entrypoint, enroot's files
     device_edits relay pmix implied_binds late_binds loopback
-                            for devices, Slurm's commands, MPI, and a network of the container's own
+                            devices, Slurm's commands, MPI, and a network namespace
     named_containers compatibility
-                            for containers with a name, and what else pyxis' users expect
-    ch_join                 without the plugin
+                            named containers, and the rest of what pyxis users expect
+    ch_join                 what runs the command where there is no plugin
 """

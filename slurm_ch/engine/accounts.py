@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The container's /etc/passwd and /etc/group: the image's, and whoever runs in the container.
+"""The container's /etc/passwd and /etc/group: the image's entries and one for the container's user.
 
-The host's own look-up (files, LDAP, ...) gives the names; it happens before
-any namespace is entered, so that the image's libraries have no part in it.
+The host's name service (files, LDAP, ...) provides the names. It is asked before
+any namespace is entered, so that no library of the image is involved.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ NOBODY = 65534
 
 
 def field(text: str) -> str:
-    """Return `text` without what would start another field or line."""
+    """Return `text` with colons and newlines, which separate fields and lines, replaced by blanks."""
     return text.replace(":", " ").replace("\n", " ")
 
 
 def user_line(uid: int, gid: int, home: str) -> str:
-    """Return the line of passwd for the container's user."""
+    """Return the container user's line of passwd."""
     try:
         entry = pwd.getpwuid(uid)
         name, gecos = field(entry.pw_name), field(entry.pw_gecos)
@@ -29,7 +29,7 @@ def user_line(uid: int, gid: int, home: str) -> str:
 
 
 def group_line(gid: int) -> str:
-    """Return the line of group for the container's group."""
+    """Return the container's group's line of group."""
     try:
         name = field(grp.getgrgid(gid).gr_name)
     except KeyError:
@@ -38,7 +38,7 @@ def group_line(gid: int) -> str:
 
 
 def passwd_text(uid: int, line: str) -> str:
-    """Return a whole /etc/passwd for the container's user, whose `line` it ends with."""
+    """Return a complete /etc/passwd: root, nobody, and the container user's `line`."""
     lines = [] if uid == 0 else ["root:x:0:0:root:/root:/bin/sh"]
     if uid != NOBODY:
         lines.append("nobody:x:65534:65534:nobody:/:/bin/false")
@@ -46,7 +46,7 @@ def passwd_text(uid: int, line: str) -> str:
 
 
 def group_text(gid: int, line: str) -> str:
-    """Return a whole /etc/group for the container's group, whose `line` it ends with."""
+    """Return a complete /etc/group: root, nogroup, and the container's group's `line`."""
     lines = [] if gid == 0 else ["root:x:0:"]
     if gid != NOBODY:
         lines.append("nogroup:x:65534:")
@@ -54,11 +54,11 @@ def group_text(gid: int, line: str) -> str:
 
 
 def merged(text: str, line: str, whole: str) -> str:
-    """Return an image's passwd or group with its container's user in it; `text` itself if they are.
+    """Return an image's passwd or group `text` with the container user's `line` added.
 
-    `line` is the user's, `whole` a file for an image that has none. The user's line comes
-    first, because the first one with a name or a number counts; all others stay. An entry of the
-    image's that is the user's anyway stays too, but for its home.
+    An image without the file gets `whole`. The line goes first, because look-ups use the first entry
+    that has the name or number; the image's lines are kept. If the image already has an entry with
+    this name and number, only its primary group and home are changed.
     """
     if not text.strip():
         return whole

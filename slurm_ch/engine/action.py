@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a plan consists of: actions, and the state that they share.
+"""The actions of a plan, and the state that they share.
 
-A plan is a tuple of actions, decided before anything is done. It can be shown
-(`slurm-ch explain`) and tested without a namespace.
+A plan is a tuple of actions. It is complete before any of them is applied, so that
+it can be shown (`slurm-ch explain`) and tested without a namespace.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 class Build:
-    """A container under construction: what one action leaves for the next.
+    """The state of a container under construction, passed from action to action.
 
-    The new root lives in a staging tmpfs that lies over the host's root
-    directory, where nothing but the working directory sees it: no directory
-    of the host is hidden, and none has to exist for it.
+    The new root is built in a staging tmpfs that is mounted over "/". Absolute paths
+    still lead to the host; only the working directory is in the staging tmpfs. So no
+    directory of the host is hidden, and no mount point has to exist there.
     """
 
     __slots__ = (
@@ -30,26 +30,26 @@ class Build:
     )  # fmt: skip
 
     def __init__(self) -> None:
-        self.image_fd = -1  # the image as a detached mount
-        self.ch_join_fd = -1  # to execute a program of the image with
+        self.image_fd = -1  # the image, as a detached mount
+        self.ch_join_fd = -1  # ch-join, opened while its path is the host's; it executes a program of the image
         self.root = ""  # the new root, relative to the staging directory
         self.root_fd = -1
-        self.mounts: set[int] = set()  # ids of mounts in which creation is harmless
-        self.in_memory = False  # what is written to the tree is lost
-        self.home = "/"  # the command's
-        self.read_only = False  # the new root
-        self.overmounts = 0
-        self.covers: list[int] = []  # the overmounts that were made to create something
-        self.uncovered_fd = -1  # the new root without overmounts
+        self.mounts: set[int] = set()  # ids of mounts that are the container's own: files may be created in them
+        self.in_memory = False  # whether all changes to the tree are kept in memory, and lost at the end
+        self.home = "/"  # HOME of the command
+        self.read_only = False  # whether the new root is
+        self.overmounts = 0  # counts overlays, to name their layers
+        self.covers: list[int] = []  # mounts laid over a directory of the image to create a file there
+        self.uncovered_fd = -1  # the new root without these covers
         self.proc_fd = -1  # the host's /proc/self
-        self.records: list[tuple[str, str]] = []  # for the plan that ch-join gets
-        self.server_pid = -1  # to be waited for
+        self.records: list[tuple[str, str]] = []  # the task plan's, for ch-join
+        self.server_pid = -1  # the image server's parent, to be reaped
         self.server_stderr = -1
-        self.relay_fd = -1  # where Slurm's commands are called from inside
+        self.relay_fd = -1  # the listening socket of the relay for Slurm's commands
 
 
 class MoreActions:
-    """Actions that an option adds to a plan, by where in it they belong."""
+    """Actions that an option adds to a plan: before the binds, after them, and in the commands' namespaces."""
 
     __slots__ = ("before_binds", "in_tree", "inside")
 
@@ -60,16 +60,16 @@ class MoreActions:
 
 
 class Action:
-    """One thing to do."""
+    """One step of a plan."""
 
     __slots__ = ()
 
     def describe(self) -> str:
-        """Return one line for people."""
+        """Return one line that tells a user what `apply` does."""
         raise NotImplementedError
 
     def apply(self, build: Build) -> None:
-        """Do it; ChError if it can't be done."""
+        """Carry out the action; ChError or OSError on failure."""
         raise NotImplementedError
 
 
@@ -79,7 +79,7 @@ HOOK_FAIL = "fail"
 
 
 class Hook:
-    """A named function to be called with the container and its own data."""
+    """A named function, called with the container and the hook's own data."""
 
     __slots__ = ("data", "function", "name")
 
@@ -110,7 +110,7 @@ class Hooks:
         self._hooks.append(Hook(name, function, data))
 
     def run(self, container: Any) -> None:
-        """Call the hooks in order; ChError when they ran before."""
+        """Call the hooks in order; ChError if they ran before."""
         if self._ran:
             raise ChError(f"hooks already ran: {self.when}")
         self._ran = True

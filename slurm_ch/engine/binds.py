@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MERGE_POINT = "/mnt"
 
-# The kernel's, by the words of mount(8).
+# Mount options, as in mount(8), and their attributes for mount_setattr(2).
 ATTRIBUTES = {
     "ro": linux.MOUNT_ATTR_RDONLY,
     "nosuid": linux.MOUNT_ATTR_NOSUID,
@@ -29,7 +29,7 @@ ATTRIBUTES = {
 
 
 def attributes_of(words: Iterable[str]) -> int:
-    """Return the attributes that the words stand for; those that stand for none are left out."""
+    """Return the attributes for these mount options; words that are not in ATTRIBUTES are ignored."""
     found = 0
     for word in words:
         found |= ATTRIBUTES.get(word, 0)
@@ -60,15 +60,14 @@ class BindMount(Action):
         recursive: bool = False,
         label: str = "",
     ) -> None:
-        """Describe a bind; ChError on a combination that makes no sense.
+        """Describe a bind; ChError on contradictory arguments.
 
-        `attributes` are the kernel's MOUNT_ATTR_*, added to what the source has; if `recursive`, to what is
-        mounted below, too.
-        Absolute symbolic links of the image mean the image. A destination that
-        climbs above the root is an escape, and an error; with `follow`, for
-        places that we choose, it stays at the root.
-        `cover`: a destination is made in an unwriteable directory too, over it;
-        what a command then writes there is not in the image.
+        `attributes` are the kernel's MOUNT_ATTR_*. They are added to the source's own; if `recursive`,
+        to those of the mounts below it too.
+        Absolute symbolic links of the image are resolved inside the image. A destination that climbs
+        above the root is an error; with `follow`, for destinations that slurm_ch chooses, it stays at the root.
+        `cover`: if the destination's directory is not writeable, mount a writeable copy over the
+        directory and create the destination there. What a command writes there doesn't reach the image.
         """
         if not src or not dst:
             raise ChError(f"can't bind: empty source or destination: {src}:{dst}")
@@ -87,10 +86,10 @@ class BindMount(Action):
         self.cover = cover
         self.recursive = recursive
         self.label = label
-        self._source: int | None = None  # a descriptor, or -1 for none
+        self._source: int | None = None  # a descriptor; -1: the source is missing; None: not opened yet
 
     def notes(self) -> list[str]:
-        """Return what is special about it, for people."""
+        """Return the bind's options in words, for `describe`."""
         return [
             word
             for word, true in (
@@ -107,7 +106,7 @@ class BindMount(Action):
         return f"bind {self.src} at {self.dst}" + (f" ({', '.join(notes)})" if notes else "")
 
     def left_out(self) -> str:
-        """Return why nothing will be bound, as far as that is known beforehand, or ""."""
+        """Return why this bind will be skipped, or "" if it won't be. Needs no namespace."""
         if not self.src_optional or os.path.exists(self.src):
             return ""
         return f"left out: {self.src}: not on this node"
@@ -139,7 +138,7 @@ class BindMount(Action):
             os.close(source)
 
     def open_source(self) -> int:
-        """Return the source as a detached mount, opened once, or -1 when it may be missing and is."""
+        """Return the source as a detached mount, or -1 if it is optional and missing. Opens it only once."""
         if self._source is None:
             self._source = self._clone_source()
         return self._source
@@ -200,7 +199,7 @@ class BindMount(Action):
             raise ChError(f"{self._why()} {self.src} at {self.dst}") from error
 
     def _merge(self, build: Build, source: int) -> None:
-        """Link the destination into one bind of the source's parent."""
+        """Bind the source's parent once, and make the destination a symbolic link into that bind."""
         parent, name = os.path.split(os.path.normpath(self.src))
         point = f"{MERGE_POINT}/{parent.replace('/', '_')}"
         try:
@@ -226,7 +225,7 @@ class BindMount(Action):
             os.close(directory)
 
     def _move_away(self, directory: int, name: str) -> bool:
-        """Give what is at `name` the name NAME.orig; return whether `name` is free now."""
+        """Rename `name` to NAME.orig; return whether `name` is free now."""
         if not _exists_at(directory, name):
             return True
         try:

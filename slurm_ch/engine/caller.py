@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who starts a container, and from where."""
+"""The process that starts a container: its user, working directory and environment."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# Where Slurm runs a step whose working directory is missing.
+# Slurm starts a step here if the node doesn't have its working directory.
 _FALLBACK = "/tmp"
 
 
 class Caller:
-    """Who starts the container, from where: facts about the process, as data."""
+    """The user, working directory and environment of the process that starts a container.
+
+    `script` is the path of a batch script that must be visible in the container, or None.
+    """
 
     __slots__ = ("cwd", "environment", "gid", "script", "uid", "user")
 
@@ -26,13 +29,13 @@ class Caller:
         self.environment = env
         self.user = accounts.user_name(self.uid)
         self.cwd = cwd or _cwd()
-        self.script = script  # a batch script that must be visible in the container
+        self.script = script
 
     def path(self, path: str) -> str:
-        """Return `path` as an absolute one; ChError where it may be somebody else's.
+        """Return `path` as an absolute path; ChError if another user may have put it there.
 
-        Slurm goes to /tmp when a node lacks the working directory, and anybody
-        may have put something there under the name that the user means.
+        Slurm starts a step in /tmp if the node doesn't have its working directory. Anybody can
+        create a file in /tmp with the name that this user means.
         """
         if self.cwd == _FALLBACK and self.environment.get("PWD", _FALLBACK) != _FALLBACK and path[:1] != "/":
             self._check_owners(path)
@@ -50,7 +53,7 @@ class Caller:
                 raise ChError(f"{path}: the working directory is {_FALLBACK}, and {here} belongs to uid {owner}")
 
     def home_directory(self) -> str:
-        """Return where `home` puts the user's home."""
+        """Return where the option `home` shows the user's home directory."""
         return "/home/" + (self.environment.get("USER") or self.user)
 
 

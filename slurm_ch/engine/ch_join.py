@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Without the plugin, the process that has made or joined a container becomes `ch-join`."""
+"""Execute `ch-join`, as the process that has made or joined a container does where there is no plugin."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import NoReturn
 
-_MFD_EXEC = 0x10  # from Linux 6.3 on
-_AT_ONCE = 1 << 24
+_MFD_EXEC = 0x10  # since Linux 6.3
+_CHUNK_BYTES = 1 << 24
 
 
 def given_environment() -> dict[str, str]:
-    """Return the environment that this process was started with, for the command to have.
+    """Return the environment that this process was started with, for its command.
 
-    Python adds an LC_CTYPE to it where the locale is C (PEP 538).
+    In the C locale, Python adds LC_CTYPE to its environment (PEP 538).
     """
     environment = dict(os.environ)
     with open("/proc/self/environ", "rb") as file:
@@ -34,28 +34,28 @@ def given_environment() -> dict[str, str]:
 
 
 def drop_descriptors() -> None:
-    """Have what the caller has open closed when we become the command; streams, pipes and sockets stay.
+    """Make inherited descriptors close-on-exec, except the standard streams, pipes and sockets.
 
-    A directory or a device of the host's leads out of the container. Pipes and
-    sockets don't, and are how shells, make and MPI talk to what they start.
+    An open directory or device of the host would lead out of the container. Pipes and
+    sockets don't, and shells, make and MPI use them to talk to what they start.
     """
     for name in os.listdir("/proc/self/fd"):
         fd = int(name)
         try:
             mode = os.fstat(fd).st_mode
         except OSError as error:
-            if error.errno == errno.EBADF:  # the listing's own
+            if error.errno == errno.EBADF:  # the descriptor of the listing itself
                 continue
-            mode = 0  # a file of an image that is served to those in its container only
+            mode = 0  # a file of an image whose server answers only to its own container
         if fd > 2 and not stat.S_ISFIFO(mode) and not stat.S_ISSOCK(mode):
             os.set_inheritable(fd, False)
 
 
 def open_ch_join() -> int:
-    """Return a descriptor of ch-join, to be executed in the container, where its path leads elsewhere.
+    """Return a descriptor of ch-join, which the container executes: its path means something else there.
 
-    Processes of the container reach the file of a running program through /proc/PID/exe, with the rights
-    that the user has on the host. Where these suffice to change ch-join, the descriptor is of a sealed copy.
+    Processes in the container can reach a running program's file through /proc/PID/exe, with the user's
+    rights on the host. If the user could change ch-join, the descriptor is of a sealed copy in memory.
     """
     try:
         fd = os.open(paths.CH_JOIN, os.O_RDONLY | os.O_CLOEXEC)
@@ -72,7 +72,7 @@ def open_ch_join() -> int:
 
 
 def _may_write(fd: int) -> bool:
-    """Whether this process's user can write the file, or give themselves the right to."""
+    """Whether this process's user can write to the file, or could change its mode to allow it."""
     if os.fstat(fd).st_uid == os.geteuid():
         return True
     return os.access(f"/proc/self/fd/{fd}", os.W_OK, effective_ids=True)
@@ -86,32 +86,36 @@ def _sealed_copy(fd: int) -> int:
         if error.errno != errno.EINVAL:
             raise
         copy = os.memfd_create("ch-join", flags)
-    while os.sendfile(copy, fd, None, _AT_ONCE):
+    while os.sendfile(copy, fd, None, _CHUNK_BYTES):
         pass
     task_plan.seal(copy)
     return copy
 
 
 def restore_signals() -> None:
-    """Undo what Python does to signals; the command shall find them as they were."""
+    """Restore the default action of the signals that Python ignores, for the command."""
     _signal.signal(_signal.SIGPIPE, _signal.SIG_DFL)
     _signal.signal(_signal.SIGXFSZ, _signal.SIG_DFL)
 
 
 def execute(ch_join: int, plan: bytes, argv: Sequence[str], env: Mapping[str, str]) -> NoReturn:
-    """Become ch-join, which carries out `plan` and executes `argv`; OSError or ChError if that can't be."""
-    # A limit on files (ulimit -f) holds for those in memory too, and shall be an error.
+    """Replace this process by ch-join, which carries out `plan` and executes `argv`.
+
+    OSError or ChError on failure. Python's signal settings are undone either way.
+    """
+    # Before the signals are restored: a file size limit (ulimit -f) applies to memory files too, and should be an
+    # error, not SIGXFSZ.
     plan_fd = task_plan.plan_file(plan)
     os.set_inheritable(plan_fd, True)
     restore_signals()
-    # By descriptor: the /proc of the container is not to be trusted.
+    # By descriptor: the container's /proc can't be trusted.
     os.execve(ch_join, ["ch-join", f"{agreement.PLAN_OPTION}{plan_fd}", "--", *argv], env)
     raise AssertionError
 
 
-def become_front(argv: list[str]) -> NoReturn:
-    """Become the static command, for words that are known to be right; ChError if that can't be."""
-    # As Python was given them: it ignores two signals, and may add a variable.
+def become_static_command(argv: list[str]) -> NoReturn:
+    """Replace this process by the static `slurm-ch run`, with checked arguments; ChError on failure."""
+    # With the signals and the environment that Python was started with.
     restore_signals()
     try:
         os.execve(paths.CH_JOIN, argv, given_environment())
@@ -121,7 +125,7 @@ def become_front(argv: list[str]) -> NoReturn:
 
 
 def become(ch_join: int, plan: bytes, argv: Sequence[str], env: Mapping[str, str], cwd: str | None = None) -> NoReturn:
-    """Become ch-join, which carries out `plan` and executes `argv`, in `cwd` if one is named."""
+    """Replace this process by ch-join, which carries out `plan` and executes `argv`, in `cwd` if that is given."""
     environment = {name: value for name, value in env.items() if name != agreement.JOIN_VARIABLE}
     environment.pop(agreement.CWD_VARIABLE, None)
     if cwd is not None:

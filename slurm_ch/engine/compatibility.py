@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a container made with another tool's options has besides. Loaded only for those."""
+"""What a container has in addition if it was requested by pyxis' options. Loaded only for those."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from ..request.spec import Spec
     from .caller import Caller
 
-# The driver of a node that has one can be talked to here.
+# The driver's device file for each kind of device: if it exists, the node should have CDI specs of that kind.
 _DRIVERS = {"nvidia.com/gpu": "/dev/nvidiactl"}
 
 
 def choose_gpus(spec: Spec, compatibility: Compatibility, caller: Caller) -> None:
-    """Ask for the devices that the node has specs of; a warning where it should have and hasn't."""
+    """Add the node's GPUs to `spec`; a warning if the node has a driver, or the user asked, but there are no specs."""
     for text in compatibility.notes:
         log.warning(text)
     if compatibility.gpus is None:
@@ -48,7 +48,8 @@ def choose_gpus(spec: Spec, compatibility: Compatibility, caller: Caller) -> Non
 
 
 def _has(kind: str, directories: Sequence[str], cwd: str) -> bool:
-    """Whether there are devices of a kind; most nodes have no specs at all, and need no reader of them."""
+    """Whether the node has specs of this kind of device."""
+    # Most nodes have no specs at all: they need not load what reads specs.
     for directory in directories:
         try:
             if os.listdir(os.path.join(cwd, directory)):
@@ -62,17 +63,17 @@ def _has(kind: str, directories: Sequence[str], cwd: str) -> bool:
     return library.has(kind, directories, cwd)
 
 
-def of_host(time_zone: str, is_saved: bool) -> list[Action]:
-    """Return what shows the host's name and time zone, whatever the image has there.
+def host_name_and_time_zone(time_zone: str, is_saved: bool) -> list[Action]:
+    """Return the binds of the host's /etc/hostname and time zone over the image's files.
 
-    Of a container that becomes an image, its own time zone must still be seen.
+    A container that will be saved as an image keeps its own time zone.
     """
-    name, zone = ShowInstead("/etc/hostname"), ShowInstead(time_zone)
+    name, zone = BindOverLink("/etc/hostname"), BindOverLink(time_zone)
     return [name, root.BindWhereMissing(time_zone) if is_saved else zone]
 
 
-class ShowInstead(binds.BindMount):
-    """Bind a file of the host's over the image's, which may be a link: over the link, not over what that leads to."""
+class BindOverLink(binds.BindMount):
+    """Bind a file of the host over the image's. If that is a symbolic link, mount over the link, not its target."""
 
     __slots__ = ()
 
@@ -91,18 +92,18 @@ class ShowInstead(binds.BindMount):
             return super()._open_target(build, source)
 
 
-def scratch(compatibility: Compatibility) -> list[Action]:
-    """Return what mounts the memory file systems."""
-    return [Scratch(place, options, label) for place, options, label in compatibility.scratch]
+def tmpfs_mounts(compatibility: Compatibility) -> list[Action]:
+    """Return the actions that mount the requested tmpfs file systems."""
+    return [MountTmpfs(place, options, label) for place, options, label in compatibility.tmpfs_mounts]
 
 
-def lifted(compatibility: Compatibility) -> list[Action]:
-    """Return what takes mounts away."""
-    return [Lift(place, label) for place, label in compatibility.lifted]
+def unmounted(compatibility: Compatibility) -> list[Action]:
+    """Return the actions that unmount what the user wants unmounted."""
+    return [Unmount(place, label) for place, label in compatibility.unmounted]
 
 
-class Scratch(Action):
-    """Mount a fresh memory file system."""
+class MountTmpfs(Action):
+    """Mount a new tmpfs."""
 
     __slots__ = ("label", "options", "path")
 
@@ -132,8 +133,8 @@ class Scratch(Action):
         os.close(fresh)
 
 
-class Lift(Action):
-    """Unmount what is at a place of the new root, as umount2(2) with MNT_DETACH does."""
+class Unmount(Action):
+    """Unmount what is mounted at a path of the new root, as umount2(2) with MNT_DETACH does."""
 
     __slots__ = ("label", "path")
 
@@ -153,7 +154,7 @@ class Lift(Action):
             if places.mount_id(target) in ours or not self._is_mounted(build):
                 raise ChError(f"{self.label}: can't unmount {self.path}: nothing is mounted there")
             try:
-                # By descriptor: a name would mean the host's.
+                # By descriptor: the path would mean the host's directory.
                 linux.umount2(f"/proc/self/fd/{target}", linux.MNT_DETACH)
             except OSError as error:
                 if error.errno != errno.EINVAL:
@@ -172,7 +173,7 @@ class Lift(Action):
             os.close(above)
 
     def _cover(self, target: int) -> None:
-        """Have nothing seen of a mount that came with a directory of the host: the kernel keeps the two together."""
+        """Hide a mount by an empty, read-only tmpfs: the kernel unmounts nothing that came with a recursive bind."""
         if not stat.S_ISDIR(os.fstat(target).st_mode):
             raise ChError(f"{self.label}: can't unmount {self.path}: a file that came with a directory of the host")
         empty = places.tmpfs({"size": "4k", "mode": "0755"})

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The container: a record, the plan that it becomes, and carrying that out.
+"""The container: its record, its plan, and applying the plan.
 
-The order of the actions is the contract. All mounts are made in the outer
-namespaces; the inner ones come last, so that the kernel locks every mount
-against whoever is root in the container.
+The order of the actions is a contract. All mounts are made in the outer
+namespaces. The commands' own namespaces are created last: then the kernel locks
+every mount, and root in the container can't undo any of them.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ if TYPE_CHECKING:
     from ..request.spec import Spec
     from .caller import Caller
 
-# Read-only, from the host: what every image needs to find there.
+# Bound from the host, in every container.
 REQUIRED_BINDS = ("/dev", "/proc", "/sys")
-# From the host too, where it has them: without these, no program finds another machine.
+# Bound if the host has them: without them, programs can't resolve host names.
 NAME_SERVICE_BINDS = ("/etc/hosts", "/etc/resolv.conf")
 TIME_ZONE = "/etc/localtime"
+# Bound if both the host and the image have them.
 OPTIONAL_BINDS = (
     "/etc/machine-id",
     "/var/lib/hugetlbfs",
@@ -49,10 +50,10 @@ OPTIONAL_BINDS = (
 
 
 class Container:
-    """A container to be: the spec, checked against this machine, and its hooks.
+    """A container to be made: the spec, checked against this machine, the image, and hooks.
 
-    Raises ChError when the image isn't one; a peer that is `joining` another's
-    container doesn't look.
+    Raises ChError if there is no such image, UsageError if an option can't be used with it.
+    With `joining`, for a process that enters another's container, the image is not looked at.
     """
 
     __slots__ = (
@@ -91,7 +92,7 @@ class Container:
         self.hooks_all = Hooks("all")
 
     def _check_mount_point(self, path: str) -> None:
-        """Say of a mount point what ch-run says; the mount itself is made detached and needs none."""
+        """Check the mount point as ch-run does. It is not used: the image is mounted detached."""
         label = self.spec.label("mount")
         if self.image.kind != image.SQUASHFS:
             log.warning(f"{label}={path}: ignored: the image is not a SquashFS file")
@@ -99,12 +100,12 @@ class Container:
             raise UsageError(f"{label}={path}: the mount point is not a directory")
 
     def plan(self) -> tuple[Action, ...]:
-        """Return everything that is to be done, in order."""
+        """Return all actions that make the container, in order. Changes nothing."""
         extra = self._device_actions()
         actions = self._tree(extra)
         return (
             NewNamespaces((self.caller.uid, self.caller.gid), (0, 0)),
-            # The host as image is no place of its own: what works outside works there.
+            # With the host as image, programs that make namespaces should work as they do outside.
             *([] if self.spec.userns or self.image.kind == image.HOST else [ForbidNesting()]),
             self._image_action(),
             root.OpenSources([action for action in actions if isinstance(action, binds.BindMount)]),
@@ -119,7 +120,7 @@ class Container:
         )
 
     def plan_of_tree(self) -> tuple[Action, ...]:
-        """Return what shows the image alone, with what is kept of its changes: nothing is bound, and nobody enters."""
+        """Return the actions that mount only the image and its kept changes: no binds, no commands' namespaces."""
         return (
             NewNamespaces((self.caller.uid, self.caller.gid), (0, 0)),
             self._image_action(),
@@ -140,7 +141,7 @@ class Container:
         return extra
 
     def _tree(self, extra: MoreActions) -> list[Action]:
-        """Return what is done to the new root."""
+        """Return the actions that fill the new root."""
         spec = self.spec
         actions: list[Action] = []
         if not spec.write:
@@ -148,7 +149,7 @@ class Container:
         actions += self._changes()
         actions += extra.before_binds
         if self.image.kind == image.HOST:
-            # All that is bound by default is there already.
+            # The host has everything that is bound by default.
             actions += [root.PrivateTmp()] if spec.private_tmp else []
         else:
             actions += self._default_binds()
@@ -166,13 +167,13 @@ class Container:
         actions.append(Environment(spec, self.caller, self.injection))
         if self.image.kind != image.HOST and spec.passwd:
             actions += self._accounts()
-        # A writeable image's directories stay as they are, unless asked for.
+        # Nothing is added to a writeable image's directories, unless the user asks for the relay.
         if spec.relay or (spec.relay is None and self.caller.script and not spec.write and spec.relay_commands):
             actions.append(self._relay())
         return actions
 
     def _changes(self) -> list[Action]:
-        """Return what has the image writeable without being changed."""
+        """Return the action that lets commands write to the tree without changing the image, if one is wanted."""
         spec = self.spec
         if spec.overlay is not None:
             from . import overlay_directory
@@ -186,7 +187,11 @@ class Container:
             return found
         from . import compatibility
 
-        return [*compatibility.scratch(self.spec.compatibility), *found, *compatibility.lifted(self.spec.compatibility)]
+        return [
+            *compatibility.tmpfs_mounts(self.spec.compatibility),
+            *found,
+            *compatibility.unmounted(self.spec.compatibility),
+        ]
 
     def _pmix(self) -> list[Action]:
         from . import pmix
@@ -202,23 +207,23 @@ class Container:
         from .. import paths
         from . import relay
 
-        return relay.Offer(
+        return relay.OfferCommands(
             self.spec.relay_commands,
             paths.CH_RELAY,
             self.caller.environment.get("PATH", ""),
             defaults={name: self._anchored(name, value) for name, value in self.spec.relay_defaults.items()},
             label=self.spec.labels.get("relay", ""),
-            # What is kept is the user's, without what we show there.
+            # In a kept overlay, the commands would become part of the user's changes.
             writeable=self.spec.write_fake is not None and self.spec.overlay is None,
         )
 
     def _anchored(self, variable: str, value: str) -> str:
-        """Return a default of the steps inside with its relative paths as they are meant here."""
+        """Return a default for steps started inside, with its relative paths made absolute."""
         from .. import agreement
         from ..request import anchor, options
 
         if not variable.startswith(agreement.SRUN_PREFIX):
-            return value  # pyxis'
+            return value  # a variable of pyxis
         wanted = variable[len(agreement.SRUN_PREFIX) :]
         option = next(one for one in options.OPTIONS if one.variable == wanted)
         return anchor.anchored(option, value, self.caller.cwd)
@@ -227,18 +232,18 @@ class Container:
         uid, gid = self.uid, self.gid
         if self.spec.like_ch_run:
             return [
-                root.Write("/etc/passwd", accounts.passwd_text(uid, accounts.user_line(uid, gid, "/")), made=False),
-                root.Write("/etc/group", accounts.group_text(gid, accounts.group_line(gid)), made=False),
+                root.Write("/etc/passwd", accounts.passwd_text(uid, accounts.user_line(uid, gid, "/")), create=False),
+                root.Write("/etc/group", accounts.group_text(gid, accounts.group_line(gid)), create=False),
             ]
-        # Named before any namespace is entered; only the home is known later.
+        # Names are looked up here, before any namespace is entered; the home is known only later.
         user, group = accounts.user_line(uid, gid, "\0"), accounts.group_line(gid)
         return [
-            root.Account(
+            root.AddAccount(
                 "/etc/passwd",
                 lambda build: user.replace("\0", accounts.field(build.home)),
                 lambda line: accounts.passwd_text(uid, line),
             ),
-            root.Account("/etc/group", lambda build: group, lambda line: accounts.group_text(gid, line)),
+            root.AddAccount("/etc/group", lambda build: group, lambda line: accounts.group_text(gid, line)),
         ]
 
     def _image_action(self) -> Action:
@@ -251,9 +256,9 @@ class Container:
         return root.OpenDirectory(self.image)
 
     def _default_binds(self) -> list[Action]:
-        made = not self.spec.like_ch_run  # ch-run wants images that have all places
-        # Who makes a user namespace writes its maps in /proc, and may need a fresh one, which the kernel
-        # refuses to all who see only a read-only one.
+        made = not self.spec.like_ch_run  # ch-run requires the mount points in the image
+        # /proc stays writeable if commands may create user namespaces: their maps are written there. Also, the kernel
+        # refuses a new mount of /proc to a process that sees only a read-only one.
         required = [
             binds.BindMount(path, path, readonly=path != "/proc" or not self.spec.userns, dst_create=made, follow=True)
             for path in REQUIRED_BINDS
@@ -271,12 +276,17 @@ class Container:
         if self.spec.compatibility is not None:
             from . import compatibility
 
-            return [*required, *names, *compatibility.of_host(TIME_ZONE, self.spec.save is not None), *optional]
-        # A writeable image gets no file that it lacks.
+            return [
+                *required,
+                *names,
+                *compatibility.host_name_and_time_zone(TIME_ZONE, self.spec.save is not None),
+                *optional,
+            ]
         if log.level() >= log.INFO and made:
             from . import locales
 
-            optional.append(locales.TellLocale(self.caller.environment, self.spec.option("set-env")))
+            optional.append(locales.ReportMissingLocale(self.caller.environment, self.spec.option("set-env")))
+        # With `write`, the mount point would be created in the user's image.
         zone = [] if self.spec.write or self.spec.like_ch_run or _is_utc() else [root.BindWhereMissing(TIME_ZONE)]
         return [*required, *names, *zone, *optional]
 
@@ -302,7 +312,7 @@ class Container:
             return []
         from .implied_binds import ImpliedBind
 
-        # If one can't be shown, ch-join says what it is replaced by.
+        # If one can't be shown, ch-join reports what it uses instead.
         return [ImpliedBind(path, "TMPDIR", log.INFO) for path in found]
 
     def _home(self) -> list[Action]:
@@ -311,7 +321,7 @@ class Container:
             raise UsageError(f"{label}: HOME is not set")
         there = self.caller.home_directory()
         if home.startswith(there + "/") and not self.spec.like_ch_run:
-            there = home  # nothing is made in a directory that is bound
+            there = home  # no mount point can be created in a directory that is bound
         actions: list[Action] = [binds.BindMount(home, there, dst_create=True, label=label)]
         if home.startswith("/") and home != there and not self.spec.like_ch_run:
             from .implied_binds import ImpliedBind
@@ -321,7 +331,7 @@ class Container:
 
     def _user_bind(self, bind: BindSpec) -> Action:
         source, spec = self.caller.path(bind.src), self.spec
-        # Nothing can be laid over the host's own directories.
+        # No mount point can be created in the host's own directories.
         create = spec.write or self.image.kind != image.HOST
         return binds.BindMount(
             source,
@@ -335,17 +345,17 @@ class Container:
 
 
 def _is_utc() -> bool:
-    """Whether the host's time is what an image without a time zone has anyway."""
+    """Whether the host's time zone is UTC, which is also the default of an image without a time zone."""
     try:
         return os.readlink(TIME_ZONE).rpartition("/")[2] in ("UTC", "UCT", "Universal", "Zulu")
     except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.EINVAL):  # none, or a file
+        if error.errno not in (errno.ENOENT, errno.EINVAL):  # missing, or not a link
             raise
         return False
 
 
 def check_image(spec: Spec, found: image.Image, storage: str | None) -> None:
-    """Raise UsageError where an option asks for what an image of this kind can't do."""
+    """Raise UsageError if an option can't be used with this kind of image."""
     if spec.write and found.kind == image.SQUASHFS:
         raise UsageError(f"{spec.label('write')}: a SquashFS image can't be written to; use write-fake: {spec.image}")
     if spec.write and storage is not None and image.in_storage(found, storage):
@@ -357,7 +367,7 @@ def check_image(spec: Spec, found: image.Image, storage: str | None) -> None:
 
 
 def find_devices(spec: Spec, caller: Caller) -> Injection | None:
-    """Return what the devices asked for amount to; loads what it needs only if there are any."""
+    """Return the merged edits of the requested devices, or None without any. Loads the CDI modules only if needed."""
     if not spec.devices and spec.compatibility:
         from . import compatibility
 
@@ -371,13 +381,14 @@ def find_devices(spec: Spec, caller: Caller) -> Injection | None:
 
 
 def containerize(container: Container) -> Build:
-    """Put this process into the container; ChError if that fails.
+    """Move this process into the container; ChError if that fails.
 
-    A failure leaves this process in a half-built namespace that is good for
-    nothing but to exit; everything built goes with it.
+    Changes this process: its user and mount namespaces, root and working directory; it is
+    no longer dumpable. The umask is restored. After a failure, the process is in half-built
+    namespaces and can only exit; everything that was built disappears with it.
     """
     build = container.build
-    # The modes of what is made are ours to choose; the command keeps its umask.
+    # Files and directories that slurm_ch creates get fixed modes; the command keeps its umask.
     umask = os.umask(0o022)
     try:
         for action in container.plan():
@@ -398,12 +409,12 @@ def containerize(container: Container) -> Build:
 
 
 def plan_bytes(build: Build) -> bytes:
-    """Return the plan for `ch-join`."""
+    """Return the task plan that `ch-join` carries out, encoded."""
     return task_plan.encode(build.records)
 
 
 def explain(container: Container) -> Sequence[str]:
-    """Return the plan, one line an action."""
+    """Return the plan, one line per action. Changes nothing."""
     return [
         (isinstance(action, binds.BindMount) and action.left_out()) or action.describe() for action in container.plan()
     ]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a container's devices add to its plan.
+"""The actions that a container's CDI devices add to its plan.
 
-Mounts are ordinary binds, with their destinations made where they are missing;
-the dynamic linker's cache is brought up to date by the image's own `ldconfig`,
-run as the user, inside.
+A spec's mounts become binds; missing destinations are created. The dynamic
+linker's cache is updated by the image's own `ldconfig`, which runs inside the
+container, as the user.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..devices.edits import Injection
     from ..devices.records import Node
 
-# The first is what Debian's and Ubuntu's wrapper script runs.
+# On Debian and Ubuntu, ldconfig is a script that runs ldconfig.real.
 _LDCONFIGS = (
     "/sbin/ldconfig.real",
     "/usr/sbin/ldconfig.real",
@@ -37,12 +37,12 @@ _LDCONFIGS = (
 _CACHE_DIRECTORY = "/etc"
 _CUDA_COMPAT = "/usr/local/cuda/compat"
 
-# A hook may set its own limit; an ldconfig that takes longer than this hangs.
-_PATIENCE_SECONDS = 60
+# Unless a spec's hook sets another.
+_LDCONFIG_TIMEOUT_SECONDS = 60
 
 
 def actions(injection: Injection, groups: Iterable[int]) -> MoreActions:
-    """Return what `injection` adds to a plan; `groups` are the user's own."""
+    """Return the actions for `injection`; `groups` are the ids of the user's groups."""
     extra = MoreActions()
     extra.before_binds += [Report(text) for text in injection.remarks]
     extra.before_binds += [Report(text, quiet=True) for text in injection.notes]
@@ -60,13 +60,13 @@ def actions(injection: Injection, groups: Iterable[int]) -> MoreActions:
         extra.in_tree.append(CheckCudaCompat(injection.cuda_compat))
     if injection.cache:
         extra.before_binds.append(MakeWriteable((_CACHE_DIRECTORY, *injection.folders)))
-        extra.before_binds.append(HoldChJoin())
-        extra.inside.append(UpdateCache(injection.folders, injection.timeout or _PATIENCE_SECONDS))
+        extra.before_binds.append(OpenChJoin())
+        extra.inside.append(UpdateCache(injection.folders, injection.timeout or _LDCONFIG_TIMEOUT_SECONDS))
     return extra
 
 
 def _node_bind(node: Node, path: str) -> binds.BindMount:
-    # Nothing can be made in /dev, which is the host's. What is missing is said when the node is checked.
+    # Nothing can be created in /dev, which is the host's. CheckNode reports what is missing.
     in_dev = path.startswith("/dev/")
     return binds.BindMount(
         node.source, path, src_optional=True, dst_optional=in_dev, dst_create=not in_dev, follow=True, label=node.where
@@ -75,7 +75,7 @@ def _node_bind(node: Node, path: str) -> binds.BindMount:
 
 def _binds(injection: Injection) -> list[Action]:
     found: list[Action] = []
-    # What lies in a directory must be mounted after it.
+    # Parents before what is mounted below them.
     for path in sorted(injection.mounts, key=lambda path: (path.count("/"), path)):
         mount = injection.mounts[path]
         found.append(Mount(mount.source, path, binds.attributes_of(mount.options), mount.where))
@@ -83,7 +83,7 @@ def _binds(injection: Injection) -> list[Action]:
 
 
 class Mount(binds.BindMount):
-    """A mount of a spec's; one that the user can't reach is left out, and said: the rest may well work without."""
+    """A mount that a spec lists. If the user can't reach its source, it is left out with a warning."""
 
     __slots__ = ()
 
@@ -101,7 +101,7 @@ class Mount(binds.BindMount):
 
 
 class Report(Action):
-    """Tell the user what is not done for a device, once per container."""
+    """Report what is not done for a device, once per container: a warning, or with `quiet` a note."""
 
     __slots__ = ("quiet", "text")
 
@@ -110,7 +110,7 @@ class Report(Action):
         self.quiet = quiet
 
     def describe(self) -> str:
-        return f"say: {self.text}"
+        return f"report: {self.text}"
 
     def apply(self, build: Build) -> None:
         del build
@@ -118,7 +118,7 @@ class Report(Action):
 
 
 class MakeWriteable(Action):
-    """Make directories of the image writeable for us, those that it has."""
+    """Make the given directories of the image writeable, as far as they exist."""
 
     __slots__ = ("paths",)
 
@@ -126,7 +126,7 @@ class MakeWriteable(Action):
         self.paths = paths
 
     def describe(self) -> str:
-        return f"make writeable, where they are: {' '.join(self.paths)}"
+        return f"make writeable, if they exist: {' '.join(self.paths)}"
 
     def apply(self, build: Build) -> None:
         for path in self.paths:
@@ -140,7 +140,7 @@ class MakeWriteable(Action):
 
 
 class CheckNode(Action):
-    """See whether a device node is where the container's programs will look for it."""
+    """Warn if a device node is not where programs in the container will look for it, or is another device."""
 
     __slots__ = ("node",)
 
@@ -168,15 +168,15 @@ class CheckNode(Action):
         if not (is_kind(found.st_mode) if is_kind else stat.S_ISBLK(found.st_mode) or stat.S_ISCHR(found.st_mode)):
             return "not a device of the kind that its spec says"
         numbers = (os.major(found.st_rdev), os.minor(found.st_rdev))
-        # A zero means that the number is not said.
-        for said, is_number in zip((node.major, node.minor), numbers):
-            if node.major and said is not None and said != is_number:
+        # A major number of zero means that the spec gives none.
+        for wanted, number in zip((node.major, node.minor), numbers):
+            if node.major and wanted is not None and wanted != number:
                 return f"is {numbers[0]}:{numbers[1]}, not {node.major}:{node.minor} as its spec says"
         return None
 
 
 class CheckCudaCompat(Action):
-    """Say if the image has CUDA libraries for drivers older than itself, which a hook would prefer."""
+    """Warn if the image has CUDA compatibility libraries newer than the driver: a hook would enable them, we don't."""
 
     __slots__ = ("version",)
 
@@ -206,7 +206,7 @@ def _major(version: str) -> int:
 
 
 class Link(Action):
-    """Make a symbolic link in the image; one that is there already is replaced, anything else stays."""
+    """Make a symbolic link in the image. It replaces another link, but no other file; failures are warnings."""
 
     __slots__ = ("link", "target")
 
@@ -247,8 +247,8 @@ def _link_at(directory: int, name: str) -> str | None:
         return None
 
 
-class HoldChJoin(Action):
-    """Open ch-join, while its path is the host's: it is what executes a program of the image."""
+class OpenChJoin(Action):
+    """Open ch-join, which later executes the image's ldconfig, while its path still leads to the host."""
 
     __slots__ = ()
 
@@ -260,13 +260,13 @@ class HoldChJoin(Action):
 
 
 class UpdateCache(Action):
-    """Run the image's ldconfig over the directories that have new libraries."""
+    """Run the image's ldconfig for the directories with new libraries; `timeout` is in seconds."""
 
-    __slots__ = ("folders", "patience")
+    __slots__ = ("folders", "timeout")
 
-    def __init__(self, folders: Sequence[str], patience: int) -> None:
+    def __init__(self, folders: Sequence[str], timeout: int) -> None:
         self.folders = folders
-        self.patience = patience
+        self.timeout = timeout
 
     def describe(self) -> str:
         return " ".join(("update the dynamic linker's cache: ldconfig", *self.folders))
@@ -279,7 +279,7 @@ class UpdateCache(Action):
             os.close(build.ch_join_fd)
             return
         output = os.memfd_create("slurm_ch-ldconfig", os.MFD_CLOEXEC)
-        # Whoever ignores it gets no child's status.
+        # A process that ignores SIGCHLD can't wait for its children's status.
         before = _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
         try:
             pid = os.fork()
@@ -287,8 +287,8 @@ class UpdateCache(Action):
                 _execute(build.ch_join_fd, program, self.folders, output)
             status = self._wait(pid, program)
             if status != 0:
-                said = os.pread(output, 1000, 0).decode("utf-8", "replace").strip().replace("\n", "; ")
-                raise ChError(f"the image's {program} failed with status {status}: {said}")
+                words = os.pread(output, 1000, 0).decode("utf-8", "replace").strip().replace("\n", "; ")
+                raise ChError(f"the image's {program} failed with status {status}: {words}")
         finally:
             _signal.signal(_signal.SIGCHLD, before)
             os.close(output)
@@ -299,32 +299,32 @@ class UpdateCache(Action):
         try:
             poll = select.poll()
             poll.register(pidfd, select.POLLIN)
-            ended = poll.poll(self.patience * 1000)
+            ended = poll.poll(self.timeout * 1000)
             if not ended:
                 _kill_all(pid)
             status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         finally:
             os.close(pidfd)
         if not ended:
-            raise ChError(f"the image's {program} took longer than {self.patience} s")
+            raise ChError(f"the image's {program} took longer than {self.timeout} s")
         return status
 
 
 def _kill_all(pid: int) -> None:
-    """Kill a process and what it has started, as far as that has stayed in its session."""
+    """Kill a process and all processes in its group."""
     try:
         os.killpg(pid, _signal.SIGKILL)
-    except ProcessLookupError:  # it has not come to its setsid()
+    except ProcessLookupError:  # it hasn't called setsid() yet
         os.kill(pid, _signal.SIGKILL)
 
 
 def _execute(entering: int, program: str, folders: Sequence[str], output: int) -> NoReturn:
-    """Become the image's ldconfig: the user's ids, no privileges to be gained, nothing of ours inherited.
+    """Replace this process by the image's ldconfig, with the user's ids, no privileges, and no inherited descriptors.
 
-    By way of ch-join: the name may be a link to /proc/self/exe, which must not lead to the host's Python.
+    ch-join executes it: if the path is a link to /proc/self/exe, that must not lead to the host's Python.
     """
     try:
-        # A session of its own: what it starts can be killed with it, and has no terminal of the user's.
+        # In its own session, it has no terminal, and can be killed together with what it starts.
         os.setsid()
         linux.prctl_no_new_privs()
         linux.prctl_root_is_nobody()

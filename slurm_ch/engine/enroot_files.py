@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What else `enroot import` leaves in an image: /etc/fstab, its volumes, and /etc/rc.local, a script to be sourced.
+"""Two files that `enroot import` leaves in an image: /etc/fstab with its volumes, and /etc/rc.local, which is sourced.
 
-Loaded only for images that have something there. An image says what of its own is mounted, never what of the host's.
+Loaded only for images that have them. An image's fstab can mount parts of the image, never of the host.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from .. import linux, log
 from ..errors import ChError, describe
 from ..request.options import DEFAULT_WRITE_FAKE
 from . import entrypoint, places
-from .image_environment import is_enroots
+from .image_environment import is_enroot_rc
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,14 +26,14 @@ START_FILE = "/etc/rc.local"
 _SOURCE_IT = f". {START_FILE} || exit; {entrypoint.SHOW[-1]}"
 _READ_BYTES = 1 << 16
 
-# How enroot writes that a line's source is in the image.
-_OWN = ("${ENROOT_ROOTFS}", "$ENROOT_ROOTFS")
+# With these, enroot marks a source that is in the image.
+_IMAGE_ROOT = ("${ENROOT_ROOTFS}", "$ENROOT_ROOTFS")
 _TMPFS_OPTIONS = ("size", "mode", "nr_inodes")
 _ESCAPES = (("\\040", " "), ("\\011", "\t"), ("\\134", "\\"))
 
 
 def text_of(build: Build, path: str) -> str:
-    """Return the beginning of a file of the image; "" where there is none that is a file."""
+    """Return the first 64 KiB of a file of the image; "" if it is missing or not a regular file."""
     try:
         fd = places.open_file(build, path)
     except OSError:
@@ -45,31 +45,31 @@ def text_of(build: Build, path: str) -> str:
 
 
 def is_image(build: Build) -> bool:
-    """Whether it is one of enroot's."""
-    return is_enroots(text_of(build, "/etc/rc"))
+    """Whether enroot made the image."""
+    return is_enroot_rc(text_of(build, "/etc/rc"))
 
 
 def start(env: Mapping[str, str], *, speaks: bool, directory: bool) -> entrypoint.RunEntrypoint:
-    """Return what sources /etc/rc.local, once per node: what it exports, and where it goes, is every task's."""
+    """Return the action that sources /etc/rc.local, once per node; all tasks get its variables and directory."""
     label = f"{START_FILE} of the image"
     return entrypoint.RunEntrypoint(label, env, speaks=speaks, directory=directory, argv=("/bin/sh", "-c", _SOURCE_IT))
 
 
 def mount(build: Build) -> None:
-    """Mount what /etc/fstab says, as far as it is the image's own; a warning for all else."""
+    """Mount the lines of /etc/fstab whose source is in the image, or a tmpfs; warn about all others."""
     for number, (source, place, kind, options) in enumerate(_lines(text_of(build, FSTAB))):
-        own = next((source[len(begin) :] or "/" for begin in _OWN if source.startswith(begin)), None)
+        own = next((source[len(begin) :] or "/" for begin in _IMAGE_ROOT if source.startswith(begin)), None)
         what = f"{FSTAB} of the image: {place}"
         try:
             if "tmpfs" in (source, kind):
                 found = dict(word.split("=", 1) for word in options if word.partition("=")[0] in _TMPFS_OPTIONS)
-                _put(build, places.tmpfs({"mode": "0755", **found}), place)
+                _mount_at(build, places.tmpfs({"mode": "0755", **found}), place)
             elif own is None:
                 log.warning(f"{what}: {source} is the host's, and not the image's to show; --container-mounts does")
             elif os.path.normpath(own) != os.path.normpath(place):
-                _put(build, _clone(build, own), place)
+                _mount_at(build, _clone(build, own), place)
             else:
-                _volume(build, place, f"volume-{number}")
+                _mount_volume(build, place, f"volume-{number}")
         except (ChError, OSError) as error:
             log.warning(f"{what}: left out: {describe(error)}")
 
@@ -86,15 +86,15 @@ def _lines(text: str) -> Iterator[tuple[str, str, str, list[str]]]:
             yield source, place, kind, options.split(",")
 
 
-def _place(build: Build, path: str) -> int:
+def _open_mount_point(build: Build, path: str) -> int:
     try:
         return places.look_up(build, path, True)
     except (FileNotFoundError, NotADirectoryError):
         return places.create(build, path, True, True)
 
 
-def _put(build: Build, fresh: int, path: str) -> None:
-    target = _place(build, path)
+def _mount_at(build: Build, fresh: int, path: str) -> None:
+    target = _open_mount_point(build, path)
     linux.move_mount(fresh, "", target, "", linux.MOVE_MOUNT_F_EMPTY_PATH | linux.MOVE_MOUNT_T_EMPTY_PATH)
     os.close(target)
     build.mounts.add(places.mount_id(fresh))
@@ -111,13 +111,13 @@ def _clone(build: Build, path: str) -> int:
         os.close(source)
 
 
-def _volume(build: Build, path: str, layers: str) -> None:
-    """Let the container write to a directory of its image, which is lost at its end; in a writeable one it can."""
+def _mount_volume(build: Build, path: str, layers: str) -> None:
+    """Make a directory of a read-only image writeable in memory. The changes are lost when the container ends."""
     try:
         target = places.look_up(build, path, True)
     except (FileNotFoundError, NotADirectoryError):
         if build.read_only:
-            _put(build, places.tmpfs({"size": DEFAULT_WRITE_FAKE, "mode": "0755"}), path)
+            _mount_at(build, places.tmpfs({"size": DEFAULT_WRITE_FAKE, "mode": "0755"}), path)
         else:
             os.close(places.create(build, path, True, True))
         return

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The image's entrypoint, run once per node before the tasks: they get its exported variables and its directory.
+"""Run the image's entrypoint once per node, before the tasks; they get the variables and directory that it sets.
 
-Loaded only where it is asked for. The entrypoint is given a command to execute, as it would be for a
-task; that one shows its environment and directory.
+The entrypoint gets a command to execute, as usual. Here that is a shell command which writes its environment and
+directory to descriptor 3. Loaded only if the entrypoint is requested.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 SHOW = ("/bin/sh", "-c", "cat /proc/self/environ >&3 && pwd >&3")
 _SHOWN_MAX = 4 << 20
-# What a shell sets by itself.
+# Variables that a shell sets by itself.
 _SHELLS = ("_", "PWD", "OLDPWD", "SHLVL")
 
 
-class HoldChJoin(Action):
-    """Open ch-join, while its path is the host's: it is what executes the entrypoint."""
+class OpenChJoin(Action):
+    """Open ch-join, which later executes the entrypoint, while its path still leads to the host."""
 
     __slots__ = ("runs",)
 
@@ -44,7 +44,10 @@ class HoldChJoin(Action):
 
 
 class RunEntrypoint(Action):
-    """Run the image's entrypoint, and have what it does to environment and directory done for each task."""
+    """Run the image's entrypoint, and record its changes to the environment and directory for each task.
+
+    `argv` is what is run; it has to end as SHOW does.
+    """
 
     __slots__ = ("argv", "ch_join_fd", "directory", "env", "label", "speaks")
 
@@ -53,9 +56,9 @@ class RunEntrypoint(Action):
     ) -> None:
         self.label = label
         self.env = {name: value for name, value in env.items() if name != agreement.JOIN_VARIABLE}
-        self.argv = argv  # what is run, which is to end as SHOW does
-        self.speaks = speaks  # whether the user sees what it prints
-        self.directory = directory  # whether tasks start where it goes
+        self.argv = argv
+        self.speaks = speaks  # whether the user sees its output
+        self.directory = directory  # whether tasks start in the directory that it changes to
         self.ch_join_fd = -1
 
     def describe(self) -> str:
@@ -78,22 +81,22 @@ class RunEntrypoint(Action):
 
     def _run(self, plan: bytes, argv: Sequence[str], speaks: bool) -> tuple[dict[str, str], str]:
         shown = os.memfd_create("slurm_ch-entrypoint", os.MFD_CLOEXEC)
-        said = os.memfd_create("slurm_ch-entrypoint-log", os.MFD_CLOEXEC)
-        # Whoever ignores it gets no child's status.
+        output = os.memfd_create("slurm_ch-entrypoint-log", os.MFD_CLOEXEC)
+        # A process that ignores SIGCHLD can't wait for its children's status.
         before = _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
         try:
             pid = os.fork()
             if pid == 0:
-                self._become(plan, argv, shown, log.target()[0] if speaks else said)
+                self._become(plan, argv, shown, log.target()[0] if speaks else output)
             status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
             if status != 0:
-                words = os.pread(said, 1000, 0).decode("utf-8", "replace").strip().replace("\n", "; ")
+                words = os.pread(output, 1000, 0).decode("utf-8", "replace").strip().replace("\n", "; ")
                 raise ChError(f"{self.label} ended with status {status}: {words}")
             *entries, directory = os.fsdecode(os.pread(shown, _SHOWN_MAX, 0)).split("\0")
         finally:
             _signal.signal(_signal.SIGCHLD, before)
             os.close(shown)
-            os.close(said)
+            os.close(output)
         return dict(entry.split("=", 1) for entry in entries if "=" in entry), directory.removesuffix("\n")
 
     def _become(self, plan: bytes, argv: Sequence[str], shown: int, output: int) -> NoReturn:
@@ -101,13 +104,13 @@ class RunEntrypoint(Action):
             linux.prctl_no_new_privs()
             linux.prctl_parent_death_signal(_signal.SIGKILL)
             null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-            # Above all that is put in place.
+            # Duplicates, with numbers above 3, which are not overwritten below.
             output, shown, program = (os.dup(fd) for fd in (output, shown, self.ch_join_fd))
             os.dup2(null, 0)
             os.dup2(output, 1)
             os.dup2(output, 2)
             linux.close_range(3, linux.CLOSE_RANGE_CLOEXEC)
-            # Where it was is no longer needed: this process is about to become another.
+            # A number that the duplicates don't have. Nothing else in this process needs it: it is about to exec.
             os.dup2(program, 200, inheritable=False)
             os.dup2(shown, 3)
             ch_join.execute(200, plan, argv, self.env)

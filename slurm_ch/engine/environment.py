@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Environment rules: from the options, and the files that they name, to records for `ch-join`.
+"""Turn the environment options, and the files that they name, into records for `ch-join`.
 
-The rules are worked out once per node; `ch-join` applies them to each task's
-own environment, so that SLURM_PROCID and similar variables stay the task's.
+The rules are evaluated once per node. `ch-join` applies the records to each task's
+own environment, so that SLURM_PROCID and similar variables keep the task's values.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 def stray_dollar(value: str) -> str:
-    """Return the first `$` of a value that is neither $NAME, ${NAME} nor behind a backslash, with what follows."""
+    """Return the rest of a value from its first `$` that is neither $NAME, ${NAME} nor escaped by a backslash."""
     before, dollar, after = value.partition("$")
     while dollar:
         braced = after[:1] == "{"
@@ -51,12 +51,12 @@ def stray_dollar(value: str) -> str:
     return ""
 
 
-# Root looks for commands there, as dpkg and useradd do; on Debian, others don't.
+# Root needs these in PATH: dpkg and useradd are there. Debian's other users don't have them.
 _ROOTS_PATH = "/usr/local/sbin:/usr/sbin:/sbin"
 
 
 def first_records(home: str, private_tmp: bool = False, makes_path: bool = True) -> list[Record]:
-    """Return what happens to every environment before the user's rules."""
+    """Return the records that come before the user's rules: HOME, PATH and TMPDIR."""
     return [
         (agreement.PLAN_SET, f"HOME={home}"),
         (agreement.PLAN_PATH, "" if makes_path else "as it is"),
@@ -65,7 +65,7 @@ def first_records(home: str, private_tmp: bool = False, makes_path: bool = True)
 
 
 def chosen_home(records: Sequence[Record], env: Mapping[str, str]) -> str:
-    """Return the last HOME that a rule sets, with $NAME and ${NAME} expanded as the caller has them."""
+    """Return the HOME that the last rule for it sets, with $NAME and ${NAME} expanded from the caller's `env`."""
     kind, value = next((one for one in reversed(records) if one[1].startswith("HOME=")), ("", "HOME=/"))
     if kind == agreement.PLAN_SET:
         return value[5:]
@@ -83,11 +83,11 @@ def rule_records(
     device_env: Sequence[Sequence[str]] = (),
     images_own: Callable[[str], list[Record]] | None = None,
 ) -> list[Record]:
-    """Return the records for the user's rules.
+    """Return the records for the user's rules, in their order.
 
-    `assign` is the kind of record that sets what the user wrote, `read_file` gives the assignments of a file
-    by the rule's kind and its path, `device_env` those of each device rule in turn, `images_own` the records for the
-    image's own environment.
+    `assign`: the kind of record for the user's assignments. `read_file`: returns a file's assignments, given the
+    rule's kind and the path. `device_env`: the assignments of each device rule in turn. `images_own`: returns the
+    records for the image's own environment, given the rule's kind.
     """
     devices = iter(device_env)
     records: list[Record] = []
@@ -109,33 +109,34 @@ def rule_records(
     return records
 
 
-# Whose file is meant, where it is written before the path.
+# Prefixes of a path that choose between a file of the image and one of the host.
 _IMAGES = "image:"
 _HOSTS = "host:"
 
 _CH = "/ch"
 _METADATA = "/ch/metadata.json"
-# Where something of an image's own may be.
+# One of these exists in an image that brings an environment.
 _PLACES = (_CH, APPTAINER_ENVIRONMENT, ENROOT_START)
 
-# What of an image's own environment never counts, because a job's is Slurm's, and what only counts where a task
-# has none: who its user is, and how Slurm, MPI and the devices lay out the job.
+# Variables that an image never sets: they belong to Slurm.
 _SLURMS = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SALLOC_", "SPANK_")
+# Variables that an image sets only for tasks that don't have them: they describe the task's place in the job, its
+# devices and its user.
 _TASKS = (
     "PMI_", "PMIX_", "PALS_", "OMPI_", "I_MPI_", "MPICH_", "OMP_", "KMP_", "GPU_DEVICE_ORDINAL", "ZE_AFFINITY_MASK",
 )  # fmt: skip
 _TASKS_ENDINGS = ("_NUM_THREADS", "_VISIBLE_DEVICES")
 _USERS = ("USER", "LOGNAME", "TERM", "TMPDIR", "TMP", "TEMP", "TEMPDIR")
 
-# ch-run's own word for every image.
+# ch-run's value for every image.
 _CH_RUN_RUNNING = "Weird Al Yankovic"
 
 
 class Environment(Action):
-    """Work out what `ch-join` does to each task's environment.
+    """Determine what `ch-join` does to each task's environment.
 
-    Files of the host are read when the plan is made: a peer that joins can't
-    reach them any more when this is applied.
+    Files of the host are read when this object is created: a process that joins a
+    container can't reach them any more when the action is applied.
     """
 
     __slots__ = ("caller", "device_env", "given", "host_files", "joining", "spec", "user_directories")
@@ -144,10 +145,10 @@ class Environment(Action):
         self.spec = spec
         self.device_env = injection.env if injection else []
         self.caller = caller
-        self.joining = joining  # what others say already isn't said again
+        self.joining = joining  # whether another process makes the container, and reports its warnings
         self.user_directories = UserDirectories(spec, caller)
-        self.host_files: dict[str, tuple[str, tuple[int, int]]] = {}  # text and identity, by the path as given
-        self.given: dict[str, str] = {}  # the option that names a file, by the file
+        self.host_files: dict[str, tuple[str, tuple[int, int]]] = {}  # given path: text, (device, inode)
+        self.given: dict[str, str] = {}  # given path: the option that names it
         for kind, path in spec.env_rules:
             if kind not in ("file", "file0"):
                 continue
@@ -175,10 +176,10 @@ class Environment(Action):
             records.append((agreement.PLAN_COLOR, "" if spec.color else agreement.IF_TERMINAL))
         if spec.like_ch_run:
             records.append((agreement.PLAN_LIKE_CH_RUN, ""))
-        places_there: list[str] = []
+        present: list[str] = []
         if in_image and not spec.like_ch_run:
-            places_there = [path for path in _PLACES if _is_there(build, path)]
-            records += self._with_compatibility(build, places_there)
+            present = [path for path in _PLACES if _exists(build, path)]
+            records += self._image_environment(build, present)
         records += self._relayed(in_image)
         if in_image:
             records += first_records(self.user_directories.home(build), spec.private_tmp, not spec.like_ch_run)
@@ -192,7 +193,7 @@ class Environment(Action):
         if spec.cd is not None:
             records.append((agreement.PLAN_DIRECTORY, spec.cd))
         else:
-            records += self._directory(build, _images_directory(build, places_there))
+            records += self._directory(build, _images_directory(build, present))
         if spec.seccomp:
             records.append((agreement.PLAN_ROOT, spec.label("seccomp")))
         if spec.keep_keyring:
@@ -200,18 +201,18 @@ class Environment(Action):
         build.records = records
 
     def _relayed(self, in_image: bool) -> list[Record]:
-        """Return the records for the TMPDIR of a script in a container whose step this is."""
+        """Return the records for TMPDIR if this step was started by a script in a container, which has its own."""
         env = self.caller.environment
         relayed = env.get(agreement.RELAYED_PREFIX + "TMPDIR", "")
         if not relayed or not (in_image or os.path.isdir(relayed)):
             return []
-        # A TaskProlog may set another for the step.
+        # Unless a TaskProlog has set another for the step.
         still = (agreement.PLAN_IF_STILL, f"TMPDIR={env.get('TMPDIR', '')}")
         return [still, (agreement.PLAN_SET, f"TMPDIR={relayed}")]
 
-    def _with_compatibility(self, build: Build, places_there: Sequence[str]) -> list[Record]:
-        """Return the records for the environment that an image brings, as users of another tool expect it."""
-        brought, compatibility = self._brought_along(build, places_there), self.spec.compatibility
+    def _image_environment(self, build: Build, present: Sequence[str]) -> list[Record]:
+        """Return the records for the environment that an image brings, adapted to what pyxis users expect."""
+        brought, compatibility = self._default_image_environment(build, present), self.spec.compatibility
         if compatibility is None:
             return brought
         variable, assignments = compatibility.if_image_has
@@ -235,7 +236,7 @@ class Environment(Action):
         if lost and build.root and not self.spec.like_ch_run:
             log.warning(f"{lost}; starting in {start}")
         else:
-            # Who joins has been told by who made the container.
+            # A process that joins: the container's maker has already warned.
             log.info(f"{lost}; starting in {start}") if lost else None
         records = [(agreement.PLAN_USUAL_DIRECTORY, start)]
         if images:
@@ -256,7 +257,7 @@ class Environment(Action):
             assign,
             lambda kind, path: self._assignments(build, kind, path),
             self.device_env,
-            None if spec.like_ch_run else lambda kind: self._asked_for(build, kind, assign),
+            None if spec.like_ch_run else lambda kind: self._requested_image_environment(build, kind, assign),
         )
         if not self.joining:
             for kind, text in records:
@@ -283,7 +284,7 @@ class Environment(Action):
             raise ChError(f"{self.given[path]}: can't read environment file") from error
 
     def _report_both(self, build: Build, path: str, identity: tuple[int, int]) -> None:
-        """Say that the host's file is meant, where the image has another of that name."""
+        """Warn that the host's file is used if the image has another one at that path."""
         try:
             fd = places.look_up(build, path, True)
         except OSError:
@@ -299,55 +300,55 @@ class Environment(Action):
 
     # --- the image's own -----------------------------------------------------
 
-    def _asked_for(self, build: Build, kind: str, assign: str) -> list[Record]:
-        """Return the records for the image's environment, wherever it is; ChError if it has none."""
+    def _requested_image_environment(self, build: Build, kind: str, assign: str) -> list[Record]:
+        """Return the records for an image environment that the user asks for by set-env; ChError if there is none."""
         given = self.given[IMAGE_ENVIRONMENT]
         literal = read_image(build, PULLED_ENVIRONMENT, given)
         if literal is not None:
-            return [one for one in _as_it_is(literal) if not one[1].startswith(_SLURMS)]
+            return [one for one in _literal_records(literal) if not one[1].startswith(_SLURMS)]
         text = read_image(build, IMAGE_ENVIRONMENT, given)
         if text is not None:
             return [(assign, line) for line in parse_file(text, given, "\0" if kind == "file0" else "\n")]
         from . import image_environment
 
-        # What isn't understood has been reported where the environment is brought along.
+        # _default_image_environment has reported what isn't understood, unless it was turned off.
         quiet = self.joining or self.spec.image_env is not False
         found = image_environment.records(build, read_image, parse_file, quiet)
         if found is None:
             raise ChError(f"{given}: can't read environment file: the image has neither this nor another")
         return found
 
-    def _brought_along(self, build: Build, places_there: Sequence[str]) -> list[Record]:
-        """Return the records for the environment of an image that brings one, by which of _PLACES are there.
+    def _default_image_environment(self, build: Build, present: Sequence[str]) -> list[Record]:
+        """Return the records for the environment that the image brings; `present` are those of _PLACES it has.
 
-        What an image has there by chance is no reason to fail, unless the user asks for it.
+        Files that can't be read are ignored, unless the user asks for the image's environment.
         """
         spec = self.spec
         if spec.image_env is False:
             return []
         read = read_image if spec.image_env else try_image
-        if _CH in places_there:
+        if _CH in present:
             literal = read(build, PULLED_ENVIRONMENT, PULLED_ENVIRONMENT)
             if literal is not None:
-                return self._unless_the_tasks(_as_it_is(literal))
+                return self._keep_task_variables(_literal_records(literal))
             text = read(build, IMAGE_ENVIRONMENT, IMAGE_ENVIRONMENT) if spec.image_env else None
             if text is not None:
                 lines = parse_file(text, IMAGE_ENVIRONMENT)
-                return self._unless_the_tasks([(agreement.PLAN_SET_ANYWHERE, line) for line in lines])
-        if not spec.image_env and not (APPTAINER_ENVIRONMENT in places_there or ENROOT_START in places_there):
+                return self._keep_task_variables([(agreement.PLAN_SET_ANYWHERE, line) for line in lines])
+        if not spec.image_env and not (APPTAINER_ENVIRONMENT in present or ENROOT_START in present):
             return []
         from . import image_environment
 
         found = image_environment.records(build, read, parse_file if spec.image_env else None, self.joining)
         if found is None and spec.image_env:
             raise ChError(f"{spec.label('image-env')}: {spec.image} has no environment of its own")
-        return self._unless_the_tasks(found or [])
+        return self._keep_task_variables(found or [])
 
-    def _unless_the_tasks(self, records: Sequence[Record]) -> list[Record]:
-        """Return the records of an image's environment, with what is a task's own left to the task.
+    def _keep_task_variables(self, records: Sequence[Record]) -> list[Record]:
+        """Return the records of an image's environment, changed so that a task's own variables keep their values.
 
-        That is what Slurm, MPI or the user with --export say, and what differs from the step's: a task's prolog
-        or a plugin has set it.
+        These are the variables of Slurm and MPI, those that the user sets with --export, and those whose value in
+        the task differs from the step's because a prolog or a plugin has set them.
         """
         environment = self.caller.environment
         keep: Sequence[str] = ()
@@ -374,35 +375,35 @@ class Environment(Action):
         return kept
 
 
-def _images_directory(build: Build, places_there: Sequence[str]) -> str:
-    """Return the directory that the image's own command starts in, or "" if the image names none that it has."""
-    text = try_image(build, _METADATA, _METADATA) if _CH in places_there else None
+def _images_directory(build: Build, present: Sequence[str]) -> str:
+    """Return the working directory that the image defines, or "" if it defines none, or one that doesn't exist."""
+    text = try_image(build, _METADATA, _METADATA) if _CH in present else None
     directory = ""
     if text is not None:
         directory = working_directory(text)
-    elif ENROOT_START in places_there:
+    elif ENROOT_START in present:
         from . import image_environment
 
         directory = image_environment.enroot_directory(build, try_image)
-    return directory if directory.strip("/") and _is_there(build, directory + "/.") else ""
+    return directory if directory.strip("/") and _exists(build, directory + "/.") else ""
 
 
-def _as_it_is(text: str) -> list[Record]:
-    """Return the records for what `slurm-ch pull` writes: each value as the image's builder has it."""
+def _literal_records(text: str) -> list[Record]:
+    """Return the records for the file that `slurm-ch pull` writes: the values are taken literally."""
     assignments = [unquoted(line) for line in text.split("\0")]
     return [(agreement.PLAN_SET, line) for line in assignments if is_name(line.partition("=")[0])]
 
 
 def load_readers() -> None:
-    """Load what reads an image's environment: in a container that somebody else made, nothing of ours can be found."""
+    """Import the modules that read an image's environment now: after entering a container, they can't be found."""
     from . import image_environment  # noqa: F401
 
 
-def worked_out(environment: Environment) -> Build:
-    """Return what a process that entered a container needs: the environment, worked out inside."""
+def apply_inside(environment: Environment) -> Build:
+    """Apply `environment` in a process that has already entered the container; return its build."""
     build = Build()
     build.root_fd = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    # Nothing may be imported meanwhile: what a module's path leads to is the image's.
+    # Nothing may be imported in here: the path of a module leads to a file of the image.
     finders, sys.meta_path[:] = sys.meta_path[:], []
     try:
         environment.apply(build)
@@ -412,11 +413,11 @@ def worked_out(environment: Environment) -> Build:
 
 
 def is_tasks_own(name: str) -> bool:
-    """Whether a variable may differ from task to task."""
+    """Whether the variable is one of Slurm's, MPI's or a device's, whose value may differ from task to task."""
     return name.startswith((*_SLURMS, *_TASKS)) or name.endswith(_TASKS_ENDINGS)
 
 
-def _is_there(build: Build, path: str) -> bool:
+def _exists(build: Build, path: str) -> bool:
     try:
         os.close(places.look_up(build, path, True))
     except OSError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of variables, the host's and the image's: read, and taken apart into assignments."""
+"""Read environment files of the host and of the image, and split them into assignments."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .action import Build
 
-# So much of a wrong line is shown.
+# A message shows at most this many characters of a wrong line.
 SHOWN = 80
 
 _BYTE_ORDER_MARK = "\ufeff"
-# Bytes that are no UTF-8, as Python decodes them.
+# The byte order marks of UTF-16, as surrogateescape decodes them.
 _UTF16 = ("\udcff\udcfe", "\udcfe\udcff")
 
 # More than the kernel passes on to any command.
@@ -27,12 +27,12 @@ _OPENED = ("/dev/fd/", "/proc/self/fd/")
 
 
 def parse_file(text: str, given: str, separator: str = "\n", either_quotes: bool = True) -> list[str]:
-    """Return the assignments of an environment file: one a line, blank lines and comments skipped.
+    """Return the assignments of an environment file: one per line, without blank lines and comments.
 
-    Blanks before a line, an `export` there, a carriage return behind it and a byte order mark are no part
-    of it, and one pair of quotes around a value goes. With NUL for a `separator`, a line is an assignment
-    as it stands, and may have newlines in it. UsageError names the line that is no assignment, and
-    the option as it was `given`.
+    Leading blanks, a leading `export`, a carriage return at the end, a byte order mark, and one pair of
+    quotes around the value are removed. If the `separator` is NUL, each entry is an assignment as it
+    stands; it may contain newlines. UsageError names the line that is not an assignment, and the option
+    as it was `given`.
     """
     if separator == "\n":
         if text.startswith(_UTF16):
@@ -40,7 +40,7 @@ def parse_file(text: str, given: str, separator: str = "\n", either_quotes: bool
         text = text.removeprefix(_BYTE_ORDER_MARK)
     assignments = []
     for number, whole in enumerate(text.split(separator), 1):
-        line = _written(whole) if separator == "\n" else whole
+        line = _without_decoration(whole) if separator == "\n" else whole
         if not line:
             continue
         name, equals, _ = line.partition("=")
@@ -51,23 +51,23 @@ def parse_file(text: str, given: str, separator: str = "\n", either_quotes: bool
         if not is_name(name):
             raise UsageError(f"{given}: line {number}: the variable's name has a blank in it: {whole[:SHOWN]}")
         if separator == "\n":
-            wrong = _only_a_shells(whole, name, line[len(name) + 1 :])
+            wrong = _shell_only_syntax(whole, name, line[len(name) + 1 :])
             if wrong:
                 raise UsageError(f"{given}: line {number}: {wrong}: {whole[:SHOWN]}")
         assignments.append(unquoted(line, either_quotes and separator == "\n"))
     return assignments
 
 
-def _written(line: str) -> str:
-    """Return what a line of a file is for a shell's eye: nothing for a comment."""
+def _without_decoration(line: str) -> str:
+    """Return a line without leading blanks, `export` and the carriage return; "" for a comment."""
     line = line.removesuffix("\r").lstrip(" \t\r\v\f")
     if line.startswith(("export ", "export\t")):
         return line[len("export ") :].lstrip()
     return "" if line.startswith("#") else line
 
 
-def _only_a_shells(whole: str, name: str, value: str) -> str:
-    """Return why a line means something else to a shell than it would here, or ""."""
+def _shell_only_syntax(whole: str, name: str, value: str) -> str:
+    """Return why a shell would understand the line differently, or ""."""
     if name[-1] == "+":
         return "+= is not understood; write the whole value"
     if name[0] in "'\"":
@@ -80,12 +80,12 @@ def _only_a_shells(whole: str, name: str, value: str) -> str:
 
 
 def is_name(name: str) -> bool:
-    """Whether a variable can be called so: blanks and control characters are a slip of whoever wrote it."""
+    """Whether `name` is usable for a variable: not empty, and without blanks and control characters."""
     return bool(name) and not any(letter.isspace() or letter < " " for letter in name)
 
 
 def unquoted(assignment: str, either: bool = False) -> str:
-    """Return an assignment without the one pair of single quotes around its value; with `either`, or double."""
+    """Return an assignment without one pair of single quotes around its value; with `either`, of double ones too."""
     name, _, value = assignment.partition("=")
     if len(value) >= 2 and value[0] == value[-1] and value[0] in ("'\"" if either else "'"):
         value = value[1:-1]
@@ -93,9 +93,10 @@ def unquoted(assignment: str, either: bool = False) -> str:
 
 
 def working_directory(metadata: str) -> str:
-    """Return what ch-image's metadata say of the working directory, without a reader of JSON for all of it.
+    """Return the working directory in ch-image's metadata, or "".
 
-    Written with each member on a line of its own, and a string has no newline.
+    The module json is slow to load. ch-image writes each member on its own line, so the line is found
+    as text; only a value with a backslash needs json.
     """
     line = metadata.partition('\n  "cwd": "')[2].partition("\n")[0].rstrip(",")
     if "\\" in line:
@@ -109,7 +110,7 @@ def working_directory(metadata: str) -> str:
 
 
 def try_image(build: Build, path: str, given: str) -> str | None:
-    """Return the text of the image's file, or None where there is none that can be read."""
+    """Return the text of the image's file, or None if it is missing or can't be read."""
     try:
         return read_image(build, path, given)
     except ChError as error:
@@ -118,7 +119,7 @@ def try_image(build: Build, path: str, given: str) -> str | None:
 
 
 def read_image(build: Build, path: str, given: str) -> str | None:
-    """Return the text of the image's file, or None when there is none; ChError if it can't be read."""
+    """Return the text of the image's file, or None if it is missing; ChError if it can't be read."""
     try:
         return text_of(places.open_file(build, path), path, given)
     except (FileNotFoundError, NotADirectoryError):
@@ -128,7 +129,10 @@ def read_image(build: Build, path: str, given: str) -> str | None:
 
 
 def host_file(full: str, path: str, given: str) -> tuple[str, tuple[int, int]] | None:
-    """Return the text of the host's file and which file it is, or None when there is none of that name."""
+    """Return the text of the host's file, and its device and inode; None if there is no such file.
+
+    `full` is the absolute path, `path` as the user wrote it.
+    """
     try:
         fd = os.open(full, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         status = os.fstat(fd)
@@ -140,9 +144,9 @@ def host_file(full: str, path: str, given: str) -> tuple[str, tuple[int, int]] |
 
 
 def text_of(fd: int, path: str, given: str) -> str:
-    """Return what is in the file `fd`, and close it; ChError for what may never end, like a FIFO or a device.
+    """Return the text of the file `fd`, and close it; ChError for a FIFO or a device, which may never end.
 
-    The shell's <(COMMAND) is a pipe that the caller holds already: that is waited for.
+    A pipe of the shell's <(COMMAND) is allowed, and read to its end.
     """
     with open(fd, "rb") as file:
         kind = os.fstat(fd).st_mode

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image references: what a string that names an image refers to.
+"""Find the image that a reference names: a directory, a SquashFS or SIF file, or the host itself.
 
-Only looks, never changes anything.
+Changes nothing.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 DIRECTORY = "directory"
 SQUASHFS = "SquashFS"
 HOST = "host"
-JOINED = "joined"  # somebody else has looked it up
+JOINED = "joined"  # not looked up: another process made the container
 
 _STORAGE_PARENT = "/var/tmp"
 
 
 class Image:
-    """An image that exists: as it was called, its kind, its absolute path, and a descriptor of it.
+    """An image that exists: the reference, its kind, its absolute path, and an open descriptor.
 
-    The path may lead elsewhere by the time that the container is made: the descriptor is what was looked at.
-    A file's can be read; a directory's is a place only. -1: there is none.
+    The descriptor is of the file that was checked; the path may lead to another file later. A file's
+    descriptor can be read, a directory's is O_PATH, -1 means none. The object owns it.
     """
 
     __slots__ = ("fd", "kind", "offset", "path", "reference")
@@ -38,10 +38,10 @@ class Image:
         self.kind = kind
         self.path = path
         self.fd = fd
-        self.offset = 0  # where in its file a SquashFS begins
+        self.offset = 0  # in bytes, of the SquashFS in its file
 
     def close(self) -> None:
-        """Let go of the descriptor."""
+        """Close the descriptor."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
@@ -51,11 +51,11 @@ class Image:
 
 
 def storage_directory(option: str | None, environment: Mapping[str, str], user: str) -> str | None:
-    """Return where images by name are: the option, CH_IMAGE_STORAGE, or /var/tmp/USER.ch.
+    """Return ch-image's storage directory: the `option`, CH_IMAGE_STORAGE, or /var/tmp/USER.ch.
 
-    The last only if it is the caller's own and nobody else can write to it, else
-    None: anybody can make a directory of that name, and who can write to one can
-    put an image in it that is called like another.
+    Return None instead of the default if it isn't the caller's own or others can write to it:
+    anybody can create a directory of that name, and put an image in it under a name that this
+    user means.
     """
     chosen = option or environment.get("CH_IMAGE_STORAGE")
     if chosen:
@@ -63,7 +63,7 @@ def storage_directory(option: str | None, environment: Mapping[str, str], user: 
     default = f"{_STORAGE_PARENT}/{user}.ch"
     for path in (default, f"{default}/img"):
         try:
-            # A link may be one's own, and where it leads somebody else's.
+            # Both owners: a link may belong to the user, and its target to somebody else.
             link, status = os.lstat(path), os.stat(path)
         except (OSError, ValueError):
             return None if path == default else default
@@ -83,18 +83,18 @@ def name_to_path(name: str, storage: str) -> str:
 
 
 def is_host(reference: str) -> bool:
-    """Whether the reference is the host's own root directory."""
+    """Whether the reference is "/", the host's own root directory."""
     return reference.startswith("/") and not os.path.normpath(reference).strip("/")
 
 
 def resolve(reference: str, storage: str | None, cwd: str) -> Image:
-    """Return the image that `reference` names, relative paths taken from `cwd`.
+    """Return the image that `reference` names; relative paths start at `cwd`.
 
-    Raises ChError when there is none, with the path and the reason.
+    A name in the storage counts before a path. ChError if there is no image, with the path and the reason.
     """
     if is_host(reference):
         return Image(reference, HOST, "/")
-    # "." and ".." are directories everywhere, in the storage too.
+    # Not "." and "..": these exist in every directory, so in the storage too.
     if storage is not None and reference.strip("."):
         named = name_to_path(reference, storage)
         try:
@@ -123,12 +123,12 @@ def resolve(reference: str, storage: str | None, cwd: str) -> Image:
 
 
 def _open_directory(path: str) -> int:
-    # With the dot what is mounted there on demand is mounted.
+    # "/." has an automounter mount the directory.
     return os.open(path + "/.", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def _check_directory(image: Image) -> None:
-    """Raise ChError where a directory that has no programs is known to be no image."""
+    """Raise ChError if a directory without `bin` and `usr` is recognised as something other than an image."""
     for name in ("bin", "usr"):
         try:
             os.stat(name, dir_fd=image.fd, follow_symlinks=False)
@@ -141,13 +141,13 @@ def _check_directory(image: Image) -> None:
 
 
 def in_storage(image: Image, storage: str) -> bool:
-    """Whether the image belongs to `ch-image`, by name or by path."""
+    """Whether the image is in ch-image's storage, whether it was given by name or by path."""
     path = os.readlink(f"/proc/self/fd/{image.fd}") if image.fd >= 0 else os.path.realpath(image.path)
     return path.startswith(os.path.realpath(storage) + "/img/")
 
 
 def _open_file(image: Image) -> None:
-    """Have the image's descriptor be one that can be read, and see that it is SquashFS; ChError if it isn't."""
+    """Replace the image's O_PATH descriptor by a readable one; ChError if the file is neither SquashFS nor SIF."""
     reference = image.reference
     try:
         fd = os.open(f"/proc/self/fd/{image.fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

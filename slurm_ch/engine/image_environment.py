@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The environment that Apptainer or enroot left in an image: shell scripts, read and not run.
+"""Read the environment that Apptainer or enroot left in an image as shell scripts, without running them.
 
-Loaded only for such images. Each script is a list of assignments, as a rule; running a shell of the image's for it
-would cost every task, and the image may have none. What only a shell could say is left out, with a warning.
+Most of these scripts are lists of assignments. Running the image's shell would take time in every task, and the
+image may have none. What only a shell can evaluate is left out with a warning. Loaded only for such images.
 """
 
 from __future__ import annotations
@@ -19,33 +19,35 @@ if TYPE_CHECKING:
     from .action import Build
     from .task_plan import Record
 
-    # A file of the image by its path and what to call it, or None; the assignments in a text.
+    # (build, path, name for messages) -> text of a file of the image, or None
     Read = Callable[[Build, str, str], str | None]
+    # (text, name for messages) -> assignments
     Parse = Callable[[str, str], list[str]]
 
-# About Apptainer itself: its prompt, its libraries and its apps.
+# Scripts for Apptainer's own use: its prompt, its libraries and its apps.
 _APPTAINERS_OWN = ("01-base.sh", "94-appsbase.sh", "95-apps.sh", "99-base.sh", "99-runtimevars.sh")
 _ENVIRONMENT_FILE = "/etc/environment"
 _NAME_LETTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_0123456789")
-# The kernel passes on no longer value to a program; A=$A$A would double with each line.
+# Sizes in characters. The kernel passes no longer value to a program; A=$A$A doubles with each line.
 _VALUE_MAX = 1 << 17
-# More than it passes on in all.
+# All values together: more than the kernel passes to a program.
 _VALUES_MAX = 4 << 20
-# Of all Apptainer's scripts: far more than it writes.
+# All Apptainer's scripts together: far more than it writes.
 _SCRIPTS_MAX = 1 << 20
-# From here on only a shell knows what is executed.
+# After one of these words, only a shell knows which commands are executed.
 _COMPOUND = ("if", "for", "while", "until", "case", "{", "function", "exit", "return", "exec")
 
 
-class _BeyondUs(Exception):
-    """What only a shell can say."""
+class _NeedsShell(Exception):
+    """Only a shell can evaluate this."""
 
 
 class Script:
-    """A shell script's assignments, worked out as far as they don't depend on what only a shell knows.
+    r"""The assignments of shell scripts, as far as they can be evaluated without a shell.
 
-    `values` has each exported variable's value, with `$NAME` for what the task has, and a backslash before each
-    other dollar; `defaults` what counts only where a task has nothing.
+    `values`: each exported variable's value. `$NAME` in it stands for the task's variable, `\$` for a dollar.
+    `defaults`: values for tasks that don't have the variable. `unset`: names of variables to unset.
+    `directory`: where the script changes to, or "". `not_understood`: numbers of the lines that were skipped.
     """
 
     def __init__(self) -> None:
@@ -53,14 +55,14 @@ class Script:
         self.defaults: dict[str, str] = {}
         self.unset: dict[str, None] = {}
         self.directory = ""
-        self.not_understood: list[int] = []  # lines
+        self.not_understood: list[int] = []
         self._local: dict[str, str] = {}
         self._room = _VALUES_MAX
         self._text = ""
         self._at = 0
 
     def read(self, text: str) -> None:
-        """Take in a script, behind those before."""
+        """Evaluate a script, after those that were read before."""
         self._text, self._at = text, 0
         self.not_understood = []
         line, counted = 1, 0
@@ -68,7 +70,7 @@ class Script:
             line, counted = line + text.count("\n", counted, self._at), self._at
             try:
                 words = self._command()
-            except (_BeyondUs, RecursionError):  # ${A:-${A:-${A:- and so on
+            except (_NeedsShell, RecursionError):  # the latter for nested ${A:-${A:-${A:-
                 self.not_understood.append(line)
                 self._skip_line()
                 continue
@@ -77,7 +79,7 @@ class Script:
                 return
             try:
                 self._carry_out(words)
-            except _BeyondUs:
+            except _NeedsShell:
                 self.not_understood.append(line)
 
     def _carry_out(self, words: list[str]) -> None:
@@ -98,7 +100,7 @@ class Script:
             for word in words[1:] if exports else words:
                 name, equals, value = word.partition("=")
                 if not name.isascii() or not name.isidentifier() or not (equals or exports):
-                    raise _BeyondUs
+                    raise _NeedsShell
                 self._assign(name, value if equals else None, exports)
 
     def _assign(self, name: str, value: str | None, exports: bool) -> None:
@@ -108,15 +110,15 @@ class Script:
             value = self._local.pop(name)
         self._room -= len(name) + len(value)
         if self._room < 0:
-            raise _BeyondUs
+            raise _NeedsShell
         if value.startswith("\0"):
             if value[1:].partition("\0")[0] != name:
-                raise _BeyondUs
+                raise _NeedsShell
             if name not in self.values:
                 self.defaults.setdefault(name, value.rpartition("\0")[2])
             return
         if "\0" in value:
-            raise _BeyondUs
+            raise _NeedsShell
         self.defaults.pop(name, None)
         if exports or name in self.values:
             self.values[name] = value
@@ -126,7 +128,7 @@ class Script:
     # --- words ---------------------------------------------------------------
 
     def _command(self) -> list[str]:
-        """Return the words of the next command, and move past it."""
+        """Return the next command's words, and move past it."""
         words: list[str] = []
         text = self._text
         while self._at < len(text):
@@ -148,7 +150,7 @@ class Script:
                 if words[:1] == ["mkdir"]:
                     self._skip_line()
                     return words
-                raise _BeyondUs
+                raise _NeedsShell
             else:
                 words.append(self._word())
         return words
@@ -158,13 +160,13 @@ class Script:
         self._at = len(self._text) if end < 0 else end
 
     def _word(self, end: str = " \t\r\n;&|()<>", quoted: bool = False) -> str:
-        """Return a word, up to one of the letters `end`, with its quotes taken off."""
+        """Return the word up to one of the letters in `end`, without its quotes."""
         text, parts, room = self._text, [""], _VALUE_MAX
         while self._at < len(text):
             letter = text[self._at]
             room -= len(parts[-1])
             if room < 0:
-                raise _BeyondUs
+                raise _NeedsShell
             if letter in end and not quoted:
                 break
             self._at += 1
@@ -173,26 +175,26 @@ class Script:
             elif letter == "'" and not quoted:
                 parts.append(self._single_quoted())
             elif letter == "\\":
-                parts.append(self._behind_a_backslash(quoted))
+                parts.append(self._escaped(quoted))
             elif letter == "$":
                 parts.append(self._dollar())
             elif letter == "`":
-                raise _BeyondUs
+                raise _NeedsShell
             else:
                 parts.append(letter)
         if quoted:
-            raise _BeyondUs
+            raise _NeedsShell
         return "".join(parts)
 
     def _single_quoted(self) -> str:
         close = self._text.find("'", self._at)
         if close < 0:
-            raise _BeyondUs
+            raise _NeedsShell
         inside = self._text[self._at : close]
         self._at = close + 1
         return _literal(inside)
 
-    def _behind_a_backslash(self, quoted: bool) -> str:
+    def _escaped(self, quoted: bool) -> str:
         after = self._text[self._at : self._at + 1]
         self._at += 1
         if after == "\n":
@@ -200,7 +202,7 @@ class Script:
         return _literal(after if not quoted or after in '$`"\\' else "\\" + after)
 
     def _dollar(self) -> str:
-        """Return what a `$` and the name behind it stand for."""
+        """Return the value of the `$NAME` or `${NAME...}` whose `$` was just read."""
         text = self._text
         braced = text[self._at : self._at + 1] == "{"
         self._at += braced
@@ -211,7 +213,7 @@ class Script:
         if not name or name[0].isdigit():
             if not braced and text[self._at : self._at + 1] in ("", " ", "\n", '"', ":", "/"):
                 return "\\$"
-            raise _BeyondUs
+            raise _NeedsShell
         if not braced:
             return self._value_of(name)
         if text.startswith("}", self._at):
@@ -222,27 +224,27 @@ class Script:
                 self._at += len(operator)
                 other = self._word("}")
                 if not text.startswith("}", self._at):
-                    raise _BeyondUs
+                    raise _NeedsShell
                 self._at += 1
-                return self._either(name, operator, other)
-        raise _BeyondUs
+                return self._default_or_value(name, operator, other)
+        raise _NeedsShell
 
-    def _either(self, name: str, operator: str, other: str) -> str:
+    def _default_or_value(self, name: str, operator: str, other: str) -> str:
         if operator.endswith("+"):
-            # As in PATH=/x${PATH:+:$PATH}, where an item that is empty goes anyway.
+            # As in PATH=/x${PATH:+:$PATH}: ch-join drops empty items of such a list anyway.
             if other in (f":${{{name}}}", f"${{{name}}}:"):
                 return other
-            raise _BeyondUs
+            raise _NeedsShell
         known = self.values.get(name, self._local.get(name))
         if known:
             return known
         if "\0" in other:
-            raise _BeyondUs
+            raise _NeedsShell
         return f"\0{name}\0{other}"
 
     def _value_of(self, name: str) -> str:
         if name in self.defaults:
-            raise _BeyondUs
+            raise _NeedsShell
         if name in self.unset and name not in self.values and name not in self._local:
             return ""
         return self.values.get(name, self._local.get(name, f"${{{name}}}"))
@@ -253,10 +255,10 @@ def _literal(text: str) -> str:
 
 
 def records(build: Build, read: Read, parse: Parse | None, quiet: bool) -> list[Record] | None:
-    """Return what sets the environment that an image of Apptainer's or enroot's has, or None if it has none.
+    """Return the records for the environment of an image of Apptainer's or enroot's, or None if it has none.
 
-    `parse` makes assignments of what any image may have for its logins; without it, that doesn't count. What is not
-    understood is warned of, unless `quiet`.
+    `parse` is for /etc/environment of other images; without it, that file is ignored. Lines that can't be evaluated
+    are reported by a warning, unless `quiet`.
     """
     found = _apptainer(build, read, quiet)
     return _enroot(build, read, parse, quiet) if found is None else found
@@ -283,21 +285,21 @@ def _apptainer(build: Build, read: Read, quiet: bool) -> list[Record] | None:
                 left -= len(text) + len(path)
                 if left < 0:
                     if not quiet:
-                        log.warning(f"{path} of the image, and what comes behind it, is too long; left out")
+                        log.warning(f"{path} of the image and the scripts after it are too long; left out")
                     break
                 script.read(text)
                 _report(script, path, quiet)
-    return _of(script)
+    return _records(script)
 
 
 def _enroot(build: Build, read: Read, parse: Parse | None, quiet: bool) -> list[Record] | None:
     started = read(build, ENROOT_START, ENROOT_START)
-    enroots = started is not None and is_enroots(started)
+    enroots = started is not None and is_enroot_rc(started)
     text = read(build, _ENVIRONMENT_FILE, _ENVIRONMENT_FILE)
     if not enroots:
         if text is None or parse is None:
             return None
-        # As PAM reads it.
+        # An image that enroot didn't make: the file is PAM's.
         lines = parse(text, _ENVIRONMENT_FILE)
         return [(agreement.PLAN_SET, line) for line in lines] or None
     found: list[Record] = []
@@ -311,11 +313,11 @@ def _enroot(build: Build, read: Read, parse: Parse | None, quiet: bool) -> list[
             log.warning(f"{_ENVIRONMENT_FILE} of the image: line {number} is not NAME=VALUE; left out")
     script = Script()
     script.read(started or "")
-    return found + _of(script)
+    return found + _records(script)
 
 
-def is_enroots(text: str) -> bool:
-    """Whether an /etc/rc is one that enroot wrote."""
+def is_enroot_rc(text: str) -> bool:
+    """Whether `text`, an /etc/rc, was written by enroot."""
     return "exec" in text and '"$@"' in text
 
 
@@ -328,25 +330,27 @@ def _report(script: Script, path: str, quiet: bool) -> None:
             )
 
 
-def _of(script: Script) -> list[Record]:
+def _records(script: Script) -> list[Record]:
     found: list[Record] = [(agreement.PLAN_UNSET, name) for name in script.unset if name not in script.values]
-    found += [(agreement.PLAN_SET_DEFAULT, f"{name}={_plain(text)}") for name, text in script.defaults.items()]
+    found += [
+        (agreement.PLAN_SET_DEFAULT, f"{name}={_without_escapes(text)}") for name, text in script.defaults.items()
+    ]
     for name, text in script.values.items():
         if "$" in text.replace("\\$", ""):
             found.append((agreement.PLAN_SET_ANYWHERE, f"{name}={text}"))
         else:
-            found.append((agreement.PLAN_SET, f"{name}={_plain(text)}"))
+            found.append((agreement.PLAN_SET, f"{name}={_without_escapes(text)}"))
     return [(kind, text) for kind, text in found if "\0" not in text]
 
 
-def _plain(text: str) -> str:
+def _without_escapes(text: str) -> str:
     return text.replace("\\$", "$")
 
 
 def enroot_directory(build: Build, read: Read) -> str:
     """Return the directory that enroot's /etc/rc changes to, or "" if there is none."""
     text = read(build, ENROOT_START, ENROOT_START) or ""
-    if not is_enroots(text):
+    if not is_enroot_rc(text):
         return ""
     script = Script()
     script.read(text)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an image asks for: no devices, mounts of enroot, a script to be sourced.
+"""What an image itself requests: no GPUs, the mounts of enroot's fstab, a script to be sourced.
 
-Loaded only where users of another tool expect that.
+Loaded only for pyxis' options, whose users expect it.
 """
 
 from __future__ import annotations
@@ -24,38 +24,38 @@ if TYPE_CHECKING:
     from .caller import Caller
 
 _NO_DEVICES = ("", "none", "void")
-# More than an image's variables are.
+# More than any image's variables need.
 _ENVIRONMENT_BYTES = 1 << 20
 
 
 def actions(
     extra: MoreActions, spec: Spec, compatibility: Compatibility, injection: Injection | None, caller: Caller
 ) -> MoreActions:
-    """Return what is done as the image says."""
+    """Return `extra` with the actions for the image's requests; the device actions depend on whether it wants GPUs."""
     kind = compatibility.gpus[0] if compatibility.gpus is not None else ""
     if injection is not None and all(asked_by == kind for _, asked_by in spec.devices):
-        # Nobody has asked, but that the node has them.
-        gpu_request = GpuRequest(injection)
+        # The user didn't ask for GPUs: they are shown because the node has them.
+        gpu_request = ImageGpuRequest(injection)
         for part in (extra.before_binds, extra.in_tree, extra.inside):
-            part[:] = [IfWanted(gpu_request, one) for one in part]
+            part[:] = [IfGpusWanted(gpu_request, one) for one in part]
     start = RunStartFile(caller.environment, compatibility, spec.cd is None)
-    extra.in_tree.append(EnrootsFiles(start))
+    extra.in_tree.append(ApplyEnrootFiles(start))
     if compatibility.entrypoint is None:
         extra.inside.append(start)
     else:
-        # Which sources the file by itself.
+        # enroot's entrypoint sources the file by itself.
         from . import entrypoint
 
         label, speaks = compatibility.entrypoint
         label += ": the image's entrypoint"
         run = entrypoint.RunEntrypoint(label, caller.environment, speaks=speaks, directory=spec.cd is None)
-        extra.before_binds.append(entrypoint.HoldChJoin(run))
+        extra.before_binds.append(entrypoint.OpenChJoin(run))
         extra.inside.append(run)
     return extra
 
 
-class GpuRequest:
-    """Whether the image wants GPUs: only one that says so in its environment wants none."""
+class ImageGpuRequest:
+    """Whether the image wants GPUs: all do, except one whose NVIDIA_VISIBLE_DEVICES names none."""
 
     __slots__ = ("_injection", "_wanted")
 
@@ -63,12 +63,12 @@ class GpuRequest:
         self._injection = injection
         self._wanted: bool | None = None
 
-    def is_for_them(self, build: Build) -> bool:
-        """Look at the image, once; where it wants none, none of the devices' variables are set either."""
+    def image_wants_gpus(self, build: Build) -> bool:
+        """Return whether the image wants GPUs. If not, the devices' variables are dropped too."""
         if self._wanted is None:
             self._wanted = _value_in_image(build, "NVIDIA_VISIBLE_DEVICES") not in _NO_DEVICES
             if not self._wanted:
-                log.info("the image's NVIDIA_VISIBLE_DEVICES is for no devices")
+                log.info("the image's NVIDIA_VISIBLE_DEVICES asks for no devices")
                 self._injection.env[:] = [[] for _ in self._injection.env]
         return self._wanted
 
@@ -88,12 +88,12 @@ def _value_in_image(build: Build, name: str) -> str | None:
     return found
 
 
-class IfWanted(Action):
-    """Do something for the devices, if the image wants them."""
+class IfGpusWanted(Action):
+    """Apply an action for the GPUs if the image wants them."""
 
     __slots__ = ("action", "gpu_request")
 
-    def __init__(self, gpu_request: GpuRequest, action: Action) -> None:
+    def __init__(self, gpu_request: ImageGpuRequest, action: Action) -> None:
         self.gpu_request = gpu_request
         self.action = action
 
@@ -101,19 +101,19 @@ class IfWanted(Action):
         return self.action.describe()
 
     def apply(self, build: Build) -> None:
-        if build.root_fd < 0 or self.gpu_request.is_for_them(build):
+        if build.root_fd < 0 or self.gpu_request.image_wants_gpus(build):
             self.action.apply(build)
 
 
 class RunStartFile(Action):
-    """Source enroot's /etc/rc.local, if there is anything in it."""
+    """Source enroot's /etc/rc.local, if it isn't empty."""
 
     __slots__ = ("directory", "env", "run", "speaks")
 
     def __init__(self, env: Mapping[str, str], compatibility: Compatibility, directory: bool) -> None:
         self.env = env
-        self.directory = directory  # whether tasks start where it goes
-        self.speaks = compatibility.speaks  # whether the user sees what it prints
+        self.directory = directory  # whether tasks start in the directory that it changes to
+        self.speaks = compatibility.speaks  # whether the user sees its output
         self.run: Action | None = None
 
     def describe(self) -> str:
@@ -124,8 +124,8 @@ class RunStartFile(Action):
             self.run.apply(build)
 
 
-class EnrootsFiles(Action):
-    """Mount what enroot's /etc/fstab says, and see whether there is a start file."""
+class ApplyEnrootFiles(Action):
+    """Mount the entries of enroot's /etc/fstab, and prepare /etc/rc.local for `start`."""
 
     __slots__ = ("start",)
 
@@ -147,7 +147,7 @@ class EnrootsFiles(Action):
             enroot_files.mount(build)
         if starts:
             run = enroot_files.start(self.start.env, speaks=self.start.speaks, directory=self.start.directory)
-            entrypoint.HoldChJoin(run).apply(build)
+            entrypoint.OpenChJoin(run).apply(build)
             self.start.run = run
 
 

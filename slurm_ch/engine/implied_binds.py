@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Directories that are shown at their own paths without being asked for, because programs need them."""
+"""Directories of the host that programs need: bound at their own paths, although the user didn't ask for them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from .action import Build
 
 
 class ImpliedBind(binds.BindMount):
-    """Bind a directory where it is on the host, unless it is there anyway.
+    """Bind a directory at its own path, unless the container already shows it.
 
-    Much works without it, so that it is no error where this fails.
+    A failure is reported at `level`, and is not an error: many programs work without the directory.
     """
 
     __slots__ = ("level",)

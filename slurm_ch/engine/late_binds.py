@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Directories of the host that a container which runs already is to show: for who joins it.
+"""Show more of the host's directories in a container that runs already, for a step that joins it.
 
-The container's namespace may not look at the host's mounts, and the host's may not be copied without rights: a child in
-namespaces of its own copies them, and this process attaches the copies when it has entered. Loaded for that only.
+In the container's namespaces, the host's mounts can't be reached; outside, this user may not copy a mount.
+So a child in new namespaces copies the mounts and sends the descriptors, and this process attaches them
+after it has entered the container. Loaded only for that.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
 
 
 def copies(paths: Sequence[str], label: str) -> Mapping[str, int]:
-    """Return descriptors of detached copies of what is mounted at these paths, as far as they are there."""
+    """Return descriptors of detached copies of these directories, by path; those that don't exist are skipped.
+
+    On failure, warn that `label` may not work, and return nothing.
+    """
     there = [path for path in paths if os.path.isdir(path)]
     if not there:
         return {}
@@ -31,11 +35,11 @@ def copies(paths: Sequence[str], label: str) -> Mapping[str, int]:
     if child == 0:
         _copy(there, childs)
     childs.close()
-    said, descriptors, _, _ = socket.recv_fds(ours, 4096, len(there))
+    message, descriptors, _, _ = socket.recv_fds(ours, 4096, len(there))
     ours.close()
     os.waitpid(child, 0)
     if len(descriptors) != len(there):
-        _tell(there[0], label, said.decode("utf-8", "replace"))
+        _warn(there[0], label, message.decode("utf-8", "replace"))
         return {}
     return dict(zip(there, descriptors))
 
@@ -52,11 +56,11 @@ def _copy(paths: Sequence[str], to: socket.socket) -> NoReturn:
 
 
 def attach(trees: Mapping[str, int], label: str) -> None:
-    """Attach them at the same paths of the container that this process is in, unless they are there anyway.
+    """Attach the copies at their paths in the container that this process is in, unless it shows them already.
 
-    Those of steps that have ended meanwhile go.
+    Copies of directories that the host has removed, when other steps ended, are unmounted. Closes the descriptors.
     """
-    for path in _gone(places.read_whole("/proc/self/mountinfo"), {os.path.dirname(path) for path in trees}):
+    for path in _removed(places.read_whole("/proc/self/mountinfo"), {os.path.dirname(path) for path in trees}):
         try:
             linux.umount2(path, linux.MNT_DETACH)
             os.rmdir(path)
@@ -68,17 +72,17 @@ def attach(trees: Mapping[str, int], label: str) -> None:
             if not os.path.samestat(os.stat(path), os.fstat(fd)):
                 linux.move_mount(fd, "", linux.AT_FDCWD, path, linux.MOVE_MOUNT_F_EMPTY_PATH)
         except OSError as error:
-            _tell(path, label, error.strerror or "")
+            _warn(path, label, error.strerror or "")
         os.close(fd)
 
 
-def _gone(mountinfo: bytes, directories: Collection[str]) -> Iterator[str]:
-    """Yield what is mounted in one of the directories, and whose place on the host has been removed."""
+def _removed(mountinfo: bytes, directories: Collection[str]) -> Iterator[str]:
+    """Yield the mount points in these directories whose source the host has removed."""
     for line in mountinfo.splitlines():
         root, path = map(os.fsdecode, line.split(b" ")[3:5])
         if root.endswith("//deleted") and os.path.dirname(path) in directories:
             yield path
 
 
-def _tell(path: str, label: str, why: str) -> None:
+def _warn(path: str, label: str, why: str) -> None:
     log.warning(f"{label} may not work: can't show {path} in the container that is joined: {why}")

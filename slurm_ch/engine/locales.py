@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the image has the locale that the environment names; reported with --verbose.
+"""Check whether the image has the locale that the environment names; reported with --verbose.
 
-The host's locales are never shown: a program aborts where the file is of a C library that it doesn't
-know. glibc 2.31 to 2.43 read each other's; programs of before 2.27, and static ones, don't.
+The host's locales are never bound: a program aborts if the file was written by a C library that it doesn't
+know. glibc 2.31 to 2.43 read each other's files; static programs and those of glibc before 2.27 don't.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ if TYPE_CHECKING:
     from .action import Build
 
 _DIRECTORY = "/usr/lib/locale"
-# In order of precedence; what the C library has built in.
+# In order of precedence.
 _VARIABLES = ("LC_ALL", "LC_CTYPE", "LANG")
+# Locales that every C library has, without a file.
 _BUILT_IN = ("C", "POSIX", "C.utf8")
 
 
 def wanted(env: Mapping[str, str]) -> tuple[str, str]:
-    """Return the variable that names a locale which some image may lack, and the name; or two empty strings."""
+    """Return the variable that chooses the locale, and the locale; two empty strings for a built-in one."""
     for variable in _VARIABLES:
         name = env.get(variable, "")
         if name:
@@ -40,8 +41,8 @@ def _as_stored(name: str) -> str:
     return base + dot + codeset.lower().replace("-", "") + at + modifier
 
 
-class TellLocale(Action):
-    """Say that the image lacks the environment's locale."""
+class ReportMissingLocale(Action):
+    """Report that the image lacks the environment's locale."""
 
     __slots__ = ("env", "option")
 
@@ -63,6 +64,6 @@ class TellLocale(Action):
                 continue
             return
         log.info(
-            f"{variable}={name}: the image has no such locale; programs go on with C, or as their C library can"
+            f"{variable}={name}: the image has no such locale; most programs use C instead"
             f" (C.UTF-8 is in most images: {self.option}={variable}=C.UTF-8)"
         )

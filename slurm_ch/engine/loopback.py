@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loopback device of a network namespace of the container's own. Loaded only for those."""
+"""The loopback device of a container that has its own network namespace. Loaded only for those."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _IFF_UP = 1
 
 
 def bring_up() -> None:
-    """Set up `lo` in this process's network namespace, so that programs of a node reach each other."""
+    """Bring up `lo` in this process's network namespace, so that its programs reach each other; ChError."""
     request = b"lo".ljust(16, b"\0") + _IFF_UP.to_bytes(2, sys.byteorder).ljust(24, b"\0")
     try:
         any_socket = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)

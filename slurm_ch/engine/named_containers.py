@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Containers with a name: where they are kept, their locks, and which process runs in one.
+"""Named containers: their directories and locks, and the processes that run in them.
 
-    OWN/of-job-JOB/NODE/NAME/    one that goes with its job; OWN is the user's (agreement.py)
-    OWN/global/NODE/NAME/        one that is kept until somebody removes it
-        upper, work, image    as overlay_directory.py has them; `image` is there when it has been made
-        lock                  held by whoever makes, joins or removes it
-        mark                  what the overlay that is mounted now is called: so a process in it is found; and
-                              the step that has mounted it
+    OWN/of-job-JOB/NODE/NAME/    a container that is removed with its job; OWN is the user's (agreement.py)
+    OWN/global/NODE/NAME/        a container that is kept until somebody removes it
+        upper, work, image    see overlay_directory.py; `image` exists once the container has been made
+        lock                  locked by a process that makes, joins or removes the container
+        mark                  line 1: the source name of the overlay that was mounted last, by which its processes
+                              are found; line 2: the step that mounted it
 
-No process and no list says what runs: the kernel's mounts do. Loaded only where there is a name.
+No daemon and no list records which containers run: the kernel's mounts show it. Loaded only for named containers.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-# What a container may have of its own besides.
+# Namespaces that a container may have in addition to user and mount.
 _FURTHER = ("net", "ipc", "uts")
 _GLOBAL = "global"
+# Prefix of a directory that is being removed.
 _GONE = ".gone-"
-# What an overlay is called is found as " - overlay MARK " in /proc/PID/mountinfo.
+# An overlay's source name appears as " - overlay MARK " in /proc/PID/mountinfo.
 _MARK = "slurm_ch:"
 _READ_BYTES = 1 << 16
 
 
-class KeptContainer:
-    """The place of a container with a name on this node; `job` is None for one that outlives its job."""
+class NamedContainer:
+    """The directory of a named container on this node; `job` is None if the container outlives its job."""
 
     __slots__ = ("directory", "job", "name", "own")
 
@@ -49,7 +50,7 @@ class KeptContainer:
         self.directory = f"{self.own}/{scope}/{node}/{name}"
 
     def make_place(self) -> None:
-        """Make the directory; ChError if it can't be the user's own."""
+        """Create the directory; ChError if the user's own directory belongs to somebody else."""
         try:
             os.mkdir(self.own, 0o700)
         except FileExistsError:
@@ -58,13 +59,13 @@ class KeptContainer:
         os.makedirs(self.directory, 0o700, exist_ok=True)
 
     def lock(self, wait: bool) -> int | None:
-        """Return a descriptor that keeps others from it for as long as it is open; None if another has it."""
+        """Lock the container until the returned descriptor is closed; None if it is locked and `wait` is false."""
         while True:
             fd = -1
             try:
                 fd = os.open(f"{self.directory}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
                 fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # Whoever had it before may have removed all of it.
+                # The lock's previous holder may have removed the container.
                 if os.path.samestat(os.fstat(fd), os.stat(f"{self.directory}/lock")):
                     return fd
             except FileNotFoundError:
@@ -76,23 +77,26 @@ class KeptContainer:
                 os.close(fd)
 
     def image(self) -> str | None:
-        """Return the path of the image that it was made of; None if it was not made."""
+        """Return the path of the image that the container was made from; None if it was not made."""
         return _text(f"{self.directory}/image")
 
     def reference(self) -> str | None:
-        """Return the reference that its image was pulled by; None if it was none."""
+        """Return the reference that its image was pulled by; None if it was not pulled."""
         return _text(f"{self.directory}/image", 1)
 
     def mark(self) -> str | None:
-        """Return what the overlay is called that was mounted last."""
+        """Return the source name of the overlay that was mounted last."""
         return _text(f"{self.directory}/mark")
 
     def maker(self) -> str | None:
-        """Return the step that mounted it last, and serves its image."""
+        """Return the step that mounted the overlay last, and serves the image."""
         return _text(f"{self.directory}/mark", 1)
 
     def new_mark(self, step: str) -> str:
-        """Return what the overlay that a step is to mount is called; nobody can guess it who can't look here."""
+        """Choose and store the source name of the overlay that `step` will mount.
+
+        It is random: only a process that can read this directory knows it.
+        """
         found = _MARK + os.urandom(16).hex()
         fd = os.open(
             f"{self.directory}/mark", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
@@ -102,27 +106,27 @@ class KeptContainer:
         return found
 
     def used(self) -> float:
-        """Return when its overlay was mounted last, in seconds since the epoch."""
+        """Return when the overlay was mounted last, in seconds since the epoch; 0 if never."""
         try:
             return os.stat(f"{self.directory}/mark").st_mtime
         except OSError:
             return 0.0
 
     def remove(self) -> None:
-        """Remove it, in a moment as seen by others. Whoever calls has the lock."""
+        """Remove the container; others see it disappear atomically. The caller must hold the lock."""
         gone = f"{os.path.dirname(self.directory)}/{_GONE}{os.urandom(8).hex()}"
         os.rename(self.directory, gone)
         remove_tree(gone)
 
 
 def own_directory(root: str | None) -> str:
-    """Return where the caller's containers are, below the site's directory."""
+    """Return the directory of the caller's containers; `root` is the site's directory, None for the default."""
     begin = agreement.CONTAINERS_OWN if root is None else root + agreement.CONTAINERS_BELOW
     return f"{begin}{os.geteuid()}"
 
 
 def check_own(path: str) -> None:
-    """Raise ChError unless the directory, and who may put another in its place, is the user's alone."""
+    """Raise ChError if the directory isn't the user's alone, or if others could replace it."""
     found, above = os.lstat(path), os.stat(os.path.dirname(path))
     remedy = "have it removed, or the site name another place (plugstack.conf: containers=)"
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
@@ -131,30 +135,30 @@ def check_own(path: str) -> None:
         raise ChError(f"{os.path.dirname(path)}: anybody may replace what is in it; {remedy}")
 
 
-def all_of(root: str | None, job: str | None, node: str) -> Iterator[KeptContainer]:
-    """Yield the caller's containers on this node: a job's, or those that outlive theirs."""
-    where = KeptContainer(root, job, node, "").directory
+def all_of(root: str | None, job: str | None, node: str) -> Iterator[NamedContainer]:
+    """Yield the caller's containers on this node: those of `job`, or with None those that outlive their jobs."""
+    where = NamedContainer(root, job, node, "").directory
     try:
         check_own(own_directory(root))
         names = sorted(os.listdir(where))
     except (ChError, OSError):
         return
     for name in names:
-        one = KeptContainer(root, job, node, name)
+        one = NamedContainer(root, job, node, name)
         if not name.startswith(".") and one.image() is not None:
             yield one
 
 
 def nodes(root: str | None, job: str | None) -> list[str]:
-    """Return the nodes whose containers, of a job or those that outlive theirs, are here."""
+    """Return the nodes that have containers of `job`, or with None containers that outlive their jobs."""
     try:
-        return sorted(os.listdir(os.path.dirname(os.path.dirname(KeptContainer(root, job, "-", "-").directory))))
+        return sorted(os.listdir(os.path.dirname(os.path.dirname(NamedContainer(root, job, "-", "-").directory))))
     except OSError:
         return []
 
 
 def jobs(root: str | None) -> list[str]:
-    """Return the jobs that have containers here."""
+    """Return the jobs that have containers in this directory."""
     try:
         names = os.listdir(own_directory(root))
     except OSError:
@@ -164,7 +168,7 @@ def jobs(root: str | None) -> list[str]:
 
 
 def remove_job(root: str | None, job: str) -> None:
-    """Remove all that is kept of a job's containers; the caller knows that the job is over."""
+    """Remove all containers of a job. The caller has made sure that the job has ended."""
     own = own_directory(root)
     check_own(own)
     gone = f"{own}/{_GONE}{os.urandom(8).hex()}"
@@ -173,7 +177,7 @@ def remove_job(root: str | None, job: str) -> None:
 
 
 def sweep(root: str | None) -> None:
-    """Remove what was about to be removed when something ended the process that did it."""
+    """Finish removals that were interrupted."""
     own = own_directory(root)
     for name in os.listdir(own):
         if name.startswith(_GONE):
@@ -181,7 +185,7 @@ def sweep(root: str | None) -> None:
 
 
 def remove_tree(path: str) -> None:
-    """Remove a directory with all that is in it, whatever the modes are that its owner gave them."""
+    """Remove a directory and everything in it, whatever modes the directories have."""
     left = [path]
     while left:
         here = left[-1]
@@ -195,7 +199,7 @@ def remove_tree(path: str) -> None:
                     os.unlink(entry.path)
             if not below:
                 os.rmdir(here)
-        except FileNotFoundError:  # somebody else is at it
+        except FileNotFoundError:  # another process removes it too
             below = []
         if not below:
             left.pop()
@@ -206,7 +210,10 @@ def remove_tree(path: str) -> None:
 
 
 class Process:
-    """A process in a container, and its namespaces: these stay when it ends. ChError if it has ended."""
+    """A process in a container, with descriptors of its namespaces, which stay valid when it ends.
+
+    ChError if it has already ended.
+    """
 
     __slots__ = ("further", "mount_fd", "pid", "user_fd")
 
@@ -217,7 +224,7 @@ class Process:
 
 
 def open_further(proc_fd: int, pid: int) -> Mapping[str, int]:
-    """Return descriptors of the namespaces of further kinds in which the process isn't with us."""
+    """Return descriptors of the process's net, ipc and uts namespaces, as far as they differ from this process's."""
     found = {}
     for kind in _FURTHER:
         try:
@@ -229,17 +236,17 @@ def open_further(proc_fd: int, pid: int) -> Mapping[str, int]:
 
 
 def find(mark: str) -> Process | None:
-    """Return a process of the caller's in whose tree the overlay of that name is; None if there is none."""
+    """Return one of the caller's processes that has the overlay with this source name mounted, or None."""
     return _find(lambda proc_fd: is_in(mark, places.read_whole("mountinfo", proc_fd)))
 
 
 def is_in(mark: str, mountinfo: bytes) -> bool:
-    """Whether the overlay of that name is among a process's mounts."""
+    """Whether the overlay with this source name is among a process's mounts."""
     return f" - overlay {mark} ".encode() in mountinfo
 
 
 def find_step(job: str, step: str) -> Process | None:
-    """Return a process of a job's step that is in a container of ours."""
+    """Return a process of a job's step that runs in a container of slurm_ch, or None."""
     own = os.stat("/proc/self/ns/user").st_ino
     wanted = {f"SLURM_JOB_ID={job}".encode(), f"SLURM_STEP_ID={step}".encode()}
 
@@ -266,7 +273,7 @@ def _find(is_one: Callable[[int], bool]) -> Process | None:
                     return Process(int(name), proc_fd)
                 seen.add(tree)
         except (ChError, OSError):
-            pass  # it has ended, or doesn't let us look
+            pass  # it has ended, or can't be inspected
         finally:
             if proc_fd >= 0:
                 os.close(proc_fd)
@@ -274,7 +281,7 @@ def _find(is_one: Callable[[int], bool]) -> Process | None:
 
 
 def is_busy(directory: str) -> bool:
-    """Whether the kernel has a container's overlay mounted, in whosever tree: who leaves one may take a moment."""
+    """Whether the container's overlay is mounted in any mount namespace, even one that is about to disappear."""
     pid = os.fork()
     if pid == 0:
         code = 1
@@ -287,12 +294,12 @@ def is_busy(directory: str) -> bool:
 
 
 def try_overlay(directory: str) -> int:
-    """Return the number of the error that an overlay of a container's directories is, or 0.
+    """Try to mount an overlay of the container's directories; return 0, or the errno.
 
-    Leaves this process good for nothing else.
+    Leaves this process in new namespaces: call it in a child.
     """
     namespaces.NewNamespaces((os.geteuid(), os.getegid()), (0, 0)).apply(Build())
-    # Now: what is overlaid must be of this namespace.
+    # Opened after entering: the layers must belong to this mount namespace.
     upper, work = (os.open(f"{directory}/{name}", os.O_PATH | os.O_CLOEXEC) for name in ("upper", "work"))
     staging = places.tmpfs({"size": "64k", "mode": "0700"})
     linux.move_mount(staging, "", linux.AT_FDCWD, "/", linux.MOVE_MOUNT_F_EMPTY_PATH)
@@ -307,7 +314,7 @@ def try_overlay(directory: str) -> int:
 
 
 def _text(path: str, line: int = 0) -> str | None:
-    """Return a line of a small file, the first by default; None if there is none, or no such file."""
+    """Return a line of a small file; None if the line is empty, or there is no such line or file."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:

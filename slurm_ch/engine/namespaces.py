@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""User and mount namespaces: making, describing and joining them."""
+"""Make and join user and mount namespaces."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-# setns gives EINVAL now and then for no lasting reason (Charliecloud issue 1270).
+# setns sometimes fails with EINVAL, and succeeds when it is repeated (Charliecloud issue 1270).
 _SETNS_TRIES = 5
 
 _NS_GET_OWNER_UID = 0xB704  # _IO(NSIO, 4), linux/nsfs.h
@@ -28,10 +28,10 @@ _HINT = (
 
 
 class NewNamespaces(Action):
-    """Enter a new user and a new mount namespace, with one id mapped each.
+    """Enter a new user namespace, with one user id and one group id mapped, and a new mount namespace.
 
-    The `last` ones are those of the commands, who may come in from then on. Root among them has a say over
-    this process, which holds descriptors of the host: so it is no longer dumpable.
+    `more` are further kinds of namespaces: net, ipc, uts. `last` marks the commands' namespaces. From then on,
+    root in the container could trace this process, which holds descriptors of the host; so it is made undumpable.
     """
 
     __slots__ = ("_loopback", "inside", "last", "more", "outside")
@@ -42,10 +42,10 @@ class NewNamespaces(Action):
         self.outside = outside
         self.inside = inside
         self.last = last
-        self.more = more  # of what kinds besides: net, ipc, uts
+        self.more = more
         self._loopback: Callable[[], None] | None = None
         if "net" in more:
-            # Now: inside, nothing of ours can be loaded.
+            # Imported here: inside the container, no module can be found.
             from . import loopback
 
             self._loopback = loopback.bring_up
@@ -65,21 +65,21 @@ class NewNamespaces(Action):
             self._loopback()
         (uid_out, gid_out), (uid_in, gid_in) = self.outside, self.inside
         if build.proc_fd < 0:
-            # Kept, because the container's /proc will be read-only.
+            # Opened once: the container's /proc will be read-only.
             build.proc_fd = os.open("/proc/self", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         _write_map(build.proc_fd, "uid_map", f"{uid_in} {uid_out} 1\n")
         # The kernel wants this before an unprivileged gid_map.
         _write_map(build.proc_fd, "setgroups", "deny\n")
         _write_map(build.proc_fd, "gid_map", f"{gid_in} {gid_out} 1\n")
         if self.last:
-            # Not before: the maps of an undumpable process belong to root.
+            # After the maps: those of an undumpable process belong to root.
             linux.prctl_dumpable(False)
             os.close(build.proc_fd)
             build.proc_fd = -1
 
 
 class ForbidNesting(Action):
-    """Allow one more user namespace below this one: the commands'; none below that."""
+    """Limit the user namespaces below this one to one, that of the commands: they can't make others."""
 
     __slots__ = ()
 
@@ -89,14 +89,14 @@ class ForbidNesting(Action):
     def apply(self, build: Build) -> None:
         del build
         try:
-            # The kernel counts for each namespace by itself, and root of one below can't change it.
+            # The limit is per user namespace, and root in a namespace below can't change it.
             fd = os.open("/proc/sys/user/max_user_namespaces", os.O_WRONLY | os.O_CLOEXEC)
             try:
                 os.write(fd, b"1\n")
             finally:
                 os.close(fd)
         except OSError as error:
-            # Where this node is a container itself. A read-only /proc is in the way of most programs then.
+            # /proc is read-only, as where this node itself is a container.
             log.info(f"can't forbid user namespaces in the container: {error.strerror}")
 
 
@@ -119,7 +119,7 @@ def _flags(kinds: Sequence[str]) -> int:
 
 
 def open_more(kinds: Sequence[str]) -> list[int]:
-    """Return descriptors of this process's namespaces of some other kinds."""
+    """Return descriptors of this process's namespaces of the given kinds."""
     return [_open("self", kind) for kind in kinds]
 
 
@@ -139,7 +139,10 @@ def _open(pid: int | str, kind: str) -> int:
 
 
 def check_owner(user_fd: int, whose: str) -> None:
-    """Refuse a user namespace that somebody else made: root could enter it, and would be at its mercy."""
+    """Raise ChError if another user made the user namespace.
+
+    The kernel lets root enter any of them, and its owner could then control root's process.
+    """
     try:
         answer = fcntl.ioctl(user_fd, _NS_GET_OWNER_UID, bytes(4))
     except OSError as error:
@@ -150,7 +153,7 @@ def check_owner(user_fd: int, whose: str) -> None:
 
 
 def open_at(proc_fd: int, pid: int) -> tuple[int, int]:
-    """Return descriptors of the user and mount namespaces of the process whose /proc directory `proc_fd` is."""
+    """Return descriptors of a process's user and mount namespaces; `proc_fd` is its directory of /proc."""
     fds = []
     for kind in ("user", "mnt"):
         try:
@@ -161,10 +164,12 @@ def open_at(proc_fd: int, pid: int) -> tuple[int, int]:
 
 
 def enter(user_fd: int, mount_fd: int, whose: str, further: Mapping[str, int] | None = None) -> None:
-    """Enter a user, then further ones, then a mount namespace; ChError names the one that refused, and `whose`."""
+    """Enter a user namespace, then `further` ones, then a mount namespace.
+
+    ChError names the namespace that can't be entered, and `whose` it is. This process becomes undumpable.
+    """
     check_owner(user_fd, whose)
-    # On the way, this process is where the host's files are and where root in
-    # the container has a say.
+    # Between the two calls, this process still sees the host's files, and root in the container could trace it.
     linux.prctl_dumpable(False)
     for kind, fd in (("user", user_fd), *(further or {}).items(), ("mnt", mount_fd)):
         for left in range(_SETNS_TRIES - 1, -1, -1):
@@ -179,7 +184,7 @@ def enter(user_fd: int, mount_fd: int, whose: str, further: Mapping[str, int] | 
 
 
 def enter_pid(pid: int) -> tuple[int, int]:
-    """Enter the user and mount namespaces of process `pid`, and return descriptors of them."""
+    """Enter the user and mount namespaces of process `pid`; return descriptors of them."""
     user_fd, mount_fd = _open(pid, "user"), _open(pid, "mnt")
     enter(user_fd, mount_fd, f"pid {pid}")
     return user_fd, mount_fd

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why a path is no image, and the command that makes an image of it. Loaded only where there is none."""
+"""Explain why a reference is not an image, and name the command that makes one. Loaded only for that error."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import stat
 
 from ..errors import ChError
 
-# Transports of the tools that pull: what they name is no file.
+# References that are no files: images to be pulled first.
 _PULLED = (
     "docker://", "oci:", "oci-archive:", "docker-archive:", "dir:", "docker-daemon:", "containers-storage:",
 )  # fmt: skip
 _APPTAINERS = ("library://", "shub://", "oras://")
 _URLS = ("http://", "https://", "ftp://", "file://", "s3://")
 
-# Where the magic of a kind is in a file, and what a user calls the kind.
 _COMPRESSED = ((b"\x1f\x8b", "gzip"), (b"\xfd7zXZ\0", "xz"), (b"\x28\xb5\x2f\xfd", "zstd"), (b"BZh", "bzip2"))
+# Offset and bytes of a file's magic, and what to call the file.
 _OTHERS = (
     (0, b"sqsh", "SquashFS of the other byte order"),
     (0, b"hsqt", "SquashFS of an unknown kind"),
@@ -32,7 +32,7 @@ _TAR_MAGIC, _TAR_BLOCK, _TAR_MEMBERS = (257, b"ustar"), 512, 50
 
 
 def pulled(reference: str) -> str:
-    """Return what to say of a `reference` that a tool fetches an image by; "" if it is none."""
+    """Return the message for a `reference` that names an image to be pulled or downloaded first; "" for others."""
     if reference.startswith(_PULLED):
         return f"{reference} has to be pulled first: `slurm-ch pull {reference} FILE.sqfs`, then name the file"
     if reference.startswith(_APPTAINERS):
@@ -47,7 +47,7 @@ def pulled(reference: str) -> str:
 
 
 def missing(reference: str, path: str, storage: str | None) -> str:
-    """Return what to say of a `reference` that names neither a file nor an image in the storage."""
+    """Return the message for a `reference` that is neither a file nor an image in the storage."""
     text = f"can't stat image: {reference}"
     if reference[:1] in ("~", "$"):
         return f"{text} ({reference.partition('/')[0]} is not expanded in quotes: write the whole path)"
@@ -61,7 +61,7 @@ def missing(reference: str, path: str, storage: str | None) -> str:
 
 
 def where_it_ends(path: str) -> str:
-    """Return, in brackets, which directory above `path` is not there; "" if that is no news."""
+    """Return, in brackets, which directory above `path` is missing; "" if only the last part is."""
     if not path.startswith("/"):
         return ""
     here = "/"
@@ -73,11 +73,11 @@ def where_it_ends(path: str) -> str:
 
 
 def check_directory(reference: str, path: str) -> None:
-    """Raise ChError where a directory without programs is known to be no image."""
+    """Raise ChError if a directory without programs is recognised as something other than an image."""
     try:
         names = set(os.listdir(path))
     except OSError:
-        return  # who opens it will say
+        return  # opening it will fail, with its own message
     what = ""
     if not names:
         what = "an empty directory"
@@ -94,7 +94,7 @@ def check_directory(reference: str, path: str) -> None:
 
 
 def kind(reference: str, path: str) -> str:
-    """Return ": " and what a file that is no SquashFS is, and what to do with it; "" if that isn't known."""
+    """Return ": ", what the file is, and what to do with it; "" if it isn't recognised."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
@@ -137,7 +137,7 @@ def _archive(fd: int, head: bytes, reference: str) -> str:
 
 
 def _tar_names(fd: int) -> set[str]:
-    """Return the first names in a tar archive, those that are short."""
+    """Return the first names in a tar archive, as far as they are short."""
     names = set()
     at = 0
     for _ in range(_TAR_MEMBERS):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Changes to an image, kept in a directory of the user's and laid over the image again by later containers.
+"""Keep the changes to an image in a directory of the user's; later containers overlay the image with it again.
 
-    DIR/upper   the changes, as overlayfs keeps them     DIR/image   the image's path, and the reference that
-    DIR/work    overlayfs's own                                      it was pulled by
-Loaded only where that is asked for.
+    DIR/upper   the changes, in overlayfs's format       DIR/image   the image's path, and the reference that
+    DIR/work    for overlayfs                                        it was pulled by
+Loaded only if it is requested.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
 
 _PLAIN = linux.RESOLVE_BENEATH | linux.RESOLVE_NO_SYMLINKS
 
-_CAN = "ext4, xfs, btrfs and tmpfs can, NFS and Lustre can't"
+_SUPPORTED = "ext4, xfs, btrfs and tmpfs can, NFS and Lustre can't"
 
 
 def actions(spec: Spec, path: str, image: Image, at_last: Hooks) -> list[Action]:
-    """Return what lays the changes in `path` over the image."""
+    """Return the actions that overlay the image with the changes in `path`."""
     named = spec.compatibility.container_name if spec.compatibility else None
     if named is None:
         return [LayOverlay(path, image, f"{spec.label('overlay')}={spec.overlay}", spec.image)]
     lay = LayOverlay(path, image, named.label, spec.image, named.mark)
     if not named.read_only:
         return [lay]
-    # What is made for mounts later is written to nobody's disk either.
+    # Mount points are created later: read-only covers keep what commands write there from being lost.
     at_last.add("read-only covers", _cover_read_only, duplicate=HOOK_SKIP)
     return [lay, root.ReadOnlyRoot()]
 
@@ -48,7 +48,10 @@ def _cover_read_only(container: Any, _data: object) -> None:
 
 
 class LayOverlay(Action):
-    """Lay the changes in a directory over the image, and have new ones written there."""
+    """Overlay the image with the changes in a directory; new changes are written there.
+
+    `reference`: the image as the user named it. `source`: the mount's name in /proc/PID/mountinfo.
+    """
 
     __slots__ = ("image", "label", "path", "reference", "source")
 
@@ -56,31 +59,31 @@ class LayOverlay(Action):
         self.path = path
         self.image = image
         self.label = label
-        self.reference = reference  # what the user calls the image
-        self.source = source  # what the mount is called in /proc/PID/mountinfo
+        self.reference = reference
+        self.source = source
 
     def describe(self) -> str:
-        return f"overlay new root with what is kept in {self.path}"
+        return f"overlay new root with the changes kept in {self.path}"
 
     def apply(self, build: Build) -> None:
         fd, *inside = self._open()
-        # By descriptor: overlayfs takes a path with a comma or a backslash apart.
+        # By descriptor: overlayfs splits a path at commas and backslashes.
         upper, work = (f"/proc/self/fd/{one}" for one in inside)
         try:
-            # Before the first time, and never again: later its mode is the root's that the user has changed.
+            # Mode 0 marks a new directory. Later, its mode is the root directory's, which the user may have changed.
             if os.stat(upper).st_mode & 0o7777 == 0:
                 os.chmod(upper, os.stat(build.root).st_mode & 0o7777)
             self._check_attributes(upper)
             if self.source == places.SOURCE:
-                # Of a container with a name, named_containers.py has looked already, and nobody comes in between.
+                # For a named container, named_containers.py has checked this, and holds the lock.
                 self._check_in_use(upper, work)
             try:
                 merged = places.overlay(build.root, upper, work, index=False, volatile=False, source=self.source)
             except OSError as error:
                 raise ChError(
-                    f"{self.label}: can't overlay the image with what is in it; can this file system? ({_CAN})"
+                    f"{self.label}: can't overlay the image with this directory; can its file system? ({_SUPPORTED})"
                 ) from error
-            self._note(fd)
+            self._write_image_path(fd)
         finally:
             for one in (fd, *inside):
                 os.close(one)
@@ -91,9 +94,10 @@ class LayOverlay(Action):
         build.read_only = False
 
     def _open(self) -> tuple[int, int, int]:
-        """Return descriptors of the directory, `upper` and `work`, made if need be; ChError if they aren't the user's.
+        """Return descriptors of the directory, `upper` and `work`, which are created if they are missing.
 
-        No link in it is followed: a command that sees the directory can put one there, to anywhere on the host.
+        UsageError if one of them isn't the user's. No symbolic link in the directory is followed: a command that
+        sees the directory could put one there, to anywhere on the host.
         """
         found = []
         try:
@@ -107,23 +111,23 @@ class LayOverlay(Action):
             owners = {os.fstat(one).st_uid for one in (fd, *found)}
         except OSError as error:
             raise ChError(f"{self.label}: can't use the directory") from error
-        # In this namespace we are root, and nobody else is anybody.
+        # In this namespace, the user's id is 0, and all other ids are shown as nobody's.
         if owners != {0}:
             raise UsageError(f"{self.label}: the directory, or one in it, belongs to somebody else")
         return fd, found[0], found[1]
 
     def _check_attributes(self, upper: str) -> None:
-        """Raise ChError if the file system can't keep what overlayfs notes of a directory."""
+        """Raise ChError if the file system has no user extended attributes, which overlayfs needs."""
         try:
             os.setxattr(upper, "user.slurm_ch", b"")
             os.removexattr(upper, "user.slurm_ch")
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EPERM):
                 raise ChError(f"{self.label}: can't write there") from error
-            raise ChError(f"{self.label}: its file system has no extended attributes for users: {_CAN}") from None
+            raise ChError(f"{self.label}: its file system has no extended attributes for users: {_SUPPORTED}") from None
 
     def _check_in_use(self, upper: str, work: str) -> None:
-        """Raise ChError if another container here writes there: the kernel says so only if asked for an index."""
+        """Raise ChError if another container on this node uses the directory: the kernel checks it with an index."""
         os.mkdir("probe", 0o700)
         try:
             os.close(places.overlay("probe", upper, work, volatile=False))
@@ -135,8 +139,8 @@ class LayOverlay(Action):
         finally:
             os.rmdir("probe")
 
-    def _note(self, fd: int) -> None:
-        """Note which image the changes are of."""
+    def _write_image_path(self, fd: int) -> None:
+        """Write down which image the changes belong to."""
         try:
             how = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW
             note = linux.openat2(fd, "image", how, _PLAIN, 0o600)
@@ -153,7 +157,7 @@ class LayOverlay(Action):
 
 
 def _directory(fd: int, name: str, mode: int) -> int:
-    """Return a descriptor of the directory `name` in `fd`, which is made with that mode where it is missing."""
+    """Return a descriptor of the directory `name` in `fd`; if it is missing, create it with the mode."""
     try:
         os.mkdir(name, mode, dir_fd=fd)
         is_new = True

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Places in the new root: finding them, and making them where they are missing.
+"""Find paths in the new root, and create mount points that are missing.
 
-All look-ups inside the image go through openat2(2), confined by the kernel to
-the new root, and what it returns is a descriptor that is mounted on: a
-symbolic link or a rename in the image can't redirect a mount.
+Every look-up inside the image uses openat2(2), which the kernel confines to the
+new root. It returns a descriptor, and that is what is mounted on: neither a
+symbolic link nor a rename in the image can redirect a mount.
 """
 
 from __future__ import annotations
@@ -28,27 +28,26 @@ _MAX_LINKS = 40
 _IN_ROOT = linux.RESOLVE_IN_ROOT | linux.RESOLVE_NO_MAGICLINKS
 
 _ONTO = linux.MOVE_MOUNT_F_EMPTY_PATH | linux.MOVE_MOUNT_T_EMPTY_PATH
-# Each costs a mount, and an overlay about as much as a dozen.
+# A directory with more entries is covered by an overlay, which costs as much as a dozen mounts.
 _MAX_ENTRIES = 40
 _LOCKED = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV
 
-# Read at once, where a buffered file would take it by pieces.
 _READ_BYTES = 1 << 16
 
-# What our mounts are called.
+# The source name of slurm_ch's mounts in /proc/PID/mountinfo.
 SOURCE = "slurm_ch"
 
-# In the staging directory: the layers of overmounts, and the image without them.
+# Directories in the staging tmpfs: for the layers of covers, and the image without covers.
 SCRATCH = "scratch"
 UNCOVERED = "uncovered"
 
 
 class BoundError(ChError):
-    """What should be created would be created on the host."""
+    """The file can't be created because its directory is bound from the host."""
 
 
 def mount_id(fd: int) -> int:
-    """Return the id of the mount that `fd` is in, as in /proc/self/mountinfo."""
+    """Return the id of the mount that `fd` is in; /proc/self/mountinfo has the same ids."""
     info = os.open(f"/proc/self/fdinfo/{fd}", os.O_RDONLY | os.O_CLOEXEC)
     try:
         text = os.read(info, 4096)
@@ -61,9 +60,10 @@ def mount_id(fd: int) -> int:
 
 
 def look_up(build: Build, path: str, follow: bool) -> int:
-    """Return an O_PATH descriptor of `path` in the new root; OSError, EXDEV if it escapes.
+    """Return an O_PATH descriptor of `path` in the new root; OSError on failure.
 
-    Absolute symbolic links mean the image. What climbs above the root escapes, and stays there with `follow`.
+    Absolute symbolic links are resolved inside the image. A path that climbs above the root
+    stays at the root with `follow`, and is an error (EXDEV) without.
     """
     try:
         return linux.openat2(build.root_fd, path.lstrip("/") or ".", os.O_PATH, _IN_ROOT if follow else _BENEATH)
@@ -75,9 +75,9 @@ def look_up(build: Build, path: str, follow: bool) -> int:
 
 
 def without_links(build: Build, path: str, follow: bool = False) -> str:
-    """Return `path`, relative to the new root, with its symbolic links resolved, as far as it exists.
+    """Return `path`, relative to the new root, with its symbolic links resolved as far as it exists.
 
-    OSError: EXDEV if it climbs above the root (unless it may, to `follow`), ELOOP.
+    OSError: ELOOP; EXDEV if the path climbs above the root, unless `follow`.
     """
     done: list[str] = []
     rest = path.split("/")[::-1]
@@ -111,14 +111,14 @@ def without_links(build: Build, path: str, follow: bool = False) -> str:
 
 
 def open_file(build: Build, path: str, how: int = os.O_RDONLY) -> int:
-    """Return a file of the image, opened for reading; OSError if it can't be. Never waits, as a FIFO would."""
+    """Return a descriptor of a file of the image; OSError on failure. Doesn't block, not even for a FIFO."""
     return linux.openat2(build.root_fd, path.lstrip("/"), how | os.O_NONBLOCK | os.O_NOCTTY, _IN_ROOT)
 
 
 def create(build: Build, path: str, directory: bool, follow: bool = False, cover: bool = True) -> int:
-    """Make a mount point at `path`, with the directories above it, and return it opened.
+    """Create a mount point at `path`, with the directories above it; return an O_PATH descriptor.
 
-    Where a symbolic link leads nowhere, it is made where that leads.
+    If `path` is a dangling symbolic link, create the link's target. `cover`: see `writeable`. ChError on failure.
     """
     try:
         parts = without_links(build, path, follow).split("/")
@@ -141,12 +141,12 @@ def create(build: Build, path: str, directory: bool, follow: bool = False, cover
 
 
 def create_parents(build: Build, path: str, follow: bool = False, cover: bool = True) -> int:
-    """Return the directory `path` opened, made with all above it where missing."""
+    """Return a descriptor of the directory `path`; create it and the directories above it if they are missing."""
     return _make_directories(build, without_links(build, path, follow).split("/"), path, cover)
 
 
 def _make_directories(build: Build, parts: Sequence[str], path: str, cover: bool) -> int:
-    """Return the last of nested directories opened; `path` is how the user knows it."""
+    """Return a descriptor of the last of nested directories, created where missing; `path` is for messages."""
     if ".." in parts:
         raise ChError(f"can't create a directory below '..': {path}")
     here = linux.openat2(build.root_fd, ".", os.O_PATH, _PLAIN)
@@ -163,11 +163,12 @@ def _make_directories(build: Build, parts: Sequence[str], path: str, cover: bool
 
 
 def writeable(build: Build, directory: int, path: str, cover: bool = True) -> int:
-    """Return `directory`, or a writeable overmount of it, in which a name can be made.
+    """Return a descriptor of `directory` in which files can be created.
 
-    Where it returns another descriptor, `directory` is closed. ChError when the
-    directory is in a mount from the host: creating there would create on the host.
-    OSError if it is not writeable, and not to be covered.
+    If the directory is not writeable, mount a writeable cover over it; `directory` is then
+    closed, and the cover's descriptor returned. Without `cover`, raise OSError instead.
+    BoundError if the directory is bound from the host, where nothing may be created.
+    `path` is what should be created, for messages.
     """
     if mount_id(directory) not in build.mounts:
         where = os.readlink(f"/proc/self/fd/{directory}").removeprefix(f"/{build.root}") or "/"
@@ -183,7 +184,7 @@ def writeable(build: Build, directory: int, path: str, cover: bool = True) -> in
 
 
 def _overmount(build: Build, directory: int, path: str) -> int:
-    """Cover a directory by what shows all that is in it and is ours to write."""
+    """Mount over a directory a writeable cover that shows the same entries; return its descriptor."""
     log.debug(f"overmounting {os.readlink(f'/proc/self/fd/{directory}')}")
     entries = _few_entries(build, directory)
     if entries is None:
@@ -202,22 +203,25 @@ def _overmount(build: Build, directory: int, path: str) -> int:
 
 
 def _few_entries(build: Build, directory: int) -> Sequence[str] | None:
-    """Return what is in a directory, if all of it can be bound into another; None if an overlay is better.
+    """Return the directory's entries if each can be bound into a tmpfs; None if an overlay is better.
 
-    Through an overlay, programs find and read the image's files more slowly; so a read-only
-    image's root, below which all of them are, has none.
+    Programs read an image's files more slowly through an overlay. So a read-only image's
+    root directory, which all paths lead through, should not be covered by one.
     """
     if not build.read_only:
         return None
     try:
         entries = os.listdir(f"/proc/self/fd/{directory}")
-    except OSError:  # not to be read
+    except OSError:  # not readable
         return None
     return entries if len(entries) <= _MAX_ENTRIES else None
 
 
 def overlay_of(build: Build, directory: int, path: str, layers: str) -> int:
-    """Return a detached overlay of a directory of the image, with the layers in `layers`, to create `path` there."""
+    """Return a detached overlay of a directory of the image; its other layers are `layers`/upper and /work.
+
+    `path` is what will be created there, for messages.
+    """
     lower = _uncovered(build, directory)
     try:
         return overlay(f"/proc/self/fd/{lower}", f"{layers}/upper", f"{layers}/work", _LOCKED)
@@ -231,9 +235,9 @@ def overlay_of(build: Build, directory: int, path: str, layers: str) -> int:
 
 
 def lay_over(build: Build, directory: int, cover: int, entries: Sequence[str] = ()) -> None:
-    """Attach a mount at the directory that it covers; what is mounted below stays.
+    """Attach the mount `cover` at `directory`, and move the mounts below the directory onto it.
 
-    `entries` of the directory are to be shown in the cover; an overlay has them.
+    `entries` are those of the directory that have to be made in the cover; an overlay has them already.
     """
     below = [(name, linux.openat2(directory, name, os.O_PATH, _PLAIN)) for name in mounted_below(directory)]
     is_root = same_place(directory, build.root_fd)
@@ -242,12 +246,12 @@ def lay_over(build: Build, directory: int, cover: int, entries: Sequence[str] = 
     for name in entries:
         _show(build, directory, cover, name, name in mounted)
     for name, fd in below:
-        # The cover has the places, but not what is mounted on them.
+        # The cover has the mount points, but not the mounts.
         _attach(fd, cover, name)
         os.close(fd)
     build.mounts.add(mount_id(cover))
     if is_root:
-        # Look-ups begin in the cover from now on; nothing crosses to it from below.
+        # Look-ups must begin in the cover: none that begins below it can reach it.
         os.close(build.root_fd)
         build.root_fd = os.dup(cover)
 
@@ -259,8 +263,8 @@ def _attach(mount: int, directory: int, name: str) -> None:
 
 
 def _show(build: Build, directory: int, cover: int, name: str, mounted: bool) -> None:
-    """Make an entry of `directory` in its cover: a link as it is, a place for what is `mounted` there, else a bind."""
-    # Looked up once: who may write to the image may put a link in its place meanwhile, which would mean the host.
+    """Make an entry of `directory` in its cover: a copy of a link, a mount point if `mounted`, else a bind."""
+    # Looked up only once: a user who can write to the image could replace the entry by a link to the host.
     entry = linux.openat2(directory, name, os.O_PATH | os.O_NOFOLLOW, _PLAIN)
     try:
         kind = os.fstat(entry).st_mode
@@ -281,19 +285,19 @@ def _show(build: Build, directory: int, cover: int, name: str, mounted: bool) ->
 
 
 def same_place(one: int, other: int) -> bool:
-    """Whether two descriptors are of one place: the same file, in the same mount."""
+    """Whether two descriptors are of the same file in the same mount."""
     return os.path.samestat(os.fstat(one), os.fstat(other)) and mount_id(one) == mount_id(other)
 
 
 def _uncovered(build: Build, directory: int) -> int:
-    """Return `directory` as it is in the image, below any cover of ours.
+    """Return a descriptor of `directory` as it is in the image, without the covers.
 
-    The kernel stacks two overlays, not three, and write-fake's is one already.
-    Nothing is lost: what we make in a cover is ours to write, and never covered.
+    The kernel stacks at most two overlays, and write-fake's is one of them. Nothing is
+    lost without the covers: directories made in a cover are writeable, and never covered.
     """
     if build.uncovered_fd < 0:
-        # Attached, because older kernels overlay nothing that isn't. With the
-        # mounts in it, because some may not be left out.
+        # Attached, because older kernels refuse a detached mount as a layer. Recursive,
+        # because the kernel refuses to leave out locked mounts.
         os.mkdir(UNCOVERED, 0o700)
         flags = linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC | linux.AT_RECURSIVE | linux.AT_EMPTY_PATH
         build.uncovered_fd = linux.open_tree(build.root_fd, "", flags)
@@ -303,7 +307,7 @@ def _uncovered(build: Build, directory: int) -> int:
 
 
 def mounted_below(directory: int) -> list[str]:
-    """Return the places below `directory` on which there is a mount, as relative paths."""
+    """Return the mount points below `directory`, as relative paths."""
     base, parent = os.fsencode(os.readlink(f"/proc/self/fd/{directory}")) + b"/", b"%d" % mount_id(directory)
     found = []
     for line in read_whole("/proc/self/mountinfo").splitlines():
@@ -316,7 +320,7 @@ def mounted_below(directory: int) -> list[str]:
 
 
 def read_whole(path: str, dir_fd: int | None = None) -> bytes:
-    """Return a file of /proc, whose size nobody knows before its end."""
+    """Return the contents of a file of /proc, which has no size."""
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=dir_fd)
     try:
         text = part = os.read(file, _READ_BYTES)
@@ -329,7 +333,7 @@ def read_whole(path: str, dir_fd: int | None = None) -> bytes:
 
 
 def _unescape(field: bytes) -> bytes:
-    """Return a path of mountinfo as it is: blanks, newlines and backslashes are octal there."""
+    """Decode a path of mountinfo, in which blanks, newlines and backslashes are octal escapes."""
     first, *rest = field.split(b"\\")
     return first + b"".join(bytes([int(part[:3], 8)]) + part[3:] for part in rest)
 
@@ -346,7 +350,8 @@ def overlay(
 ) -> int:
     """Return a detached overlay mount of the three directories.
 
-    With an index, they can't be in use, nor the upper one be of another image.
+    With `index`, the kernel refuses directories that are in use, and an upper directory of another lower one.
+    `volatile`: don't sync the upper directory to disk. `source`: the mount's name in mountinfo.
     """
     layers = (("lowerdir", lower), ("upperdir", upper), ("workdir", work))
     options = (("source", source), *layers, ("index", "on" if index else "off"))
@@ -355,5 +360,5 @@ def overlay(
 
 
 def tmpfs(options: dict[str, str]) -> int:
-    """Return a detached, empty tmpfs."""
+    """Return a detached, empty tmpfs with these mount options."""
     return linux.new_filesystem("tmpfs", (("source", SOURCE), *options.items()), attributes=_LOCKED)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a task's PMIx library must see in the container, by the names in its environment.
+"""The directories that a task's PMIx library needs in the container.
 
-Slurm's PMIx plugin puts them there: directories below slurmd's spool with the
-segments that the library shares with the server, and the library's own place
-for sockets and session files. Without them it works half, or not at all.
+Slurm's PMIx plugin names them in the task's environment: directories below slurmd's
+spool with the memory segments that library and server share, and a directory for the
+library's sockets and session files. Without them, PMIx works partly or not at all.
 """
 
 from __future__ import annotations
@@ -17,25 +17,24 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# PMIx's own, and Slurm's for the directory of a step's session files.
 _VARIABLES = (
     "PMIX_SERVER_TMPDIR",
     "PMIX_SYSTEM_TMPDIR",
     "PMIX_DSTORE_21_BASE_PATH",
     "PMIX_DSTORE_ESH_BASE_PATH",
 )
-# Where munged listens unless told otherwise.
+# The directory of munged's socket, by default.
 MUNGE = "/run/munge"
 
 
 def directories(env: Mapping[str, str], munge: bool = False) -> list[str]:
-    """Return what to show: absolute, each once, none below another.
+    """Return the directories to show: absolute paths, without duplicates and subdirectories of others.
 
-    Not the whole of /tmp: whoever asks for one of their own means it. Munge's
-    socket only where `munge` allows it: what reaches that can submit jobs.
+    Never /tmp itself: a user who asks for a private /tmp should have one. Munge's socket
+    only if `munge` allows it: a process that can reach it can submit jobs as the user.
     """
     named = [*(env.get(name, "") for name in _VARIABLES), _session(env)]
-    # normpath keeps two slashes, which POSIX lets mean something else.
+    # lstrip, because normpath keeps two leading slashes.
     found = [os.path.normpath("/" + path.lstrip("/")) for path in named if path.startswith("/")]
     if munge and "munge" in _security_modes(env):
         found.append(MUNGE)
@@ -44,17 +43,17 @@ def directories(env: Mapping[str, str], munge: bool = False) -> list[str]:
 
 
 def _security_modes(env: Mapping[str, str]) -> list[str]:
-    """Return the ways in which PMIx's server lets a client say who it is; the library takes the first that works."""
+    """Return the authentication methods that PMIx's server accepts; the library uses the first that works."""
     return [mode for mode in env.get("PMIX_SECURITY_MODE", "").split(",") if mode]
 
 
 def needs_munge(env: Mapping[str, str]) -> bool:
-    """Return whether the server knows no way but munge."""
+    """Whether the server accepts only munge."""
     return _security_modes(env) == ["munge"]
 
 
 def _session(env: Mapping[str, str]) -> str:
-    """Return the directory for session files, as Slurm's plugin makes its name."""
+    """Return the directory for session files, which Slurm's plugin names like this."""
     names = (env.get("SLURM_JOB_UID"), env.get("SLURM_JOB_ID"), env.get("SLURM_STEP_ID"))
     if None in names:
         return ""
@@ -66,7 +65,7 @@ def _session(env: Mapping[str, str]) -> str:
 
 
 def _configured(env: Mapping[str, str]) -> str:
-    """Return where the site has such directories; mpi.conf counts before slurm.conf's TmpFS, as for Slurm."""
+    """Return the site's directory for session files: mpi.conf's setting, else slurm.conf's TmpFS, else /tmp."""
     from .. import slurm_conf
 
     try:
@@ -84,7 +83,7 @@ def _configured(env: Mapping[str, str]) -> str:
 
 
 class ReportMunge(Action):
-    """Tell the user why PMIx won't work, and what would let it."""
+    """Warn that PMIx won't work without munge, with the option that shows munge's socket."""
 
     __slots__ = ()
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The file system tree's actions: the new root, what lies over it, and the pivot."""
+"""Actions for the file system tree: the new root, mounts and files over it, and the pivot."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
     from .image import Image
 
-# Room for passwd, group and the directories of overmounts.
+# Enough for passwd, group, and the directories of covers.
 _STAGING = {"size": "4m", "mode": "0755"}
-# A passwd of a whole site's users that somebody copied into an image is smaller.
+# Bytes of passwd or group. Even the users of a large site need less.
 _ACCOUNTS_MAX = 1 << 20
 
 
 class OpenDirectory(Action):
-    """Take a directory of the host as the image."""
+    """Use a directory of the host as the image."""
 
     __slots__ = ("image",)
 
@@ -34,12 +34,12 @@ class OpenDirectory(Action):
         self.image = image
 
     def describe(self) -> str:
-        return f"take directory {self.image.path} as image"
+        return f"use directory {self.image.path} as image"
 
     def apply(self, build: Build) -> None:
         flags = linux.OPEN_TREE_CLONE | linux.OPEN_TREE_CLOEXEC | linux.AT_RECURSIVE
         try:
-            # By name: a descriptor from before is of a mount that is not of this namespace.
+            # By path: the descriptor in image.fd belongs to a mount of the previous mount namespace.
             build.image_fd = linux.open_tree(linux.AT_FDCWD, self.image.path, flags)
         except OSError as error:
             raise ChError(f"can't open image: {self.image.path}") from error
@@ -49,9 +49,9 @@ class OpenDirectory(Action):
 
 
 class OpenSources(Action):
-    """Take hold of every bind's source while "/" is still the host's root.
+    """Open every bind's source while "/" is still the host's root.
 
-    Later, a path that climbs above the root would end up in the staging tmpfs.
+    Later, a path that climbs above the root would lead to the staging tmpfs.
     """
 
     __slots__ = ("binds",)
@@ -69,7 +69,7 @@ class OpenSources(Action):
 
 
 class Stage(Action):
-    """Claim the new root: a private mount in a private tmpfs of our own."""
+    """Mount the staging tmpfs, and the image in it as the new root, with private propagation."""
 
     __slots__ = ("reference",)
 
@@ -77,38 +77,38 @@ class Stage(Action):
         self.reference = reference
 
     def describe(self) -> str:
-        return "claim new root in a private staging tmpfs"
+        return "mount new root in a private staging tmpfs"
 
     def apply(self, build: Build) -> None:
         staging = places.tmpfs(_STAGING)
         flags = linux.MOVE_MOUNT_F_EMPTY_PATH
         linux.move_mount(staging, "", linux.AT_FDCWD, "/", flags)
-        # Absolute paths still lead to the host below; only the working
-        # directory is in the staging tmpfs.
+        # Absolute paths still lead to the host; only the working directory is in
+        # the staging tmpfs.
         os.fchdir(staging)
         os.close(staging)
         os.mkdir("image", 0o755)
         os.mkdir(places.SCRATCH, 0o700)
-        # Devices come with the host's /dev; those in an image are nobody's business.
+        # Devices come with the host's /dev; device files of an image must not work.
         locked = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV
         linux.mount_setattr(build.image_fd, 0, locked, linux.MS_PRIVATE)
         linux.move_mount(build.image_fd, "", linux.AT_FDCWD, "image", flags)
         os.close(build.image_fd)
         build.image_fd = -1
         take_root(build, "image")
-        _first_look(build, self.reference)
+        _wait_for_image(build, self.reference)
 
 
-def _first_look(build: Build, what: str) -> None:
-    """Wait until the image answers; ChError with the server's own words if it doesn't."""
+def _wait_for_image(build: Build, what: str) -> None:
+    """Wait until the image's server answers; ChError with the server's error message if it fails."""
     try:
         os.stat(build.root, follow_symlinks=True)
     except OSError as error:
         words = ""
         if build.server_stderr >= 0:
-            from .squashfs import server_words  # which is loaded, as it runs
+            from .squashfs import server_errors  # already loaded: it has started the server
 
-            words = server_words(build, error)
+            words = server_errors(build, error)
         raise ChError(f"can't read image: {what}{words}") from error
     if build.server_stderr >= 0:
         os.close(build.server_stderr)
@@ -138,7 +138,7 @@ class ReadOnlyRoot(Action):
 
 
 class WriteFake(Action):
-    """Lay a tmpfs of limited size over the image; `label` is how that was asked for."""
+    """Overlay the image with a tmpfs of limited size; `label` is the option that asked for it."""
 
     __slots__ = ("label", "size")
 
@@ -156,7 +156,7 @@ class WriteFake(Action):
         os.close(layer)
         for name in ("upper", "work", "merged"):
             os.mkdir(f"fake/{name}", 0o700)
-        # The merged root takes its mode from the upper directory.
+        # The upper directory's mode becomes the merged root's.
         os.chmod("fake/upper", os.stat(build.root).st_mode & 0o7777)
         try:
             merged = places.overlay(build.root, "fake/upper", "fake/work")
@@ -170,7 +170,7 @@ class WriteFake(Action):
 
 
 class ReadOnlyCovers(Action):
-    """Make read-only what lies over directories of a read-only image: what is written there would be in no image."""
+    """Make the covers of a read-only image read-only: files written there would not be in the image."""
 
     __slots__ = ()
 
@@ -187,29 +187,29 @@ class ReadOnlyCovers(Action):
 class Write(Action):
     """Put a file with the given text over one of the image's."""
 
-    __slots__ = ("made", "path", "text")
+    __slots__ = ("create", "path", "text")
 
-    def __init__(self, path: str, text: str, made: bool = True) -> None:
+    def __init__(self, path: str, text: str, create: bool = True) -> None:
         self.path = path
         self.text = text
-        self.made = made  # where the image has none
+        self.create = create  # whether it is created if the image has none
 
     def describe(self) -> str:
         return f"write {self.path}"
 
     def apply(self, build: Build) -> None:
-        # In the staging tmpfs: no file of ours is ever on the host.
+        # In the staging tmpfs, so nothing is written to the host's disks.
         name = os.path.basename(self.path)
         fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644)
         os.fchmod(fd, 0o644)
         os.write(fd, self.text.encode("utf-8", "surrogateescape"))
         os.close(fd)
-        # Never unlinked: a mount of what has no name can't be moved again.
-        BindMount(name, self.path, dst_create=self.made, follow=True).apply(build)
+        # Not unlinked: the mount of an unlinked file can't be moved again.
+        BindMount(name, self.path, dst_create=self.create, follow=True).apply(build)
 
 
 class BindWhereMissing(BindMount):
-    """Show a file of the host's where the image has none; what it has is meant."""
+    """Bind a file of the host at its own path if the image has none there."""
 
     __slots__ = ()
 
@@ -231,11 +231,12 @@ class BindWhereMissing(BindMount):
             os.close(source)
 
 
-class Account(Action):
-    """Add the container's user, or group, to the image's file of them.
+class AddAccount(Action):
+    """Add the container's user or group to the image's passwd or group.
 
-    What somebody bound there is left alone. A tree that is writeable in memory gets the file itself, so
-    that useradd can put another in its place; a mount can't be replaced.
+    A file that is bound there is not changed. If the tree is writeable in memory, the file itself is
+    rewritten, because useradd has to replace it, and can't replace a mount. Otherwise a changed copy
+    is bound over it.
     """
 
     __slots__ = ("line", "path", "text", "whole")
@@ -256,11 +257,11 @@ class Account(Action):
         except OSError:
             old = ""
         else:
-            # With a buffer, Python asks first whether it's a terminal: a request to the image's server.
+            # Unbuffered: otherwise Python checks for a terminal, which costs a request to the image's server.
             with open(fd, "rb", buffering=0) as file:
                 if places.mount_id(fd) not in build.mounts:
                     return
-                # What is no file, as a FIFO that somebody writes to, says nothing.
+                # Not from a FIFO or a device.
                 regular = stat.S_ISREG(os.fstat(fd).st_mode)
                 old = os.fsdecode(file.read(_ACCOUNTS_MAX + 1)) if regular else ""
             if len(old) > _ACCOUNTS_MAX:
@@ -276,7 +277,7 @@ class Account(Action):
         except OSError:
             return False
         with open(fd, "wb") as file:
-            # Looked at before it is changed: the path may lead to another file than the one that was read.
+            # Checked again: the path may now lead to another file than the one that was read.
             if places.mount_id(fd) not in build.mounts or not stat.S_ISREG(os.fstat(fd).st_mode):
                 return False
             file.truncate(0)
@@ -285,7 +286,7 @@ class Account(Action):
 
 
 class PrivateTmp(Action):
-    """Mount a fresh tmpfs on a directory for temporary files."""
+    """Mount a fresh tmpfs on a directory for temporary files; `optional`: only if the image has it."""
 
     __slots__ = ("optional", "path")
 
@@ -356,8 +357,8 @@ class Pivot(Action):
             build.uncovered_fd = -1
         staging = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         os.chdir(build.root)
-        # Both "." : the old root is stacked on the new one, so no name in the image says where
-        # it goes, and none where it is unmounted from.
+        # With "." twice, the old root is mounted over the new one. So no path of the image is involved,
+        # neither in the pivot nor in the unmount.
         try:
             linux.pivot_root(".", ".")
         except OSError as error:
@@ -373,7 +374,7 @@ class Pivot(Action):
 
 
 def _pivot_over_initramfs(build: Build, staging: int) -> None:
-    """Pivot where the host's root is the initial ramfs, which nothing can replace: it stays mounted below."""
+    """Pivot on a host whose root is the initial ramfs: that can't be replaced, and stays mounted below."""
     os.fchdir(staging)
     os.chroot(".")
     os.chdir("/" + build.root)

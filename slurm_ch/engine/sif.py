@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Apptainer's image files: where in one the SquashFS is that its programs run from.
+"""Find the root file system, a SquashFS, in an image file of Apptainer's (SIF).
 
-A header of 128 bytes, then descriptors of 585 bytes each, all little-endian and
-without padding: https://github.com/apptainer/sif, pkg/sif/sif.go. Loaded only for such files.
+The file begins with a header of 128 bytes. It names the place of a table of descriptors
+of 585 bytes each. All numbers are little-endian, without padding:
+https://github.com/apptainer/sif, pkg/sif/sif.go. Loaded only for such files.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ _MAGIC_AT = 32
 _HEADER_BYTES = 128
 _DESCRIPTOR_BYTES = 585
 _SQUASHFS_MAGIC = agreement.SQUASHFS_MAGIC.encode()
-# Beyond it, no offset is one.
+# Larger offsets are invalid.
 _FILE_MAX = 1 << 62
 # Apptainer writes 48.
 _DESCRIPTORS_MAX = 4096
 
 _PARTITION = 0x4004
 _OCI_INDEX = 0x400A
-# What a partition's file system may be, and what it may be for.
+# A partition's file system, and its purpose.
 _SQUASHFS, _EXT3, _ARCHIVE, _RAW, _ENCRYPTED = range(1, 6)
 _SYSTEM, _PRIMARY = 1, 2
 
@@ -48,10 +49,13 @@ def _refused(reference: str, what: str) -> ChError:
 
 
 def offset(fd: int, reference: str) -> int | None:
-    """Return where an Apptainer image's SquashFS begins; None if the file is none, ChError if it can't be run."""
+    """Return the offset of the SquashFS in an image of Apptainer's, in bytes.
+
+    None if the file is not such an image; ChError if it is one, but has no SquashFS that can be mounted.
+    """
     head = os.pread(fd, _HEADER_BYTES, 0)
     if head[_MAGIC_AT : _MAGIC_AT + len(_MAGIC)] != _MAGIC:
-        # What Singularity 2 wrote: SquashFS behind a line.
+        # Singularity 2 wrote one line, followed by the SquashFS.
         line = head.find(b"\n") + 1
         return line if head[line : line + len(_SQUASHFS_MAGIC)] == _SQUASHFS_MAGIC else None
     count, begin = _number(head, 88, 8), _number(head, 96, 8)
@@ -62,7 +66,7 @@ def offset(fd: int, reference: str) -> int | None:
     used = [one for one in descriptors if len(one) == _DESCRIPTOR_BYTES and one[4]]
     for kind in (_PRIMARY, _SYSTEM):
         for one in used:
-            # Behind 201 bytes that all descriptors have: file system, purpose.
+            # 201 bytes that all descriptors have are followed by the partition's file system and purpose.
             if _number(one, 0, 4) == _PARTITION and _number(one, 205, 4) == kind:
                 return _begin(fd, one, reference)
     if any(_number(one, 0, 4) == _OCI_INDEX for one in used):

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SquashFS through FUSE with no setuid helper.
+"""Mount SquashFS images by FUSE, without a setuid helper.
 
-We open /dev/fuse, make the mount ourselves in our own user namespace, and
-give the server both descriptors. The mount stays detached until the server
-has been left behind in the outer mount namespace: a server that can see its
-own mount keeps itself alive for ever.
+The launcher opens /dev/fuse, mounts in its own user namespace, and starts the
+server with the descriptors of /dev/fuse and the image. It attaches the mount only
+after it has entered another mount namespace than the server's: a server that
+can see its own mount keeps the mount alive, and so never ends.
 """
 
 from __future__ import annotations
@@ -23,18 +23,23 @@ if TYPE_CHECKING:
 
     from .image import Image
 
-# Ours, and no other unless the site names one: the system's takes images apart unconfined.
+# The system's squashfuse is used only if the site names it: it parses images without confining itself.
 SERVER = __file__.rpartition("/engine/")[0] + "/native/ch-squashfuse_ll"
 
 # fsconfig(2) takes strings of up to 255 bytes.
 _SOURCE_BYTES = 255
 
-# A server's standard error is read up to here when it fails.
+# A failed server's standard error is read up to this length.
 _STDERR_BYTES = 4096
 
 
 class ServeSquashFS(Action):
-    """Mount a SquashFS file, detached, and start the process that serves it."""
+    """Mount a SquashFS file, detached, and start the process that serves it.
+
+    `single`: the server uses one thread. `timeout`: seconds after which the kernel ends the mount if the
+    server doesn't answer a request; 0 for no limit. `owners`: show the owners in the image; otherwise all
+    files are the caller's, as only one id is mapped.
+    """
 
     __slots__ = ("image", "owners", "server", "single", "timeout")
 
@@ -43,9 +48,9 @@ class ServeSquashFS(Action):
     ) -> None:
         self.image = image
         self.server = server
-        self.single = single  # one thread, where the server would have more
-        self.owners = owners  # whether files have the image's; else, as only one id exists, all are the caller's
-        self.timeout = timeout  # seconds that a request may wait before the kernel ends the mount; 0: for ever
+        self.single = single
+        self.owners = owners
+        self.timeout = timeout
 
     def describe(self) -> str:
         return f"mount SquashFS {self.image.path} with {self.server or SERVER}"
@@ -68,13 +73,13 @@ class ServeSquashFS(Action):
             words += ["-o", f"offset={self.image.offset}"]
         words += [f"/dev/fd/{self.image.fd}", f"/dev/fd/{fuse}"]
         if self.server:
-            build.server_stderr = _start_another(server, self.image.fd, fuse, words)
+            build.server_stderr = _start_site_server(server, self.image.fd, fuse, words)
         else:
             build.server_pid, build.server_stderr = _start(server, self.image.fd, fuse, words)
         self.image.close()
         os.close(fuse)
         try:
-            # The mounts made from here on must not be in the server's namespace.
+            # The server must not see the mounts that are made from here on.
             linux.unshare(linux.CLONE_NEWNS)
         except OSError as error:
             raise ChError("can't create mount namespace") from error
@@ -96,8 +101,8 @@ def _mount_fuse(fuse: int, source: str) -> int:
         ("user_id", "0"),
         ("group_id", "0"),
     )
-    # "ro" is not of the mount only: else the kernel takes every read for a new time
-    # of access, and asks for a file's attributes again and again.
+    # "ro" also makes the superblock read-only: otherwise each read may change a file's
+    # access time, and the kernel asks the server for the file's attributes again.
     attributes = linux.MOUNT_ATTR_NOSUID | linux.MOUNT_ATTR_NODEV | linux.MOUNT_ATTR_RDONLY
     try:
         return linux.new_filesystem("fuse", options, ("allow_other", "ro"), attributes)
@@ -106,13 +111,16 @@ def _mount_fuse(fuse: int, source: str) -> int:
 
 
 def _shown(source: str) -> str:
-    """Return what the mount table shows for the image: its path, or the end of it where fsconfig takes no more."""
+    """Return the mount's source name: the image's path, or its end if it is longer than fsconfig accepts."""
     path = os.fsencode(source)
     return source if len(path) <= _SOURCE_BYTES else "..." + os.fsdecode(path[3 - _SOURCE_BYTES :])
 
 
 def spawn(argv: list[str], stderr: int, kept: Sequence[int]) -> int:
-    """Start a server that has `kept` open, in a session of its own: no terminal's signal ends it before the command."""
+    """Start a server with an empty environment that inherits `stderr` and the descriptors `kept`; return its pid.
+
+    It has its own session, so that the terminal's signals don't end it before the command.
+    """
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     try:
         pairs = [(null, 0), (null, 1), (stderr, 2), *((fd, fd) for fd in kept)]
@@ -123,7 +131,10 @@ def spawn(argv: list[str], stderr: int, kept: Sequence[int]) -> int:
 
 
 def _start(server: str, image: int, fuse: int, words: list[str]) -> tuple[int, int]:
-    """Start our server, which becomes nobody's child by itself; return whom it leaves, and a pipe with its errors."""
+    """Start ch-squashfuse_ll; return a pid to reap, and a pipe with its error messages.
+
+    The server forks, and its parent, whose pid this is, exits.
+    """
     reader, writer = os.pipe()
     try:
         return spawn([server, "-b", *words], writer, (image, fuse)), reader
@@ -134,22 +145,22 @@ def _start(server: str, image: int, fuse: int, words: list[str]) -> tuple[int, i
 
 
 def reap(build: Build) -> None:
-    """Wait for whom our server has left, not sooner than need be: it starts beside what we do."""
+    """Reap the server's parent. Call it late: the server starts in parallel with the rest of the plan."""
     pid, build.server_pid = build.server_pid, -1
     if pid > 0:
-        # Who ignores SIGCHLD, or waits for all of its children, has done that.
+        # No child is left if this process ignores SIGCHLD, or has waited for all children.
         try:
             os.waitpid(pid, 0)
         except ChildProcessError:
             pass
 
 
-def _start_another(server: str, image: int, fuse: int, words: list[str]) -> int:
-    """Start the site's server as ours starts itself, and return the end of a pipe with its errors."""
+def _start_site_server(server: str, image: int, fuse: int, words: list[str]) -> int:
+    """Start the server that the site names, detached and confined like ours; return a pipe with its error messages."""
     reader, writer = os.pipe()
-    # Neither the terminal's nor the step's signals may end the server before
-    # the command: it ends by itself when the mount does. SIGPIPE: we stop listening once it serves.
-    # Who ignores SIGCHLD can't wait for a child.
+    # Neither the terminal's nor the step's signals may end the server before the command; it ends
+    # when the mount does. SIGPIPE is ignored because nobody reads the pipe once the server works.
+    # A process that ignores SIGCHLD can't wait for its children.
     before = _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
     child = os.fork()
     if child == 0:
@@ -158,10 +169,10 @@ def _start_another(server: str, image: int, fuse: int, words: list[str]) -> int:
             for number in (_signal.SIGHUP, _signal.SIGINT, _signal.SIGTERM, _signal.SIGPIPE, _signal.SIGQUIT):
                 _signal.signal(number, _signal.SIG_IGN)
             os.chdir("/")
-            # What the image talks its server into is done with no capability.
+            # No capabilities: a malicious image may take over its server.
             linux.prctl_root_is_nobody()
             linux.prctl_no_new_privs()
-            # It gets what is duplicated, and nothing that we or our caller have open.
+            # The server inherits only the duplicated descriptors.
             linux.close_range(3, linux.CLOSE_RANGE_CLOEXEC)
             spawn([server, "-f", *words], writer, (image, fuse))
             code = 0
@@ -175,20 +186,20 @@ def _start_another(server: str, image: int, fuse: int, words: list[str]) -> int:
     return reader
 
 
-def server_words(build: Build, error: OSError) -> str:
-    """Return what the server said before it failed, in brackets, or nothing."""
+def server_errors(build: Build, error: OSError) -> str:
+    """Return the failed server's error message, in brackets, or ""."""
     if build.server_stderr < 0 or error.errno not in (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO):
         return ""
     if error.errno == errno.EIO:
-        # It lives, and there may be no end of file to wait for.
+        # The server is alive, and may keep the pipe open: don't wait for its end.
         os.set_blocking(build.server_stderr, False)
-    # Else it is dead or dying: end of file is near.
-    said = b""
+    # After the other errors, the server has ended or is about to: the pipe's end comes soon.
+    data = b""
     try:
-        while len(said) < _STDERR_BYTES and (more := os.read(build.server_stderr, _STDERR_BYTES)):
-            said += more
+        while len(data) < _STDERR_BYTES and (more := os.read(build.server_stderr, _STDERR_BYTES)):
+            data += more
     except OSError as trouble:
         log.debug(f"nothing more from the server: {trouble.strerror}")
-    text = said.decode("utf-8", "replace").strip().replace("\n", "; ")
-    log.debug(f"the server said: {text}")
+    text = data.decode("utf-8", "replace").strip().replace("\n", "; ")
+    log.debug(f"the server's error message: {text}")
     return f" ({text})" if text else ""

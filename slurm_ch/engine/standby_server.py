@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A server that waits beside another step's for an image that both could serve: the container outlives that step.
+"""Start a standby image server for a step that joins a container, so that the container outlives its maker's step.
 
-The kernel hands each request to whoever reads it first, of all who have the mount's connection open, and ends the
-mount when the last of them has closed it. ch-squashfuse_ll remembers nothing of one request in the next: so any
-process of it can go on where another has ended. Who comes later waits (standby.c), so that nobody notices
-the end of a step that has joined. Loaded for joins only.
+When the step that made a container ends, Slurm kills the step's image server. Every process that has the FUSE
+connection open can answer requests, and the kernel ends the mount only when the last of them has closed it.
+ch-squashfuse_ll keeps no state between requests, so another process of it can take over. Each standby server
+waits until the earlier ones have ended (standby.c). Loaded only for joins.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .. import agreement, linux
 from ..errors import ChError, describe
 from . import namespaces, squashfs
 
-# Which groups a process is in.
+# This process's cgroups.
 _GROUPS = "/proc/self/cgroup"
 
 _NS_GET_PARENT = 0xB702  # _IO(NSIO, 2), linux/nsfs.h
@@ -28,24 +28,24 @@ _STARTED, _NONE, _FAILED = range(3)
 
 
 def is_needed() -> bool:
-    """Whether a step has a group of its own, in which Slurm kills all that the tasks leave."""
+    """Whether each step has its own cgroup, in which Slurm kills all processes when the step ends."""
     with open(_GROUPS) as file:
-        # By cgroup/v1 and v2: .../job_7/step_0/...
+        # In cgroup/v1 and v2 alike: .../job_7/step_0/...
         return "/step_" in file.read()
 
 
 class CantStart(ChError):
-    """There is a server, and no other can wait beside it."""
+    """The container has a server of ours, but no standby server could be started."""
 
 
 def start(user_fd: int) -> bool:
-    """Start one for the container whose commands have that user namespace; False if there is no server of ours.
+    """Start a standby server for the container whose commands have the user namespace `user_fd`.
 
-    CantStart if that fails.
+    Return False if ch-squashfuse_ll doesn't serve its image; CantStart on failure.
     """
     outermost = _outermost(user_fd)
     reader, writer = os.pipe()
-    # Who enters a user namespace doesn't come back.
+    # In a child: a process can't leave a user namespace again.
     child = os.fork()
     if child == 0:
         code = _FAILED
@@ -58,17 +58,18 @@ def start(user_fd: int) -> bool:
     os.close(writer)
     os.close(outermost)
     with open(reader, "rb") as pipe:
-        said = pipe.read().decode("utf-8", "replace")
+        message = pipe.read().decode("utf-8", "replace")
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if code not in (_STARTED, _NONE):
-        raise CantStart(f"can't start another server for it: {said or f'signal {-code}'}")
+        raise CantStart(f"can't start another server for it: {message or f'signal {-code}'}")
     return code == _STARTED
 
 
 def _outermost(user_fd: int) -> int:
-    """Return a descriptor of the user namespace next to ours that `user_fd` is in: the image is mounted in it.
+    """Return a descriptor of the container's outermost user namespace, in which its image is mounted.
 
-    No command is ever in it, so whatever is there has been started by a launcher.
+    It is the ancestor of `user_fd` whose parent is this process's own. Commands never run in it: every
+    process in it was started by a launcher.
     """
     own = os.stat("/proc/self/ns/user").st_ino
     found = os.dup(user_fd)
@@ -85,7 +86,7 @@ def _outermost(user_fd: int) -> int:
 
 
 def _start_in(namespace: int) -> int:
-    """Enter the namespace and start one; OSError or ChError if that fails."""
+    """Enter the user namespace and start a standby server there; return _STARTED or _NONE. OSError, ChError."""
     namespaces.check_owner(namespace, "the container")
     where = os.fstat(namespace).st_ino
     linux.setns(namespace)
@@ -94,7 +95,7 @@ def _start_in(namespace: int) -> int:
     waits: list[int] = []
     copies: list[int] = []
     for name in filter(str.isdigit, os.listdir("/proc")):
-        found = _words(name, where)
+        found = _command_line(name, where)
         if found and len(waits) < agreement.STANDBY_MAX:
             try:
                 process = os.pidfd_open(int(name))
@@ -110,7 +111,7 @@ def _start_in(namespace: int) -> int:
     if not words:
         return _NONE
     fuse = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-    # A device of its own, for the others' end with them.
+    # Clone the device, because the other servers' descriptors are closed when they end.
     fcntl.ioctl(fuse, _FUSE_DEV_IOC_CLONE, copies[0].to_bytes(4, sys.byteorder))
     null = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
     argv = [squashfs.SERVER, "-b", *_options(words)]
@@ -122,7 +123,7 @@ def _start_in(namespace: int) -> int:
 
 
 def _options(words: list[str]) -> list[str]:
-    """Return a server's options but for whom it waits for itself."""
+    """Return a server's options without -w, which names the servers that it waits for."""
     found = words[2:-2]
     while "-w" in found:
         at = found.index("-w")
@@ -130,13 +131,13 @@ def _options(words: list[str]) -> list[str]:
     return found
 
 
-def _words(pid: str, where: int) -> list[str]:
-    """Return how a server of ours in that user namespace was started; nothing for any other process."""
+def _command_line(pid: str, where: int) -> list[str]:
+    """Return the command line of process `pid` if it is ch-squashfuse_ll in the user namespace; [] for others."""
     try:
         if os.stat(f"/proc/{pid}/ns/user").st_ino != where:
             return []
         with open(f"/proc/{pid}/cmdline", "rb") as file:
             words = os.fsdecode(file.read()).split("\0")[:-1]
     except OSError:
-        return []  # not ours to look at, or it has ended
+        return []  # no permission, or it has ended
     return words if words and words[0].endswith("/ch-squashfuse_ll") else []

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `ch-join` does in each task: records, their bytes, and the memory file that carries them.
+"""The task plan: what `ch-join` does in each task, as records, as bytes, and as a memory file.
 
-A plan is a sequence of records that end with NUL, their first byte the kind: agreement.py's PLAN_.
+A plan is a sequence of records. Each record ends with NUL; its first byte is its kind, one of agreement.py's PLAN_.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_
 
 
 def encode(records: Sequence[Record]) -> bytes:
-    """Return the plan as bytes; ChError if a value can't be passed."""
+    """Return the plan as bytes; ChError if a value has a NUL in it."""
     parts = [HEADER]
     for kind, value in records:
         data = os.fsencode(kind + value)
@@ -34,7 +34,7 @@ def encode(records: Sequence[Record]) -> bytes:
 
 
 def describe(record: Record) -> str:
-    """Return one line for people about a record."""
+    """Return one line that tells a user what a record does."""
     kind, value = record
     words = {
         agreement.PLAN_SET: "set",
@@ -73,5 +73,5 @@ def plan_file(plan: bytes) -> int:
 
 
 def seal(fd: int) -> None:
-    """Let nobody change a memory file any more."""
+    """Seal a memory file, so that nobody can change it any more."""
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the user's home and working directory are in the new root.
+"""Find the user's home and working directory in the new root.
 
-What counts is the directory itself, its device and inode: a name may lead elsewhere in the image.
+They are recognised by device and inode: the same path may be another directory in the image.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from .action import Build
     from .caller import Caller
 
-# A site or a program may mean any of them.
+# Variables that name a directory for temporary files.
 TEMPORARY_VARIABLES = ("TMPDIR", "TMP", "TEMP", "TEMPDIR")
 TEMPORARY = ("/tmp", "/var/tmp")
 _CONTAINERS_ROOT = "/"
-# Quotes are needed around these.
+# A path with one of these characters needs quotes in a shell.
 _SHELLS = " \t\n\\'\"$`&|;<>()[]{}*?!#~"
 
 
 class UserDirectories:
-    """The caller's home and working directory, looked at while the host's root is ours; to be found again inside."""
+    """The caller's home and working directory: noted on the host, and then found again in the new root."""
 
     __slots__ = ("_caller", "_here", "_home", "_spec")
 
@@ -39,7 +39,7 @@ class UserDirectories:
         self._home = _status(home) if home.startswith("/") and not spec.like_ch_run else None
 
     def home(self, build: Build) -> str:
-        """Return HOME: the user's own where it is shown, else the image's /root, else /."""
+        """Return HOME: the user's own home if the container shows it, else the image's /root, else /."""
         own = self._caller.environment.get("HOME", "")
         if self._home is not None and _is(build, own, self._home):
             return own
@@ -48,7 +48,7 @@ class UserDirectories:
         return "/root" if _exists(build, "/root") else "/"
 
     def directory(self, build: Build) -> tuple[str, str]:
-        """Return where the command starts, and what to tell the user if that isn't the caller's directory."""
+        """Return the directory that the command starts in; and a warning, or "" if it is the caller's directory."""
         cwd = self._caller.cwd
         relayed = self._caller.environment.get(agreement.RELAYED_PREFIX + "PWD", "")
         if relayed and _exists(build, relayed):
@@ -63,7 +63,7 @@ class UserDirectories:
         return start, f"the working directory {cwd} is not in the container; {self._remedy()} shows it"
 
     def _candidates(self) -> Iterator[str]:
-        """Yield what the directory may be called inside: as its user knows it, as the kernel does, below each bind."""
+        """Yield paths that may lead to the working directory inside: $PWD, the kernel's path, and below each bind."""
         caller, spec = self._caller, self._spec
         logical = caller.environment.get("PWD", "")
         if logical.startswith("/"):
@@ -85,7 +85,7 @@ class UserDirectories:
 
 
 def _as_typed(option: str, path: str) -> str:
-    """Return an option with a path as a user has to type it, for the shell and for us."""
+    """Return an option with a path as a user has to type it: escaped for the option, and quoted for the shell."""
     for letter in ":,$":
         path = path.replace(letter, "\\" + letter)
     if not any(letter in path for letter in _SHELLS):
@@ -94,7 +94,7 @@ def _as_typed(option: str, path: str) -> str:
 
 
 def temporary_directories(caller: Caller) -> list[str]:
-    """Return what the caller's variables for temporary files name, less what is shown anyway."""
+    """Return the directories that the caller's variables for temporary files name, without those shown anyway."""
     named = [caller.environment.get(name, "") for name in TEMPORARY_VARIABLES]
     found = [os.path.normpath("/" + path.lstrip("/")) for path in named if path.startswith("/")]
     return [
@@ -105,7 +105,7 @@ def temporary_directories(caller: Caller) -> list[str]:
 
 
 def _is_shown(path: str) -> bool:
-    """Whether a path is in a directory that is shown anyway."""
+    """Whether the path is in /tmp or /var/tmp."""
     return any((path + "/").startswith(shown + "/") for shown in TEMPORARY)
 
 

@@ -12,7 +12,7 @@ from ..engine import namespaces, task_plan
 from ..engine.action import Build
 from ..engine.caller import Caller
 from ..engine.container import Container, containerize, plan_bytes
-from ..engine.environment import Environment, load_readers, worked_out
+from ..engine.environment import Environment, apply_inside, load_readers
 from ..request import parsers
 from ..request.words import Words
 
@@ -50,7 +50,7 @@ def launch(spec: Spec, caller: Caller, task_socket: tickets.TaskSocket, ready: S
         environment = Environment(spec, caller)
         load_readers()
         user_fd, mount_fd = namespaces.enter_pid(spec.join_pid)
-        build = worked_out(environment)
+        build = apply_inside(environment)
     else:
         build = containerize(Container(spec, caller))
         user_fd, mount_fd = namespaces.open_own()
@@ -62,4 +62,4 @@ def _enter(spec: Spec, caller: Caller, user_fd: int, mount_fd: int) -> Build:
     environment = Environment(spec, caller, container.injection, joining=True)
     load_readers()
     namespaces.enter(user_fd, mount_fd, "the other peers")
-    return worked_out(environment)
+    return apply_inside(environment)

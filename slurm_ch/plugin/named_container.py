@@ -12,7 +12,7 @@ import time
 
 from .. import agreement, log
 from ..engine import named_containers, namespaces, task_plan
-from ..engine.environment import Environment, load_readers, worked_out
+from ..engine.environment import Environment, apply_inside, load_readers
 from ..errors import ChError, UsageError, describe
 from ..request import pyxis_site
 from ..request.compatibility import AUTO, CREATE, EXEC, NO_EXEC
@@ -85,7 +85,7 @@ def _take_turn(
         _keep_served(asked.label, unnamed, asked.name.partition(".")[2], None, here)
         return unnamed
     root = pyxis_site.containers(here.pyxis_arguments)
-    kept = named_containers.KeptContainer(
+    kept = named_containers.NamedContainer(
         root, job if asked.of_job else None, env.get("SLURMD_NODENAME", "node"), asked.name
     )
     try:
@@ -148,7 +148,7 @@ def _of_a_step(asked: ContainerName, job: str) -> named_containers.Process | Non
     return process
 
 
-def _use(wanted: Spec, label: str, kept: named_containers.KeptContainer, image: str, runs: bool) -> None:
+def _use(wanted: Spec, label: str, kept: named_containers.NamedContainer, image: str, runs: bool) -> None:
     """Have the image that the container was made of; another one is of no use to what is kept.
 
     ChError if it is gone, the user names none, and the container doesn't run.
@@ -172,7 +172,7 @@ def _use(wanted: Spec, label: str, kept: named_containers.KeptContainer, image: 
             log.info(f"{image}: {error.strerror}")
 
 
-def _meet(kept: named_containers.KeptContainer, asked: ContainerName) -> named_containers.Process | None:
+def _meet(kept: named_containers.NamedContainer, asked: ContainerName) -> named_containers.Process | None:
     """Return a process in the container; None where it is there but doesn't run. ChError if the user wants another."""
     if asked.how == CREATE:
         raise ChError(f"{asked.label}: there is such a container already")
@@ -219,7 +219,7 @@ def _join(
     namespaces.enter(process.user_fd, process.mount_fd, f"{asked.label} (pid {process.pid})")
     if trees:
         late_binds.attach(trees, "PMIx")
-    return process.user_fd, process.mount_fd, list(process.further.values()), worked_out(environment)
+    return process.user_fd, process.mount_fd, list(process.further.values()), apply_inside(environment)
 
 
 # ---- What jobs that are over have left ----

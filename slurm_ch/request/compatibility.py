@@ -30,8 +30,19 @@ class Compatibility:
     """What users of another tool expect beyond a Spec's options; a Spec without one is a usual container's."""
 
     __slots__ = (
-        "container_name", "defaults", "drop", "entrypoint", "gpus", "if_image_has", "keep", "lifted", "notes",
-        "scratch", "speaks", "start_in_image", "tmp_of_image",
+        "container_name",
+        "defaults",
+        "drop",
+        "entrypoint",
+        "gpus",
+        "if_image_has",
+        "keep",
+        "notes",
+        "speaks",
+        "start_in_image",
+        "tmp_of_image",
+        "tmpfs_mounts",
+        "unmounted",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -39,8 +50,8 @@ class Compatibility:
         self.tmp_of_image = False  # /tmp is the image's own
         # Devices to show where the node has specs of them: (kind, names, and who has asked, or "" for nobody).
         self.gpus: tuple[str, Sequence[str], str] | None = None
-        self.scratch: Sequence[tuple[str, dict[str, str], str]] = ()  # memory file systems: place, options, label
-        self.lifted: Sequence[tuple[str, str]] = ()  # places of which what is mounted goes, and labels
+        self.tmpfs_mounts: Sequence[tuple[str, dict[str, str], str]] = ()  # memory file systems: place, options, label
+        self.unmounted: Sequence[tuple[str, str]] = ()  # places of which what is mounted goes, and labels
         # The image's entrypoint is run once per node: the option that asks for it, and whether its output is shown.
         self.entrypoint: tuple[str, bool] | None = None
         self.speaks = False  # whether the output of what an image runs by itself is shown

@@ -192,7 +192,7 @@ def _compatibility(request: Request, env: Mapping[str, str], by_site: Mapping[st
             f"MELLANOX_VISIBLE_DEVICES={adapters}: the node's InfiniBand devices are in the container, all of them; the"
             " libraries for them are the image's own",
         )
-    compatibility.scratch, compatibility.lifted = pyxis_mounts.without_source(request.parts("container-mounts"))
+    compatibility.tmpfs_mounts, compatibility.unmounted = pyxis_mounts.without_source(request.parts("container-mounts"))
     compatibility.defaults = [
         (agreement.PLAN_SET_DEFAULT, f"PMIX_MCA_{name}={env[given]}") for name, given in _PMIX if env.get(given)
     ]

@@ -26,7 +26,7 @@ def _wrong(part: str, why: str) -> UsageError:
 
 def without_source(parts: Sequence[str]) -> tuple[list[tuple[str, dict[str, str], str]], list[tuple[str, str]]]:
     """Return the memory file systems that are asked for, and the places whose mounts are to go."""
-    scratch, lifted = [], []
+    tmpfs_mounts, unmounted = [], []
     for part in parts:
         kind, _, rest = part.partition(":")
         dst, _, flags = rest.partition(":")
@@ -36,12 +36,12 @@ def without_source(parts: Sequence[str]) -> tuple[list[tuple[str, dict[str, str]
             raise _wrong(part, f"{kind}: needs an absolute place, which isn't /")
         label = f"--container-mounts={part}"
         if kind == "tmpfs":
-            scratch.append((dst, _tmpfs_options(part, flags), label))
+            tmpfs_mounts.append((dst, _tmpfs_options(part, flags), label))
         elif flags.strip("+") not in ("", "x-detach"):
             raise _wrong(part, f"{flags} is no flag of umount, which has x-detach")
         else:
-            lifted.append((dst, label))
-    return scratch, lifted
+            unmounted.append((dst, label))
+    return tmpfs_mounts, unmounted
 
 
 def _tmpfs_options(part: str, flags: str) -> dict[str, str]:

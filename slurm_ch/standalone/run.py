@@ -14,7 +14,7 @@ from ..engine import ch_join, namespaces
 from ..engine.action import Build
 from ..engine.caller import Caller
 from ..engine.container import Container, containerize, plan_bytes
-from ..engine.environment import Environment, load_readers, worked_out
+from ..engine.environment import Environment, apply_inside, load_readers
 from ..errors import ChError
 from ..request import step
 
@@ -55,7 +55,7 @@ def become_static(name: str, spec: Spec, words: Words) -> None:
         return
     given = [name, sys.executable, spec.located or ""]
     checked = [agreement.CHECKED, *given, *words.in_full(), "--", image or "", *command]
-    ch_join.become_front(checked)
+    ch_join.become_static_command(checked)
 
 
 def _tag_and_count(spec: Spec, env: Mapping[str, str]) -> tuple[str, int]:
@@ -118,7 +118,7 @@ def _enter(spec: Spec, caller: Caller, pid: int) -> Build:
     environment = Environment(spec, caller)
     load_readers()
     namespaces.enter_pid(pid)
-    return worked_out(environment)
+    return apply_inside(environment)
 
 
 def _join(spec: Spec, caller: Caller, add_hooks: Callable[[Container], None]) -> Build:
@@ -148,7 +148,7 @@ def _join(spec: Spec, caller: Caller, add_hooks: Callable[[Container], None]) ->
         load_readers()
         user_fd, mount_fd = peer.wait_for_winner()
         namespaces.enter(user_fd, mount_fd, "the join's winner")
-        build = worked_out(environment)
+        build = apply_inside(environment)
         container.hooks_all.run(container)
     peer.done()
     return build

@@ -370,8 +370,8 @@ def test_explain_shows_all_of_it(user: str, write: Write, image_sqfs: Path, driv
     done = subprocess.run(command, check=True, capture_output=True, text=True, **settings(user))  # type: ignore[call-overload]
     lines = done.stdout.splitlines()
     wanted = [
-        f"say: {path}: containerEdits.hooks[2]: createContainer hook /usr/bin/nvidia-cdi-hook frobnicate: not known, not run",
-        f"make writeable, where they are: /etc {FOLDER}",
+        f"report: {path}: containerEdits.hooks[2]: createContainer hook /usr/bin/nvidia-cdi-hook frobnicate: not known, not run",
+        f"make writeable, if they exist: /etc {FOLDER}",
         "check device node /dev/null",
         f"bind {driver}/{LIBRARY} at {FOLDER}/{LIBRARY} (read-only, nosuid, nodev)",
         "link /lib/b to a",

@@ -184,7 +184,7 @@ def test_explain_shows_what_a_step_does_besides(image_sqfs: Path, image_dir: Pat
         f"copy {image_sqfs} to /disk of "
     )
     kept = explain(image_sqfs, f"--overlay={place}/kept").stdout
-    assert f"\noverlay new root with what is kept in {place}/kept\n" in kept
+    assert f"\noverlay new root with the changes kept in {place}/kept\n" in kept
     assert list(place.iterdir()) == []
     for words, said in {
         (image_dir, "--broadcast"): f"--broadcast: {image_dir}: a directory; ",
@@ -207,7 +207,7 @@ def test_explain_shows_the_plan_and_does_nothing(image_sqfs: Path, user: str) ->
         **settings(user),
     )  # type: ignore[call-overload]
     lines = done.stdout.splitlines()
-    order = ["new user and mount namespaces", "mount SquashFS", "claim new root", "make new root read-only", "bind /dev at /dev (read-only)",
+    order = ["new user and mount namespaces", "mount SquashFS", "mount new root", "make new root read-only", "bind /dev at /dev (read-only)",
              "mount a fresh tmpfs on /tmp", "bind /usr at /mnt", "add the user to /etc/passwd", "run host hooks", "pivot into new root",
              "new user and mount namespaces: 0:0 becomes", "run guest hooks"]  # fmt: skip
     rest = iter(lines)

@@ -102,7 +102,7 @@ def test_a_passwd_that_becomes_a_link_to_what_is_bound(tmp_path: Path, written: 
 
     build = _in_memory(image)
     try:
-        root.Account("/etc/passwd", lambda _build: "u:x:7:7::/:/bin/sh", swap).apply(build)
+        root.AddAccount("/etc/passwd", lambda _build: "u:x:7:7::/:/bin/sh", swap).apply(build)
         assert bound.read_text() == "the user's\n"
     finally:
         os.close(build.root_fd)
@@ -117,7 +117,7 @@ def test_a_passwd_that_is_a_fifo_which_somebody_writes_to(tmp_path: Path, writte
     writer = os.open(fifo, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     build = _in_memory(tmp_path)
     try:
-        root.Account("/etc/passwd", lambda _build: "u:x:7:7::/:/bin/sh", lambda line: line + "\n").apply(build)
+        root.AddAccount("/etc/passwd", lambda _build: "u:x:7:7::/:/bin/sh", lambda line: line + "\n").apply(build)
     finally:
         os.close(writer)
         os.close(build.root_fd)

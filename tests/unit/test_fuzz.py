@@ -72,7 +72,7 @@ def no_kernel() -> Iterator[list[str]]:
             assert argv
             raise SystemExit(0)
 
-        def become_front(argv: list[str]) -> None:
+        def become_static_command(argv: list[str]) -> None:
             name, interpreter, *_, command = argv[1:]
             assert (name, interpreter) == (agreement.SLURM_CH, sys.executable)
             assert command
@@ -85,7 +85,7 @@ def no_kernel() -> Iterator[list[str]]:
         patch.setattr(runner, "containerize", plan_only)
         patch.setattr(runner, "_join", no_peers)
         patch.setattr(runner.ch_join, "become", become)
-        patch.setattr(runner.ch_join, "become_front", become_front)
+        patch.setattr(runner.ch_join, "become_static_command", become_static_command)
         patch.setattr(main, "describe", on_purpose)
         patch.setattr(namespaces, "enter_pid", no_process)
         patch.setattr(log, "_write", lambda kind, text: said.append(log.line(kind, text)))

@@ -336,7 +336,7 @@ def test_the_sites_timeout_reaches_our_server_only(monkeypatch: pytest.MonkeyPat
     it = image.Image("i", image.SQUASHFS, "/i")
     monkeypatch.setattr(squashfs, "_open_fuse", lambda: os.open("/dev/null", os.O_RDWR))
     monkeypatch.setattr(squashfs, "_mount_fuse", lambda *_: -1)
-    monkeypatch.setattr(squashfs, "_start_another", lambda *start: words.append(start[3][:-2]) or -1)
+    monkeypatch.setattr(squashfs, "_start_site_server", lambda *start: words.append(start[3][:-2]) or -1)
     monkeypatch.setattr(squashfs.linux, "unshare", lambda _: None)
     for single, timeout in ((False, 0), (True, 0), (False, 30), (True, 30)):
         squashfs.ServeSquashFS(it, "/x/ch-squashfuse_ll", single, timeout).apply(Build())
@@ -356,7 +356,7 @@ def test_the_image_that_was_looked_at_is_the_one_that_is_served(
     served: list[os.stat_result] = []
     monkeypatch.setattr(squashfs, "_open_fuse", lambda: os.open("/dev/null", os.O_RDWR))
     monkeypatch.setattr(squashfs, "_mount_fuse", lambda *_: -1)
-    monkeypatch.setattr(squashfs, "_start_another", lambda _, fd, *rest: served.append(os.fstat(fd)) or -1)
+    monkeypatch.setattr(squashfs, "_start_site_server", lambda _, fd, *rest: served.append(os.fstat(fd)) or -1)
     monkeypatch.setattr(squashfs.linux, "unshare", lambda _: None)
     for name in ("file", "other"):
         (tmp_path / name).write_bytes(b"hsqs")

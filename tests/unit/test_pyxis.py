@@ -107,8 +107,11 @@ def test_mounts_without_a_source() -> None:
     spec = made(f"container-mounts={value}")
     assert spec.binds == [Bind("/a", "/scratch/a")]
     assert spec.compatibility is not None
-    assert [one[:2] for one in spec.compatibility.scratch] == [("/scratch", {"size": "1G", "mode": "0700"}), ("/t", {})]
-    assert spec.compatibility.lifted == [("/etc/hosts", "--container-mounts=umount:/etc/hosts:x-detach")]
+    assert [one[:2] for one in spec.compatibility.tmpfs_mounts] == [
+        ("/scratch", {"size": "1G", "mode": "0700"}),
+        ("/t", {}),
+    ]
+    assert spec.compatibility.unmounted == [("/etc/hosts", "--container-mounts=umount:/etc/hosts:x-detach")]
     for value in (
         "tmpfs",
         "tmpfs:",

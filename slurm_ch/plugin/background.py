@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Work that a launcher leaves to a child, so that no task waits for it. Loaded only where there is some."""
+"""Work that the launcher leaves to a child process, so that no task waits for it. Loaded only if there is some."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def in_child(work: Callable[[], object], failure: str) -> None:
-    """Have a child in its own session do the work, without waiting for it; `failure` is said if there can't be one."""
+    """Call `work` in a child with its own session, and don't wait for it. If fork fails, `failure` is reported."""
     try:
         if os.fork():
             return
@@ -21,7 +21,7 @@ def in_child(work: Callable[[], object], failure: str) -> None:
         log.info(f"{failure}: {error.strerror}")
         return
     try:
-        # Whoever has the launcher's end of the tasks' socket keeps its death from them.
+        # While the launcher's end of the tasks' socket is open here, the tasks don't notice that the launcher died.
         linux.close_range(3, 0)
         os.setsid()
         work()
@@ -29,6 +29,6 @@ def in_child(work: Callable[[], object], failure: str) -> None:
         os._exit(0)
 
 
-def slurms_environment(env: Mapping[str, str]) -> dict[str, str]:
-    """Return what Slurm's commands get: they are the host's, found as the task would have found them there."""
+def slurm_environment(env: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment for the host's Slurm commands: the job's PATH and SLURM_CONF."""
     return {name: env[name] for name in ("PATH", "SLURM_CONF") if name in env}

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """`--ch-broadcast`: Slurm's sbcast copies the image to the disks of a job's nodes, before the first step that uses it.
 
-Run by srun's plugin as the user: in a job before there is a step, else when there is an allocation and no task
-yet. A note in the cache tells the job's other steps where the copy is, and has those that start at the same time
-wait. The copy's name has a part that nobody can guess, and sbcast replaces no file; the job's end removes it
-(spank/plugin/broadcast.c).
+srun's plugin runs this as the user: inside a job before the step is created, otherwise after the allocation and
+before the first task. A note in the cache tells the job's other steps where the copy is; steps that start at the
+same time wait for it. Part of the copy's name is random, and sbcast replaces no file, so nobody can prepare one.
+The plugin removes the copy at the job's end (spank/plugin/broadcast.c).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 def refuse_all_but_files(wanted: Spec, kind: str) -> None:
-    """Raise UsageError for an image of a kind that can't be copied."""
+    """Raise UsageError if the image is not a file; `kind` is its kind."""
     if kind != image.SQUASHFS:
         raise UsageError(
             f"{wanted.label('broadcast')}: {wanted.image}: a directory; `slurm-ch pack` makes a file of it"
@@ -43,7 +43,10 @@ def refuse_all_but_files(wanted: Spec, kind: str) -> None:
 
 
 def to_nodes(facts: Facts, wanted: Spec, here: Site) -> str:
-    """Have the job's nodes get the image unless they have it; return what the plugin is told. ChError if that fails."""
+    """Copy the image to the job's nodes, unless another step has done so; return the answer for the plugin.
+
+    ChError or UsageError on failure. Waits while another step of the job copies it.
+    """
     log.configure(level=wanted.verbosity)
     caller = Caller(facts.environment)
     what = wanted.label("broadcast")
@@ -61,7 +64,7 @@ def to_nodes(facts: Facts, wanted: Spec, here: Site) -> str:
         unique = os.urandom(8).hex()
         path = os.path.join(place, f"{prefix}{unique}.sqfs")
         if place != usual:
-            # First: what is copied and not noted would stay.
+            # The note goes first: without it, the job's end would not remove the copy.
             note = os.path.join(usual, f"{prefix}{unique}{agreement.BROADCAST_NOTE}")
             with tempfile.NamedTemporaryFile() as file:
                 file.write(os.fsencode(path))
@@ -85,7 +88,7 @@ def to_nodes(facts: Facts, wanted: Spec, here: Site) -> str:
 
 
 def _source(facts: Facts, wanted: Spec, caller: Caller, what: str) -> tuple[str, os.stat_result]:
-    """Return the image's file, as it is seen here."""
+    """Return the path and status of the image's file on this host."""
     found = parsers.located(facts.request)
     if found is not None:
         path = found[1]
@@ -111,25 +114,26 @@ def _job(facts: Facts) -> str:
 
 
 def _sbcast(what: str, facts: Facts, source: str, path: str, beat: Callable[[], None]) -> None:
-    """Copy a file to the nodes of the job."""
-    with children.words_file() as said:
-        child = children.start(["sbcast", f"--jobid={facts.broadcast}", source, path], _environment(facts), stderr=said)
+    """Copy a file to the job's nodes; ChError with sbcast's message on failure."""
+    with children.words_file() as errors:
+        argv = ["sbcast", f"--jobid={facts.broadcast}", source, path]
+        child = children.start(argv, _environment(facts), stderr=errors)
         try:
             status = children.wait(child, beat)
         finally:
             children.stop(child)
-        words = [line.removeprefix("sbcast: ").removeprefix("error: ") for line in children.words(said).splitlines()]
+        lines = [line.removeprefix("sbcast: ").removeprefix("error: ") for line in children.words(errors).splitlines()]
     if status:
-        reason = "; ".join(words[-2:]) or f"status {status}"
+        reason = "; ".join(lines[-2:]) or f"status {status}"
         if "Unspecified error" in reason:
-            # All that a node says of a write that fails.
+            # slurmd reports no more than this of a failed write.
             reason += " (no room on the node's disk? slurmd's log there has the reason)"
         elif "File exists" in reason:
-            # The name is new, so it is another node's copy.
+            # The name is unique, so the existing file is another node's copy.
             reason += " (the nodes share this directory? It has to be on each node's own disk)"
         raise ChError(f"{what}: sbcast can't copy the image to {path}: {reason}")
 
 
 def _environment(facts: Facts) -> Mapping[str, str]:
-    # A copy takes the place of no file, whatever the user's default is.
+    # Never overwrite a file, even if that is the user's default.
     return {name: value for name, value in facts.environment.items() if name != "SBCAST_FORCE"}

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write the launcher's modules as one file of bytecode: `bundle.py`.
+"""Write the launcher's modules to one file of bytecode, the bundle.
 
-To find, open and check thirty modules takes as long as to run them. In the bundle
-they are without what nobody looks at in the launcher: docstrings, annotations, line
-numbers. `bundled.py` loads it where it is as new as its sources; else the launcher
-is loaded like any program. It is made with the cached bytecode, and lies beside it.
+Finding, opening and checking thirty modules takes as long as running them. The bundle
+leaves out docstrings, annotations and line numbers, which the launcher doesn't use.
+`bundled.py` loads it if it is as new as its sources; otherwise the launcher imports its
+modules like any program. The bundle is written to __pycache__ when the package is built.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from types import CodeType
 
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-# What is loaded in any case, and what may be, each with what it imports itself.
+# The bundle's own loader, the module that is always loaded, and those that may be; all with the modules they import.
 LOADER = "slurm_ch.plugin.bundled"
 FIRST = "slurm_ch.plugin.launcher"
 LATER = (
@@ -40,7 +40,7 @@ def file_of(package: str, name: str) -> str:
 
 
 def _imports(name: str, tree: ast.Module, package: str) -> Iterator[str]:
-    """Yield what a module of ours loads of ours when it is run, packages before what is in them."""
+    """Yield the modules of this package that a module imports at its top level."""
     above = name.split(".") if file_of(package, name).endswith("__init__.py") else name.split(".")[:-1]
     for node in tree.body:
         if not isinstance(node, ast.ImportFrom) or not node.level:
@@ -52,8 +52,8 @@ def _imports(name: str, tree: ast.Module, package: str) -> Iterator[str]:
             yield below if os.path.exists(os.path.join(package, file_of(package, below))) else found
 
 
-class _Bare(ast.NodeTransformer):
-    """Takes away what has no effect when it runs."""
+class _WithoutAnnotations(ast.NodeTransformer):
+    """Removes annotations, and code for type checkers only."""
 
     def visit(self, node: ast.AST) -> ast.AST | None:
         self.generic_visit(node)
@@ -62,7 +62,7 @@ class _Bare(ast.NodeTransformer):
         elif isinstance(node, ast.arg):
             node.annotation = None
         elif isinstance(node, ast.AnnAssign):
-            # A name alone in a class or module is nothing; nowhere is it all that there is.
+            # An annotation without a value does nothing at run time.
             return ast.Assign([node.target], node.value) if node.value else ast.Pass()
         elif isinstance(node, ast.ImportFrom) and node.module == "__future__":
             return None
@@ -72,13 +72,13 @@ class _Bare(ast.NodeTransformer):
 
 
 def compiled(path: str) -> tuple[ast.Module, CodeType]:
-    """Return a file's syntax tree, and its bytecode with all that runs and nothing else."""
+    """Return a file's syntax tree, and its bytecode without docstrings, annotations and line numbers."""
     with open(path, encoding="utf-8") as file:
         text = file.read()
-    bare = ast.parse(text)
-    _Bare().visit(bare)
-    ast.fix_missing_locations(bare)
-    return ast.parse(text), _without_lines(compile(bare, os.path.basename(path), "exec", dont_inherit=True, optimize=2))
+    tree = ast.parse(text)
+    _WithoutAnnotations().visit(tree)
+    ast.fix_missing_locations(tree)
+    return ast.parse(text), _without_lines(compile(tree, os.path.basename(path), "exec", dont_inherit=True, optimize=2))
 
 
 def _without_lines(code: CodeType) -> CodeType:
@@ -88,16 +88,16 @@ def _without_lines(code: CodeType) -> CodeType:
 
 
 def _stamp(package: str, name: str) -> tuple[str, int, int]:
-    """Return a module's file, its time in seconds and its size, as cached bytecode has them."""
+    """Return a module's file, its modification time in seconds and its size: the values that Python checks too."""
     file = file_of(package, name)
     status = os.stat(os.path.join(package, file))
-    # No file of a package is newer than its newest change.
+    # A distribution's package sets the time of newer files to this.
     newest = int(os.environ.get("SOURCE_DATE_EPOCH") or status.st_mtime)
     return file, min(int(status.st_mtime), newest), status.st_size
 
 
 def contents(package: str) -> bytes:
-    """Return the bundle of the package in a directory."""
+    """Return the bundle's bytes, for the package in a directory."""
     codes: dict[str, CodeType] = {}
     first: list[str] = []
     later: list[str] = []
@@ -121,14 +121,14 @@ def contents(package: str) -> bytes:
     tails = [marshal.dumps(codes[name]) for name in later]
 
     def head(begin: int) -> bytes:
-        """Return what is read at once, with the places of the rest from `begin` on."""
+        """Return the part that is always read; the code of the other modules follows at offset `begin`."""
         places = {}
         for name, code in zip(later, tails):
             places[name] = (_stamp(package, name), (begin, len(code)))
             begin += len(code)
         return marshal.dumps((loader, stamps, modules, places))
 
-    # A number takes the same room whatever it is.
+    # marshal writes small and large offsets in the same number of bytes.
     first_part = head(8 + len(head(0)))
     return importlib.util.MAGIC_NUMBER + len(first_part).to_bytes(4, "little") + first_part + b"".join(tails)
 
@@ -139,14 +139,14 @@ def path_of(package: str) -> str:
 
 
 def write(package: str) -> None:
-    """Write the bundle, so that at any time there is a whole one or none; OSError if that can't be."""
+    """Write the bundle, atomically: others see a complete one or none. OSError on failure."""
     path = path_of(package)
     new = f"{path}.{os.getpid()}"
     os.makedirs(os.path.dirname(path), exist_ok=True)
     data = contents(package)
     try:
         with open(new, "wb") as file:
-            # For all who may read the sources, as Python has it.
+            # Readable for everyone who can read the sources, as Python's own cached bytecode.
             os.fchmod(file.fileno(), os.stat(os.path.join(package, file_of(package, LOADER))).st_mode & 0o666)
             file.write(data)
         os.rename(new, path)
@@ -157,7 +157,7 @@ def write(package: str) -> None:
 
 
 def renew(package: str) -> None:
-    """Write the bundle if that can be: else the launcher only takes longer to start."""
+    """Write the bundle if possible; without it, the launcher only takes longer to start."""
     with suppress(OSError, ValueError):
         write(package)
 

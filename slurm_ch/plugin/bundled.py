@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Load the launcher's modules from the bundle that `bundle.py` has written; this is a part of it, for `launch.py`.
+"""Load the launcher's modules from the bundle that `bundle.py` has written. This file's code is part of the bundle.
 
-Each module is run after all that it imports. What is loaded on demand is found
-here too, where `import` looks first. A module whose source has changed since is not.
-Without a good bundle, `launch.py` executes this file itself.
+Each module is executed after those that it imports. Modules that are needed only
+sometimes are loaded from the bundle by an import hook, unless their source has
+changed since. Without a valid bundle, `launch.py` executes this file itself.
 """
 
 from __future__ import annotations
@@ -24,21 +24,23 @@ if TYPE_CHECKING:
 
 
 def program(here: str, bundle: Bundle | tuple[()], fd: int) -> Callable[[], None] | None:
-    """Return what the command line names, with its modules loaded, from the package whose folder `plugin` is `here`.
+    """Load the modules of the program that the command line names, and return its function.
 
-    None if the bundle, of which this is a part, is older than its sources: then it is theirs to say what is to be done.
-    Where a step is submitted, the plugin has `--check FACTS_FD`; at a step's end, ch-join has
-    `--save 1 2 NODE USER_FD MOUNT_FD ...`: what it writes in distress goes where a launcher's does.
+    `here` is the package's directory `plugin`, `fd` the bundle's open file. Return None if the bundle is older than
+    its sources: this code is part of the bundle, so it may be outdated too.
+    Without an option, the program is the launcher. The plugin gives `--check FACTS_FD` where a step is submitted.
+    At a step's end, ch-join gives `--save 1 2 NODE USER_FD MOUNT_FD ...`: 2 is in the place of the launcher's
+    ERRORS_FD, for _refuse.
     """
     above = here.rpartition("/slurm_ch/")[0]
     package = f"{above}/slurm_ch"
-    # Behind the interpreter's own: nothing else is looked for there.
+    # Last, so that no module in this directory hides one of Python's own.
     sys.path.append(above)
     try:
         if bundle and not load(package, bundle, fd):
             sys.path.pop()
             return None
-        # As with all cached bytecode: who can write it makes it.
+        # As with Python's own cached bytecode, a user who can write the bundle does.
         if not bundle and posix.access(f"{here}/__pycache__", posix.W_OK) and not sys.dont_write_bytecode:
             from slurm_ch.plugin.bundle import renew
 
@@ -66,13 +68,13 @@ def program(here: str, bundle: Bundle | tuple[()], fd: int) -> Callable[[], None
 
 
 def _refuse(error: Exception) -> NoReturn:
-    """Say that the modules can't be loaded, and end."""
-    # Neither log.py nor tickets.py may have been found. Where even the agreement is missing, no
-    # ticket comes, and ch-join has words for that. A check's descriptors are its own to spoil.
+    """Report that the modules can't be loaded, refuse the tasks' ticket, and exit."""
+    # Without log.py and tickets.py, which may be missing. If even agreement.py is missing, no ticket is sent, and
+    # ch-join reports that. A check has other descriptors in these places, and writing to them does no harm.
     words = " ".join(str(error).split()) or type(error).__name__
     node = "".join(f"{name}: " for name in sys.argv[4:5] if name)
     posix.write(int(sys.argv[:4][-1]), f"slurm-ch: {node}error: can't load the launcher: {words}\n".encode())
-    # A directory that could not be looked at once counts as missing, and is not looked at again.
+    # Otherwise import would not look again at a directory that it couldn't read before.
     sys.path_importer_cache.clear()
     from slurm_ch.agreement import EXIT_SETUP, TICKET_MAGIC
 
@@ -81,16 +83,16 @@ def _refuse(error: Exception) -> NoReturn:
 
 
 def load(package: str, bundle: Bundle, fd: int) -> bool:
-    """Load the modules of the package in a directory, if all are as they were; whether they are.
+    """Load the bundle's modules; return False, and load nothing, if one of the sources in `package` has changed.
 
-    `fd` is the file that the bundle is the beginning of: what is loaded on demand is read then.
+    `fd` is the bundle's open file: the modules that are loaded on demand are read from it.
     """
     _, stamps, modules, later = bundle
     for stamp in stamps:
         if not _is_same(package, *stamp):
             return False
     kind: Any = type(sys)
-    sys.meta_path.insert(0, _Later(package, later, fd))
+    sys.meta_path.insert(0, _OnDemandFinder(package, later, fd))
     for name, file, code in modules:
         module = sys.modules[name] = kind(name)
         module.__file__ = f"{package}/{file}"
@@ -107,17 +109,17 @@ def load(package: str, bundle: Bundle, fd: int) -> bool:
 
 
 def _is_same(package: str, file: str, seconds: int, size: int) -> bool:
-    """Whether a source is what the bundle was made of: by time and size, as Python has it for its own bytecode."""
+    """Whether a source is the one that the bundle was made from, by time and size, as Python checks its bytecode."""
     try:
         status = posix.stat(f"{package}/{file}")
     except OSError:
         return False
-    # By place: the time in whole seconds.
+    # By index, for the modification time in whole seconds.
     return status[8] == seconds and status[6] == size
 
 
-class _Later:
-    """Finds and loads what is not loaded in any case."""
+class _OnDemandFinder:
+    """An import hook for the modules that are loaded on demand."""
 
     __slots__ = ("_fd", "_modules", "_package")
 
@@ -138,7 +140,7 @@ class _Later:
         return spec
 
     def create_module(self, spec: object) -> None:
-        """Leave that to whoever asks."""
+        """Return None: import creates the module."""
 
     def exec_module(self, module: ModuleType) -> None:
         offset, size = self._modules[module.__name__][1]

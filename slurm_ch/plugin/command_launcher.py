@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The launcher for `slurm-ch run`: the same container, asked for by the words of a command line.
+"""The launcher for `slurm-ch run`, which gets its options from a command line, not from the plugin.
 
-Loaded for these only. The caller is the static program, alone or as one of several peers.
+The static program starts it, alone or as one of several peers. Loaded only for that.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 
 def wanted(given: Sequence[str], name: str, located: str | None) -> Spec:
-    """Return what the words of the command `name` ask for, `given` up to the command that is to be run.
+    """Return the request in the arguments `given` of the command `name`, without the command to be run.
 
-    `located` is the file that the image's reference means, if it is one.
+    `located` is the file of the image if that is a reference. Configures the log.
     """
     words = Words(given)
     spec = parsers.make(words.words[0] if words.words else None, words.settings, "IMAGE")
@@ -38,10 +38,10 @@ def wanted(given: Sequence[str], name: str, located: str | None) -> Spec:
 
 
 def launch(spec: Spec, caller: Caller, task_socket: tickets.TaskSocket, ready: Sequence[int]) -> None:
-    """Make the container, or enter the one that there is, and hand out the ticket.
+    """Make the container, or enter an existing one, and hand out the ticket.
 
-    `ready` may be descriptors of the user and mount namespaces of a container that another
-    peer has made: then only this peer's rules are worked out. So they are with --join-pid.
+    `ready` is empty, or holds descriptors of the user and mount namespaces of a container that another
+    peer has made. Then, and with --join-pid, only this peer's environment rules are evaluated.
     """
     if ready:
         user_fd, mount_fd = ready

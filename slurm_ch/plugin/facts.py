@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The facts: what the plugin tells the launcher and the submission's checker."""
+"""The facts: what the plugin passes to the launcher and to the check of a submission."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Facts:
-    """What the plugin knows of the step, or `slurm-ch run` of its call: strings as they were on the node."""
+    """What the plugin knows about the step, or `slurm-ch run` about its call."""
 
     __slots__ = (
         "broadcast", "command", "environment", "job", "local_tasks", "located", "name", "request", "script", "site",
@@ -22,17 +22,17 @@ class Facts:
     )  # fmt: skip
 
     def __init__(self) -> None:
-        self.site: list[str] = []
-        self.request = ""
+        self.site: list[str] = []  # plugstack.conf's arguments
+        self.request = ""  # the options, one per line
         self.environment: dict[str, str] = {}
-        self.local_tasks: int | None = None
-        self.script: str | None = None
+        self.local_tasks: int | None = None  # on this node; None if Slurm doesn't tell
+        self.script: str | None = None  # path of the batch script, in a batch step
         self.job = ""
-        self.command: str | None = None  # where the user submits
-        self.broadcast: str | None = None  # the job whose nodes are to have the image
-        self.name = ""
-        self.located: str | None = None
-        self.words: list[str] = []  # of `slurm-ch run`, in place of site and request
+        self.command: str | None = None  # srun, sbatch or salloc, at submission
+        self.broadcast: str | None = None  # the job whose nodes should get a copy of the image
+        self.name = ""  # of the command, for `slurm-ch run`
+        self.located: str | None = None  # the image's file, for `slurm-ch run` with a reference
+        self.words: list[str] = []  # arguments of `slurm-ch run`, instead of site and request
 
 
 _TEXTS = {
@@ -74,8 +74,8 @@ def read_facts(fd: int) -> Facts:
     return facts
 
 
-def asked_for(facts: Facts) -> tuple[site.Site, spec.Spec]:
-    """Return what the site says, and what site and user together ask for; UsageError if it is wrong."""
+def site_and_request(facts: Facts) -> tuple[site.Site, spec.Spec]:
+    """Return the site's settings, and the request of site and user combined; UsageError if it is invalid."""
     ours = site.parse(facts.site)
     if facts.request.startswith("container-") or "\ncontainer-" in facts.request:
         from ..request import pyxis
@@ -83,12 +83,12 @@ def asked_for(facts: Facts) -> tuple[site.Site, spec.Spec]:
         wanted = pyxis.combine(ours, facts.request, facts.environment)
     else:
         wanted = site.combine(ours, parsers.parse_request(facts.request))
-    wanted.color = False  # what a step says, Slurm collects
+    wanted.color = False  # Slurm collects a step's messages, perhaps in a file
     return ours, wanted
 
 
 def task_count(facts: Facts) -> int:
-    """Return this node's task count: Slurm's own word, else worked out from the environment."""
+    """Return the number of tasks on this node: Slurm's own number, or one computed from the environment."""
     if facts.local_tasks is not None:
         return facts.local_tasks
     from ..request import step

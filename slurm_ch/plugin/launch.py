@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The launcher as a program: `python3 -I -S launch.py FACTS_FD SOCKET_FD ERRORS_FD [NODE [USER_FD MOUNT_FD]]`.
 
-As little as can be: the file that is run is compiled at every start, and that takes longer than most of what it does.
-The rest is in `bundled.py`. Standard error leads nowhere: what the interpreter and its libraries say in
-distress is a screenful. Lines of ours go to ERRORS_FD.
+This file is as short as possible, because Python compiles it at every start; the rest is in `bundled.py`. Standard
+error is /dev/null, to hide the long tracebacks of the interpreter and its libraries. Messages go to ERRORS_FD.
 """
 
 import gc
@@ -11,11 +10,11 @@ import marshal
 import posix
 import sys
 
-# It would only look for garbage among what is being imported, and we end soon.
+# Collecting garbage during the imports only takes time, and the launcher exits soon.
 gc.disable()
 HERE = __file__.rpartition("/")[0]
 try:
-    # Nearly all in one file, where that is as new as the sources; trusted as much as they are.
+    # The bundle. It is trusted as much as the sources are.
     path = f"{HERE}/__pycache__/launch.{sys.implementation.cache_tag}.all.pyc"
     fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
     head = posix.read(fd, 8)

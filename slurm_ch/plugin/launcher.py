@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node's hot path: from what the plugin says to the ticket, then exit.
+"""The launcher: read the plugin's facts, make the container, hand out the ticket, exit.
 
-Started once per node and step, by the plugin, with an empty environment and
-two descriptors: a memory file with the job's facts, and the tasks' socket.
-Nothing slow may be imported from here down; a test pins the list.
+The plugin starts it once per node and step, with an empty environment, and passes
+descriptors of a memory file with the facts, the tasks' socket, and an error log. All
+tasks of the node wait for it: a test pins the list of modules that may be imported.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..engine.container import Container, containerize, plan_bytes
 from ..errors import ChError, describe, exit_code
 from ..request import parsers
 from . import tickets
-from .facts import Facts, asked_for, read_facts, task_count
+from .facts import Facts, read_facts, site_and_request, task_count
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,20 +31,20 @@ if TYPE_CHECKING:
 def launch(facts: Facts, task_socket: tickets.TaskSocket) -> None:
     """Make the step's container on this node and hand out the ticket."""
     env = facts.environment
-    here, wanted = asked_for(facts)
+    here, wanted = site_and_request(facts)
     log.configure(level=wanted.verbosity)
     if wanted.verbosity > 0:
-        # Only to be shown: under the plugin, peers meet at the socket.
+        # Only for this message: the launcher itself needs neither the tag nor the count.
         from ..request import step
 
         log.info(f"container {step.tag(env)} for {task_count(facts)} tasks: {wanted.image}")
     _make_temporary_directory(env)
     caller = Caller(env, script=facts.script)
-    _leave_first_core()
+    _widen_affinity()
     if wanted.compatibility is not None and wanted.compatibility.container_name is not None:
         from . import named_container
 
-        if named_container.is_joined(facts, wanted, here, caller, task_socket):
+        if named_container.join_or_prepare(facts, wanted, here, caller, task_socket):
             return
     if agreement.BROADCAST_LINE in facts.request:
         from . import local_copy
@@ -73,7 +73,7 @@ def launch(facts: Facts, task_socket: tickets.TaskSocket) -> None:
 
 
 def _locate(facts: Facts, wanted: spec.Spec, here: site.Site, caller: Caller) -> str | None:
-    """Return the file of an image that was pulled where the step was submitted, or is to be pulled here."""
+    """Return the image's file: the one that was pulled at submission, else pull it here."""
     found = parsers.located(facts.request)
     if found is not None:
         host, path = found
@@ -81,11 +81,12 @@ def _locate(facts: Facts, wanted: spec.Spec, here: site.Site, caller: Caller) ->
             os.stat(path)
             return path
         except OSError:
-            # A job may have waited in the queue for longer than the cache has kept the image.
+            # For a batch script whose file is missing, pull again: while the job waited in the queue, the cache may
+            # have dropped the image.
             if facts.script is None or path == wanted.image:
                 from . import references
 
-                references.see(host, path, wanted, facts.environment)
+                references.wait_for_file(host, path, wanted, facts.environment)
                 return path
     from . import references
 
@@ -95,19 +96,19 @@ def _locate(facts: Facts, wanted: spec.Spec, here: site.Site, caller: Caller) ->
 
 
 def _make_temporary_directory(env: Mapping[str, str]) -> None:
-    """Make TMPDIR as Slurm is about to do for the first task, so that it can be shown."""
+    """Create TMPDIR, as Slurm will do later for the first task, so that it can be bound."""
     path = env.get("TMPDIR", "")
     if path.startswith("/"):
         try:
             os.mkdir(path, 0o700)
         except (OSError, ValueError):
-            pass  # it is there; or Slurm says why not, and takes /tmp
+            pass  # it exists; or Slurm will report the error, and use /tmp
 
 
-def _leave_first_core() -> None:
-    """Let a FUSE server run anywhere: it serves all tasks, and we were pinned with task 0."""
+def _widen_affinity() -> None:
+    """Allow all of the step's CPUs: the image server inherits them, and it serves all tasks, not only task 0."""
     try:
-        # The kernel keeps this within the step's cpuset.
+        # The kernel limits this to the step's cpuset.
         linux.sched_setaffinity_any()
     except OSError as error:
         log.info(f"can't widen the CPU affinity: {error.strerror}")
@@ -117,7 +118,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the launcher with the descriptors and on the node that `argv` names; return its exit status."""
     try:
         facts_fd, socket_fd, errors_fd, *ready = (int(text) for text in (*argv[:3], *argv[4:]))
-        # Before all else: who has the socket can hand out a ticket, and what the image brings is among what we start.
+        # First: a process with the socket can hand out a ticket, and the launcher may start the image's programs.
         for fd in (facts_fd, socket_fd, errors_fd, *ready):
             os.set_inheritable(fd, False)
         log.configure(fd=errors_fd, node=argv[3] if argv[3:] else "")
@@ -130,7 +131,7 @@ def main(argv: Sequence[str]) -> int:
         if facts.name:
             from . import command_launcher
 
-            _leave_first_core()
+            _widen_affinity()
             wanted = command_launcher.wanted(facts.words, facts.name, facts.located)
             command_launcher.launch(wanted, Caller(facts.environment), task_socket, ready)
         else:
@@ -151,5 +152,5 @@ def _refuse(task_socket: tickets.TaskSocket, code: int) -> None:
 
 
 def run() -> None:
-    """Run the launcher as a program; leaves without the interpreter's clean-up."""
+    """Run the launcher as a program; exits without the interpreter's clean-up."""
     os._exit(main(sys.argv[1:]))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""On a node: the copy of the image that --ch-broadcast has put on its own disk."""
+"""Find the copy of the image that --ch-broadcast has put on this node's own disk."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def find(request: str, wanted: Spec) -> str | None:
-    """Return its path; None, and a warning, where this node has none of the user's: then the image itself counts."""
+    """Return the copy's path. If this node has none that belongs to the user, warn and return None: use the image."""
     path = parsers.broadcast_to(request)
     assert path is not None
     try:
@@ -23,7 +23,7 @@ def find(request: str, wanted: Spec) -> str | None:
     except OSError as error:
         reason = error.strerror
     else:
-        # Whoever can write to the directory may have put another file there.
+        # Somebody else who can write to the directory may have put another file there.
         if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022:
             return path
         reason = "not a file that you alone can write to"

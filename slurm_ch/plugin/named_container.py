@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A step in a container with a name: joined if it runs on this node, else made from what is kept of it.
+"""Named containers: a step joins the container if it runs on this node, otherwise it is made from its kept files.
 
-Loaded for these only. Whatever is removed is removed by a process of the user's: at a job's end (job_end.py), by a
-later step's launcher, or by `slurm-ch rm`.
+Loaded only for these. Containers are removed by processes of their user: at a job's end (job_end.py), by a later
+step's launcher, or by `slurm-ch rm`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..engine.environment import Environment, apply_inside, load_readers
 from ..errors import ChError, UsageError, describe
 from ..request import pyxis_site
 from ..request.compatibility import AUTO, CREATE, EXEC, NO_EXEC
-from .background import in_child, slurms_environment
+from .background import in_child, slurm_environment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,34 +30,34 @@ if TYPE_CHECKING:
     from .facts import Facts
     from .tickets import TaskSocket
 
-# Between a container that is made and the first of its tasks in it, and between the last one's end and the
-# kernel's last look at its mounts, nobody is in it; and there is nothing to wait at.
-_LOOK_SECONDS = 0.02
-_TELL_SECONDS = 2.0
-_LONGEST_SECONDS = 60.0
+# A container that has just been made has no process until its first task enters it. After the last task has ended,
+# the kernel needs a moment to unmount it. Nothing signals the end of either state, so it is polled.
+_POLL_SECONDS = 0.02
+_WARN_AFTER_SECONDS = 2.0
+_WAIT_SECONDS = 60.0
 
-# What a batch script's step is called: it outlives all others.
+# The name of a batch script's step, which outlives all others.
 _BATCH = "batch"
 
-# An image in a cache, and how long its last use may be back before it is noted anew.
+# In the path of an image in the cache; and the time after which its last use is recorded again.
 _CACHED = "/images/sha256-"
 _USED_SECONDS = 86400
 
-# Slurm is asked about jobs that are over at most so often.
+# How often, at most, Slurm is asked which jobs have ended; the file whose time says when; squeue's time limit.
 _SWEEP_SECONDS = 600
 _SWEPT = ".swept"
-_ASK_SECONDS = 20
+_SQUEUE_SECONDS = 20
 
 
-def is_joined(facts: Facts, wanted: Spec, here: Site, caller: Caller, task_socket: TaskSocket) -> bool:
-    """Have the tasks join the container if it runs; else change `wanted` to what is to be made of it.
+def join_or_prepare(facts: Facts, wanted: Spec, here: Site, caller: Caller, task_socket: TaskSocket) -> bool:
+    """If the container runs, let the tasks join it and return True. Otherwise complete `wanted` to make the container.
 
-    ChError if it can't be had. Until this process ends, it is no other step's turn.
+    ChError if neither is possible. This process keeps the container locked until it ends.
     """
     asked = wanted.compatibility.container_name if wanted.compatibility else None
     if asked is None:
         return False
-    process = _take_turn(wanted, asked, here, caller, facts.job)
+    process = _lock_and_find(wanted, asked, here, caller, facts.job)
     if process is not None:
         _check_save(wanted, here, caller)
         user_fd, mount_fd, more, build = _join(wanted, asked, process, caller)
@@ -67,7 +67,7 @@ def is_joined(facts: Facts, wanted: Spec, here: Site, caller: Caller, task_socke
 
 
 def _check_save(wanted: Spec, here: Site, caller: Caller) -> None:
-    """Raise ChError if the container can't be saved at the end, as far as that can be known."""
+    """Raise ChError if it is already known that the container can't be saved at the end."""
     if wanted.save is not None:
         from ..engine.container import Container
         from . import save
@@ -75,14 +75,14 @@ def _check_save(wanted: Spec, here: Site, caller: Caller) -> None:
         save.check(Container(wanted, caller, joining=True), here, caller.environment, caller.script is not None)
 
 
-def _take_turn(
+def _lock_and_find(
     wanted: Spec, asked: ContainerName, here: Site, caller: Caller, job: str
 ) -> named_containers.Process | None:
-    """Return a process that runs in the container, or None, with `wanted` as it is to be made."""
+    """Lock the container; return a process that runs in it, or None after completing `wanted` for making it."""
     env = caller.environment
-    unnamed = _of_a_step(asked, env.get("SLURM_JOB_ID", ""))
+    unnamed = _process_of_step(asked, env.get("SLURM_JOB_ID", ""))
     if unnamed is not None:
-        _keep_served(asked.label, unnamed, asked.name.partition(".")[2], None, here)
+        _start_standby_server(asked.label, unnamed, asked.name.partition(".")[2], None, here)
         return unnamed
     root = pyxis_site.containers(here.pyxis_arguments)
     kept = named_containers.NamedContainer(
@@ -91,21 +91,21 @@ def _take_turn(
     try:
         kept.make_place()
         _sweep(root, job, env)
-        # Kept open, which this process's end ends.
+        # The descriptor stays open, so the lock is held until this process ends.
         if kept.lock(wait=False) is None:
             log.info(f"{asked.label}: waiting for another step of yours that makes it")
             kept.lock(wait=True)
     except OSError as error:
         raise ChError(f"{asked.label}: can't use {kept.directory}") from error
     image = kept.image()
-    process = _meet(kept, asked) if image is not None else None
+    process = _find_running(kept, asked) if image is not None else None
     if image is None and (asked.how == EXEC or not wanted.image):
         remedy = "it does not run" if asked.how == EXEC else "and without --container-image it can't be made"
         raise ChError(f"{asked.label}: no such container on this node, {remedy}")
     if image is not None:
-        _use(wanted, asked.label, kept, image, process is not None)
+        _use_original_image(wanted, asked.label, kept, image, process is not None)
     if process is not None:
-        _keep_served(asked.label, process, kept.maker() or "", image, here)
+        _start_standby_server(asked.label, process, kept.maker() or "", image, here)
     if process is None:
         log.info(f"{asked.label}: {'made' if image is None else 'there already, kept'} in {kept.directory}")
         asked.mark = kept.new_mark(_BATCH if caller.script is not None else env.get("SLURM_STEP_ID", ""))
@@ -113,14 +113,17 @@ def _take_turn(
     return process
 
 
-def _keep_served(label: str, process: named_containers.Process, maker: str, image: str | None, here: Site) -> None:
-    """Have this step serve the container's image when the step that made it has ended, where Slurm kills its server.
+def _start_standby_server(
+    label: str, process: named_containers.Process, maker: str, image: str | None, here: Site
+) -> None:
+    """Start a server in this step that takes over when the step that made the container ends.
 
-    A warning says where that can't be done. ChError if nobody serves the image, which is known to be a file.
+    Needed where Slurm kills that step's server. A failure is a warning; ChError if the image is a file that no
+    server serves any more.
     """
     from ..engine import standby_server
 
-    # A batch script outlives all steps.
+    # The batch script's server lives until the job ends.
     if maker == _BATCH or not standby_server.is_needed():
         return
     is_file = image is not None and os.path.isfile(image)
@@ -137,8 +140,8 @@ def _keep_served(label: str, process: named_containers.Process, maker: str, imag
         log.warning(f"{label}: step {maker} serves its image, and who joined can't go on without that step ({why})")
 
 
-def _of_a_step(asked: ContainerName, job: str) -> named_containers.Process | None:
-    """Return a process of an unnamed container, whose name is JOB.STEP; None if the name is none of these."""
+def _process_of_step(asked: ContainerName, job: str) -> named_containers.Process | None:
+    """If the name is JOB.STEP, which means a step's unnamed container, return a process of it; None for other names."""
     of, dot, step = asked.name.partition(".")
     if not dot or of != job or not step.isdigit() or asked.how not in (AUTO, EXEC):
         return None
@@ -148,10 +151,12 @@ def _of_a_step(asked: ContainerName, job: str) -> named_containers.Process | Non
     return process
 
 
-def _use(wanted: Spec, label: str, kept: named_containers.NamedContainer, image: str, runs: bool) -> None:
-    """Have the image that the container was made of; another one is of no use to what is kept.
+def _use_original_image(
+    wanted: Spec, label: str, kept: named_containers.NamedContainer, image: str, runs: bool
+) -> None:
+    """Set `wanted`'s image to the one that the container was made from, which its kept changes belong to.
 
-    ChError if it is gone, the user names none, and the container doesn't run.
+    ChError if that image is missing, the user names none, and the container doesn't run.
     """
     try:
         status = os.stat(image)
@@ -165,19 +170,22 @@ def _use(wanted: Spec, label: str, kept: named_containers.NamedContainer, image:
     wanted.located = image
     wanted.image_directory = None
     if _CACHED in image and status.st_uid == os.geteuid() and time.time() - status.st_mtime > _USED_SECONDS:
-        # The cache goes by that when it needs room (store.py).
+        # The cache removes the images that were used least recently (store.py).
         try:
             os.utime(image)
         except OSError as error:
             log.info(f"{image}: {error.strerror}")
 
 
-def _meet(kept: named_containers.NamedContainer, asked: ContainerName) -> named_containers.Process | None:
-    """Return a process in the container; None where it is there but doesn't run. ChError if the user wants another."""
+def _find_running(kept: named_containers.NamedContainer, asked: ContainerName) -> named_containers.Process | None:
+    """Return a process that runs in an existing container, or None if it doesn't run; waits while that is changing.
+
+    ChError if that contradicts the user's flag (create, exec, no_exec).
+    """
     if asked.how == CREATE:
         raise ChError(f"{asked.label}: there is such a container already")
     start = time.monotonic()
-    told = False
+    warned = False
     while True:
         mark = kept.mark()
         process = named_containers.find(mark) if mark else None
@@ -188,12 +196,12 @@ def _meet(kept: named_containers.NamedContainer, asked: ContainerName) -> named_
         if not named_containers.is_busy(kept.directory):
             break
         waited = time.monotonic() - start
-        if waited > _LONGEST_SECONDS:
+        if waited > _WAIT_SECONDS:
             raise ChError(f"{asked.label}: it is in use on this node by a process that can't be joined")
-        if waited > _TELL_SECONDS and not told:
-            told = True
+        if waited > _WARN_AFTER_SECONDS and not warned:
+            warned = True
             log.warning(f"{asked.label}: waiting for a step that is about to start in it, or to leave it")
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(_POLL_SECONDS)
     if asked.how == EXEC:
         raise ChError(f"{asked.label}: it does not run on this node")
     return None
@@ -202,8 +210,8 @@ def _meet(kept: named_containers.NamedContainer, asked: ContainerName) -> named_
 def _join(
     wanted: Spec, asked: ContainerName, process: named_containers.Process, caller: Caller
 ) -> tuple[int, int, list[int], Build]:
-    """Enter the container; return descriptors of its namespaces, and what its tasks' environment is to be."""
-    log.info(f"{asked.label}: joining pid {process.pid}; its image, mounts and devices are as they are")
+    """Enter the container; return its user, mount and further namespaces, and a build with the tasks' environment."""
+    log.info(f"{asked.label}: joining pid {process.pid}; its image, mounts and devices are not changed")
     lacking = [kind for kind in wanted.unshare if kind not in process.further]
     if lacking:
         raise UsageError(f"{wanted.label('unshare')}={','.join(lacking)}: {asked.name} runs without")
@@ -222,11 +230,11 @@ def _join(
     return process.user_fd, process.mount_fd, list(process.further.values()), apply_inside(environment)
 
 
-# ---- What jobs that are over have left ----
+# ---- Containers that ended jobs have left ----
 
 
 def _sweep(root: str | None, own_job: str, env: Mapping[str, str]) -> None:
-    """Have a child look, now and then, for containers of jobs that are over: a node that died had no end of them."""
+    """From time to time, remove in a child the containers of jobs that have ended, as those of a node that crashed."""
     left = [job for job in named_containers.jobs(root) if job != own_job]
     swept = f"{named_containers.own_directory(root)}/{_SWEPT}"
     failure = "can't look for containers of jobs that are over"
@@ -247,10 +255,10 @@ def _sweep(root: str | None, own_job: str, env: Mapping[str, str]) -> None:
 def _remove_of_others(root: str | None, jobs: Sequence[str], env: Mapping[str, str]) -> None:
     import subprocess
 
-    own = slurms_environment(env)
+    own = slurm_environment(env)
     asked = subprocess.run(
         ["squeue", "--noheader", f"--user={os.geteuid()}", "--format=%A"],
-        check=False, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, env=own, timeout=_ASK_SECONDS,
+        check=False, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, env=own, timeout=_SQUEUE_SECONDS,
     )  # fmt: skip
     if asked.returncode == 0:
         for job in set(jobs) - set(asked.stdout.split()):

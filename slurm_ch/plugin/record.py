@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ran, in Slurm's own record of the job: `record=comment` or `record=extra` in plugstack.conf.
+"""Record the image in Slurm's job record: `record=comment` or `record=extra` in plugstack.conf.
 
-Loaded only where a site asks for it. Slurm is asked by a child, before the
-launcher leaves the host behind, so that no task waits for the controller.
+A child process calls Slurm's commands, so that no task waits for slurmctld. It is
+started before the launcher leaves the host's namespaces. Loaded only if the site asks for it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import stat
 import time
 
 from .. import agreement
-from .background import in_child, slurms_environment
+from .background import in_child, slurm_environment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,9 +22,9 @@ _SECONDS = 20
 
 
 def description(path: str, name: str = "") -> str:
-    """Return what tells this image from others: path, time of the last change in UTC, size in bytes.
+    """Return a text that identifies the image: its path, time of the last change in UTC, and size in bytes.
 
-    In front of that the `name` that was asked for, where it is a reference: a path is there already.
+    If `name`, as the user gave it, is a reference, it comes first.
     """
     text = f"ch-image={name} {path}" if name.startswith(agreement.REFERENCE_BEGINNINGS) else f"ch-image={path}"
     try:
@@ -36,16 +36,16 @@ def description(path: str, name: str = "") -> str:
 
 
 def note(place: str, what: str, env: Mapping[str, str]) -> None:
-    """Have `what` the image is noted in the job's comment or extra field, by the step's first node; doesn't wait."""
+    """Write `what` to the job's field `place`, comment or extra, in a child; only on the step's first node."""
     if env.get("SLURM_NODEID", "0") != "0" or not env.get("SLURM_JOB_ID"):
         return
-    in_child(lambda: _ask(place, what, env), f"can't note the image in the job's {place}")
+    in_child(lambda: _update(place, what, env), f"can't note the image in the job's {place}")
 
 
-def _ask(place: str, text: str, env: Mapping[str, str]) -> None:
+def _update(place: str, text: str, env: Mapping[str, str]) -> None:
     import subprocess
 
-    own = slurms_environment(env)
+    own = slurm_environment(env)
     job = env["SLURM_JOB_ID"]
     if place == "comment":
         asked = subprocess.run(
@@ -56,5 +56,5 @@ def _ask(place: str, text: str, env: Mapping[str, str]) -> None:
         if text in before:
             return
         if before not in ("", "(null)"):
-            text = f"{before}; {text}"  # what the user says there stays
+            text = f"{before}; {text}"  # keep the user's comment
     subprocess.run(["scontrol", "update", f"JobId={job}", f"{place}={text}"], check=False, env=own, timeout=_SECONDS)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a reference to a file, in Slurm: before there is an allocation where that can be, else by the step's first node.
+"""Pull the image that a job or step names by a reference: at submission if possible, else on the step's first node.
 
-    srun            resolves and pulls before the step is made; nodes get a path
-    sbatch, salloc  resolve, and pin the digest; the srun in the job pulls, or the batch step's launcher
+    srun            resolves and pulls before the step is created; the nodes get a path
+    sbatch, salloc  resolve, and pin the digest; an srun in the job pulls, or the batch step's launcher
     pull=node       a step's first node pulls, and the others wait for the file
 
-Loaded only where a reference has to be looked up: a node that gets a path imports nothing of it.
+Loaded only if a reference has to be resolved: a node that gets a path doesn't need it.
 """
 
 from __future__ import annotations
@@ -33,34 +33,37 @@ if TYPE_CHECKING:
     from ..request.site import Site
     from ..request.spec import Spec
 
-# What a shell has for a command that Ctrl-C ended.
+# A shell's status for a command that Ctrl-C ended.
 EXIT_INTERRUPTED = 130
 
-# SIGIO tells a launcher that all of its tasks are gone.
+# SIGIO tells the launcher that all its tasks have ended.
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGIO)
 
-# How long a file server may take to show one client what another has written.
+# Within this time, a file server should show one client the file that another has written.
 _SEEN_SECONDS = 5.0
 _POLL_SECONDS = 0.25
 _POLL_MOST_SECONDS = 5.0
-# When there is no sign of life of the first node for so long, twice a lock's beat and a bit, the next one asks itself
-# whether to go on; and each further one so much later.
+# If the first node has shown no activity for this time, a bit more than two heartbeats of its lock, the next node may
+# take over; each further node waits for _TURN_SECONDS more.
 _IDLE_SECONDS = 25.0
 _TURN_SECONDS = 1.0
 
-# What tells which job a command runs in.
+# Variables that name the job in which a command runs.
 _JOB = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_HET_JOB_ID")
 
 
 class Interrupted(ChError):
-    """The user, or Slurm, doesn't want it any more."""
+    """The user or Slurm has interrupted the work by a signal."""
 
     code = EXIT_INTERRUPTED
 
 
 @contextmanager
 def interruptible(doing: str = "pulling") -> Iterator[None]:
-    """Have what would end us at once raise Interrupted instead, so that nothing is left behind."""
+    """Turn signals that would end this process into the exception Interrupted, so that temporary files are removed.
+
+    Signals that are ignored stay ignored; the handlers are restored at the end.
+    """
 
     def end(number: int, _frame: object) -> None:
         for one in _ENDING:
@@ -86,7 +89,10 @@ def _puller(settings: Settings, wanted: Spec, env: Mapping[str, str]) -> pull.Pu
 
 
 def _fetch(one: pull.Puller, resolved: resolve.Resolved, mode: str) -> str:
-    """Return the image's path; a pull has what the launcher's way of starting leaves out."""
+    """Return the image's path; pull it if it is missing.
+
+    For a pull, turn on the garbage collector and site-packages, without which the launcher starts.
+    """
     if mode == resolve.ALWAYS or one.find(resolved) is None:
         import site
 
@@ -96,7 +102,7 @@ def _fetch(one: pull.Puller, resolved: resolve.Resolved, mode: str) -> str:
 
 
 def answer(text: str, path: str | None) -> str:
-    """Return what the plugin takes for the image from here on: a reference or a path, and where the file is."""
+    """Return the answer for the plugin: the reference or path to use for the image, and its file on this host."""
     located = f"{os.uname().nodename}:{path}" if path is not None else ""
     if not (text + located).isprintable():
         raise ChError(f"{text}: the cache's path can't be passed on: {path!r}")
@@ -104,14 +110,14 @@ def answer(text: str, path: str | None) -> str:
 
 
 def at_submission(command: str, wanted: Spec, here: Site, caller: Caller) -> str:
-    """Look up the reference, and pull the image where it is time to; return the answer to the plugin."""
+    """Resolve the reference, and pull the image if the command and the settings want it now; return the answer."""
     container.check_image(wanted, image.Image(wanted.image, image.SQUASHFS, ""), None)
     log.configure(level=wanted.verbosity)
     env = caller.environment
     settings = site_settings.parse(here.pulling, env, caller.user)
     name = reference.parse(wanted.image, caller.cwd)
     if command != "srun":
-        # What it submits is a job of its own.
+        # sbatch and salloc submit a new job.
         env = {key: value for key, value in env.items() if key not in _JOB}
     mode = wanted.pull or resolve.AUTO
     with interruptible():
@@ -130,7 +136,7 @@ def at_submission(command: str, wanted: Spec, here: Site, caller: Caller) -> str
             return answer(name.text, None)
         path = one.find(resolved)
         if name.local:
-            # Only this host has it, and what it is called may be another image later.
+            # Only this host has a local image, and its name may mean another image later.
             path = _fetch(one, resolved, mode)
             return answer(path, path)
         early = command == "srun" and settings.pull != site_settings.NODE
@@ -143,7 +149,7 @@ def at_submission(command: str, wanted: Spec, here: Site, caller: Caller) -> str
 
 
 def _from_importer(program: str, command: str, one: pull.Puller, name: reference.Reference) -> str:
-    """Have the site's importer get a step's image; a job's is the importer's to get when it runs."""
+    """Get a step's image from the site's importer. A job's image is imported when the job runs."""
     if command != "srun":
         return answer(name.text, None)
     from ..images import importer
@@ -151,8 +157,8 @@ def _from_importer(program: str, command: str, one: pull.Puller, name: reference
     return answer(name.text, importer.get(program, name, one.env))
 
 
-def see(host: str, path: str, wanted: Spec, env: Mapping[str, str]) -> None:
-    """Wait a moment for a file that another host has made; ChError if it doesn't show up."""
+def wait_for_file(host: str, path: str, wanted: Spec, env: Mapping[str, str]) -> None:
+    """Wait up to 5 s for a file that another host has written; ChError if it doesn't appear."""
     end = time.monotonic() + _SEEN_SECONDS
     while not os.path.exists(path):
         if time.monotonic() > end:
@@ -165,7 +171,7 @@ def see(host: str, path: str, wanted: Spec, env: Mapping[str, str]) -> None:
 
 
 def on_node(wanted: Spec, here: Site, caller: Caller) -> str:
-    """Return the path of a reference's image: pulled by the step's first node, waited for by the others."""
+    """Return the path of a reference's image. The step's first node pulls it, and the others wait for it."""
     env = caller.environment
     settings = site_settings.parse(here.pulling, env, caller.user)
     name = reference.parse(wanted.image, caller.cwd)
@@ -179,18 +185,18 @@ def on_node(wanted: Spec, here: Site, caller: Caller) -> str:
         resolved = one.resolve(name, mode)
         node = env.get("SLURM_NODEID", "0")
         if node != "0":
-            path = _wait(one, resolved, int(node))
+            path = _wait_for_image(one, resolved, int(node))
             if path is not None:
                 return path
             mode = resolve.AUTO if mode == resolve.ALWAYS else mode
         return _fetch(one, resolved, mode)
 
 
-def _wait(one: pull.Puller, resolved: resolve.Resolved, turn: int) -> str | None:
-    """Return the image's path as soon as it is there; None if nobody works at it, and it is this node's turn.
+def _wait_for_image(one: pull.Puller, resolved: resolve.Resolved, turn: int) -> str | None:
+    """Return the image's path as soon as it exists; None if nobody pulls it any more, and it is this node's turn to.
 
-    Only looked at, and by and by less often: a thousand nodes that write to the cache to find out would be in the
-    way of who pulls. They take turns, so that all but the first to take over find somebody at it again.
+    The wait only reads, and polls less and less often: a thousand nodes that wrote to the cache would slow down
+    the pull. The nodes take over one after the other, so that only one of them does if the first node died.
     """
     begin = since = time.monotonic()
     beat = None

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The container becomes a file at the end of its tasks: `--ch-save=FILE`.
+"""`--ch-save=FILE`: save the container to an image file after its tasks have ended.
 
-    check   in the launcher, before the command starts: what can be known to go wrong by then
-    run     the saver, a program: ch-join becomes it when the last task has ended well
+    check   in the launcher, before the command starts: reports what would make it fail
+    run     the saver, a program that ch-join executes when the last task has succeeded
 
-The saver reads the container in a child that enters it, and packs and writes on the host, as the user.
-Loaded only where it is asked for.
+The saver reads the container in a child that enters it. It packs and writes the file on the host, as the user.
+Loaded only if it is requested.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from ..images.merge import Tree
     from ..request.site import Site
 
-# Of plugstack.conf's arguments, what the plugin passes on.
+# The arguments of plugstack.conf that the plugin passes on to the saver.
 _PACKING = ("packer", "pull_threads")
 
 
 def check(container: Container, here: Site, env: Mapping[str, str], is_batch: bool) -> None:
-    """Raise ChError if the container can't be saved, as far as that can be known before its command starts."""
+    """Raise ChError if it is known, before the command starts, that the container can't be saved."""
     wanted = container.spec
     assert wanted.save is not None
     what = f"{wanted.label('save')}={wanted.save}"
@@ -83,15 +83,18 @@ def _check_place(what: str, path: str) -> None:
 
 
 def _read(user_fd: int, mount_fd: int) -> Tree:
-    """Return what the container has, from within it; leaves this process good for nothing else."""
-    # What is needed is loaded: from here on, a file of that name would be the image's.
+    """Enter the container and return its tree. Call it in a child: the process stays in the container."""
+    # No more imports: in the container, a module's path leads to a file of the image.
     sys.meta_path.clear()
     namespaces.enter(user_fd, mount_fd, "the container")
     return directory.read("/", directory.mount_points())
 
 
 def save(user_fd: int, mount_fd: int, setting: Setting, site: Sequence[str]) -> None:
-    """Pack the container to the file that an option names; ChError if that fails."""
+    """Pack the container to the file that the option `setting` names; ChError on failure.
+
+    `site` are arguments of plugstack.conf.
+    """
     path = parsers.make("/", [setting]).save
     assert path is not None
     arguments = [(key, value) for key, _, value in (one.partition("=") for one in site)]
@@ -109,11 +112,11 @@ def save(user_fd: int, mount_fd: int, setting: Setting, site: Sequence[str]) -> 
 
 
 def main(argv: Sequence[str]) -> int:
-    """Save the container whose namespaces `argv` names, for the option and the site that it has; return the status."""
+    """Save a container; return the exit status. `argv`: NODE USER_FD MOUNT_FD LABEL VALUE SITE_ARGUMENT..."""
     node, user_fd, mount_fd, label, value, *site = argv
     log.configure(node=node)
     try:
-        # It was the command's core.
+        # ch-join was pinned to the task's core.
         linux.sched_setaffinity_any()
     except OSError as error:
         log.info(f"can't widen the CPU affinity: {error.strerror}")
@@ -126,5 +129,5 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run() -> None:
-    """Run the saver as a program; leaves without the interpreter's clean-up."""
+    """Run the saver as a program; exits without the interpreter's clean-up."""
     os._exit(main(sys.argv[4:]))

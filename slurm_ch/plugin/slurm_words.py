@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""srun's and sbatch's own options, read from the command line because Slurm tells a plugin none of them.
+"""Read srun's and sbatch's own options from the command line, because Slurm tells a plugin none of them.
 
-Only what is certain counts: the reading ends at the command, and at the first option that isn't known here.
-Loaded only where it matters.
+Reading ends at the command, and at the first option that isn't known here: a wrong guess would be worse
+than none. Loaded only if an option of ours depends on them.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-# Short options: with a value, with one that can only be attached, and without.
+# Short options: with a value, with an optional value that has to be attached, and without a value.
 _VALUED = {"srun": "ABbCcDdeFGiJLMmNnopqrSTtWwx", "sbatch": "aABbCcDdeFGiJLMmNnopqStwx"}
 _ATTACHED = "IKk"
 _PLAIN = {"srun": "EHhlOQsuVvXZ", "sbatch": "HhkOQsVvW"}
-# Long ones that can do without a value.
-_BARE_WORDS = """
+# Long options without a value, or with an optional one.
+_NO_VALUE_WORDS = """
     bcast compress contiguous disable-status exact exclusive get-user-env hold ignore-pbs immediate interactive
     kill-on-bad-exit label multi-prog nice no-allocate no-kill no-requeue overcommit overlap oversubscribe parsable
     preserve-env propagate pty quiet reboot requeue resv-ports spread-job test-only unbuffered use-min-nodes verbose x11
 """
-# Those that can't.
+# Long options that need a value.
 _VALUED_WORDS = """
     account acctg-freq bb begin clusters comment constraint core-spec cores-per-socket cpu-bind cpu-freq cpus-per-gpu
     chdir cpus-per-task deadline dependency distribution epilog error exclude export gpu-bind gpu-freq gpus
@@ -34,20 +34,20 @@ _VALUED_WORDS = """
     ntasks-per-node ntasks-per-socket open-mode output partition priority profile prolog qos relative reservation signal
     sockets-per-node switches task-epilog task-prolog threads threads-per-core time time-min tmp tres-per-task wrap
 """
-_BARE = frozenset(_BARE_WORDS.split())
-# What is of interest goes by its short name.
+_NO_VALUE = frozenset(_NO_VALUE_WORDS.split())
+# Each long option with a value, and the short option that it stands for if that matters here.
 _LONG = {**dict.fromkeys(_VALUED_WORDS.split(), ""), "array": "a", "nodes": "N", "ntasks": "n"}
 _OURS = {**{f"ch-{one.name}": one.bare for one in options.OPTIONS}, **{one.name: one.bare for one in pyxis.OPTIONS}}
 _NUMBER = re.compile(r"[0-9]+")
 
 
-def _given(program: str, words: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield the options that have a value, by their short names."""
+def _valued_options(program: str, words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield the options with a value: the short name ("" for those that don't matter here), and the value."""
     rest = iter(words)
     for word in rest:
         if word.startswith("--"):
             name, equals, value = word[2:].partition("=")
-            is_bare = name in _BARE or _OURS.get(name) is not None or (name == "wait" and program == "sbatch")
+            is_bare = name in _NO_VALUE or _OURS.get(name) is not None or (name == "wait" and program == "sbatch")
             if not is_bare and name not in _LONG and name not in _OURS:
                 return
             if not is_bare and not equals:
@@ -67,19 +67,19 @@ def _given(program: str, words: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def nodes_of_step(words: Sequence[str], env: Mapping[str, str]) -> int | None:
-    """Return how many nodes a step of `srun WORDS` has at the least; None where only Slurm knows."""
-    given = dict(_given("srun", words))
+    """Return the smallest number of nodes that a step of `srun WORDS` can have; None if only Slurm knows."""
+    given = dict(_valued_options("srun", words))
     nodes = given.get("N") or env.get("SLURM_JOB_NUM_NODES") or env.get("SLURM_NNODES") or ""
     tasks = given.get("n") or env.get("SLURM_NTASKS") or ""
     least = _NUMBER.match(nodes)
     if least is None or nodes[least.end() :][:1] not in ("", "-"):
         return None
-    # Of nodes that would have no task, srun leaves the step none.
+    # srun gives a step no more nodes than tasks.
     return min(int(least[0]), int(tasks)) if _NUMBER.fullmatch(tasks) else int(least[0])
 
 
 def is_array(words: Sequence[str], directives: Sequence[str], env: Mapping[str, str]) -> bool:
-    """Whether `sbatch WORDS`, with those words in its script, submits more than one task of an array."""
-    indexes = dict(_given("sbatch", words)).get("a") or env.get("SBATCH_ARRAY_INX")
-    indexes = indexes or dict(_given("sbatch", directives)).get("a") or ""
+    """Whether `sbatch WORDS`, with these `directives` in its script, submits an array of more than one task."""
+    indexes = dict(_valued_options("sbatch", words)).get("a") or env.get("SBATCH_ARRAY_INX")
+    indexes = indexes or dict(_valued_options("sbatch", directives)).get("a") or ""
     return len(_NUMBER.findall(indexes.partition("%")[0])) > 1

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A request is checked before it waits in the queue, and refused if the node would refuse it.
+"""Check a request at submission, and refuse it if every node would refuse it.
 
-Run by the plugin in srun, sbatch and salloc, as the submitting user. Only what
-is the same on every node counts; an image that isn't here may be there. What a
-reference means is found out here, and what srun wants is pulled here.
+The plugin runs this program in srun, sbatch and salloc, as the submitting user. It
+checks only what is the same on every node: an image that is missing here may exist
+there. It also resolves references, and pulls the image for srun.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .. import agreement, log
 from ..engine import container, image
 from ..engine.caller import Caller
 from ..errors import ChError, UsageError, describe, exit_code
-from .facts import asked_for, read_facts
+from .facts import read_facts, site_and_request
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from .facts import Facts
 
-# What of a script is searched for #SBATCH lines.
+# This many bytes of a script are searched for #SBATCH lines.
 _SCRIPT_BYTES = 1 << 16
 
 # What files that are images are called.
@@ -31,12 +31,12 @@ _ENDINGS = (".sqsh", ".sqfs", ".squashfs", ".simg", ".sif")
 
 
 def check(facts: Facts, command: Sequence[str]) -> str | None:
-    """Raise ChError if no node can do what is asked for; `command` is what was called.
+    """Raise ChError if no node can carry out the request. The error is the one that a node would raise.
 
-    The error is the one that a node would raise. Where the image is a reference,
-    what it means is returned, as the plugin is told.
+    `command` is the command line of srun, sbatch or salloc. Return the answer for the plugin if the image is a
+    reference or was broadcast, else None.
     """
-    here, wanted = asked_for(facts)
+    here, wanted = site_and_request(facts)
     if facts.broadcast is not None:
         from . import broadcast
 
@@ -49,11 +49,11 @@ def check(facts: Facts, command: Sequence[str]) -> str | None:
 
         library.check_files(wanted.devices)
     if not wanted.image:
-        return None  # what a container with a name is made of, its node knows
+        return None  # the node knows the image of a named container
     if wanted.image.startswith(agreement.REFERENCE_BEGINNINGS):
         from . import references
 
-        _tell_of_file(wanted.label("image"), wanted.image)
+        _warn_of_file(wanted.label("image"), wanted.image)
         return references.at_submission(os.path.basename(command[0]), wanted, here, Caller(facts.environment))
     _refuse_scheme(wanted.image)
     relative = not wanted.image.startswith("/") and wanted.image_directory is None
@@ -65,7 +65,7 @@ def check(facts: Facts, command: Sequence[str]) -> str | None:
         found = image.resolve(wanted.image, storage, wanted.image_directory or caller.cwd)
     except ChError as error:
         if isinstance(error.__cause__, OSError):
-            return None  # not here, or not to be read here
+            return None  # missing on this host, or not readable here
         raise
     container.check_image(wanted, found, storage)
     if wanted.broadcast is not None:
@@ -75,15 +75,15 @@ def check(facts: Facts, command: Sequence[str]) -> str | None:
     return None
 
 
-def _tell_of_file(label: str, reference: str) -> None:
-    """Say so where what is looked for in a registry is called like a file here: pyxis wants a slash in a path."""
+def _warn_of_file(label: str, reference: str) -> None:
+    """Warn if a file here has the name that is looked up in a registry: pyxis' paths need a slash."""
     name = reference.rpartition("/")[2]
     if reference == f"docker://{name}" and name.endswith(_ENDINGS) and os.path.isfile(name):
         log.warning(f"{label}={name}: looked for in a registry; for the file of that name here, say {label}=./{name}")
 
 
 def _check_save(what: str, command: Sequence[str], env: Mapping[str, str]) -> None:
-    """Raise UsageError if it can't be one container that is saved, as far as the command line shows it."""
+    """Raise UsageError if the command line shows that more than one container, or none, would be saved."""
     from . import save, slurm_words
 
     program, words = os.path.basename(command[0]), command[1:]
@@ -98,16 +98,16 @@ def _check_save(what: str, command: Sequence[str], env: Mapping[str, str]) -> No
 
 
 def _refuse_scheme(image: str) -> None:
-    """Raise ChError for what can be no image wherever the step starts."""
+    """Raise ChError for an image with a scheme that isn't known, whatever directory the step starts in."""
     if "://" in image and not image.startswith("/"):
         from ..engine import not_an_image
 
-        if said := not_an_image.pulled(image):
-            raise ChError(said)
+        if message := not_an_image.pulled(image):
+            raise ChError(message)
 
 
 def _refuse_two_images(command: Sequence[str]) -> None:
-    """Raise UsageError if a script asks for another image in another of its components."""
+    """Raise UsageError if the components of a script ask for different images."""
     for word in command[1:]:
         words = _directives(word) if os.path.basename(command[0]) == "sbatch" and os.path.isfile(word) else []
         if "hetjob" not in words and "packjob" not in words:
@@ -122,7 +122,7 @@ def _refuse_two_images(command: Sequence[str]) -> None:
 
 
 def _starts_elsewhere(command: Sequence[str], env: Mapping[str, str]) -> bool:
-    """Return whether the step may start in another directory than this one."""
+    """Whether the step may start in another directory than this process's."""
     if "SLURM_WORKING_DIR" in env or any(_is_chdir(word) for word in command[1:]):
         return True
     if os.path.basename(command[0]) != "sbatch" or any(word.startswith("--wrap") for word in command):
@@ -136,7 +136,7 @@ def _is_chdir(word: str) -> bool:
 
 
 def _directives(path: str) -> list[str]:
-    """Return the words of a script's #SBATCH lines; as good as --chdir if it can't be read."""
+    """Return the words of a script's #SBATCH lines; ["--chdir"] if it can't be read, as it may have that."""
     try:
         with open(path, "rb") as file:
             text = os.fsdecode(file.read(_SCRIPT_BYTES))
@@ -151,11 +151,11 @@ def _command_line(pid: int) -> list[str]:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
             return os.fsdecode(file.read()).rstrip("\0").split("\0")
     except OSError:
-        return ["sbatch"]  # of which nothing is known
+        return ["sbatch"]  # of which the least is known for certain
 
 
 def main(argv: Sequence[str]) -> int:
-    """Check the facts in the descriptor that `argv` names; print the verdict if there is one."""
+    """Check the facts in the descriptor that `argv` names; print the answer or the error, if there is one."""
     facts = read_facts(int(argv[0]))
     try:
         called, *words = _command_line(os.getppid())
@@ -169,5 +169,5 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run() -> None:
-    """Run the checker as a program; leaves without the interpreter's clean-up."""
+    """Run the checker as a program; exits without the interpreter's clean-up."""
     os._exit(main(sys.argv[2:]))

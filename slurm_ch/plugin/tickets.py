@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ticket: what the launcher hands to a node's tasks.
+"""The ticket: the message by which the launcher lets a node's tasks into the container.
 
-One SEQPACKET message: a header and three or more descriptors (user namespace,
-mount namespace, plan; the relay's socket, if there is one; further namespaces). It is sent once: every task looks
-at it without taking it (MSG_PEEK duplicates the descriptors), so two namespaces are in flight however
-many tasks there are, and none can take another's share.
+It is one SEQPACKET message: a header and three or more descriptors (user namespace, mount
+namespace, plan; the relay's socket, if there is one; further namespaces). It is sent only once.
+Every task peeks at it (MSG_PEEK duplicates the descriptors) and leaves it in the queue. So one
+message serves any number of tasks, and no task can take it from the others.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class TaskSocket:
             raise ChError("can't refuse the ticket") from error
 
     def close(self) -> None:
-        """Let go of the socket: tasks without a ticket read end of file."""
+        """Close the socket: tasks that have no ticket read end of file."""
         os.close(self._fd)
 
 

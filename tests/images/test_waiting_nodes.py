@@ -43,7 +43,7 @@ def wait(monkeypatch: pytest.MonkeyPatch, clock: Clock, turn: int = 1, abandoned
     store = SimpleNamespace(beat=beat, is_abandoned=lambda _: abandoned)
     monkeypatch.setattr(references, "time", clock)
     puller: Any = SimpleNamespace(find=find, store=store)
-    return references._wait(puller, SimpleNamespace(manifest="sha256:1"), turn)  # type: ignore[arg-type]
+    return references._wait_for_image(puller, SimpleNamespace(manifest="sha256:1"), turn)  # type: ignore[arg-type]
 
 
 @pytest.mark.row("F11")

@@ -93,6 +93,6 @@ def test_a_file_without_a_slash(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here.sqsh").touch()
     (tmp_path / "here").touch()
-    submit_check._tell_of_file("--container-image", reference)
+    submit_check._warn_of_file("--container-image", reference)
     words = "--container-image=here.sqsh: looked for in a registry; for the file of that name here, say --container-image=./here.sqsh"
     assert (words in capfd.readouterr().err) == told

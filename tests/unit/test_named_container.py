@@ -37,7 +37,7 @@ def keep(
     monkeypatch.setattr(standby_server, "start", answer)
     monkeypatch.setattr(standby_server, "is_needed", lambda: whole)
     process = SimpleNamespace(user_fd=-1)
-    named_container._keep_served("c", process, maker, image, site.parse(words.split()))  # type: ignore[arg-type]
+    named_container._start_standby_server("c", process, maker, image, site.parse(words.split()))  # type: ignore[arg-type]
 
 
 def test_another_server_is_started(

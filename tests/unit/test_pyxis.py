@@ -377,8 +377,8 @@ def test_c_table() -> None:
 
 def test_without_these_options_nothing_of_it_is_loaded() -> None:
     code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from slurm_ch.plugin.facts import Facts, asked_for; facts = Facts();"
-        " facts.site = ['pyxis=yes', 'container_scope=global', 'containers=/c']; facts.request = 'image=/i\\nbind=/container-a:/b\\n'; asked_for(facts);"
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from slurm_ch.plugin.facts import Facts, site_and_request; facts = Facts();"
+        " facts.site = ['pyxis=yes', 'container_scope=global', 'containers=/c']; facts.request = 'image=/i\\nbind=/container-a:/b\\n'; site_and_request(facts);"
         " print([name for name in sys.modules if 'pyxis' in name or 'compatibility' in name])"
     )
     command = ["/usr/bin/python3", "-I", "-S", "-c", code]

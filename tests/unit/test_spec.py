@@ -18,7 +18,7 @@ from slurm_ch import errors
 from slurm_ch.engine import task_plan
 from slurm_ch.errors import ChError, UsageError
 from slurm_ch.plugin.facts import read_facts, task_count
-from slurm_ch.plugin.launcher import _leave_first_core
+from slurm_ch.plugin.launcher import _widen_affinity
 from slurm_ch.request import options, parsers, site, spec
 from slurm_ch.request.options import Setting
 from slurm_ch.request.spec import Bind
@@ -385,7 +385,7 @@ def test_facts() -> None:
 def test_cores_are_asked_for_whatever_their_numbers(mocker: MockerFixture) -> None:
     """Numbers of CPUs go beyond their count where some are offline."""
     call = mocker.patch("slurm_ch.linux._sched_setaffinity", return_value=0)
-    _leave_first_core()
+    _widen_affinity()
     ((process, size, mask),) = [one.args for one in call.call_args_list]
     assert (process, size.value, mask) == (0, 2048, b"\xff" * 2048)
 
@@ -398,7 +398,7 @@ def test_the_server_may_run_on_every_core_of_the_step() -> None:
     if child == 0:
         try:
             os.sched_setaffinity(0, {min(everywhere)})
-            _leave_first_core()
+            _widen_affinity()
             os.write(writer, b"all" if os.sched_getaffinity(0) == everywhere else b"some")
         finally:
             os._exit(0)

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is asked for: strings in, values out. Reads no file.
+"""Turn a request for a container into a record: strings in, values out. Reads no file.
 
-The options
-    options parsers spec    which options there are, what each value means, and the record that they become
-Where else they are said
-    site                    the site's part: plugstack.conf's arguments
-    words                   a command line of `slurm-ch run`
-What Slurm says
-    step anchor             what Slurm says of a step; relative paths that become defaults of steps
-For users of pyxis
+The options:
+    options parsers spec    the table of options, a parser for each, and the record that they become
+Other sources of options:
+    site                    plugstack.conf's arguments
+    words                   the command line of `slurm-ch run`
+The step:
+    step anchor             Slurm's variables of a step; relative paths in defaults for steps
+For pyxis users:
     pyxis pyxis_mounts pyxis_site compatibility
-                            pyxis' options, and how the container differs from a usual one then
+                            pyxis' options, and how a container differs that was requested by them
 """

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Relative paths that become defaults of steps: anchored where they were first given.
+"""Make relative paths absolute in options that become defaults for later steps.
 
-spank/plugin/anchor.c does the same for sbatch and salloc; a test holds them together.
+spank/plugin/anchor.c does the same for sbatch and salloc; a test compares the two.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from .options import LIST, Option
 
 
 def anchored(option: Option, value: str, directory: str) -> str:
-    """Return an option's value, or a list's values, a line each, with relative paths below `directory`.
+    """Return an option's value with its relative paths prefixed by `directory`; of a list, one value per line.
 
-    An image is put behind `/./`: what was given may be a name of one in the storage.
+    An image is separated from the directory by `/./`, because it may also be the name of one in the storage.
     """
     lines = value.split("\n") if option.kind == LIST else [value]
     return "\n".join(_line(option.paths, line, directory) for line in lines)
@@ -39,5 +39,5 @@ def _line(paths: str, line: str, directory: str) -> str:
 
 
 def _below(path: str, directory: str, between: str = "/") -> str:
-    # What a person writes for the shell to expand is no path yet; the node will say so.
+    # With ~ or $, the user expected a shell to expand it; the node will report that.
     return path if not path or path[0] in "/~$" else directory + between + path

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a container differs from the usual one because users of another tool expect it."""
+"""How a container differs from slurm_ch's usual one if it was requested by pyxis' options."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 class ContainerName:
-    """A container that has a name, and is there again for later steps."""
+    """The name of a container that is kept for later steps, and how to use it."""
 
     __slots__ = ("how", "label", "mark", "name", "of_job", "read_only")
 
@@ -17,17 +17,17 @@ class ContainerName:
         self.name = name
         self.how = how  # one of NAMED
         self.label = label
-        self.of_job = of_job  # gone with the job, else there until it is removed
-        self.read_only = read_only  # nothing is written to it this time
-        self.mark = ""  # what tells its overlay from others on the node
+        self.of_job = of_job  # whether it is removed at the job's end; else it stays until somebody removes it
+        self.read_only = read_only  # whether this step may not write to it
+        self.mark = ""  # the source name of its overlay, unique on the node
 
 
-# What is done about a name: join, reuse or create; only create; only join; never join.
+# How to use a name: join, reuse or create the container; only create; only join; never join.
 AUTO, CREATE, EXEC, NO_EXEC = NAMED = ("auto", "create", "exec", "no_exec")
 
 
 class Compatibility:
-    """What users of another tool expect beyond a Spec's options; a Spec without one is a usual container's."""
+    """What pyxis users expect in addition to a Spec's options."""
 
     __slots__ = (
         "container_name",
@@ -46,19 +46,20 @@ class Compatibility:
     )  # fmt: skip
 
     def __init__(self) -> None:
-        self.start_in_image = True  # in the image's directory, else in /; if not: in the job's, if it is there
-        self.tmp_of_image = False  # /tmp is the image's own
-        # Devices to show where the node has specs of them: (kind, names, and who has asked, or "" for nobody).
+        # True: start in the image's directory, else in /. False: in the job's directory if the container has it.
+        self.start_in_image = True
+        self.tmp_of_image = False  # whether /tmp is the image's
+        # Devices to show if the node has specs of them: kind, names, and the variable that asks for them, or "".
         self.gpus: tuple[str, Sequence[str], str] | None = None
-        self.tmpfs_mounts: Sequence[tuple[str, dict[str, str], str]] = ()  # memory file systems: place, options, label
-        self.unmounted: Sequence[tuple[str, str]] = ()  # places of which what is mounted goes, and labels
-        # The image's entrypoint is run once per node: the option that asks for it, and whether its output is shown.
+        self.tmpfs_mounts: Sequence[tuple[str, dict[str, str], str]] = ()  # path, mount options, label
+        self.unmounted: Sequence[tuple[str, str]] = ()  # path, label
+        # If the image's entrypoint is to be run: the option that asks for it, and whether to show its output.
         self.entrypoint: tuple[str, bool] | None = None
-        self.speaks = False  # whether the output of what an image runs by itself is shown
-        self.notes: Sequence[str] = ()  # what the user is to know
-        self.defaults: Sequence[tuple[str, str]] = ()  # records for the plan, behind the image's environment
-        self.drop: Sequence[str] = ()  # variables that a job's environment doesn't bring
+        self.speaks = False  # whether to show the output of /etc/rc.local
+        self.notes: Sequence[str] = ()  # warnings for the user
+        self.defaults: Sequence[tuple[str, str]] = ()  # records for the task plan, after the image's environment
+        self.drop: Sequence[str] = ()  # variables of the job that the container doesn't get
         self.container_name: ContainerName | None = None
-        self.keep: Sequence[str] = ()  # variables of which the job's value counts, not the image's
-        # Of an image with this variable in its environment, records for the plan.
+        self.keep: Sequence[str] = ()  # variables that keep the job's value, even if the image sets them
+        # A variable, and the records for the task plan if the image's environment has it.
         self.if_image_has: tuple[str, Sequence[tuple[str, str]]] = ("", ())

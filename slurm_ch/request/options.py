@@ -1,24 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The option table: the one place that knows which options there are.
+"""The table of options.
 
-The command line (click), the plugin's C table (generated) and the launcher all
-read OPTIONS; `parsers` has what an option's value means.
+The command line (click), the plugin's C table (generated from this one) and the
+launcher all use OPTIONS; `parsers` has a parser for each option's value.
 """
 
 from __future__ import annotations
 
 from ..errors import UsageError
 
-# How often an option counts and whether it takes a value.
-ONE = "one"  # one value, the last given wins
-LIST = "list"  # each occurrence adds
-FLAG = "flag"  # yes or no, bare means yes
-OPTIONAL = "optional"  # one value, bare means `bare`
+# Kinds of options.
+ONE = "one"  # needs a value; the last one counts
+LIST = "list"  # has a value, and may be repeated; all count
+FLAG = "flag"  # yes or no; without a value it means yes
+OPTIONAL = "optional"  # one value; without a value it means `bare`
 
 DEFAULT_WRITE_FAKE = "12%"
-# Where Charliecloud keeps what the image was built with.
+# Charliecloud's file for an image's environment.
 IMAGE_ENVIRONMENT = "/ch/environment"
-# Where other tools do; the first is `slurm-ch pull`'s, who writes each value as it is.
+# Other tools' files. The first is written by `slurm-ch pull`; its values are taken literally.
 PULLED_ENVIRONMENT = "/ch/environment0"
 APPTAINER_ENVIRONMENT = "/.singularity.d/env"
 ENROOT_START = "/etc/rc"
@@ -30,10 +30,12 @@ SITE = 4  # an argument in plugstack.conf
 
 
 class Option:
-    """One option: name, kind, metavariable, help, where it exists, short form, value when bare, which paths are in it.
+    """One option.
 
-    `bare` is None where a value is needed. `sure`: the bare option is right with every image and every
-    other option, so that a request of such options need not be checked before it waits in the queue.
+    `arg`: the value's name in the help. `where`: PLUGIN, COMMAND or both. `short`: a letter, or "". `bare`: the value
+    if the option is given without one; None if it needs one. `sure`: without a value, the option is valid with every
+    image and in every combination; a request of such options alone need not be checked at submission. `paths`: the
+    kind of paths in the value, for anchor.py.
     """
 
     __slots__ = ("arg", "bare", "help", "kind", "name", "paths", "short", "sure", "where")
@@ -63,7 +65,7 @@ class Option:
 
     @property
     def variable(self) -> str:
-        """The part of an environment default's name that follows SLURM_CH_."""
+        """The option's part in the name of the environment variable for its default, after the prefix."""
         return self.name.upper().replace("-", "_")
 
 
@@ -129,7 +131,7 @@ OPTIONS = (
 
 BY_NAME = {option.name: option for option in OPTIONS}
 
-# What each of the tasks that share a container may have in its own way; the rest is the container's.
+# Options that may differ between tasks that share a container; all others are the container's.
 OF_EACH_TASK = frozenset((
     "cd", "set-env", "set-env0", "unset-env", "env-no-expand", "image-env", "home", "device", "seccomp", "keep-keyring",
     "verbose", "quiet", "color",
@@ -137,7 +139,10 @@ OF_EACH_TASK = frozenset((
 
 
 class Setting:
-    """One option as given: name, value, the words by which its giver knows it, and where it was given."""
+    """One option as it was given.
+
+    `label`: the option as its user knows it, for messages. `origin`: PLUGIN, COMMAND or SITE.
+    """
 
     __slots__ = ("label", "name", "origin", "value")
 
@@ -148,9 +153,9 @@ class Setting:
         self.origin = origin
 
     def parts(self) -> list[str]:
-        """Return the value's parts between commas, but the whole of what a command line has: there one repeats.
+        """Return the parts of the value, which is split at commas unless a backslash precedes them.
 
-        A backslash keeps the comma after it.
+        A value from a command line is not split: there, the option is repeated instead.
         """
         if self.origin == COMMAND:
             return [self.value]

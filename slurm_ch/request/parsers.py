@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each option's value means: from strings to a `Spec`, with one parser per option.
-
-Nothing is looked up in the file system.
-"""
+"""Turn options into a `Spec`, with one parser per option. Reads no file."""
 
 from __future__ import annotations
 
@@ -21,7 +18,10 @@ _YES = ("1", "yes", "true", "on")
 
 
 def make(image: str | None, settings: Iterable[Setting], image_label: str = "--ch-image") -> Spec:
-    """Return the Spec for `settings` in the order given; UsageError names the culprit."""
+    """Return the Spec for `settings` in the order given; UsageError names the wrong option.
+
+    `image_label`: the option or argument to name if the image is missing.
+    """
     spec = Spec(image or "")
     given: dict[str, Setting] = {}
     for setting in settings:
@@ -39,7 +39,7 @@ def make(image: str | None, settings: Iterable[Setting], image_label: str = "--c
 
 
 def boolean(setting: Setting) -> bool:
-    """Return the truth of a flag's value; UsageError if it is neither yes nor no."""
+    """Return a flag's value as a boolean; UsageError if it is neither yes nor no."""
     word = setting.value.lower()
     if word in _YES:
         return True
@@ -51,7 +51,7 @@ def boolean(setting: Setting) -> bool:
 def _image(spec: Spec, setting: Setting) -> None:
     if not setting.value:
         raise setting.wrong("the image's name is empty")
-    # A default of steps that was given in another directory (anchor.py).
+    # DIRECTORY/./IMAGE: a default for steps, given in another directory (anchor.py).
     directory, anchor, given = setting.value.partition("/./")
     anchored = anchor and given and directory.startswith("/")
     spec.image, spec.image_directory = (given, directory) if anchored else (setting.value, None)
@@ -59,9 +59,9 @@ def _image(spec: Spec, setting: Setting) -> None:
 
 
 def path(setting: Setting, text: str) -> str:
-    """Return a path as it is meant; UsageError for what only a shell would expand, if it had seen it.
+    r"""Return a path without escapes; UsageError for `~` and `$NAME`, which only a shell expands.
 
-    A backslash keeps a `$`, or a `~` at the beginning, for a path that has one.
+    `\$`, and `\~` at the beginning, stand for these characters in a path.
     """
     if "$" not in text and text[:1] != "~" and text[:2] != "\\~":
         return text
@@ -84,7 +84,7 @@ def path(setting: Setting, text: str) -> str:
 
 
 def _name(text: str) -> str:
-    """Return the variable's name that `text` begins with, with its braces."""
+    """Return the variable's name at the beginning of `text`, with its braces."""
     if text.startswith("{"):
         return text.partition("}")[0] + "}"
     end = 0
@@ -93,15 +93,15 @@ def _name(text: str) -> str:
     return text[:end]
 
 
-# What changes nothing here: mounts are recursive and private, and labels are the host's.
-_IDLE_FLAGS = frozenset((
+# Flags that are accepted and change nothing: mounts are always recursive and private, and labels stay the host's.
+_IGNORED_FLAGS = frozenset((
     "rw", "bind", "rbind", "private", "rprivate", "slave", "rslave", "shared", "rshared", "unbindable", "runbindable",
     "z", "Z",
 ))  # fmt: skip
 
 
 def bind(spec: Spec, setting: Setting) -> None:
-    """Add the binds of a value; UsageError if one has no source or no absolute destination."""
+    """Add the binds of an option to `spec`; UsageError if one is invalid."""
     for part in setting.parts():
         fields = _fields(part)
         if len(fields) > 3:
@@ -124,21 +124,21 @@ def bind(spec: Spec, setting: Setting) -> None:
 
 
 def _fields(text: str) -> list[str]:
-    """Return what is between colons; a backslash keeps one, or a comma."""
+    """Split `text` at colons, unless a backslash precedes them; unescape colons and commas."""
     if "\\" not in text:
         return text.split(":")
     return [one.replace("\0", ":").replace("\\,", ",") for one in text.replace("\\:", "\0").split(":")]
 
 
 def _are_flags(text: str) -> bool:
-    return all(word in MOUNT_FLAGS or word in _IDLE_FLAGS for word in text.replace(",", "+").split("+"))
+    return all(word in MOUNT_FLAGS or word in _IGNORED_FLAGS for word in text.replace(",", "+").split("+"))
 
 
 def _flags(setting: Setting, text: str) -> tuple[str, ...]:
-    """Return what a bind's flags change."""
+    """Return those of a bind's flags that are in MOUNT_FLAGS; UsageError for unknown ones."""
     words = text.replace(",", "+").split("+")
     for word in words:
-        if word not in MOUNT_FLAGS and word not in _IDLE_FLAGS:
+        if word not in MOUNT_FLAGS and word not in _IGNORED_FLAGS:
             raise setting.wrong(
                 f"not a flag of a bind, which are {', '.join(('rw', *MOUNT_FLAGS))}: {word or 'nothing'}"
             )
@@ -167,7 +167,7 @@ def _add_rule(spec: Spec, setting: Setting, kind_of_file: str) -> None:
         raise setting.wrong("the variable's name is empty")
     if equals and any(letter.isspace() for letter in name):
         raise setting.wrong("the variable's name has a blank in it")
-    # ch-run's rules for what a user writes; what the site writes is for all of its users alike.
+    # A user's value is expanded by ch-run's rules. In a site's value, $NAME is expanded anywhere.
     if not equals:
         path(setting, setting.value)
     kind = "set" if setting.origin != SITE else "set-anywhere"
@@ -201,7 +201,7 @@ def _write(spec: Spec, setting: Setting) -> None:
 
 
 def says_no(write_fake: Setting) -> bool:
-    """Whether a setting of write-fake is for none: 0 would be a size."""
+    """Whether a value of write-fake turns it off. "0" doesn't: it is an invalid size."""
     return write_fake.value != "0" and write_fake.value.lower() in agreement.NO_WORDS
 
 
@@ -429,12 +429,12 @@ _PARSERS = {
 
 
 def check_complete() -> None:
-    """Fail when an option of the table has no parser, or the reverse."""
+    """Fail if an option of the table has no parser, or a parser no option."""
     assert set(_PARSERS) == set(BY_NAME)
 
 
 def located(text: str) -> tuple[str, str] | None:
-    """Return the host that has made the image's file, and its path, if a step's request says so."""
+    """Return the host that pulled the image, and the file's path, if a step's request has them; else None."""
     for line in text.split("\n"):
         if line.startswith(agreement.LOCATED_LINE):
             host, _, path = line[len(agreement.LOCATED_LINE) :].partition(":")
@@ -443,7 +443,7 @@ def located(text: str) -> tuple[str, str] | None:
 
 
 def broadcast_to(text: str) -> str | None:
-    """Return where the nodes have the image on their own disks, if a step's request says so."""
+    """Return the path of the image's copies on the nodes' own disks, if a step's request has it; else None."""
     for line in text.split("\n"):
         if line.startswith(agreement.BROADCAST_LINE):
             return line[len(agreement.BROADCAST_LINE) :]
@@ -451,10 +451,10 @@ def broadcast_to(text: str) -> str | None:
 
 
 def parse_request(text: str) -> list[Setting]:
-    """Return the settings of a step's request: lines `NAME=VALUE` from the plugin.
+    """Return the settings of a step's request, which is lines NAME=VALUE from the plugin.
 
-    UsageError on a line that this version doesn't know: an older or newer
-    plugin on the submitting machine must not be half obeyed.
+    UsageError for an unknown option: if the submitting machine has another version of the
+    plugin, no part of the request may be ignored.
     """
     settings = []
     for line in text.split("\n"):

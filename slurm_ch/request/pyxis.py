@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""pyxis' options: a table of them, and what each asks for in slurm_ch's own settings.
+"""pyxis' options: their table, and their translation to slurm_ch's own options.
 
-A site asks for them by `pyxis=yes` in plugstack.conf. Loaded only for a request that has one of them: to
-everything else in this package a container made by `--container-image` is one made by `--ch-image`.
-The options of another tool would be another module like this one.
+A site turns them on by `pyxis=yes` in plugstack.conf. Loaded only for a request with one of them. The rest of
+the package sees only slurm_ch's own options, and a Compatibility for what these don't cover.
 """
 
 from __future__ import annotations
@@ -22,9 +21,10 @@ if TYPE_CHECKING:
 
 
 class Option:
-    """One option: name, kind, metavariable, help; the end of its variable's name, and what it excludes.
+    """One option of pyxis.
 
-    Of the options with one `group` one is given; another's variable doesn't count then.
+    `variable`: the end of its environment variable's name. `group`: options with the same group exclude each other;
+    if one is given on the command line, the others' variables are ignored.
     """
 
     __slots__ = ("arg", "bare", "group", "help", "kind", "name", "paths", "variable")
@@ -34,7 +34,7 @@ class Option:
         self.kind = kind
         self.arg = arg
         self.help = help
-        self.paths = "none"  # relative ones are of each task's directory
+        self.paths = "none"  # relative paths are not anchored
         self.bare = bare if kind == FLAG else None
         self.variable = name.partition("container-")[2].upper().replace("-", "_")
         self.group = group or self.variable
@@ -62,14 +62,14 @@ OPTIONS = (
 
 BY_NAME = {option.name: option for option in OPTIONS if not option.name.startswith("no-")}
 
-# What begins the line of one of these in a request.
+# The beginning of these options' lines in a request.
 _BEGINNING = "container-"
 VARIABLES = agreement.PYXIS_PREFIX
 
 _YES = ("1", "true", "yes", "y")
 _NO = ("0", "false", "no", "n")
 
-# Where our own option of the same meaning must not be given too.
+# For each option, those of our own with the same meaning, which must not be given too.
 _CLASHES = {
     "container-image": ("image",),
     "container-name": ("image", "write", "write-fake", "overlay"),
@@ -81,21 +81,21 @@ _CLASHES = {
     "container-readonly": ("write", "write-fake", "overlay"),
 }
 
-# What most file systems have for a file's name.
+# The usual limit of file systems for a file's name, in bytes.
 _NAME_MAX = 255
 
 
-# What an image's own PMIx is told of Slurm's, as enroot's hook does it.
+# Settings for the image's own PMIx, and the variables of Slurm's that they are taken from; enroot's hook does the same.
 _PMIX = (("ptl", "PMIX_PTL_MODULE"), ("psec", "PMIX_SECURITY_MODE"), ("gds", "PMIX_GDS_MODULE"))
 
 _NO_DEVICES = ("", "none", "void")
 
-# What a job's environment doesn't bring: the image has its own languages.
+# Variables of the job that the container doesn't get: the image has its own locales.
 _DROPPED = ("LANG", "LANGUAGE", "LC_ALL")
 
 
 class Request:
-    """The lines of a request, by family: pyxis' options with their values in the order given, and the others."""
+    """The lines of a request: pyxis' options with their values in the order given, and all other lines."""
 
     __slots__ = ("given", "others")
 
@@ -114,7 +114,7 @@ class Request:
                 self.given.setdefault(name, []).append(value)
 
     def last(self, name: str) -> str | None:
-        """Return the value that counts, or None."""
+        """Return the last value, which is the one that counts, or None."""
         values = self.given.get(name)
         return values[-1] if values else None
 
@@ -129,11 +129,11 @@ class Request:
         return found
 
     def truth(self, name: str) -> bool | None:
-        """Return what a flag says, or None; UsageError for what is neither yes nor no, or both."""
-        said = {_boolean(name, value) for value in self.given.get(name, ())}
-        if len(said) > 1:
+        """Return a flag's value, or None if it isn't given; UsageError if it is invalid, or both yes and no."""
+        values = {_boolean(name, value) for value in self.given.get(name, ())}
+        if len(values) > 1:
             raise UsageError(f"--{name} and --no-{name}: give one of them")
-        return said.pop() if said else None
+        return values.pop() if values else None
 
 
 def wrong(name: str, value: str, why: str) -> UsageError:
@@ -152,7 +152,10 @@ def _boolean(name: str, value: str) -> bool:
 
 
 def combine(here: site.Site, text: str, env: Mapping[str, str]) -> Spec:
-    """Return the Spec that the site and a request with pyxis' options in it make together, in a job's environment."""
+    """Return the Spec for the site's settings and a request with pyxis' options.
+
+    `env` is the job's environment. UsageError for a wrong option.
+    """
     if here.pyxis != "yes":
         raise UsageError("--container-...: pyxis' options are not available here (plugstack.conf: pyxis=yes)")
     request = Request(text)
@@ -164,11 +167,11 @@ def combine(here: site.Site, text: str, env: Mapping[str, str]) -> Spec:
         spec.compatibility = _compatibility(request, env, pyxis_site.parse(here.pyxis_arguments))
         kept = spec.compatibility.container_name
         if kept is not None and request.last("container-image") is None:
-            spec.image = ""  # that of the container, which its node knows
+            spec.image = ""  # the container's own, which its node knows
         if "private-tmp" not in spec.labels:
             writes = spec.write or spec.write_fake is not None or spec.overlay is not None
             spec.compatibility.tmp_of_image = writes if kept is None else not kept.read_only
-            # One that can't be written to is of no use.
+            # A read-only /tmp would be of no use.
             spec.private_tmp = not spec.compatibility.tmp_of_image
     if spec.relay_defaults:
         spec.relay_defaults = {**site.as_defaults(others), **as_defaults(request.given)}
@@ -201,14 +204,14 @@ def _compatibility(request: Request, env: Mapping[str, str], by_site: Mapping[st
 
 
 def _container_name(request: Request, by_site: Mapping[str, str]) -> ContainerName | None:
-    """Return the container with a name that is asked for."""
+    """Return the requested container name, or None."""
     value = request.last("container-name")
     if value is None:
         return None
     name, colon, how = value.partition(":")
     how = how if colon else AUTO
     if how not in NAMED:
-        raise wrong("container-name", value, f"{how or 'nothing'} is not one of {', '.join(NAMED)}")
+        raise wrong("container-name", value, f"{how or 'an empty flag'} is not one of {', '.join(NAMED)}")
     if not name or "/" in name or name.startswith(".") or len(os.fsencode(name)) > _NAME_MAX:
         why = f"a container's name has 1 to {_NAME_MAX} bytes, no / in it, and no . at its beginning"
         raise wrong("container-name", value if len(value) < _NAME_MAX else f"{value[:32]}...", why)
@@ -220,7 +223,7 @@ def _container_name(request: Request, by_site: Mapping[str, str]) -> ContainerNa
 
 
 def _gpus(env: Mapping[str, str]) -> tuple[str, Sequence[str], str] | None:
-    """Return the GPUs that NVIDIA_VISIBLE_DEVICES means; all that there are, where a job says nothing."""
+    """Return the GPUs that NVIDIA_VISIBLE_DEVICES names, or all if the job doesn't set it."""
     value = env.get("NVIDIA_VISIBLE_DEVICES")
     if value in _NO_DEVICES:
         return None
@@ -230,7 +233,7 @@ def _gpus(env: Mapping[str, str]) -> tuple[str, Sequence[str], str] | None:
 
 
 def _pytorch(env: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Return what enroot's hooks for PyTorch set: where each process is, and where they all meet."""
+    """Return the variables that enroot's hook for PyTorch sets: each process's rank, and the rendezvous address."""
     found = [
         (agreement.PLAN_SET_ANYWHERE, "RANK=$SLURM_PROCID"),
         (agreement.PLAN_SET_ANYWHERE, "LOCAL_RANK=$SLURM_LOCALID"),
@@ -249,12 +252,12 @@ def _pytorch(env: Mapping[str, str]) -> list[tuple[str, str]]:
 
 
 def first_host(nodes: str) -> str:
-    """Return the first host of Slurm's list of nodes: n[03-05,7],m is n03."""
+    """Return the first host of a node list of Slurm's: n03 for n[03-05,7],m."""
     found = ""
     inside = False
     for letter in nodes:
         if inside and letter in ",-":
-            # Of this bracket nothing else counts; there may be another behind it.
+            # Skip the rest of this bracket; another one may follow it.
             inside = False
             rest = nodes[len(found) + 1 :].partition("]")[2].partition(",")[0]
             return found + (first_host(rest) if "[" in rest else rest)
@@ -295,7 +298,7 @@ def _check(request: Request, others: Sequence[Setting]) -> None:
 
 
 def _settings(request: Request) -> list[Setting]:
-    """Return our own options that say the same."""
+    """Return slurm_ch's own options with the same meaning."""
     found: list[Setting] = []
 
     def add(name: str, value: str, given: str) -> None:
@@ -326,7 +329,7 @@ def _writing(request: Request) -> list[Setting]:
     writable, readonly = request.truth("container-writable"), request.truth("container-readonly")
     name = request.last("container-name")
     if name:
-        # Where that is, its node knows.
+        # The node replaces the name by the container's directory.
         return [Setting("overlay", name, "--container-name", PLUGIN)]
     if writable or readonly is False:
         return [Setting("write-fake", "yes", "--container-writable", PLUGIN)]
@@ -343,18 +346,18 @@ def _image(request: Request) -> str | None:
 
 
 def image(value: str) -> str:
-    """Return the path or the reference that an image's name means; UsageError if it can't be one."""
+    """Return the path or reference for a value of --container-image; UsageError if it is neither."""
     if value.startswith(("/", ".")):
         return value
     if value.startswith("dockerd://"):
         name = value[len("dockerd://") :]
         if not name:
-            raise wrong("container-image", value, "no name behind dockerd://")
+            raise wrong("container-image", value, "no name after dockerd://")
         return f"docker-daemon:{name}" if ":" in name.rpartition("/")[2] else f"docker-daemon:{name}:latest"
     name = value[len("docker://") :] if value.startswith("docker://") else value
     if "://" in name:
         raise wrong("container-image", value, "neither a path (which begins with / or .), docker:// nor dockerd://")
-    # The user is the one that `slurm-ch login` or the engine's own files have for the registry.
+    # The user is ignored: `slurm-ch login`, or the container engine's own files, know it.
     before, hash_, after = name.rpartition("#")
     if hash_:
         before = before.rpartition("@")[2]
@@ -368,9 +371,9 @@ def image(value: str) -> str:
 
 
 def as_defaults(given: Mapping[str, Sequence[str]]) -> Mapping[str, str]:
-    """Return the variables that make the options the default of the steps inside, as sbatch's are.
+    """Return the variables that make the options the default for steps started inside, as sbatch's options are.
 
-    What a batch script's container is saved to is its alone.
+    Except container-save: only the batch script's own container is saved to that file.
     """
     return {
         VARIABLES + BY_NAME[name].variable: ",".join(values) if BY_NAME[name].kind == LIST else values[-1]

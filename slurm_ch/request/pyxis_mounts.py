@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts of --container-mounts, SRC[:DST[:FLAGS]], and what each asks for."""
+"""Parse --container-mounts: a list of SRC[:DST[:FLAGS]], tmpfs:DST[:OPTIONS] and umount:DST."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# What of fstab's words changes nothing: mounts are recursive and follow the host's, and places are made.
-_IDLE = frozenset((
+# Flags that are accepted and change nothing: mounts are always recursive, and mount points are always created.
+_IGNORED = frozenset((
     "rw", "bind", "rbind", "private", "rprivate", "slave", "rslave", "defaults", "auto", "x-create=auto",
     "x-create=dir", "x-create=file",
 ))  # fmt: skip
@@ -25,7 +25,7 @@ def _wrong(part: str, why: str) -> UsageError:
 
 
 def without_source(parts: Sequence[str]) -> tuple[list[tuple[str, dict[str, str], str]], list[tuple[str, str]]]:
-    """Return the memory file systems that are asked for, and the places whose mounts are to go."""
+    """Return the parts for tmpfs (path, mount options, label), and those for umount (path, label)."""
     tmpfs_mounts, unmounted = [], []
     for part in parts:
         kind, _, rest = part.partition(":")
@@ -33,12 +33,12 @@ def without_source(parts: Sequence[str]) -> tuple[list[tuple[str, dict[str, str]
         if kind not in _NO_SOURCES:
             continue
         if not dst.startswith("/") or not dst.strip("/."):
-            raise _wrong(part, f"{kind}: needs an absolute place, which isn't /")
+            raise _wrong(part, f"{kind}: needs an absolute path other than /")
         label = f"--container-mounts={part}"
         if kind == "tmpfs":
             tmpfs_mounts.append((dst, _tmpfs_options(part, flags), label))
         elif flags.strip("+") not in ("", "x-detach"):
-            raise _wrong(part, f"{flags} is no flag of umount, which has x-detach")
+            raise _wrong(part, f"{flags} is not a flag of umount; the only one is x-detach")
         else:
             unmounted.append((dst, label))
     return tmpfs_mounts, unmounted
@@ -50,8 +50,8 @@ def _tmpfs_options(part: str, flags: str) -> dict[str, str]:
         name, equals, value = word.partition("=")
         if name in ("size", "mode", "nr_inodes") and equals and value:
             options[name] = value
-        elif word not in _IDLE and word not in ("nosuid", "nodev"):
-            raise _wrong(part, f"{word or 'nothing'} is no flag that a user's tmpfs can have")
+        elif word not in _IGNORED and word not in ("nosuid", "nodev"):
+            raise _wrong(part, f"{word or 'the empty word'} is not a flag that a user's tmpfs can have")
     return options
 
 
@@ -63,7 +63,7 @@ def _here() -> str:
 
 
 def binds(parts: Sequence[str]) -> list[Bind]:
-    """Return the binds among the mounts."""
+    """Return the parts that are binds."""
     return [_mount(part) for part in parts if part.partition(":")[0] not in _NO_SOURCES]
 
 
@@ -71,16 +71,16 @@ def _mount(part: str) -> Bind:
     src, colon, rest = part.partition(":")
     dst, colon2, flags = rest.partition(":")
     if not src.startswith(("/", ".")):
-        raise _wrong(part, "the source is no path, which begins with / or .")
+        raise _wrong(part, "the source is not a path: it has to begin with / or .")
     if (colon and not dst) or (colon2 and not flags):
         raise _wrong(part, "an empty field")
     dst = dst or src
     if not dst.startswith(("/", ".")):
-        raise _wrong(part, f"the destination is no path, which begins with / or .: {dst}")
+        raise _wrong(part, f"the destination is not a path that begins with / or .: {dst}")
     words = flags.split("+") if flags else []
     for word in words:
-        if word not in _IDLE and word not in _KEPT:
-            raise _wrong(part, f"{word or 'nothing'} is no flag that a user's mount can have")
+        if word not in _IGNORED and word not in _KEPT:
+            raise _wrong(part, f"{word or 'the empty word'} is not a flag that a user's mount can have")
     dst = os.path.normpath(os.path.join(_here(), dst))
     if dst == "/":
         raise _wrong(part, "the destination can't be /")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""plugstack.conf's arguments about pyxis' options, pyxis' own among them. Loaded only where there is one."""
+"""Parse plugstack.conf's arguments for pyxis' options; some are pyxis' own. Loaded only if there is one."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-# How long a container with a name is kept; where commands start; whether the image's entrypoint is run.
+# Arguments with a fixed set of values: how long a named container is kept, the directory in which commands start,
+# and whether the image's entrypoint is run.
 _WORDS = {
     "container_scope": ("job", "global"), "container_directory": ("image", "job"), "execute_entrypoint": ("0", "1"),
 }  # fmt: skip
-# Of pyxis' own, what says nothing here, and what can't be had.
-_IDLE = ("sbatch_support=1", "use_squashfuse=1")
-_ABSENT = {
+# Arguments of pyxis that are accepted and change nothing, and those that are refused, with the reason.
+_IGNORED = ("sbatch_support=1", "use_squashfuse=1")
+_REFUSED = {
     "runtime_path": "nothing of an image is unpacked here; containers= says where named containers are",
     "use_enroot_load": "there is no enroot here; leave it out",
     "use_squashfuse": "images are not unpacked here; leave it out",
@@ -24,13 +25,13 @@ _ABSENT = {
 
 
 def parse(arguments: Sequence[tuple[str, str]]) -> Mapping[str, str]:
-    """Return what those of site.PYXIS_ARGUMENTS say that are given; UsageError names the wrong one."""
+    """Return the values of the given arguments, all of them from site.PYXIS_ARGUMENTS; UsageError names a wrong one."""
     found = {}
     for key, value in arguments:
         wrong = f"plugstack.conf: {key}={value}"
-        if key in _ABSENT:
-            if f"{key}={value}" not in _IDLE:
-                raise UsageError(f"{wrong}: {_ABSENT[key]}")
+        if key in _REFUSED:
+            if f"{key}={value}" not in _IGNORED:
+                raise UsageError(f"{wrong}: {_REFUSED[key]}")
         elif key in _WORDS and value not in _WORDS[key]:
             raise UsageError(f"{wrong}: neither {' nor '.join(_WORDS[key])}")
         elif key == "containers" and not value.startswith("/"):
@@ -41,6 +42,6 @@ def parse(arguments: Sequence[tuple[str, str]]) -> Mapping[str, str]:
 
 
 def containers(arguments: Sequence[tuple[str, str]]) -> str | None:
-    """Return below which directory containers with a name are; None for the usual one."""
+    """Return the site's directory for named containers; None for the default."""
     found = parse(arguments).get("containers")
     return found if found is None else found.rstrip("/")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""plugstack.conf's arguments: the site's part of every container."""
+"""Parse plugstack.conf's arguments, and combine the site's settings with a user's request."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ if TYPE_CHECKING:
 
 
 RELAYED = tuple(agreement.RELAYED_COMMANDS.split(","))
-# What a site may add.
+# Commands that a site may relay.
 _RELAYABLE = frozenset((*RELAYED, "sacctmgr", "salloc", "scrontab", "sdiag", "sreport", "strigger"))
-# Where Slurm may note what ran.
+# Fields of a job's record in which the image may be written.
 RECORDS = ("comment", "extra")
 _WORDS = {"record": RECORDS, "pyxis": ("yes", "no")}
-# What decides whether, and how, the image can be written.
+# Options that determine whether and how commands can write to the image.
 _OF_WRITING = frozenset(("write", "write-fake", "overlay", "home", "device"))
 
 
-# About pulling images: images.settings has what they mean.
+# Arguments for pulling images; images.settings parses them.
 IMAGE_ARGUMENTS = (
     "cache", "images", "cache_max", "pull", "registries", "importer", "packer", "pull_timeout", "pull_threads",
     "pull_max",
 )  # fmt: skip
 
 
-# About pyxis' options: pyxis_site has what they mean.
+# Arguments for pyxis' options; pyxis_site parses them.
 PYXIS_ARGUMENTS = (
     "container_directory", "container_scope", "containers", "execute_entrypoint", "runtime_path", "sbatch_support",
     "use_enroot_load", "use_squashfuse",
@@ -38,7 +38,7 @@ PYXIS_ARGUMENTS = (
 
 
 class Site:
-    """What plugstack.conf's arguments say: the site's part of every container."""
+    """The site's settings: plugstack.conf's arguments, parsed."""
 
     __slots__ = (
         "binds",
@@ -57,15 +57,15 @@ class Site:
 
     def __init__(self) -> None:
         self.binds: list[spec.Bind] = []
-        self.broadcast: str | None = None  # where images are copied to
+        self.broadcast: str | None = None  # the directory on each node that --ch-broadcast copies to
         self.defaults: list[Setting] = []
         self.forbidden: set[str] = set()
-        self.image_timeout = 0  # seconds; 0: none
-        self.pulling: list[tuple[str, str]] = []
-        self.pyxis = "no"  # whether there are pyxis' options
+        self.image_timeout = 0  # in seconds; 0: none
+        self.pulling: list[tuple[str, str]] = []  # those of IMAGE_ARGUMENTS
+        self.pyxis = "no"  # "yes" or "no": whether pyxis' options are available
         self.pyxis_arguments: list[tuple[str, str]] = []
-        self.record: str | None = None
-        self.relayed: Sequence[str] = RELAYED
+        self.record: str | None = None  # one of RECORDS
+        self.relayed: Sequence[str] = RELAYED  # commands
         self.squashfuse: str | None = None
         self.storage: str | None = None
 
@@ -79,11 +79,11 @@ def parse(arguments: Sequence[str]) -> Site:
         if not equals or not value:
             raise UsageError(f"plugstack.conf: {argument}: a value is missing")
         if key not in ("python", "launcher", "ch_join"):  # the plugin's own
-            _take(site, setting)
+            _apply(site, setting)
     return site
 
 
-def _take(site: Site, setting: Setting) -> None:
+def _apply(site: Site, setting: Setting) -> None:
     key, value = setting.name, setting.value
     if key in ("storage", "squashfuse", "broadcast"):
         setattr(site, key, value)
@@ -122,7 +122,7 @@ def _site_default(setting: Setting) -> Setting:
 
 
 def _site_seconds(setting: Setting) -> int:
-    """Return a timeout as the kernel takes it: it looks every 15 seconds, and has 16 bits for it."""
+    """Return a timeout in the range that the kernel accepts: it checks every 15 seconds, and stores 16 bits."""
     if not (setting.value.isascii() and setting.value.isdigit() and 15 <= int(setting.value[:6]) <= 65535):
         raise setting.wrong("not a number of seconds from 15 to 65535")
     return int(setting.value)
@@ -149,7 +149,7 @@ def _site_relayed(setting: Setting) -> Sequence[str]:
 
 
 def as_defaults(request: Sequence[Setting]) -> Mapping[str, str]:
-    """Return the variables that make `request` the default of the steps inside, as sbatch's options are."""
+    """Return the variables that make `request` the default for steps started inside, as sbatch's options are."""
     found: dict[str, str] = {}
     for setting in request:
         if setting.name == "save":
@@ -164,29 +164,30 @@ def as_defaults(request: Sequence[Setting]) -> Mapping[str, str]:
 
 
 def _without_contradictions(defaults: list[Setting], request: Sequence[Setting]) -> list[Setting]:
-    """Return the site's defaults that don't contradict how the user asks to write.
+    """Return the site's defaults without those that contradict the user's options for writing to the image.
 
-    A default device stays: only the user knows whether the container is of use without it.
+    A default device is kept, and so is its contradiction: only the user knows whether the container is useful
+    without the device.
     """
     asked = [setting for setting in request if setting.name in _OF_WRITING]
     user = parsers.make("/", asked)
-    gone: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
     if user.write:
-        gone = ("write-fake", "home")
+        dropped = ("write-fake", "home")
     elif user.write_fake is not None:
-        gone = ("write",)
-        # The user's home or device implies what the site's default would have off.
+        dropped = ("write",)
+        # The user's home or device implies write-fake, which the site's default may turn off.
         defaults = [one for one in defaults if one.name != "write-fake" or not parsers.says_no(one)]
     elif any(setting.name == "write-fake" for setting in asked):
-        gone = ("home",)
-    return [setting for setting in defaults if setting.name not in gone]
+        dropped = ("home",)
+    return [setting for setting in defaults if setting.name not in dropped]
 
 
 def combine(site: Site, request: Sequence[Setting]) -> spec.Spec:
-    """Return the Spec that site and user make together.
+    """Return the Spec for the site's settings and a user's request; UsageError for a wrong or forbidden option.
 
-    The user's word replaces the site's default of the same option; the site's
-    binds always come, before the user's.
+    A user's option replaces the site's default for the same option. The site's binds
+    are always made, before the user's.
     """
     asked = {setting.name for setting in request}
     for setting in request:

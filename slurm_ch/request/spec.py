@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The record that options become, and which of them contradict each other."""
+"""The record of a requested container, and the check that its options don't contradict each other."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ if TYPE_CHECKING:
     from .compatibility import Compatibility
 
 
-# What a mount can have, by the words of mount(8).
+# A bind's flags, named as in mount(8).
 MOUNT_FLAGS = ("ro", "nosuid", "nodev", "noexec")
 
 
 class Bind:
-    """A bind mount that was asked for: source on the host, destination inside, and some of MOUNT_FLAGS."""
+    """A requested bind mount: source on the host, destination inside, and some of MOUNT_FLAGS.
+
+    `label` is the option that asked for it, for messages.
+    """
 
     __slots__ = ("dst", "flags", "label", "src")
 
@@ -39,7 +42,7 @@ class Bind:
 
 
 class Spec:
-    """The container that is asked for: values are checked for their form, not against the node."""
+    """A requested container. The parsers check the form of the values, but nothing on the node."""
 
     __slots__ = (
         "binds", "broadcast", "cd", "cdi_dirs", "color", "compatibility", "devices", "env_expand", "env_rules",
@@ -51,39 +54,39 @@ class Spec:
 
     def __init__(self, image: str) -> None:
         self.image = image
-        self.image_directory: str | None = None  # what a relative image is relative to, if not to the step's directory
-        self.like_ch_run = False  # called as ch-run: defaults are ch-run's
-        self.compatibility: Compatibility | None = None  # what another tool's users expect
-        self.located: str | None = None  # the file that an image's reference means
+        self.image_directory: str | None = None  # where a relative image path starts; None: the step's directory
+        self.like_ch_run = False  # whether the command was called as ch-run, whose defaults count then
+        self.compatibility: Compatibility | None = None  # only for pyxis' options
+        self.located: str | None = None  # the image's file, if the image is a reference
         self.pull: str | None = None
         self.platform: str | None = None
-        self.labels: dict[str, str] = {}  # what whoever gave an option calls it
+        self.labels: dict[str, str] = {}  # given option: how its user knows it, for messages
         self.binds: list[Bind] = []
         self.cd: str | None = None
-        self.devices: list[tuple[str, str]] = []  # the value of each option, and its label
+        self.devices: list[tuple[str, str]] = []  # device, label of its option
         self.cdi_dirs: str | None = None
-        self.env_rules: list[tuple[str, str]] = []
+        self.env_rules: list[tuple[str, str]] = []  # kind, value: see environment.rule_records
         self.env_expand = True
-        self.image_env: bool | None = None  # apply the image's own environment; None: if the image brings one
+        self.image_env: bool | None = None  # whether to apply the image's environment; None: if it brings one
         self.private_tmp = False
         self.passwd = True
         self.write = False
         self.write_fake: str | None = None
-        self.overlay: str | None = None  # the directory that keeps the changes
-        self.broadcast: str | None = None  # where on the nodes' disks the image is to be; "": where the site says
-        self.save: str | None = None  # where the container is to be packed at the end
+        self.overlay: str | None = None  # the directory in which changes are kept
+        self.broadcast: str | None = None  # the directory of the copies on the nodes' disks; "": the site's
+        self.save: str | None = None  # the file that the container is saved to at the end
         self.home = False
         self.uid: int | None = None
         self.gid: int | None = None
         self.storage: str | None = None
         self.relay: bool | None = None  # None: only in batch scripts
-        self.relay_commands: Sequence[str] = ()  # the site's choice
-        self.relay_defaults: Mapping[str, str] = {}  # variables for a step's own steps
+        self.relay_commands: Sequence[str] = ()  # set by the site
+        self.relay_defaults: Mapping[str, str] = {}  # variables with defaults for steps started inside
         self.seccomp = False
         self.fuse_single = False
         self.keep_keyring = False
-        self.image_timeout = 0  # the site's choice; seconds
-        self.unshare: tuple[str, ...] = ()  # further namespaces: net, ipc, uts
+        self.image_timeout = 0  # set by the site, in seconds; 0: none
+        self.unshare: tuple[str, ...] = ()  # some of net, ipc, uts
         self.userns = False
         self.mount_point: str | None = None
         self.verbosity = 0
@@ -92,19 +95,19 @@ class Spec:
         self.join_count: int | None = None
         self.join_tag: str | None = None
         self.join_pid: int | None = None
-        self.join_timeout = 30.0
+        self.join_timeout = 30.0  # in seconds
 
     def label(self, name: str) -> str:
-        """Return what whoever gave an option calls it; a Spec made by hand has fields instead."""
+        """Return the option as its user knows it; in a Spec made by hand, the name of the field."""
         return self.labels.get(name) or name.replace("-", "_")
 
     def write_fake_label(self) -> str:
-        """Return the name of the given option that makes the image writeable, directly or by implication."""
+        """Return the given option that makes the image writeable in memory, directly or by implication."""
         given = [name for name in ("write-fake", "overlay", "home", "device") if name in self.labels]
         return self.label(given[0] if given else "write-fake")
 
     def option(self, name: str) -> str:
-        """Return another option's name as the user would type it."""
+        """Return an option's name as this user would type it."""
         return f"--ch-{name}" if "image" in self.labels else f"--{name}"
 
 
@@ -112,9 +115,9 @@ _NOTHING: Mapping[str, str] = {}
 
 
 def check_combination(spec: Spec, shown: Mapping[str, str] = _NOTHING) -> None:
-    """Raise UsageError where fields contradict each other, and fill in what one implies of another.
+    """Raise UsageError if fields contradict each other, and set fields that others imply.
 
-    `shown` has the options as they were given, by name; a Spec made by hand shows its fields.
+    `shown` maps each given option to its label and value, for messages; it is empty for a Spec made by hand.
     """
 
     def wrong(name: str, why: str) -> UsageError:

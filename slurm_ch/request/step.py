@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Slurm (or mpirun) says about this step: strings in, values out."""
+"""Read the environment variables by which Slurm, or mpirun, describes the step: its tag and its task counts."""
 
 from __future__ import annotations
 
@@ -36,14 +36,13 @@ def _number(env: Mapping[str, str], name: str) -> int:
 
 
 def tag(env: Mapping[str, str], ppid: int | None = None) -> str:
-    """Return a name for this node's part of this step, unique in the cluster.
+    """Return a name for this node's part of this step that is unique in the cluster.
 
-    Made from job, step, het component, node and restart: a bare step id is
-    the same for every job's first step. The first global task id here tells
-    het components apart that share a node. The ranks of Open MPI's mpirun have PMIx's
-    name of their job in common, those of MPICH's their proxy, `ppid`: a batch script may
-    run several. Outside Slurm and MPI all peers have their parent's pid in common.
-    UsageError names the variable that is missing or nonsense.
+    It consists of job, step, het component, node and restart count. Het components that share
+    a node differ in their first global task id. A batch script may run several mpirun: the ranks
+    of Open MPI's are recognised by PMIx's name for their job, those of MPICH's by their parent,
+    `ppid`. Outside Slurm and MPI, the tag is made from the parent's pid.
+    UsageError names a variable that is missing or wrong.
     """
     started_by = ""
     if "OMPI_COMM_WORLD_LOCAL_SIZE" in env and env.get("PMIX_NAMESPACE"):
@@ -69,7 +68,7 @@ def tag(env: Mapping[str, str], ppid: int | None = None) -> str:
 
 
 def _step_id(text: str) -> str:
-    """Return a step id as an unsigned number; newer Slurms write -5 for 4294967291."""
+    """Return a step id as an unsigned number; newer versions of Slurm write -5 for 4294967291."""
     if not _digits(text.removeprefix("-")):
         raise UsageError(f"SLURM_STEP_ID={text}: not a number")
     return str(int(text) % 2**32)
@@ -81,7 +80,7 @@ def _safe(text: str) -> str:
 
 
 def parse_tasks_per_node(text: str) -> Iterator[tuple[int, int]]:
-    """Yield (tasks, nodes) for each item of `4(x2),3`; ValueError if it isn't such a list."""
+    """Yield (tasks, nodes) for each item of a list like `4(x2),3`; ValueError if it isn't one."""
     for item in text.split(","):
         count, _, repeat = item.partition("(x")
         if repeat:
@@ -112,7 +111,7 @@ def _slurm_count(env: Mapping[str, str]) -> int:
 
 
 def local_task_count(env: Mapping[str, str]) -> int:
-    """Return how many tasks this node has; UsageError names the variable that is wrong."""
+    """Return the number of tasks on this node; UsageError names a variable that is missing or wrong."""
     if "OMPI_COMM_WORLD_LOCAL_SIZE" in env:
         name, count = "OMPI_COMM_WORLD_LOCAL_SIZE", _number(env, "OMPI_COMM_WORLD_LOCAL_SIZE")
     elif HYDRA_COUNT in env:
@@ -129,13 +128,13 @@ def local_task_count(env: Mapping[str, str]) -> int:
 
 
 def task_name(env: Mapping[str, str]) -> str:
-    """Return what messages call this task."""
+    """Return this task's name for messages."""
     rank = env.get("SLURM_PROCID") or env.get("OMPI_COMM_WORLD_RANK") or env.get("PMI_RANK")
     return f"task {rank}" if rank else "peer"
 
 
 def check_join(tag: str, count: int) -> None:
-    """Raise UsageError for a tag or a count that no join can have."""
+    """Raise UsageError for an invalid tag or count."""
     if not 0 < len(tag) <= agreement.TAG_MAX or not set(agreement.TAG_LETTERS).issuperset(tag):
         raise UsageError(f"--join-tag={tag}: not 1 to {agreement.TAG_MAX} of letters, digits, '_', '.' and '-'")
     if not 0 < count <= agreement.JOIN_MAX:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A command line of `slurm-ch run`, read without click, with the order of the options kept.
+"""Parse a command line of `slurm-ch run` without click, and keep the order of the options.
 
     [OPTIONS] IMAGE [OPTIONS] [--] CMD...
 
-Options end at `--` or at the first word after the image that is not an option: what
-follows is the command's own. The launcher reads the words with this; click, which knows
-how to say what is wrong, is given what this has spelled out. spank/ch-join/words.c finds
-the same ends, and leaves to Python whatever it is not sure of.
+Options end at `--`, or at the first word after the image that is not an option: the rest
+is the command. The launcher uses only this parser. The command gives its result, with the
+options written in full, to click, which reports errors. spank/ch-join/words.c splits the
+command line in the same way, and leaves unclear cases to this parser.
 """
 
 from __future__ import annotations
@@ -21,33 +21,32 @@ if TYPE_CHECKING:
 TABLE = {option.name: option for option in options.OPTIONS if option.where & options.COMMAND}
 _SHORT = {option.short: option for option in TABLE.values() if option.short}
 
-# What each repetition raises, instead of replacing it.
+# Options whose levels add up when they are repeated.
 LEVELS = ("verbose", "quiet")
 
-# Options about where an image comes from: all is done with them before there is a container.
+# Options for pulling, which is done before the launcher starts.
 PULLING = ("pull", "platform")
 
-# Options of `run` that are about itself and no row of the table: whether each takes a value.
+# Options of `run` that are not in the table, and whether each takes a value.
 OWN = {"feature": True, "help": False, "test": True, "usage": False, "version": False}
 
-# The command that stands for the image's own.
+# As the command, this means the image's own.
 IMAGES_OWN = "-"
 
 
 class Words:
-    """What the words of a command line are: options, image and command.
+    """The options, image and command of a command line.
 
-    As with getopt_long, an option's name may be cut short where that leaves no doubt.
-    Only what is attached (`--write-fake=1G`, `-W1G`) is the value of an option that can do
-    without one.
+    As with getopt_long, an option's name may be shortened to an unambiguous prefix. An optional
+    value has to be attached (`--write-fake=1G`, `-W1G`).
     """
 
     def __init__(self, words: Sequence[str], own: Mapping[str, bool] = OWN) -> None:
         self._own = own
         self.settings: list[options.Setting] = []
-        self.spelled_out: list[str] = []  # the options, in the form that any parser understands
-        self.words: list[str] = []
-        self.separated: int | None = None  # how many words stood before "--"
+        self.spelled_out: list[str] = []  # the options, with full names and optional values added, for click
+        self.words: list[str] = []  # the image and the command
+        self.separated: int | None = None  # the number of words before "--"
         self.lacks_value: str | None = None  # the last option, if its value is missing
         self._levels = dict.fromkeys(LEVELS, 0)
         self._rest = iter(words)
@@ -66,9 +65,9 @@ class Words:
         self.words += self._rest
 
     def image_and_command(self) -> tuple[str | None, list[str]]:
-        """Return the image and the command; UsageError if there is no image.
+        """Return the image and the command; UsageError if the image is missing.
 
-        With --join-pid there may be none: `--join-pid=N -- CMD`, `--join-pid=N CMD`.
+        With --join-pid, the image is optional: `--join-pid=N -- CMD`, `--join-pid=N CMD`.
         """
         by_pid = any(setting.name == "join-pid" for setting in self.settings)
         if by_pid and (self.separated == 0 or (self.separated is None and len(self.words) == 1)):
@@ -81,7 +80,7 @@ class Words:
         return self.words[0], command
 
     def in_full(self) -> list[str]:
-        """Return the options as one word each, under their full names; of levels the last counts."""
+        """Return the options, one word each, with their full names; of repeated levels only the sum."""
         last = {setting.name: setting for setting in self.settings}
         found = []
         for setting in self.settings:
@@ -96,7 +95,7 @@ class Words:
     def _long(self, word: str) -> None:
         name, equals, value = word.partition("=")
         if name == "cdi":
-            # ch-run's other name for it, whose bare form means every device there is.
+            # ch-run's other name for --device. Without a value, it means all devices.
             from ..devices import names as cdinames
 
             name, equals, value = "device", "=", value if equals else cdinames.EVERY
@@ -118,7 +117,7 @@ class Words:
         return ""
 
     def _cluster(self, word: str) -> None:
-        """Spell out a cluster of short options."""
+        """Parse a word of short options, like -vW1G."""
         for index, letter in enumerate(word[1:], 1):
             option = _SHORT.get(letter)
             rest = word[index + 1 :]

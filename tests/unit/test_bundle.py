@@ -84,7 +84,7 @@ def test_what_is_loaded_on_demand_is_in_it(package: Path) -> None:
     show = "import slurm_ch.engine.squashfs as one; print(type(one.__spec__.loader).__name__, one.__file__, one.SERVER)"
     file = package / "engine/squashfs.py"
     server = package / "native/ch-squashfuse_ll"
-    assert inside(package, show).split() == ["_Later", str(file), str(server)]
+    assert inside(package, show).split() == ["_OnDemandFinder", str(file), str(server)]
     os.utime(file, (1, 1))
     assert inside(package, show).split() == ["SourceFileLoader", str(file), str(server)]
 
@@ -96,7 +96,7 @@ def test_all_that_is_loaded_on_demand_loads_from_it_alone(package: Path) -> None
     show = (
         f"import importlib; [importlib.import_module(one) for one in {bundle.LATER}];"
         "print({name for name in sys.modules if name.startswith('slurm_ch')"
-        " and type(getattr(sys.modules[name].__spec__, 'loader', None)).__name__ != '_Later'})"
+        " and type(getattr(sys.modules[name].__spec__, 'loader', None)).__name__ != '_OnDemandFinder'})"
     )
     assert eval(inside(package, show)) == first
 

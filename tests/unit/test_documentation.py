@@ -56,7 +56,7 @@ def test_plugstack_page_has_every_argument(pages: dict[str, str]) -> None:
     commented = [line for line in (ROOT / "etc/plugstack.conf.in").read_text().splitlines() if line[:4] == "#   "]
     names = {line.split("=")[0].strip("# ") for line in commented if "=" in line.split()[1]}
     # What is refused by name is on the page about pyxis.
-    mine = {name for name in site.PYXIS_ARGUMENTS if name not in pyxis_site._ABSENT}
+    mine = {name for name in site.PYXIS_ARGUMENTS if name not in pyxis_site._REFUSED}
     assert {"python", "bind", "forbid", "relay", "pyxis", *mine, *site.IMAGE_ARGUMENTS} <= names
     for name in names:
         assert f"{name}=" in pages["slurm_ch-plugstack.conf.5"]

@@ -82,18 +82,18 @@ def test_mounts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ("value", "why"),
     [
         ("", "an item of the list is empty"),
-        (":", "the source is no path"),
-        ("a:/b", "the source is no path"),
+        (":", "the source is not a path"),
+        ("a:/b", "the source is not a path"),
         ("/a,", "an item of the list is empty"),
         ("/a:", "an empty field"),
         ("/a:/b:", "an empty field"),
-        ("/a:b", "the destination is no path"),
+        ("/a:b", "the destination is not a path"),
         ("/a:/", "the destination can't be /"),
-        ("/a:/b:ro+", "nothing is no flag that a user's mount can have"),
-        ("/a:/b:ro,rw", "the source is no path"),
-        ("/a:/b:suid", "suid is no flag that a user's mount can have"),
-        ("/a:/b:ro:rw", "ro:rw is no flag"),
-        ("/a:/b:shared", "shared is no flag"),
+        ("/a:/b:ro+", "the empty word is not a flag that a user's mount can have"),
+        ("/a:/b:ro,rw", "the source is not a path"),
+        ("/a:/b:suid", "suid is not a flag that a user's mount can have"),
+        ("/a:/b:ro:rw", "ro:rw is not a flag"),
+        ("/a:/b:shared", "shared is not a flag"),
     ],
 )
 def test_no_mounts(value: str, why: str) -> None:
@@ -315,7 +315,7 @@ def test_names() -> None:
     # Without an image, it is that of the container which its node has.
     assert made("container-name=n", image="").image == ""
     for value, why in (
-        ("n:", "nothing is not one of auto, create, exec, no_exec"),
+        ("n:", "an empty flag is not one of auto, create, exec, no_exec"),
         ("n:x", "x is not one of auto"),
         ("", "1 to 255 bytes"),
         (".n", "no . at its beginning"),

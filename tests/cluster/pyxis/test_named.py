@@ -171,12 +171,12 @@ def test_a_batch_scripts_name_is_its_steps(good: Good, sh: Run) -> None:
 @pytest.mark.parametrize(
     ("value", "why"),
     [
-        (":", "nothing is not one of auto, create, exec, no_exec"),
+        (":", "an empty flag is not one of auto, create, exec, no_exec"),
         (":auto", "a container's name has 1 to 255 bytes"),
         ("a/b", "no / in it"),
         ("..", "no . at its beginning"),
         ("x" * 2048, "a container's name has 1 to 255 bytes"),
-        ("a:", "nothing is not one of auto, create, exec, no_exec"),
+        ("a:", "an empty flag is not one of auto, create, exec, no_exec"),
         ("a:never", "never is not one of"),
         ("a:auto:exec", "auto:exec is not one of"),
         ("a:create", "--container-image is missing"),

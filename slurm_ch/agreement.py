@@ -104,6 +104,22 @@ REFERENCE_BEGINNINGS = (
     "docker://", "oci:", "oci-archive:", "docker-archive:", "docker-daemon:", "containers-storage:", "dir:",
 )  # fmt: skip
 
+# Set in a container to the image; the host's commands don't get it.
+RUNNING_VARIABLE = "CH_RUNNING"
+# Where a program may take its directory for temporary files from.
+TEMPORARY_VARIABLES = ("TMPDIR", "TMP", "TEMP", "TEMPDIR")
+
+# Files in an image, by which its own command and environment are found: as `slurm-ch pull` leaves them (the first as
+# ch-image does; strings in the second, fourth and fifth end with NUL), and as Apptainer and enroot do.
+IMAGE_ENVIRONMENT = "/ch/environment"
+IMAGE_ENVIRONMENT0 = "/ch/environment0"
+IMAGE_METADATA = "/ch/metadata.json"
+IMAGE_ENTRYPOINT = "/ch/entrypoint"
+IMAGE_COMMAND = "/ch/cmd"
+APPTAINER_ENVIRONMENT = "/.singularity.d/env"
+APPTAINER_START = "/.singularity.d/runscript"
+ENROOT_START = "/etc/rc"
+
 # The text of PLAN_COLOR if the task's own standard error decides.
 IF_TERMINAL = "tty"
 

@@ -77,12 +77,12 @@ def _keep_served(user_fd: int) -> None:
 
 def _environment(container: running.Running) -> tuple[dict[str, str], list[task_plan.Record]]:
     """Return the task's environment, which has seen all rules; or our own, and the rules that there always are."""
-    if "CH_RUNNING" in container.environment:
+    if agreement.RUNNING_VARIABLE in container.environment:
         env, plan = container.environment, []
     else:
         env, plan = (
             ch_join.given_environment(),
-            [*environment.first_records("/"), (agreement.PLAN_SET, f"CH_RUNNING={container.image}")],
+            [*environment.first_records("/"), (agreement.PLAN_SET, f"{agreement.RUNNING_VARIABLE}={container.image}")],
         )
     env = {name: value for name, value in env.items() if not name.startswith(_TASKS_OWN)}
     for name in ("TERM", "COLORTERM"):

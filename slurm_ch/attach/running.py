@@ -13,6 +13,7 @@ import os
 import re
 from typing import TYPE_CHECKING
 
+from ..agreement import RUNNING_VARIABLE
 from ..engine import named_containers, namespaces
 from ..errors import ChError
 from ..slurm import commands
@@ -156,8 +157,8 @@ def _image(proc_fd: int, environment: dict[str, str]) -> str | None:
     A command may have been started without our variable (`env -i`): then the
     mounts tell.
     """
-    if "CH_RUNNING" in environment:
-        return environment["CH_RUNNING"]
+    if RUNNING_VARIABLE in environment:
+        return environment[RUNNING_VARIABLE]
     mounts = os.fsdecode(_read(proc_fd, "mountinfo"))
     served = _FUSE_ROOT.search(mounts)
     if served:

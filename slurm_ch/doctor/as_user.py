@@ -16,7 +16,7 @@ import tempfile
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from .. import linux
+from .. import linux, paths
 from ..engine import container
 from ..engine.caller import Caller
 from ..errors import ChError, describe
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 SECONDS = 20
+
+# The program that makes a container and leaves it at once: KIND [SQUASHFUSE].
+MAKE_CONTAINER = os.path.join(paths.PACKAGE, "doctor", "make_container.py")
 
 DIRECTORIES = ("dev", "etc", "proc", "root", "sys", "tmp")
 FILES = ("etc/passwd", "etc/group")

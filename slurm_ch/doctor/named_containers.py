@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from .. import agreement, paths
+from .. import agreement
 from ..engine import named_containers
 from ..errors import ChError, describe
 from . import as_user
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 _ABOUT = "containers with a name"
 KIND = "named"
-_TRIAL = os.path.join(paths.PACKAGE, "doctor", "make_container.py")
 
 
 def check(entry: plugstack.Entry, user: pwd.struct_passwd) -> Iterator[Finding]:
@@ -29,7 +28,7 @@ def check(entry: plugstack.Entry, user: pwd.struct_passwd) -> Iterator[Finding]:
     if argument(entry, "pyxis") != "yes":
         return
     root = argument(entry, "containers")
-    words = [argument(entry, "python") or agreement.DEFAULT_PYTHON, "-I", "-S", _TRIAL, KIND]
+    words = [argument(entry, "python") or agreement.DEFAULT_PYTHON, "-I", "-S", as_user.MAKE_CONTAINER, KIND]
     where = root or os.path.dirname(agreement.CONTAINERS_OWN)
     try:
         status, said = as_user.in_child(lambda: as_user.run([*words, *([root] if root else [])]), user)

@@ -13,7 +13,7 @@ import re
 import stat
 from typing import TYPE_CHECKING
 
-from .. import agreement, errors, paths
+from .. import agreement, errors
 from ..engine import squashfs
 from . import as_user, images, installation, named_containers, software, sysctl
 from .findings import OK, PROBLEM, WARNING, Finding
@@ -29,7 +29,6 @@ FEW_NAMESPACES = 1024
 FUSE_DEVICE = os.makedev(10, 229)
 
 _SYSCTL = "/proc/sys/"
-_ATTEMPT = os.path.join(paths.PACKAGE, "doctor", "make_container.py")
 _TRIALS = (
     ("directory", "a container from a directory", "see the findings on user namespaces, and the kernel's log"),
     ("overlay", "one with --ch-write-fake", "overlay needs its module (modprobe overlay), and room for a tmpfs"),
@@ -155,7 +154,7 @@ def check_server(user: pwd.struct_passwd, path: str | None) -> Iterator[Finding]
 def check_trials(user: pwd.struct_passwd, python: str, squashfuse: str | None) -> Iterator[Finding]:
     """Make a container of each kind, as `user`, with the launcher's interpreter."""
     for kind, what, remedy in _TRIALS:
-        words = [python, "-I", "-S", _ATTEMPT, kind, *([squashfuse] if squashfuse else [])]
+        words = [python, "-I", "-S", as_user.MAKE_CONTAINER, kind, *([squashfuse] if squashfuse else [])]
         try:
             status, said = as_user.in_child(lambda words=words: as_user.run(words), user)  # type: ignore[misc]
             failed = (said.strip().splitlines()[-1:] or [f"status {status}"])[0] if status else ""

@@ -13,7 +13,7 @@ import os
 import select
 import stat
 
-from .. import linux, log
+from .. import agreement, linux, log
 from ..errors import ChError, describe
 from . import binds, ch_join, places, task_plan
 from .action import Action, Build, MoreActions
@@ -339,4 +339,4 @@ def _execute(entering: int, program: str, folders: Sequence[str], output: int) -
     except (ChError, OSError) as error:
         os.write(output, describe(error).encode())
     finally:
-        os._exit(126)
+        os._exit(agreement.EXIT_CANNOT_EXECUTE)

@@ -10,6 +10,7 @@ import os
 import stat
 
 from .. import linux, log
+from ..agreement import ENROOT_START
 from ..errors import ChError, describe
 from ..request.options import DEFAULT_WRITE_FAKE
 from . import entrypoint, places
@@ -46,7 +47,7 @@ def text_of(build: Build, path: str) -> str:
 
 def is_image(build: Build) -> bool:
     """Whether enroot made the image."""
-    return is_enroot_rc(text_of(build, "/etc/rc"))
+    return is_enroot_rc(text_of(build, ENROOT_START))
 
 
 def start(env: Mapping[str, str], *, speaks: bool, directory: bool) -> entrypoint.RunEntrypoint:

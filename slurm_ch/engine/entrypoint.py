@@ -117,4 +117,4 @@ class RunEntrypoint(Action):
         except (ChError, OSError) as error:
             os.write(2, describe(error).encode())
         finally:
-            os._exit(126)
+            os._exit(agreement.EXIT_CANNOT_EXECUTE)

@@ -11,8 +11,8 @@ import sys
 
 from .. import agreement, log
 from .. import lean_os as os
+from ..agreement import APPTAINER_ENVIRONMENT, ENROOT_START, IMAGE_ENVIRONMENT, IMAGE_ENVIRONMENT0
 from ..errors import ChError
-from ..request.options import APPTAINER_ENVIRONMENT, ENROOT_START, IMAGE_ENVIRONMENT, PULLED_ENVIRONMENT
 from . import image, places
 from .action import Action, Build
 from .environment_files import (
@@ -114,7 +114,6 @@ _IMAGES = "image:"
 _HOSTS = "host:"
 
 _CH = "/ch"
-_METADATA = "/ch/metadata.json"
 # One of these exists in an image that brings an environment.
 _PLACES = (_CH, APPTAINER_ENVIRONMENT, ENROOT_START)
 
@@ -126,7 +125,7 @@ _TASKS = (
     "PMI_", "PMIX_", "PALS_", "OMPI_", "I_MPI_", "MPICH_", "OMP_", "KMP_", "GPU_DEVICE_ORDINAL", "ZE_AFFINITY_MASK",
 )  # fmt: skip
 _TASKS_ENDINGS = ("_NUM_THREADS", "_VISIBLE_DEVICES")
-_USERS = ("USER", "LOGNAME", "TERM", "TMPDIR", "TMP", "TEMP", "TEMPDIR")
+_USERS = ("USER", "LOGNAME", "TERM", *agreement.TEMPORARY_VARIABLES)
 
 # ch-run's value for every image.
 _CH_RUN_RUNNING = "Weird Al Yankovic"
@@ -166,7 +165,7 @@ class Environment(Action):
         first = "" if image.is_host(self.spec.image) else "HOME, PATH, TMPDIR, "
         root = "; emulate root" if self.spec.seccomp else ""
         own = "" if self.spec.image_env is False or self.spec.like_ch_run else "the image's own if it brings one, "
-        return f"environment: {own if first else ''}{first}CH_RUNNING{words}{root}"
+        return f"environment: {own if first else ''}{first}{agreement.RUNNING_VARIABLE}{words}{root}"
 
     def apply(self, build: Build) -> None:
         spec = self.spec
@@ -188,7 +187,8 @@ class Environment(Action):
             if spec.like_ch_run:
                 records[-1] = (agreement.PLAN_UNSET, "TMPDIR")
         records += self._rules(build)
-        records.append((agreement.PLAN_SET, f"CH_RUNNING={_CH_RUN_RUNNING if spec.like_ch_run else spec.image}"))
+        running = _CH_RUN_RUNNING if spec.like_ch_run else spec.image
+        records.append((agreement.PLAN_SET, f"{agreement.RUNNING_VARIABLE}={running}"))
         build.home = chosen_home(records, self.caller.environment)
         if spec.cd is not None:
             records.append((agreement.PLAN_DIRECTORY, spec.cd))
@@ -303,7 +303,7 @@ class Environment(Action):
     def _requested_image_environment(self, build: Build, kind: str, assign: str) -> list[Record]:
         """Return the records for an image environment that the user asks for by set-env; ChError if there is none."""
         given = self.given[IMAGE_ENVIRONMENT]
-        literal = read_image(build, PULLED_ENVIRONMENT, given)
+        literal = read_image(build, IMAGE_ENVIRONMENT0, given)
         if literal is not None:
             return [one for one in _literal_records(literal) if not one[1].startswith(_SLURMS)]
         text = read_image(build, IMAGE_ENVIRONMENT, given)
@@ -328,7 +328,7 @@ class Environment(Action):
             return []
         read = read_image if spec.image_env else try_image
         if _CH in present:
-            literal = read(build, PULLED_ENVIRONMENT, PULLED_ENVIRONMENT)
+            literal = read(build, IMAGE_ENVIRONMENT0, IMAGE_ENVIRONMENT0)
             if literal is not None:
                 return self._keep_task_variables(_literal_records(literal))
             text = read(build, IMAGE_ENVIRONMENT, IMAGE_ENVIRONMENT) if spec.image_env else None
@@ -377,7 +377,7 @@ class Environment(Action):
 
 def _images_directory(build: Build, present: Sequence[str]) -> str:
     """Return the working directory that the image defines, or "" if it defines none, or one that doesn't exist."""
-    text = try_image(build, _METADATA, _METADATA) if _CH in present else None
+    text = try_image(build, agreement.IMAGE_METADATA, agreement.IMAGE_METADATA) if _CH in present else None
     directory = ""
     if text is not None:
         directory = working_directory(text)

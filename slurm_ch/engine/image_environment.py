@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from .. import agreement, log
 from .. import lean_os as os
-from ..request.options import APPTAINER_ENVIRONMENT, ENROOT_START
+from ..agreement import APPTAINER_ENVIRONMENT, ENROOT_START
 from . import places
 
 TYPE_CHECKING = False

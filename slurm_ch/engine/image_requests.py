@@ -10,7 +10,7 @@ import _stat as stat
 
 from .. import lean_os as os
 from .. import log
-from ..request.options import PULLED_ENVIRONMENT
+from ..agreement import IMAGE_ENVIRONMENT0
 from . import places
 from .action import Action, Build, MoreActions
 
@@ -75,7 +75,7 @@ class ImageGpuRequest:
 
 def _value_in_image(build: Build, name: str) -> str | None:
     found = None
-    for path, separator in ((PULLED_ENVIRONMENT, b"\0"), ("/etc/environment", b"\n")):
+    for path, separator in ((IMAGE_ENVIRONMENT0, b"\0"), ("/etc/environment", b"\n")):
         try:
             fd = places.open_file(build, path)
         except OSError:

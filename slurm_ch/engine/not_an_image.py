@@ -6,12 +6,9 @@ from __future__ import annotations
 import os
 import stat
 
+from ..agreement import REFERENCE_BEGINNINGS
 from ..errors import ChError
 
-# References that are no files: images to be pulled first.
-_PULLED = (
-    "docker://", "oci:", "oci-archive:", "docker-archive:", "dir:", "docker-daemon:", "containers-storage:",
-)  # fmt: skip
 _APPTAINERS = ("library://", "shub://", "oras://")
 _URLS = ("http://", "https://", "ftp://", "file://", "s3://")
 
@@ -33,7 +30,7 @@ _TAR_MAGIC, _TAR_BLOCK, _TAR_MEMBERS = (257, b"ustar"), 512, 50
 
 def pulled(reference: str) -> str:
     """Return the message for a `reference` that names an image to be pulled or downloaded first; "" for others."""
-    if reference.startswith(_PULLED):
+    if reference.startswith(REFERENCE_BEGINNINGS):
         return f"{reference} has to be pulled first: `slurm-ch pull {reference} FILE.sqfs`, then name the file"
     if reference.startswith(_APPTAINERS):
         return f"{reference} is Apptainer's: `apptainer build --sandbox DIR {reference}`, then name the directory"

@@ -12,8 +12,8 @@ from __future__ import annotations
 import _signal
 import errno
 
+from .. import agreement, linux, log
 from .. import lean_os as os
-from .. import linux, log
 from ..errors import ChError
 from .action import Action, Build
 
@@ -164,7 +164,7 @@ def _start_site_server(server: str, image: int, fuse: int, words: list[str]) -> 
     before = _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
     child = os.fork()
     if child == 0:
-        code = 126
+        code = agreement.EXIT_CANNOT_EXECUTE
         try:
             for number in (_signal.SIGHUP, _signal.SIGINT, _signal.SIGTERM, _signal.SIGPIPE, _signal.SIGQUIT):
                 _signal.signal(number, _signal.SIG_IGN)

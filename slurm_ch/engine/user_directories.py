@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from .action import Build
     from .caller import Caller
 
-# Variables that name a directory for temporary files.
-TEMPORARY_VARIABLES = ("TMPDIR", "TMP", "TEMP", "TEMPDIR")
 TEMPORARY = ("/tmp", "/var/tmp")
 _CONTAINERS_ROOT = "/"
 # A path with one of these characters needs quotes in a shell.
@@ -95,7 +93,7 @@ def _as_typed(option: str, path: str) -> str:
 
 def temporary_directories(caller: Caller) -> list[str]:
     """Return the directories that the caller's variables for temporary files name, without those shown anyway."""
-    named = [caller.environment.get(name, "") for name in TEMPORARY_VARIABLES]
+    named = [caller.environment.get(name, "") for name in agreement.TEMPORARY_VARIABLES]
     found = [os.path.normpath("/" + path.lstrip("/")) for path in named if path.startswith("/")]
     return [
         path

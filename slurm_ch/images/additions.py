@@ -7,18 +7,18 @@ ch-image writes the same files, and ch-join and the launcher read them.
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
+from .. import agreement
 from ..errors import ChError
 
 if TYPE_CHECKING:
     from .merge import Tree
 
-DIRECTORY = "ch"
-METADATA = "ch/metadata.json"
 METADATA_MAX = 16 << 20
 # Where Apptainer and enroot keep an environment.
-OTHERS_ENVIRONMENT = (".singularity.d/env", "etc/rc")
+OTHERS_ENVIRONMENT = (agreement.APPTAINER_ENVIRONMENT[1:], agreement.ENROOT_START[1:])
 
 # What a container shows of the host, where the image has nothing of that name.
 DIRECTORIES = ("dev", "proc", "sys", "tmp", "root", "home", "mnt", "etc")
@@ -137,18 +137,25 @@ def metadata(config: Config, origin: dict[str, str]) -> bytes:
 
 def add(tree: Tree, config: Config, origin: dict[str, str]) -> None:
     """Add the configuration and the mount points to an image."""
-    own = tree.own_directory(DIRECTORY)
+    own = tree.own_directory(agreement.IMAGE_METADATA.split("/")[1])
+
+    def add_file(path: str, content: bytes) -> None:
+        tree.file(own, os.path.basename(path), content)
+
     # Ours would count in the place of another's: an image of Apptainer's may have been pushed as a layer.
     if config.env or not any(tree.has(path) for path in OTHERS_ENVIRONMENT):
-        tree.file(own, "environment", _bytes("".join(_line(one) + "\n" for one in config.env if "\n" not in one)))
+        add_file(
+            agreement.IMAGE_ENVIRONMENT, _bytes("".join(_line(one) + "\n" for one in config.env if "\n" not in one))
+        )
         # For values with a newline, which the other form can't have.
-        tree.file(own, "environment0", _bytes("".join(_line(one) + "\0" for one in config.env)))
-    for name, strings in (("entrypoint", config.entrypoint), ("cmd", config.command)):
+        add_file(agreement.IMAGE_ENVIRONMENT0, _bytes("".join(_line(one) + "\0" for one in config.env)))
+    lists = ((agreement.IMAGE_ENTRYPOINT, config.entrypoint), (agreement.IMAGE_COMMAND, config.command))
+    for path, strings in lists:
         if strings:
-            tree.file(own, name, strings_file(strings))
+            add_file(path, strings_file(strings))
         elif own.children is not None:
-            own.children.pop(name.encode(), None)
-    tree.file(own, "metadata.json", metadata(config, origin))
+            own.children.pop(os.path.basename(path).encode(), None)
+    add_file(agreement.IMAGE_METADATA, metadata(config, origin))
     mount_points(tree)
     for place in (*config.volumes, config.directory):
         if place.startswith("/") and ".." not in place.split("/"):

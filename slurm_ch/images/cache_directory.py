@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from .. import log
 from .locks import CacheError, Locks, identity, is_alive, is_dead, me
 from .records import read_record, remove, remove_tree
+from .settings import CACHE_VARIABLE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class CacheDirectory:
             from . import pack
 
             return pack.disk_full(self.directory)
-        return CacheError(f"can't write to the cache {self.directory} (SLURM_CH_CACHE=DIR puts it elsewhere)")
+        return CacheError(f"can't write to the cache {self.directory} ({CACHE_VARIABLE}=DIR puts it elsewhere)")
 
     def write_record(self, path: str, record: dict[str, Any]) -> None:
         """Put a record in its place, whole; OSError."""

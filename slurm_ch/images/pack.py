@@ -19,6 +19,7 @@ from .. import log
 from ..agreement import SQUASHFS_MAGIC
 from ..errors import ChError
 from . import children
+from .settings import CACHE_VARIABLE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -188,7 +189,7 @@ def disk_full(directory: str) -> DiskFull:
     """Return the error for a file system, or a quota, that is used up."""
     return DiskFull(
         f"{directory}: no room for the image (disk or quota full): `slurm-ch prune` removes cached images, "
-        "SLURM_CH_CACHE=DIR puts them elsewhere"
+        f"{CACHE_VARIABLE}=DIR puts them elsewhere"
     )
 
 

@@ -14,6 +14,7 @@ import shutil
 import zlib
 from typing import TYPE_CHECKING, Any
 
+from .. import agreement
 from ..errors import ChError, UsageError
 from . import additions, children, credentials, fetch, layout, manifest, pack
 from .reference import DOCKER, Reference
@@ -139,7 +140,7 @@ def _metadata(path: str, env: Mapping[str, str]) -> bytes | None:
     if program is None:
         return None
     with children.words_file() as out:
-        child = children.start([program, "-c", f"/{additions.METADATA}", path], {"LC_ALL": "C"}, stdout=out)
+        child = children.start([program, "-c", agreement.IMAGE_METADATA, path], {"LC_ALL": "C"}, stdout=out)
         try:
             status = child.wait()
         finally:

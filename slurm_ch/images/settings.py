@@ -8,6 +8,9 @@ import re
 
 from ..errors import UsageError
 
+# The user's own place for the cache.
+CACHE_VARIABLE = "SLURM_CH_CACHE"
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -105,8 +108,8 @@ def _percent(letter: str, env: Mapping[str, str], user: str, what: str) -> str:
 
 
 def _own_cache(env: Mapping[str, str]) -> str:
-    if env.get("SLURM_CH_CACHE"):
-        return os.path.abspath(env["SLURM_CH_CACHE"])
+    if env.get(CACHE_VARIABLE):
+        return os.path.abspath(env[CACHE_VARIABLE])
     caches = env.get("XDG_CACHE_HOME") or os.path.join(env.get("HOME") or "/", ".cache")
     return os.path.join(caches, "slurm_ch")
 

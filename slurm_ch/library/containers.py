@@ -13,7 +13,7 @@ import re
 import sys
 from typing import TYPE_CHECKING
 
-from .. import agreement, errors, linux
+from .. import agreement, errors, linux, log
 from ..engine import container as engine
 from ..engine import task_plan
 from ..engine.caller import Caller
@@ -178,14 +178,18 @@ def _carry_out(records: Iterable[task_plan.Record], environ: MutableMapping[str,
     return directories.get(agreement.PLAN_DIRECTORY), directories.get(agreement.PLAN_USUAL_DIRECTORY)
 
 
-def _take_away(kind: str, pattern: str, environ: MutableMapping[str, str]) -> None:
+def _take_away(kind: str, value: str, environ: MutableMapping[str, str]) -> None:
     """Unset what matches, or let no variable name a directory for temporary files that isn't there."""
     if kind == agreement.PLAN_UNSET:
-        for one in [one for one in environ if matches(pattern, one)]:
+        for one in [one for one in environ if matches(value, one)]:
             del environ[one]
         return
-    for one in ("TMPDIR", "TMP", "TEMP", "TEMPDIR"):
-        if environ.get(one) and not os.path.isdir(environ[one]):
+    for one in agreement.TEMPORARY_VARIABLES:
+        path = environ.get(one, "")
+        # A relative one is of the directory where this process goes on, which isn't entered yet.
+        if path.startswith("/") and not os.path.isdir(path):
+            if not value:
+                log.warning(f"{one}={path}: no such directory in the container; using /tmp")
             environ[one] = "/tmp"
 
 

@@ -165,7 +165,7 @@ def wait_for_file(host: str, path: str, wanted: Spec, env: Mapping[str, str]) ->
             node = env.get("SLURMD_NODENAME") or os.uname().nodename
             raise ChError(
                 f"{wanted.image}: pulled to {path} on {host}, which {node} doesn't see: "
-                "the cache must be on a shared file system (SLURM_CH_CACHE, or the site's cache=)"
+                f"the cache must be on a shared file system ({site_settings.CACHE_VARIABLE}, or the site's cache=)"
             )
         time.sleep(_POLL_SECONDS)
 

@@ -7,6 +7,7 @@ launcher all use OPTIONS; `parsers` has a parser for each option's value.
 
 from __future__ import annotations
 
+from ..agreement import IMAGE_ENVIRONMENT, JOIN_SECONDS
 from ..errors import UsageError
 
 # Kinds of options.
@@ -16,12 +17,6 @@ FLAG = "flag"  # yes or no; without a value it means yes
 OPTIONAL = "optional"  # one value; without a value it means `bare`
 
 DEFAULT_WRITE_FAKE = "12%"
-# Charliecloud's file for an image's environment.
-IMAGE_ENVIRONMENT = "/ch/environment"
-# Other tools' files. The first is written by `slurm-ch pull`; its values are taken literally.
-PULLED_ENVIRONMENT = "/ch/environment0"
-APPTAINER_ENVIRONMENT = "/.singularity.d/env"
-ENROOT_START = "/etc/rc"
 
 PLUGIN = 1  # --ch-NAME of srun, sbatch, salloc
 COMMAND = 2  # --NAME of `slurm-ch run`
@@ -89,7 +84,8 @@ OPTIONS = (
     Option("private-tmp", FLAG, "", "use a fresh /tmp and /var/tmp instead of the host's", short="t", sure=True),
     Option("no-passwd", FLAG, "", "leave the image's /etc/passwd and /etc/group as they are", sure=True),
     Option("write", FLAG, "", "make a directory image writeable; changes stay in it", short="w"),
-    Option("write-fake", OPTIONAL, "SIZE", "make the image writeable; changes are in memory and are lost [12% of it]",
+    Option("write-fake", OPTIONAL, "SIZE",
+           f"make the image writeable; changes are in memory and are lost [{DEFAULT_WRITE_FAKE} of it]",
            short="W", bare=DEFAULT_WRITE_FAKE),
     Option("overlay", ONE, "DIR", "make the image writeable; changes are kept in DIR, and used again",
            paths="directory"),
@@ -126,7 +122,7 @@ OPTIONS = (
     Option("join-tag", ONE, "TAG", "TAG that the processes have in common [job and step]; implies --join",
            where=COMMAND),
     Option("join-pid", ONE, "PID", "run in the container of this process", where=COMMAND),
-    Option("join-timeout", ONE, "SECONDS", "how long to wait for the other processes [30]", where=COMMAND),
+    Option("join-timeout", ONE, "SECONDS", f"how long to wait for the other processes [{JOIN_SECONDS}]", where=COMMAND),
 )  # fmt: skip
 
 BY_NAME = {option.name: option for option in OPTIONS}

@@ -383,7 +383,7 @@ def _join_pid(spec: Spec, setting: Setting) -> None:
 
 
 def _join_timeout(spec: Spec, setting: Setting) -> None:
-    spec.join_timeout = float(number(setting, 1, 86400))
+    spec.join_timeout = float(number(setting, 1, agreement.JOIN_SECONDS_MAX))
 
 
 _PARSERS = {

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from .. import agreement
 from ..errors import UsageError
 from .options import DEFAULT_WRITE_FAKE
 
@@ -95,7 +96,7 @@ class Spec:
         self.join_count: int | None = None
         self.join_tag: str | None = None
         self.join_pid: int | None = None
-        self.join_timeout = 30.0  # in seconds
+        self.join_timeout = float(agreement.JOIN_SECONDS)  # in seconds
 
     def label(self, name: str) -> str:
         """Return the option as its user knows it; in a Spec made by hand, the name of the field."""

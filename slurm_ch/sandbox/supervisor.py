@@ -161,7 +161,7 @@ def _spawn(argv: list[str], log: str, own_hostname: bool = False) -> int:
     except OSError as error:
         os.write(2, f"{argv[0]}: {error.strerror}\n".encode())
     finally:
-        os._exit(127)
+        os._exit(1)
 
 
 def _end_jobs(directory: str) -> None:

@@ -20,10 +20,10 @@
 
 /* A test puts other files in their place. */
 #ifndef ENTRYPOINT
-#define ENTRYPOINT "/ch/entrypoint"
-#define CMD "/ch/cmd"
-#define APPTAINERS "/.singularity.d/runscript"
-#define ENROOTS "/etc/rc"
+#define ENTRYPOINT IMAGE_ENTRYPOINT
+#define CMD IMAGE_COMMAND
+#define APPTAINERS APPTAINER_START
+#define ENROOTS ENROOT_START
 #endif
 
 #define SHELL "/bin/sh"

@@ -217,7 +217,7 @@ void path_has(const char *directories, bool makes_one)
  * one that is there. A TaskProlog may have set it after the container was made. */
 void check_temporary(bool tells)
 {
-	static const char *const names[] = { "TMPDIR", "TMP", "TEMP", "TEMPDIR" };
+	static const char *const names[] = { TEMPORARY_VARIABLES };
 	struct stat st;
 
 	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {

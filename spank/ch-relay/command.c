@@ -86,7 +86,7 @@ static char **environment(const struct request *q, bool arrived)
 		_exit(EXIT_SETUP);
 	for (char **e = q->variables; *e; e++) {
 		if (!strncmp(*e, RELAYED_PREFIX, strlen(RELAYED_PREFIX)) ||
-		    is_named(*e, "CH_RUNNING"))
+		    is_named(*e, RUNNING_VARIABLE))
 			continue;
 		if (!is_hosts(*e))
 			out[i++] = *e;

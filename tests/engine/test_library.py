@@ -156,7 +156,7 @@ RULES = {
 def test_the_environment_is_as_ch_join_makes_it(place: Path, user: str) -> None:
     code = f"""
 import os, slurm_ch, json
-os.environ.update(B="b", D1="d", E="e", F="f", H="h", K="k")
+os.environ.update(B="b", D1="d", E="e", F="f", H="h", K="k", TMPDIR="below", TEMP="/gone")
 rules = {RULES!r}
 slurm_ch.run("foo.sqfs", ["sh", "-c", "env; pwd"], **rules)
 if os.fork() == 0:
@@ -167,11 +167,14 @@ os.wait()
     done = python(code, user, place)
     lines = [line for line in done.stdout.splitlines() if not line.startswith(("SHLVL=", "_="))]
     half = len(lines) // 2
-    assert done.stderr == ""
+    assert done.stderr == "slurm-ch: warning: TEMP=/gone: no such directory in the container; using /tmp\n" * 2
     assert sorted(lines[:half]) == sorted(lines[half:])
-    assert {"A=b:x", "B=b:x", "C=quoted", "G=$A", "K=k"} <= set(lines) and not {"D1=d", "E=e", "F=f", "H=h"} & set(
-        lines
-    )
+    assert {"A=b:x", "B=b:x", "C=quoted", "G=$A", "K=k", "TMPDIR=below", "TEMP=/tmp"} <= set(lines) and not {
+        "D1=d",
+        "E=e",
+        "F=f",
+        "H=h",
+    } & set(lines)
 
 
 @pytest.mark.parametrize(

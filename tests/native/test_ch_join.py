@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from slurm_ch import paths
 from slurm_ch.engine import task_plan
+from slurm_ch.library import containers
 from slurm_ch.plugin import tickets
 
 from .conftest import CH_JOIN_SOURCES
@@ -41,7 +42,12 @@ def carry_out(
 def environment_after(records: Sequence[tuple[str, str]], **env: str) -> dict[str, str]:
     done = carry_out(task_plan.encode(records), "env", "-0", **env)
     assert (done.returncode, done.stderr) == (0, "")
-    return dict(entry.split("=", 1) for entry in done.stdout.split("\0") if entry)
+    found = dict(entry.split("=", 1) for entry in done.stdout.split("\0") if entry)
+    # containerize() has the same done to a process in Python.
+    in_python = {"PATH": "/usr/bin:/bin", **env}
+    containers._carry_out(records, in_python)
+    assert {**found, "PWD": ""} == {**in_python, "PWD": ""}
+    return found
 
 
 # What the variables A (aa), B (b:b), EMPTY (empty) and NOPE (unset) make of a value.
@@ -54,6 +60,24 @@ EXPANSIONS = [
     ("::$NOPE", ":"), ("$A::$A", "aa::aa"), ("a$", "a$"), ("a$:b", "a$:b"), ("${A}", ""), ("$A ", ""), ("$A/bin", ""),
     ("/x/$A", "/x/$A"), (" $A", " $A"), ("'$A'", "'$A'"), ("\\$A", "\\$A"), ("$A=$B", ""), ("x=$A", "x=$A"), ("$B:$NOPE:$A", "b:b:aa"),
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("records", "found"),
+    [
+        ([("T", "quietly")], {"TMPDIR": "x/y", "TMP": "/tmp", "TEMP": "/usr", "TEMPDIR": ""}),
+        ([("P", "")], {"PATH": "/usr/bin:/bin"}), ([("P", "/bin:/sbin:/x")], {"PATH": "/usr/bin:/bin:/sbin:/x"}),
+        ([("U", "PATH"), ("P", "")], {"PATH": "/bin"}), ([("E", "PATH="), ("P", "/a:/bin")], {"PATH": "/a:/bin"}),
+        ([("N", "TEMP=x"), ("N", "V=x"), ("N", "TEMPDIR=x")], {"TEMP": "/usr", "V": "x", "TEMPDIR": ""}),
+        ([("Y", "TEMP=/usr"), ("E", "V=a"), ("Y", "TEMP="), ("E", "V=b"), ("Y", "NOPE="), ("E", "V=c"), ("E", "W=d")], {"V": "a", "W": "d"}),
+        ([("U", "T?P"), ("U", "@(TEMP|NOPE)"), ("U", "[!TP]*")], {"TMPDIR": "x/y", "TEMPDIR": ""}),
+    ],
+)  # fmt: skip
+def test_the_other_records(records: list[tuple[str, str]], found: dict[str, str]) -> None:
+    given = {"TMPDIR": "x/y", "TMP": "/nowhere", "TEMP": "/usr", "TEMPDIR": ""}
+    after = environment_after(records, **given)
+    assert found.items() <= after.items()
+    assert "NOPE" not in after and ("TMP" in after) == (records[0] != ("U", "T?P"))
 
 
 def test_there_are_enough_cases() -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import os
 import re
 import shutil
@@ -15,6 +16,8 @@ from pathlib import Path
 import pytest
 
 from slurm_ch import agreement
+from slurm_ch.devices.names import DEFAULT_DIRECTORIES
+from slurm_ch.request.options import BY_NAME
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "slurm_ch/agreement.py"
@@ -32,6 +35,8 @@ TEXTS = {
     value for name, value in CONSTANTS.items() if isinstance(value, str) and len(value) > 1 and name not in EVERYDAY
 }
 TEXTS |= {value.rpartition("/")[2] for value in TEXTS if value.startswith("../")}
+# Lists of which an item alone is an everyday word.
+LISTS = {name: set(value) for name, value in CONSTANTS.items() if isinstance(value, tuple)}
 CODES = {value for name, value in CONSTANTS.items() if name.startswith("EXIT_")}
 
 _C_TOKEN = re.compile(r'/\*.*?\*/|"((?:[^"\\]|\\.)*)"', re.DOTALL)
@@ -91,20 +96,61 @@ def _is_other(whole: str, text: str) -> bool:
     """Whether `text` in `whole` is part of something else: SLURM_CH_COMPLETE is no option's default."""
     if text == agreement.SRUN_PREFIX:
         return not re.search(text + "(?![A-Z])", whole)
-    return text == agreement.CHECK_OPTION and whole != text
+    return text in (agreement.CHECK_OPTION, agreement.ENROOT_START) and whole != text
 
 
-def test_kinds_and_codes_have_names() -> None:
+def test_kinds_and_codes_have_names_in_c() -> None:
+    code = "(?:{})".format("|".join(map(str, CODES)))
+    kind = "'[{}]'".format("".join(KINDS))
+    wrong = [
+        rf"facts_record\([^,;]+, '|\bcase {kind}|\[0\] [!=]= {kind}",
+        rf"(?:_?exit|die)\({code}\b|\breturn {code};|(?:code|status)\w* *[!=]?= *{code}\b",
+        *(r'\{ *(?:"(?:' + "|".join(map(re.escape, words)) + r')",? *){2,}' for words in LISTS.values()),
+    ]
     for path in C:
-        text = path.read_text()
-        assert not re.search(r"facts_record\([^,;]+, '", text), path
-        ending = r"(?:_?exit|die)\((?:{})\b".format("|".join(map(str, CODES)))
-        assert not re.search(ending, text), path
-    assert "case '" not in (ROOT / "spank/ch-join/plan.c").read_text()
-    for path in PYTHON:
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Tuple) and len(node.elts) == 2 and isinstance(node.elts[0], ast.Constant):
-                assert node.elts[0].value not in KINDS, f"{path}: line {node.lineno}"
+        found = [match[0] for one in wrong for match in re.finditer(one, path.read_text())] if path != HEADER else []
+        assert not found, path
+
+
+def _unnamed(node: ast.AST) -> Iterator[object]:
+    """Yield what a part of a module has of exit codes, kinds of records and lists that have names."""
+    values: list[ast.AST | None] = []
+    if isinstance(node, (ast.Tuple, ast.List, ast.Set)):
+        items = [one.value for one in node.elts if isinstance(one, ast.Constant)]
+        yield from items[:1] if len(node.elts) == 2 and items[:1] and items[0] in KINDS else ()
+        yield from (name for name, words in LISTS.items() if words <= {*items})
+    elif isinstance(node, ast.Compare):
+        values = [node.left, *node.comparators]
+        yield from (
+            one.value
+            for one in values
+            if "kind" in ast.unparse(node) and isinstance(one, ast.Constant) and one.value in KINDS
+        )
+        values = values if re.search("code|status", ast.unparse(node)) else []
+    elif isinstance(node, ast.Return):
+        values = [node.value]
+    elif isinstance(node, ast.Assign):
+        values = [node.value] if re.search("code|status", ast.unparse(node.targets[0])) else []
+    elif isinstance(node, ast.Call):
+        values = [*node.args] if re.search(r"\b_?[Ee]xit$", ast.unparse(node.func)) else []
+    yield from (
+        one.value for one in values if isinstance(one, ast.Constant) and type(one.value) is int and one.value in CODES
+    )
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=lambda path: str(path.relative_to(ROOT)))
+def test_kinds_and_codes_have_names(path: Path) -> None:
+    if path != SOURCE:
+        assert [*itertools.chain(*map(_unnamed, ast.walk(ast.parse(path.read_text()))))] == []
+
+
+def test_what_can_import_nothing_has_the_same_names() -> None:
+    """A shell script, a fragment to be edited, the Makefile, the project's own file."""
+    assert f"${{{agreement.REQUEST_VARIABLE}:-}}" in (ROOT / "etc/task-prolog").read_text()
+    assert agreement.DEFAULT_LAUNCHER.removeprefix("../") in (ROOT / "etc/plugstack.conf.in").read_text()
+    assert f'\n{agreement.PYTHON_COMMAND} = "' in (ROOT / "pyproject.toml").read_text()
+    assert f"/native/{agreement.INTERPRETER_FILE}\n" in (ROOT / "Makefile").read_text()
+    assert BY_NAME["cdi-dirs"].help.endswith(f" [{DEFAULT_DIRECTORIES}]")  # no module more on the hot path
 
 
 @pytest.mark.parametrize(

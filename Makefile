@@ -265,7 +265,7 @@ deb:
 	mv build/deb/*.deb build/packages
 
 # Where the packages that it names are not rpm's own (on Debian), RPM_FLAGS=--nodeps.
-SLURM_NUMBER = $(shell printf '\043include <slurm/slurm_version.h>\nSLURM_VERSION_NUMBER\n' | cpp -P | grep '^0x')
+SLURM_NUMBER = $(shell printf '\043include <slurm/slurm.h>\nfound SLURM_VERSION_NUMBER\n' | cpp -P | sed -n 's/^found //p')
 RPM_FLAGS ?= $(if $(wildcard /etc/debian_version),--nodeps)
 rpm:
 	rm -rf build/rpm && mkdir -p build/rpm/SOURCES build/rpm/slurm-ch-$(VERSION) build/packages

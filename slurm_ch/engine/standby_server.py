@@ -29,9 +29,9 @@ _STARTED, _NONE, _FAILED = range(3)
 
 def is_needed() -> bool:
     """Whether each step has its own cgroup, in which Slurm kills all processes when the step ends."""
-    with open(_GROUPS) as file:
+    with open(_GROUPS, "rb") as file:
         # In cgroup/v1 and v2 alike: .../job_7/step_0/...
-        return "/step_" in file.read()
+        return b"/step_" in file.read()
 
 
 class CantStart(ChError):

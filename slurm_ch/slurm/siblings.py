@@ -11,24 +11,25 @@ def alive() -> int | None:
 
     A task killed before it registers leaves no trace of its own. All tasks
     of a node are children of one slurmstepd, forked before any runs.
+    Read as bytes: in the container, Python can't load a codec of the caller's locale any more.
     """
     parent = os.getppid()
     try:
-        with open(f"/proc/{parent}/comm") as file:
-            if not file.read().startswith("slurmstepd"):
+        with open(f"/proc/{parent}/comm", "rb") as file:
+            if not file.read().startswith(b"slurmstepd"):
                 return None
         count = 0
         for thread in os.listdir(f"/proc/{parent}/task"):
-            with open(f"/proc/{parent}/task/{thread}/children") as file:
-                count += sum(_is_alive(pid) for pid in file.read().split())
+            with open(f"/proc/{parent}/task/{thread}/children", "rb") as file:
+                count += sum(_is_alive(int(pid)) for pid in file.read().split())
     except OSError:
         return None
     return count
 
 
-def _is_alive(pid: str) -> bool:
+def _is_alive(pid: int) -> bool:
     try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] not in b"ZX"
     except OSError:
         return False

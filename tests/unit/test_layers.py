@@ -127,6 +127,16 @@ def test_what_the_named_join_adds() -> None:
                     "types", "heapq", "_heapq"}  # fmt: skip
 
 
+def test_what_runs_in_a_container_opens_files_as_bytes() -> None:
+    """Text may need a codec of the caller's locale, which can't be loaded in there: Python 3.9 in the C locale."""
+    more = (PACKAGE / "slurm/siblings.py", *(PACKAGE / f"standalone/{name}.py" for name in ("meeting", "peers", "run")))
+    for path in (*PACKAGE.glob("engine/*.py"), *more):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "open":
+                mode = node.args[1].value if len(node.args) > 1 and isinstance(node.args[1], ast.Constant) else "r"
+                assert "b" in mode, (path.name, node.lineno)
+
+
 # ---- The same for C: spank/'s folders ----
 
 SPANK = PACKAGE.parent / "spank"

@@ -30,7 +30,8 @@ def test_a_server_that_answers_with_an_error_hangs_nobody(lab: Lab) -> None:
     """The launcher read the server's last words until an end that a living server's pipe doesn't have."""
     calls = launcher_calls(lab)
     served = max(call.index for call in calls if call.name == "wait4")
-    looks = [call for call in calls if call.name == "newfstatat" and call.index > served]
+    # The C library's stat(2) and lstat(2) are calls of their own until 2.33.
+    looks = [call for call in calls if call.name in ("newfstatat", "stat", "lstat") and call.index > served]
     assert looks
     for call in looks:
         lab.parts["python"].act(call, f"errno {errno.EIO}")

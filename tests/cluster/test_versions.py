@@ -33,7 +33,7 @@ def test_the_plugin_of_another_release(cluster: Cluster, sh: Run, world_tmp: Pat
 
 
 def test_our_own_plugin_says_nothing(sh: Run) -> None:
-    done = sh("srun --ch-image=$IMG true")
+    done = sh("srun -Q --ch-image=$IMG true")  # -Q: whether it waits is no matter here
     assert (done.returncode, done.stderr) == (0, "")
 
 

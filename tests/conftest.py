@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests import own_view
+from tests import own_view, side_by_side
 from tests.small_images import make_image, squash
 
 USER = own_view.USER
@@ -27,6 +27,15 @@ settings.load_profile("suite")
 def pytest_cmdline_main() -> None:
     """Before anything else: nothing of another run is in sight."""
     own_view.enter()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--side-by-side", action="store_true", help="run the tests in two processes at once")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> bool | None:
+    return side_by_side.run(session)
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,8 @@ from pathlib import Path
 from slurm_ch import linux
 from slurm_ch.engine import loopback
 
+ROOT = Path(__file__).resolve().parents[1]
+
 _CLONE_NEWIPC, _CLONE_NEWPID, _MS_REC = 0x08000000, 0x20000000, 0x4000
 # linux/rtnetlink.h, linux/if_link.h, linux/sockios.h: a new link (not an old one of the name), and the kernel's answer.
 _RTM_NEWLINK, _NEW_WITH_ANSWER = 16, 0x1 | 0x4 | 0x200 | 0x400
@@ -77,6 +79,32 @@ def enter() -> None:
     os.environ[ENTERED] = "1"
 
 
+def is_entered() -> bool:
+    """Whether this run has a view of its own."""
+    return ENTERED in os.environ
+
+
+def part() -> None:
+    """Have, in a part of a run that has a view, one of the part's own: with a /tmp as well; OSError.
+
+    Jobs of two clusters may have one number, and files of a node are named after jobs.
+    """
+    _make()
+    for place in ("/tmp", "/var/tmp"):
+        _cover(place)
+
+
+def _cover(place: str) -> None:
+    """Have an empty file system at `place`, with nothing but the checkout where that is below it."""
+    here = os.open(ROOT, os.O_PATH | os.O_CLOEXEC)
+    linux.mount("tmpfs", place, "tmpfs", 0, "mode=1777")
+    if ROOT.is_relative_to(place):
+        ROOT.mkdir(parents=True)
+        linux.mount(f"/proc/self/fd/{here}", str(ROOT), None, linux.MS_BIND | _MS_REC, None)
+        os.chdir(ROOT)
+    os.close(here)
+
+
 def _make() -> None:
     """Return in the second process of a new pid namespace; its first one reaps."""
     linux.prctl_parent_death_signal(signal.SIGKILL)
@@ -125,7 +153,11 @@ def _make_network() -> None:
         linux.setns(machines)
         os.close(machines)
     else:
-        _machines_network = machines
+        # A part's first network is the run's.
+        if _machines_network is None:
+            _machines_network = machines
+        else:
+            os.close(machines)
 
 
 def _add_device(name: bytes, address: str) -> None:

@@ -171,7 +171,8 @@ def test_nothing_outlives_a_kill_while_a_job_runs(parent: Path, user: str, who: 
         assert job.stdout.readline() == "up\n"
         (supervisor,) = Path(f"/proc/{guard}/task/{guard}/children").read_text().split()
         os.kill(guard if who == "guard" else int(supervisor), signal.SIGKILL)
-        job.kill()
+        # Srun's second process as well: without a munged it tries for 10 s to cancel the step.
+        os.killpg(job.pid, signal.SIGKILL)
         job.communicate()
         wait_until(lambda: processes_of(parent) == [] and list(parent.iterdir()) == [])
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -77,10 +78,23 @@ def test_skopeo_is_killed(me: User, slow: Slow) -> None:
     assert me.in_progress() == [] and list((me.cache / "lock").iterdir()) == []
 
 
+@pytest.fixture
+def impatient(open_tmp: Path) -> Path:
+    """A launcher that waits 5 s, not 25, for one that is gone; how long it waits, test_waiting_nodes.py has."""
+    package = shutil.copytree(paths.PACKAGE, open_tmp / "slurm_ch", ignore=shutil.ignore_patterns("__pycache__"))
+    source = package / "plugin/references.py"
+    text = source.read_text()
+    assert "\n_IDLE_SECONDS = 25.0\n" in text
+    source.write_text(text.replace("_IDLE_SECONDS = 25.0", "_IDLE_SECONDS = 5.0"))
+    return package / "plugin/launch.py"
+
+
 @pytest.mark.row("F11")
-def test_the_other_nodes_go_on_when_the_first_dies(me: User, slow: Slow, plain: Registry) -> None:
+def test_the_other_nodes_go_on_when_the_first_dies(me: User, slow: Slow, plain: Registry, impatient: Path) -> None:
     """With pull=node: one of those that waited pulls, and only the tasks of the dead node's launcher fail."""
-    with Cluster(nodes=4, plugstack_lines=[f"required {paths.PLUGIN} pull=node cache={me.cache}"]) as own:
+    with Cluster(
+        nodes=4, plugstack_lines=[f"required {paths.PLUGIN} launcher={impatient} pull=node cache={me.cache}"]
+    ) as own:
         mine = User(own, me.name, me.home, plain)
         registries_conf(Path(mine.env["CONTAINERS_REGISTRIES_CONF"]), plain.host, slow.host)
         process = mine.popen(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command as it is installed, links to the static program; and as an editable install has it."""
+"""The command as it is installed, links to the static program; and as an editable install has it; and `sbatch-wait`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ import sys
 from pathlib import Path
 
 from slurm_ch import agreement, paths
+
+# What submits a batch job and waits for its end; and what goes before a line of shell for the same.
+SBATCH_WAIT = str(Path(__file__).parent / "sbatch-wait")
+WITH_SBATCH_WAIT = f'sbatch-wait() {{ {SBATCH_WAIT} "$@"; }}; '
 
 _BIN = Path(__file__).parents[1] / "build/bin"
 

@@ -12,6 +12,7 @@ import pytest
 from slurm_ch import paths
 from slurm_ch.sandbox.cluster import Cluster
 from tests import leftovers
+from tests.command import WITH_SBATCH_WAIT
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -44,7 +45,7 @@ def sh(cluster: Cluster, user: str, image_sqfs: Path) -> Iterator[Run]:
 
     def run(line: str, timeout: float = TIMEOUT, **kw: object) -> subprocess.CompletedProcess[str]:
         env = {**cluster.environ(user), "IMG": str(image_sqfs), "PATH": "/usr/bin:/bin"}
-        return cluster.run(["bash", "-c", line], user=user, timeout=timeout, **{"env": env, **kw})
+        return cluster.run(["bash", "-c", WITH_SBATCH_WAIT + line], user=user, timeout=timeout, **{"env": env, **kw})
 
     yield run
     try:

@@ -24,7 +24,7 @@ def submit(good: Good, world_tmp: Path) -> Submit:
         script = world_tmp / "batch.sh"
         script.write_text(body)
         out = good(
-            f"d=$(mktemp -d); cd $d; {env} sbatch -W -o $d/{files} {options} {script} >&2; "
+            f"d=$(mktemp -d); cd $d; {env} sbatch-wait -o $d/{files} {options} {script} >&2; "
             'for f in *; do echo "== $f"; cat $f; done; cd /; rm -r $d'
         )
         found: dict[str, list[str]] = {}
@@ -111,7 +111,7 @@ srun --ch-image={other_sqfs} --ch-set-env=A=3 sh -c 'cat /marker; echo $A'
 
 def test_wrap(good: Good) -> None:
     out = good(
-        "sbatch -W -o $HOME/w.txt --ch-image=$IMG --wrap='cat /marker; echo $0' >&2; cat $HOME/w.txt; rm $HOME/w.txt"
+        "sbatch-wait -o $HOME/w.txt --ch-image=$IMG --wrap='cat /marker; echo $0' >&2; cat $HOME/w.txt; rm $HOME/w.txt"
     )
     marker, name = out.splitlines()
     assert marker == "one"

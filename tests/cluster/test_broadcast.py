@@ -17,6 +17,7 @@ import pytest
 
 from slurm_ch import agreement
 from slurm_ch.sandbox.cluster import Cluster
+from tests.command import WITH_SBATCH_WAIT
 
 from .conftest import TIMEOUT
 
@@ -36,7 +37,9 @@ class One:
         self.copies = f"{agreement.BROADCAST_FILE}*-{cluster._port}???-*"
 
     def sh(self, line: str) -> tuple[int, str, str]:
-        done = self.cluster.run(["bash", "-c", line], user=self.user, timeout=TIMEOUT, env=self.env, cwd=self.home)
+        done = self.cluster.run(
+            ["bash", "-c", WITH_SBATCH_WAIT + line], user=self.user, timeout=TIMEOUT, env=self.env, cwd=self.home
+        )
         return done.returncode, done.stdout, done.stderr
 
     def good(self, line: str) -> str:
@@ -85,14 +88,14 @@ def test_once_per_job(one: One) -> None:
     (one.home / "job.sh").write_text(
         f"#!/bin/sh\n{SRUN} true & {SRUN} true & wait\n{SRUN} sh -c 'ls {one.copies}' > out\nsrun --quiet ls {one.copies}\n"
     )
-    one.good("sbatch -W -o said job.sh")
+    one.good("sbatch-wait -o said job.sh")
     assert len((one.home / "out").read_text().splitlines()) == 1
     assert (one.home / "said").read_text().count("copied to the nodes of job") == 1
     until(lambda: not glob.glob(one.copies))
     (one.home / "job.sh").write_text(
         f"#!/bin/sh\nsrun sh -c 'ls {one.copies}'\nsrun --ch-broadcast=no ls {one.copies}\n"
     )
-    one.good("sbatch -W -o said --ch-image=$IMG --ch-broadcast job.sh")
+    one.good("sbatch-wait -o said --ch-image=$IMG --ch-broadcast job.sh")
     said = (one.home / "said").read_text()
     assert said.count("copied") == 1 and len(set(said.splitlines()[1:])) == 1 and len(said.splitlines()) == 3
     out = one.good(
@@ -139,7 +142,7 @@ def test_the_next_step_runs_after_a_copy_that_failed(one: One) -> None:
     (one.home / "job.sh").write_text(
         f"#!/bin/sh\n{SRUN}=/no/such true\necho $?\nsrun --quiet --exact echo later\nsqueue -h -s\n"
     )
-    one.good("sbatch -W -n1 -o said job.sh")
+    one.good("sbatch-wait -n1 -o said job.sh")
     refused, status, later, *steps = (one.home / "said").read_text().splitlines()
     assert "sbcast can't copy the image" in refused and (status, later) == ("31", "later")
     assert [step.split()[0].partition(".")[2] for step in steps] in ([], ["batch"])
@@ -147,7 +150,7 @@ def test_the_next_step_runs_after_a_copy_that_failed(one: One) -> None:
 
 def test_where_a_node_has_no_copy_the_image_counts(one: One) -> None:
     (one.home / "job.sh").write_text(f"#!/bin/sh\n{SRUN} true\nrm {one.copies}\n{SRUN} cat /marker\n")
-    one.good("sbatch -W -o said job.sh")
+    one.good("sbatch-wait -o said job.sh")
     *_, warning, marker = (one.home / "said").read_text().splitlines()
     assert "warning: --ch-broadcast: /tmp/" in warning and "the image is read where it is" in warning
     assert marker == one.good("srun --quiet --ch-image=$IMG cat /marker").strip()

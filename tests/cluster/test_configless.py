@@ -13,6 +13,7 @@ import pytest
 from slurm_ch import linux, paths
 from slurm_ch.sandbox.cluster import Cluster
 from tests import leftovers
+from tests.command import WITH_SBATCH_WAIT
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,7 +57,7 @@ class Configless(Cluster):
             env["SLURM_CONF_SERVER"] = f"127.0.0.1:{self._port}"
         else:
             env["SLURM_CONF"] = self._path("spool/n1/conf-cache/slurm.conf")
-        return self.run(["bash", "-c", line], user=user, env=env)
+        return self.run(["bash", "-c", WITH_SBATCH_WAIT + line], user=user, env=env)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +87,7 @@ def test_every_command(configless: Configless, user: str, image_sqfs: Path, wher
     for line in (
         "srun -n2 --ch-image=$IMG cat /marker",
         "salloc -Q --ch-image=$IMG sh -c 'srun cat /marker; srun cat /marker'",
-        f"sbatch -W -o $HOME/c.txt --ch-image=$IMG --wrap='{inner}' >&2; cat $HOME/c.txt; rm $HOME/c.txt",
+        f"sbatch-wait -o $HOME/c.txt --ch-image=$IMG --wrap='{inner}' >&2; cat $HOME/c.txt; rm $HOME/c.txt",
     ):
         assert configless.on(where, line, user, image_sqfs).stdout == "one\n" * 2, line
     done = configless.on(where, "srun --ch-image=$IMG --ch-uid=x true", user, image_sqfs)
@@ -107,14 +108,14 @@ def test_what_plugstack_conf_includes_does_not_get_to_the_node(own_run: None, us
         env = {**own.environ(user), "IMG": str(image_sqfs)}  # of the controller's own machine, which has all files
 
         def run(line: str) -> subprocess.CompletedProcess[str]:
-            return own.run(["bash", "-c", line], user=user, env=env)
+            return own.run(["bash", "-c", WITH_SBATCH_WAIT + line], user=user, env=env)
 
         refusal = "slurm_ch: the plugin is missing on this node; refusing to run on the host"
         done = run("srun --ch-image=$IMG echo on the host")
         assert done.returncode != 0
         assert done.stdout == f"{refusal}\n"
         done = run(
-            "sbatch -W -o $HOME/c.txt --ch-image=$IMG --wrap='echo on the host' >&2; cat $HOME/c.txt; rm $HOME/c.txt"
+            "sbatch-wait -o $HOME/c.txt --ch-image=$IMG --wrap='echo on the host' >&2; cat $HOME/c.txt; rm $HOME/c.txt"
         )
         lines = done.stdout.splitlines()
         assert refusal in lines

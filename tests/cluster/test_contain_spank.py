@@ -15,6 +15,7 @@ import pytest
 from slurm_ch import paths
 from slurm_ch.sandbox.cluster import Cluster
 from tests import leftovers
+from tests.command import WITH_SBATCH_WAIT
 
 On = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -30,7 +31,7 @@ def contained(user: str, image_sqfs: Path) -> Iterator[On]:
         def run(line: str) -> subprocess.CompletedProcess[str]:
             before = leftovers.Snapshot(own._supervisor.pid)
             env = {**own.environ(user), "IMG": str(image_sqfs)}
-            done = own.run(["bash", "-c", line], user=user, env=env)
+            done = own.run(["bash", "-c", WITH_SBATCH_WAIT + line], user=user, env=env)
             before.wait_until_clean()
             assert set(own.node_states().values()) <= {"idle", "completing"}
             return done
@@ -47,7 +48,9 @@ def test_one_container_for_all_tasks(contained: On) -> None:
 
 def test_a_batch_script_and_its_steps(contained: On) -> None:
     script = "cat /marker; srun -n2 cat /marker"
-    line = f"sbatch -W -w n1 -n2 -o $HOME/c.txt --ch-image=$IMG --wrap='{script}' >&2; cat $HOME/c.txt; rm $HOME/c.txt"
+    line = (
+        f"sbatch-wait -w n1 -n2 -o $HOME/c.txt --ch-image=$IMG --wrap='{script}' >&2; cat $HOME/c.txt; rm $HOME/c.txt"
+    )
     assert contained(line).stdout == "one\n" * 3
 
 

@@ -63,7 +63,7 @@ class Gathering:
         out.write_text("")
         out.chmod(0o666)
         return self.run(
-            f"sbatch -Q -W --export=ALL,IMG -o {out} {options} {script} || {{ cat {out} >&2; exit 1; }}; cat {out}"
+            f"sbatch-wait --export=ALL,IMG -o {out} {options} {script} > /dev/null || {{ cat {out} >&2; exit 1; }}; cat {out}"
         )
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from slurm_ch import paths
 from slurm_ch.sandbox.cluster import Cluster
+from tests.command import WITH_SBATCH_WAIT
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,8 +23,9 @@ def older(world_tmp: Path) -> Path:
     """A plugin that knows nothing of the word in the command's place."""
     out = world_tmp / "older"
     flags = "SLURM_CFLAGS=-DGUARD='\"/proc/other\"'"
-    subprocess.run(["make", "-C", ROOT / "spank", f"OUT={out}", flags], check=True, capture_output=True)
-    return out / "slurm_ch.so"
+    plugin = out / "slurm_ch.so"
+    subprocess.run(["make", "-C", ROOT / "spank", f"OUT={out}", flags, plugin], check=True, capture_output=True)
+    return plugin
 
 
 @pytest.fixture(scope="module")
@@ -93,12 +95,14 @@ def test_the_task_prolog_guards_what_srun_alone_cannot(user: str, image_sqfs: Pa
     with Cluster(nodes=2, plugstack_of={"n2": []}, slurm_conf_extra=extra) as own:
 
         def run(line: str) -> subprocess.CompletedProcess[str]:
-            return own.run(["bash", "-c", line.replace("$IMG", str(image_sqfs))], user=user)
+            return own.run(["bash", "-c", WITH_SBATCH_WAIT + line.replace("$IMG", str(image_sqfs))], user=user)
 
         sbatch = (
-            "sbatch -W -o $HOME/out.txt --ch-image=$IMG --wrap='{}' >&2; echo $?; cat $HOME/out.txt; rm $HOME/out.txt"
+            "sbatch-wait -o $HOME/out.txt --ch-image=$IMG --wrap='{}' >&2; echo $?; cat $HOME/out.txt; rm $HOME/out.txt"
         )
-        code, *lines = run(sbatch.format("echo on the host").replace("-W", "-W -w n2")).stdout.splitlines()
+        code, *lines = run(
+            sbatch.format("echo on the host").replace("sbatch-wait", "sbatch-wait -w n2")
+        ).stdout.splitlines()
         assert code != "0"
         assert "slurm_ch: the plugin is missing on this node; refusing to run on the host" in lines
         assert "on the host" not in lines
@@ -111,7 +115,7 @@ def test_the_task_prolog_guards_what_srun_alone_cannot(user: str, image_sqfs: Pa
         assert done.returncode != 0
         assert "on the host\n" not in done.stdout.replace("refusing to run on the host", "")
         # With the plugin, or without an image, it lets everything pass.
-        assert run(sbatch.format("cat /marker").replace("-W", "-W -w n1")).stdout == "0\none\n"
+        assert run(sbatch.format("cat /marker").replace("sbatch-wait", "sbatch-wait -w n1")).stdout == "0\none\n"
         assert run("srun -w n2 echo plain").stdout == "plain\n"
         assert run("srun -w n1 --ch-image=$IMG cat /marker").stdout == "one\n"
         # salloc's shell, a step on the node, stays on the host; its steps do not.

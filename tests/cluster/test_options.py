@@ -13,6 +13,7 @@ import pytest
 from slurm_ch import paths
 from slurm_ch.request import options
 from slurm_ch.sandbox.cluster import Cluster
+from tests.command import WITH_SBATCH_WAIT
 
 from .conftest import Run
 
@@ -92,7 +93,7 @@ def batch(good: Good, world_tmp: Path, script: str, options: str = "") -> list[s
     out = world_tmp / "out"
     out.mkdir(exist_ok=True)
     out.chmod(0o777)
-    good(f"cd /; sbatch -W -o {out}/job.txt {options} {path} first second")
+    good(f"cd /; sbatch-wait -o {out}/job.txt {options} {path} first second")
     return (out / "job.txt").read_text().splitlines()
 
 
@@ -107,8 +108,8 @@ def test_batch_script_where_its_directory_is_not_in_the_image(user: str, image_s
     parent.chmod(0o755)
     try:
         with Cluster(nodes=1, directory_parent=str(parent)) as own:
-            line = f"sbatch -W -o $HOME/job.txt --ch-image={image_sqfs} --wrap='cat /marker; ls /var/spool; echo $0'; cat $HOME/job.txt; rm $HOME/job.txt"
-            done = own.run(["bash", "-c", line], user=user)
+            line = f"sbatch-wait -o $HOME/job.txt --ch-image={image_sqfs} --wrap='cat /marker; ls /var/spool; echo $0'; cat $HOME/job.txt; rm $HOME/job.txt"
+            done = own.run(["bash", "-c", WITH_SBATCH_WAIT + line], user=user)
     finally:
         parent.rmdir()
     assert done.stdout.splitlines()[1] == "one", done
@@ -137,7 +138,7 @@ def test_a_default_of_the_login_environment_is_not_sbatchs(good: Good, world_tmp
     path = world_tmp / "plain.sh"
     path.write_text("#!/bin/bash\necho ${CH_RUNNING-host}\nsrun cat /marker\n")
     out = good(
-        f"export SLURM_CH_IMAGE=$IMG; sbatch -W -o $HOME/out.txt {path} >&2; cat $HOME/out.txt; rm $HOME/out.txt"
+        f"export SLURM_CH_IMAGE=$IMG; sbatch-wait -o $HOME/out.txt {path} >&2; cat $HOME/out.txt; rm $HOME/out.txt"
     )
     assert out.splitlines() == ["host", "one"]
 

@@ -30,8 +30,8 @@ def test_a_step_starts_in_its_users_directory(good: Good, outside: Path) -> None
     assert good(f"srun -D {run} {options} {LOOK}") == f"{run}\nmine\n"
     script = f"{outside}/script"
     Path(script).write_text(f"#!/bin/sh\n#SBATCH --ch-write-fake --ch-bind={outside}/scratch\npwd; cat here\n")
-    for words in (f"cd {run}; sbatch", f"sbatch -D {run}"):
-        assert good(f"{words} -W -o {outside}/data/out --ch-image=$IMG {script} >&2; cat {outside}/data/out") == (
+    for words in (f"cd {run}; sbatch-wait", f"sbatch-wait -D {run}"):
+        assert good(f"{words} -o {outside}/data/out --ch-image=$IMG {script} >&2; cat {outside}/data/out") == (
             f"{run}\nmine\n"
         )
     assert good(f"cd {outside}/data; HOME={outside}/scratch srun --ch-home --ch-image=$IMG sh -c 'cat run/here'") == (
@@ -149,8 +149,8 @@ cd /
 srun sh -c '{see}'
 """)
     seen = "one\nbound\nfrom the file\n"
-    for submit in (f"cd {home}; sbatch", f"cd /; sbatch -D {home}"):
-        out = good(f"{submit} -W -o {outside}/out {script} >&2; cat {outside}/out")
+    for submit in (f"cd {home}; sbatch-wait", f"cd /; sbatch-wait -D {home}"):
+        out = good(f"{submit} -o {outside}/out {script} >&2; cat {outside}/out")
         assert [line for line in out.splitlines(keepends=True) if "slurm-ch" not in line] == (seen * 2).splitlines(
             keepends=True
         )
@@ -161,7 +161,7 @@ srun sh -c '{see}'
     assert good(f"cd {home}; {exported}; salloc -Q sh -c \"cd /; srun sh -c '{inner}'\"") == seen
     # A plain script whose steps have their defaults from its submitter's environment.
     script.write_text(f"#!/bin/sh\ncd /\nsrun sh -c '{see}'\n")
-    out = good(f"cd {home}; {exported}; sbatch -W -o {outside}/out {script} >&2; cat {outside}/out")
+    out = good(f"cd {home}; {exported}; sbatch-wait -o {outside}/out {script} >&2; cat {outside}/out")
     assert out == seen
     # An ordinary step with the relay is the default of its own steps too.
     line = f"cd {home}; srun --ch-relay {options} sh -c \"cd /mnt; srun --overlap sh -c '{inner}'\""
@@ -178,7 +178,7 @@ def test_every_kind_of_path_is_anchored_alike(good: Good, command: str, outside:
             line = line if name != "image" else f"cd {outside}; salloc -Q '--ch-image={given}' sh -c \"{show}\""
         else:
             out = f"{outside}/data/out-{number}"
-            line = f"cd {outside}; SLURM_CH_{variable}='{given}' sbatch -W -o {out} --wrap \"{show}\" >&2; cat {out}"
+            line = f"cd {outside}; SLURM_CH_{variable}='{given}' sbatch-wait -o {out} --wrap \"{show}\" >&2; cat {out}"
         assert good(line).strip() == wanted.replace("/d/", f"{outside}/"), line
 
     cases = [

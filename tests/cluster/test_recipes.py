@@ -14,6 +14,7 @@ import pytest
 
 from slurm_ch.sandbox.cluster import Cluster
 from tests import documented, small_images
+from tests.command import SBATCH_WAIT
 
 ROOT = Path(__file__).parents[2]
 BLOCKS = documented.blocks("docs/recipes.rst", "run")
@@ -66,14 +67,10 @@ def recipe(cluster: Cluster, user: str, app: Path, world_tmp: Path) -> Callable[
         script.write_text(BLOCKS[name])
         script.chmod(0o755)
         batch = script.read_text().startswith("#!")
-        command = (
-            ["sbatch", "--quiet", "--wait", "--overcommit", "-o", "out", f"./run-{name}"]
-            if batch
-            else ["sh", "-e", f"run-{name}"]
-        )
+        command = [SBATCH_WAIT, "--overcommit", "-o", "out", f"./run-{name}"] if batch else ["sh", "-e", f"run-{name}"]
         done = cluster.run(command, user=user, timeout=120, env=env, cwd=str(where))
         out = where / "out"
-        said = done.stdout + (out.read_text() if out.exists() else "")
+        said = ("" if batch else done.stdout) + (out.read_text() if out.exists() else "")
         assert (done.returncode, done.stderr) == (0, ""), (done, said)
         return said + "".join(path.read_text() for path in sorted(where.glob("*.log")))
 

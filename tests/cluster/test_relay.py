@@ -215,8 +215,8 @@ def test_wrapped_arrays_and_heterogeneous_jobs(sh: Run, world_tmp: Path) -> None
     het = "srun --het-group=0,1 -l cat /marker | sort"
     done = sh(
         f"""
-        sbatch -Q -W -a 1-2 -o {place}/a%a.txt --ch-image=$IMG --wrap="{array}" & one=$!
-        sbatch -Q -W -o {place}/het.txt --ch-image=$IMG -N1 -n1 : -N1 -n1 --ch-image=$IMG --wrap="{het}" & two=$!
+        sbatch-wait -a 1-2 -o {place}/a%a.txt --ch-image=$IMG --wrap="{array}" & one=$!
+        sbatch-wait -o {place}/het.txt --ch-image=$IMG -N1 -n1 : -N1 -n1 --ch-image=$IMG --wrap="{het}" & two=$!
         wait $one && wait $two
         """
     )

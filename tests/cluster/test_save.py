@@ -143,7 +143,7 @@ def test_a_batch_script_is_saved_and_its_steps_are_not(sh: Run, good: Good, plac
         "srun --ch-no-passwd touch /step\nscancel --batch -s USR1 $SLURM_JOB_ID\n"
         "while [ $(wc -l < /new) = 1 ]; do sleep 0.05; done\n"
     )
-    good("sbatch -W job.sh", cwd=place)
+    good("sbatch-wait job.sh", cwd=place)
     assert (place / "out.txt").read_text().count("saved in") == 1
     assert good(f"{READ} sh -c 'cat /new; ls /step 2>&1; true'", cwd=place) == (
         "\nsignal\nls: /step: No such file or directory\n"
@@ -203,7 +203,7 @@ def test_what_only_the_node_knows_is_refused_there(sh: Run, good: Good, place: P
     assert done.returncode == 64 and f"slurm-ch: n1: error: {SEVERAL}" in done.stderr
     words = IN.replace("$IMG", good("echo $IMG").strip())
     (place / "array.sh").write_text(f"#!/bin/sh\n#SBATCH -o out-%a --array=1-2 {words}\ntouch run\n")
-    assert sh("sbatch -W < array.sh", cwd=place).returncode == 64
+    assert sh("sbatch-wait < array.sh", cwd=place).returncode == 64
     assert "--ch-save=new.sqfs: each task of the array would replace it: " in (place / "out-1").read_text()
     assert names(place) == ["array.sh", "out-1", "out-2"]
 

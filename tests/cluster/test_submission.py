@@ -12,6 +12,7 @@ import pytest
 import slurm_ch
 from slurm_ch import paths
 from slurm_ch.sandbox.cluster import Cluster
+from tests.command import SBATCH_WAIT
 
 from .conftest import Run
 
@@ -111,7 +112,7 @@ def test_a_script_with_a_wrong_line(sh: Run, world_tmp: Path) -> None:
 
 def test_an_image_that_only_the_nodes_have_is_no_error(sh: Run) -> None:
     done = sh(
-        "sbatch -W -w n1 -o $HOME/out.txt --ch-image=/not/here --ch-private-tmp --ch-verbose --wrap='echo on the host';"
+        "sbatch-wait -w n1 -o $HOME/out.txt --ch-image=/not/here --ch-private-tmp --ch-verbose --wrap='echo on the host';"
         " echo $?; cat $HOME/out.txt; rm $HOME/out.txt"
     )
     submitted, code, *lines = done.stdout.splitlines()
@@ -145,7 +146,7 @@ def test_a_relative_image_of_another_directory(good: Good, sh: Run, world_tmp: P
         assert good(f"cd {here}; srun {how} --ch-image=foo cat /marker") == "one\n"
     script = here / "job.sh"
     script.write_text(f"#!/bin/sh\n#SBATCH --chdir={there}\n#SBATCH --ch-image=foo\ncat /marker\n")
-    out = good(f"cd {here}; sbatch -W -o $HOME/out.txt job.sh; cat $HOME/out.txt; rm $HOME/out.txt")
+    out = good(f"cd {here}; sbatch-wait -o $HOME/out.txt job.sh; cat $HOME/out.txt; rm $HOME/out.txt")
     assert out.splitlines()[1:] == ["one"]
     script.write_text("#!/bin/sh\n#SBATCH --ch-image=foo\ncat /marker\n")
     assert sh(f"cd {here}; sbatch job.sh").returncode == 31
@@ -231,7 +232,7 @@ def test_a_job_submitted_without_the_plugin(cluster: Cluster, user: str, image_s
     script = f"#!/bin/sh\ncat /marker; ls /mnt; SLURM_CONF={cluster.conf} srun --overcommit -n2 cat /marker\n"
     variables = slurm_ch.job_environment(image=image_sqfs, bind=[f"{image_sqfs.parent}/image/etc:/mnt"])
     env = {**cluster.environ(user), "PATH": "/usr/bin:/bin", "SLURM_CONF": str(conf), **variables}
-    done = cluster.run(["sbatch", "--wait", f"--output={out}"], user=user, env=env, input=script, timeout=60)
+    done = cluster.run([SBATCH_WAIT, f"--output={out}"], user=user, env=env, input=script, timeout=60)
     assert done.returncode == 0, (done.stderr, out.read_text())
     lines = out.read_text().split()
     assert lines[0] == "one" and lines[-2:] == ["one", "one"]
@@ -268,5 +269,5 @@ def test_colons_and_commas_of_binds(good: Good, world_tmp: Path, image_sqfs: Pat
     script.write_text(
         f"#!/bin/sh\n#SBATCH --ch-image={image_sqfs}\n#SBATCH --ch-bind={twice}\ncat /new/place/file; srun cat /new/place/file\n"
     )
-    out = good(f"cd /tmp; sbatch -W -o $HOME/out.txt {script}; cat $HOME/out.txt; rm $HOME/out.txt")
+    out = good(f"cd /tmp; sbatch-wait -o $HOME/out.txt {script}; cat $HOME/out.txt; rm $HOME/out.txt")
     assert out.splitlines()[1:] == ["odd", "odd"]

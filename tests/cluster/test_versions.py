@@ -13,6 +13,7 @@ import pytest
 
 from slurm_ch import paths
 from slurm_ch.sandbox.cluster import Cluster
+from tests.command import WITH_SBATCH_WAIT
 
 from .conftest import ROOT, TIMEOUT, Run
 
@@ -74,7 +75,7 @@ def mixed(user: str, older: Path, image_sqfs: Path) -> Iterator[Callable[..., su
         env = {**own.environ(user), "IMG": str(image_sqfs), "OLD": f"{directory}/old-slurm.conf"}
 
         def run(line: str) -> subprocess.CompletedProcess[str]:
-            done = own.run(["bash", "-c", line], user=user, env=env)
+            done = own.run(["bash", "-c", WITH_SBATCH_WAIT + line], user=user, env=env)
             assert set(own.node_states().values()) <= {"idle", "completing"}
             return done
 
@@ -89,7 +90,7 @@ def test_nodes_of_two_versions_run_what_both_know(
     done = mixed(f"{conf}srun -N2 -n4 --overcommit {asked} sh -c 'echo $A $(cat /marker)'")
     assert (done.returncode, done.stdout, done.stderr) == (0, "1 one\n" * 4, "")
     done = mixed(
-        f"{conf}sbatch -Q -W -w n2 -o $HOME/both.txt {asked} --wrap 'cat /marker; srun -N1 cat /marker'; cat $HOME/both.txt; rm $HOME/both.txt"
+        f"{conf}sbatch-wait -w n2 -o $HOME/both.txt {asked} --wrap 'cat /marker; srun -N1 cat /marker' > /dev/null; cat $HOME/both.txt; rm $HOME/both.txt"
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "one\none\n", "")
 

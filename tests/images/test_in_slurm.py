@@ -56,7 +56,7 @@ def test_pyxis_names_of_images(me: User, plain: Registry, layout: Layout) -> Non
             f"#!/bin/sh\n#SBATCH --container-image='{host}#{name}'\n#SBATCH -o pyxis.txt\n"  # bare, a # ends the line
             "cat /marker; echo $PYXIS_CONTAINER_IMAGE; srun cat /marker\n"
         )
-        mine.good("sbatch -W pyxis.sh")
+        mine.good("sbatch-wait pyxis.sh")
         first, pinned, second = (me.home / "pyxis.txt").read_text().splitlines()
         assert (first, second) == ("from the registry", "from the registry")
         assert pinned.startswith(f"docker://{ref}") and "@sha256:" in pinned
@@ -235,7 +235,7 @@ def test_an_archive_is_pulled_where_it_is(me: User, layout: Layout) -> None:
     subprocess.run(command, check=True)
     shutil.copytree(layout.path, me.home / "layout")
     (me.home / "app.tar").chmod(0o644)
-    out = me.good("sbatch -W -o out --ch-image=oci-archive:app.tar --wrap='cat /marker; srun cat /marker'; cat out")
+    out = me.good("sbatch-wait -o out --ch-image=oci-archive:app.tar --wrap='cat /marker; srun cat /marker'; cat out")
     assert out.splitlines()[1:] == ["from the registry"] * 2
     assert me.good("srun --ch-image=oci:layout:image -N2 cat /marker") == "from the registry\n" * 2
     assert len(me.images()) == 1
@@ -278,7 +278,7 @@ def test_what_the_site_says(me: User, plain: Registry, layout: Layout) -> None:
     for line, (code, words) in lines.items():
         with Cluster(nodes=1, plugstack_lines=[f"required {paths.PLUGIN} {line}"]) as own:
             mine = User(own, me.name, me.home, plain)
-            done = mine.sh(f"sbatch -W -o out --ch-image={ref} --wrap='cat /marker'")
+            done = mine.sh(f"sbatch-wait -o out --ch-image={ref} --wrap='cat /marker'")
             assert done.returncode == code and words in done.stderr, done
             if line == "pull=submit":
                 assert "pulled in" in done.stderr
@@ -313,7 +313,7 @@ def test_a_running_container_is_packed(me: User, plain: Registry, layout: Layout
 def test_a_requeued_job_runs_what_was_pinned(me: User, plain: Registry, tmp_path: Path) -> None:
     ref = plain.push(image(tmp_path, "old"), "slurm/again:1")
     job = me.good(
-        f"sbatch -W --parsable --requeue -o out --ch-image={ref} --wrap='cat /marker; srun cat /marker'"
+        f"sbatch-wait --parsable --requeue -o out --ch-image={ref} --wrap='cat /marker; srun cat /marker'"
     ).strip()
     plain.push(image(tmp_path, "new"), "slurm/again:1")
     me.good(f"rm -rf $SLURM_CH_CACHE out; scontrol requeue {job}; scontrol update JobId={job} StartTime=now")
@@ -362,7 +362,7 @@ def test_no_secret_gets_into_a_job(me: User, closed: Registry, ca: Path, layout:
     for path in (auth, auth.parent, auth.parent.parent):
         os.chown(path, me.home.stat().st_uid, me.home.stat().st_gid)
     line = "env; cat /marker; srun sh -c env"
-    said = me.good(f"sbatch -W -o out --ch-verbose=2 --ch-image={ref} --wrap='{line}'; cat out; scontrol show job")
+    said = me.good(f"sbatch-wait -o out --ch-verbose=2 --ch-image={ref} --wrap='{line}'; cat out; scontrol show job")
     assert "from the registry" in said
     secret = PASSWORD.encode()
     logs = [

@@ -51,7 +51,7 @@ def test_the_site_s_own_images(me: User, plain: Registry, layout: Layout, world_
         assert f"ch-image={ref}@sha256:" in done.stderr and f" {made} " in done.stderr
         assert mine.good(f"srun --ch-pull=cached --ch-image={ref} cat /marker") == "from the registry\n"
         script = "cat /marker; srun cat /marker"
-        assert mine.good(f"sbatch -W -o out --ch-image={ref} --wrap='{script}'; cat out").endswith(
+        assert mine.good(f"sbatch-wait -o out --ch-image={ref} --wrap='{script}'; cat out").endswith(
             "from the registry\n" * 2
         )
         assert mine.images() == [] and len(pulls(plain, "site/images")) == asked
@@ -90,7 +90,7 @@ def test_what_the_cache_may_have(me: User, plain: Registry, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     "command",
-    ["srun {} cat /marker", "sbatch -W -o out {} --wrap='cat /marker'; cat out", "salloc -Q {} srun cat /marker"],
+    ["srun {} cat /marker", "sbatch-wait -o out {} --wrap='cat /marker'; cat out", "salloc -Q {} srun cat /marker"],
 )
 def test_registries_that_the_site_allows(
     me: User, plain: Registry, layout: Layout, allowing: User, command: str
@@ -135,7 +135,7 @@ def test_the_site_s_importer(me: User, plain: Registry, layout: Layout) -> None:
         assert mine.good(f"srun -N2 --ch-image={ref} cat /marker") == "from the registry\n" * 2
         assert asked.read_text() == f"get {ref} \n"
         asked.unlink()
-        mine.good(f"sbatch -W -o out --ch-image={ref} --wrap='cat /marker; srun cat /marker'")
+        mine.good(f"sbatch-wait -o out --ch-image={ref} --wrap='cat /marker; srun cat /marker'")
         assert (me.home / "out").read_text() == "from the registry\n" * 2
         assert asked.read_text() == f"get {ref} in a job\n" * 2
         assert mine.images() == []

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from slurm_ch.sandbox.cluster import Cluster
+from tests.command import WITH_SBATCH_WAIT
 
 from .craft import Layout, busybox, item, layer
 from .registry import Registry, registries_conf
@@ -34,7 +35,7 @@ class User:
         }
 
     def sh(self, line: str, **env: str) -> subprocess.CompletedProcess[str]:
-        argv = ["bash", "-c", line]
+        argv = ["bash", "-c", WITH_SBATCH_WAIT + line]
         return self.cluster.run(argv, user=self.name, timeout=TIMEOUT, env={**self.env, **env}, cwd=self.home)
 
     def good(self, line: str, **env: str) -> str:

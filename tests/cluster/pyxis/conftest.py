@@ -13,6 +13,7 @@ import pytest
 
 from slurm_ch import paths
 from slurm_ch.sandbox.cluster import Cluster
+from tests.command import WITH_SBATCH_WAIT
 from tests.small_images import make_image, squash
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -91,7 +92,7 @@ def work(user: str, world_tmp: Path) -> Path:
 def sh(cluster: Cluster, user: str, enroots: Path, work: Path) -> Run:
     def run(line: str) -> subprocess.CompletedProcess[str]:
         env = {**cluster.environ(user), "IMG": str(enroots), "PATH": "/usr/bin:/bin", "LC_ALL": "POSIX", "FOO": "job"}
-        done = cluster.run(["bash", "-c", f"cd {work}; {line}"], user=user, timeout=60, env=env)
+        done = cluster.run(["bash", "-c", f"{WITH_SBATCH_WAIT}cd {work}; {line}"], user=user, timeout=60, env=env)
         # What the job before may still have of a node.
         done.stderr = WAITING.sub("", done.stderr)
         return done

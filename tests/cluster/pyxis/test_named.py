@@ -162,8 +162,8 @@ def test_read_only_and_root(good: Good) -> None:
 
 def test_a_batch_scripts_name_is_its_steps(good: Good, sh: Run) -> None:
     out = good(
-        "echo '#!/bin/sh\ntouch /by-script; srun -n1 ls /by-script' > job.sh;"
-        " sbatch -W -Q -o out.txt --container-image=$IMG --container-name=b job.sh; cat out.txt"
+        "echo '#!/bin/sh\ntouch /by-script; srun -n1 ls /by-script' > name.sh;"
+        " sbatch-wait -o out.txt --container-image=$IMG --container-name=b name.sh > /dev/null; cat out.txt"
     )
     assert out == "/by-script\n"
 
@@ -302,7 +302,7 @@ done
 srun --het-group=1 --container-name=h cat /part
 ls -d /var/tmp/slurm_ch.containers-*/of-job-$SLURM_JOB_ID_HET_GROUP_1/n2/h | wc -l
 """)
-    assert good("sbatch -W -Q -o out.txt het.sh > /dev/null; cat out.txt").splitlines() == ["1", "1"]
+    assert good("sbatch-wait -o out.txt het.sh > /dev/null; cat out.txt").splitlines() == ["1", "1"]
     assert all(gone(path) for path in kept.glob("of-job-*"))
 
 

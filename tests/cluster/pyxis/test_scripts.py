@@ -11,7 +11,7 @@ from .conftest import Good, Run
 def batch(work: Path, text: str, options: str = "") -> str:
     """Return a line that runs a script by sbatch and shows what it printed."""
     (work / "job.sh").write_text(f"#!/bin/bash\n{text}")
-    return f"sbatch -W -Q -o out.txt {options} job.sh > /dev/null; code=$?; cat out.txt; exit $code"
+    return f"sbatch-wait -o out.txt {options} job.sh > /dev/null; code=$?; cat out.txt; exit $code"
 
 
 def test_mlperf(good: Good, work: Path) -> None:
@@ -106,7 +106,7 @@ rm up go
 def test_array(good: Good, work: Path) -> None:
     text = "#SBATCH --array=1-3 -o part-%a.txt\nsrun --container-image=$IMG sh -c 'echo $SLURM_ARRAY_TASK_ID'\n"
     (work / "array.sh").write_text(f"#!/bin/bash\n{text}")
-    assert good("sbatch -W array.sh > /dev/null; cat part-?.txt") == "1\n2\n3\n"
+    assert good("sbatch-wait array.sh > /dev/null; cat part-?.txt") == "1\n2\n3\n"
 
 
 def test_heterogeneous_job(good: Good, work: Path) -> None:

@@ -41,12 +41,15 @@ _HOMES = {
 __all__ = ("__version__", *_HOMES)  # noqa: PLE0604 (a checker wants them spelled out; a test compares)
 
 
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'slurm_ch' has no attribute {name!r}")
-    import importlib
+# Who checks types has seen all names above, and refuses others.
+if not TYPE_CHECKING:
 
-    return getattr(importlib.import_module(f"slurm_ch.{_HOMES[name]}"), name)
+    def __getattr__(name: str) -> object:
+        if name not in _HOMES:
+            raise AttributeError(f"module 'slurm_ch' has no attribute {name!r}")
+        import importlib
+
+        return getattr(importlib.import_module(f"slurm_ch.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -63,7 +63,6 @@ class _Lazy(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-# Not click's no_args_is_help, which is an error since 8.2 and was none before.
 def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
         from slurm_ch.doctor import parts
@@ -84,6 +83,7 @@ def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
 @click.pass_context
 def slurm_ch(ctx: click.Context) -> None:
     """Run Slurm job steps in unprivileged containers."""
+    # Not click's no_args_is_help, which is an error since 8.2 and was none before.
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
 

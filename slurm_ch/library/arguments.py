@@ -7,9 +7,11 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ..agreement import JOIN_SECONDS_MAX
 from ..engine.action import Hooks
 from ..errors import UsageError
 from ..request import parsers
+from ..request.compatibility import Compatibility
 from ..request.options import Setting
 from ..request.spec import MOUNT_FLAGS, Bind, Spec
 
@@ -19,11 +21,13 @@ _FIELDS_OF_TEXT = (
     "pull", "save", "storage", "write_fake",
 )  # fmt: skip
 _FIELDS_OF_NUMBERS = ("gid", "join_count", "join_pid", "uid")
+_FIELDS_OF_SEVERAL = ("binds", "devices", "env_rules", "relay_commands", "unshare")
+_FIELDS_OF_PAIRS = ("labels", "relay_defaults")
 _YES_NO_OR_NONE = ("color", "image_env", "relay")
 # The options whose rules a field's value has to follow.
 _LIKE_OPTIONS = {
-    "gid": "gid", "join_count": "join-ct", "join_pid": "join-pid", "join_tag": "join-tag", "uid": "uid",
-    "write_fake": "write-fake",
+    "gid": "gid", "join_count": "join-ct", "join_pid": "join-pid", "join_tag": "join-tag", "platform": "platform",
+    "pull": "pull", "uid": "uid", "write_fake": "write-fake",
 }  # fmt: skip
 _ENV_RULES = ("file", "file0", "literal", "set", "set-anywhere", "unset")
 
@@ -103,7 +107,10 @@ def spec(given: Spec) -> Spec:
         _type_of_field(name, value, getattr(usual, name))
         if value is not None and name in _LIKE_OPTIONS:
             parsers.make("/", [Setting(_LIKE_OPTIONS[name], str(value), name)])
+    if not 0 < given.join_timeout <= JOIN_SECONDS_MAX:
+        raise UsageError(f"join_timeout={given.join_timeout}: not above 0 and up to {JOIN_SECONDS_MAX}")
     _binds(given.binds)
+    _pairs("devices", given.devices)
     _env_rules(given.env_rules)
     for kind in given.unshare:
         if kind not in parsers.NAMESPACES:
@@ -114,6 +121,14 @@ def spec(given: Spec) -> Spec:
 def _type_of_field(name: str, value: object, usual: object) -> None:
     if name in _FIELDS_OF_TEXT and not (value is None or isinstance(value, str)):
         raise wrong_type(name, "a str or None", value)
+    if isinstance(value, str) and "\0" in value:
+        raise UsageError(f"{name}={value!r}: has a NUL in it")
+    if name in _FIELDS_OF_SEVERAL and not isinstance(value, (list, tuple)):
+        raise wrong_type(name, "a list or a tuple", value)
+    if name in _FIELDS_OF_PAIRS and not isinstance(value, Mapping):
+        raise wrong_type(name, "a dict", value)
+    if name == "compatibility" and not (value is None or isinstance(value, Compatibility)):
+        raise wrong_type(name, "a Compatibility or None", value)
     if name in _FIELDS_OF_NUMBERS and not (value is None or type(value) is int):
         raise wrong_type(name, "an int or None", value)
     if name in _YES_NO_OR_NONE and not (value is None or isinstance(value, bool)):
@@ -136,9 +151,14 @@ def _binds(given: Any) -> None:
             raise UsageError(f"binds={one!r}: the flags are {', '.join(MOUNT_FLAGS)}")
 
 
+def _pairs(name: str, given: Any) -> None:
+    for pair in given:
+        if not isinstance(pair, tuple) or len(pair) != 2 or not all(isinstance(one, str) for one in pair):
+            raise wrong_type(name, "pairs of two str", pair)
+
+
 def _env_rules(given: Any) -> None:
+    _pairs("env_rules", given)
     for rule in given:
-        if not isinstance(rule, tuple) or len(rule) != 2 or not all(isinstance(one, str) for one in rule):
-            raise wrong_type("env_rules", "pairs of two str", rule)
         if rule[0] not in _ENV_RULES:
             raise UsageError(f"env_rules={rule!r}: the first is not one of {', '.join(_ENV_RULES)}")

@@ -4,16 +4,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
 
 from ..errors import UsageError
-from ..request.options import BY_NAME, FLAG, LIST, Option, Setting
+from ..request.options import BY_NAME, LIST, Option, Setting
 from ..request.spec import Bind
 from .arguments import wrong_type
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 
 def settings(options: Mapping[str, object], where: int) -> list[Setting]:
@@ -28,15 +24,16 @@ def settings(options: Mapping[str, object], where: int) -> list[Setting]:
 
 
 def _texts(option: Option, name: str, value: object) -> Iterable[str]:
-    if value is None or (value is False and option.kind != FLAG):
+    if value is None:
         return ()
     if isinstance(value, bool):
-        if option.bare is None:
+        if option.bare is None or (option.kind == LIST and not value):
             raise UsageError(f"{name}={value}: the option needs a value")
-        return (option.bare if value else "no",)
-    if option.kind == LIST and isinstance(value, dict):
-        return tuple(f"{key}={text}" for key, text in value.items())
-    if option.kind == LIST and not isinstance(value, (str, os.PathLike, Bind)):
+        # Of the others, False is a value too: it wins over a default, and may contradict another option.
+        return (option.bare if value else "0" if option.bare.isdigit() else "no",)
+    if option.name in ("set-env", "set-env0") and isinstance(value, Mapping):
+        return tuple(f"{_text(name, key)}={_text(name, text)}" for key, text in value.items())
+    if option.kind == LIST and not isinstance(value, (str, bytes, os.PathLike, Bind, Mapping)):
         if not isinstance(value, Iterable):
             raise wrong_type(name, "one or several values", value)
         return tuple(_text(name, one) for one in value)

@@ -7,6 +7,7 @@ launcher all use OPTIONS; `parsers` has a parser for each option's value.
 
 from __future__ import annotations
 
+from .. import log
 from ..agreement import IMAGE_ENVIRONMENT, JOIN_SECONDS
 from ..errors import UsageError
 
@@ -161,4 +162,4 @@ class Setting:
 
     def wrong(self, why: str) -> UsageError:
         """Return the error that names the option, its value and the reason."""
-        return UsageError(f"{self.label}={self.value}: {why}")
+        return UsageError(log.printable(f"{self.label}={self.value}: {why}"))

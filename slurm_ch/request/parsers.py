@@ -210,7 +210,7 @@ def _write_fake(spec: Spec, setting: Setting) -> None:
     if says_no(setting):
         spec.write_fake = None
         return
-    if text in ("yes", "on", "true", "1"):
+    if text in _YES:
         spec.write_fake = DEFAULT_WRITE_FAKE
         return
     digits = text[:-1] if text and text[-1] in "kmgt%" else text

@@ -173,13 +173,13 @@ def _without_contradictions(defaults: list[Setting], request: Sequence[Setting])
     user = parsers.make("/", asked)
     dropped: tuple[str, ...] = ()
     if user.write:
-        dropped = ("write-fake", "home")
+        dropped = ("write-fake", "home", "overlay")
     elif user.write_fake is not None:
         dropped = ("write",)
-        # The user's home or device implies write-fake, which the site's default may turn off.
+        # The user's home, device or overlay implies write-fake, which the site's default may turn off.
         defaults = [one for one in defaults if one.name != "write-fake" or not parsers.says_no(one)]
     elif any(setting.name == "write-fake" for setting in asked):
-        dropped = ("home",)
+        dropped = ("home", "overlay")
     return [setting for setting in defaults if setting.name not in dropped]
 
 

@@ -75,7 +75,8 @@ static pid_t parent(pid_t pid, char name[32])
 	return atoi(end + 4);
 }
 
-pid_t ancestor(const char *name)
+/* The nearest ancestor whose name begins so; 0 if there is none. */
+static pid_t ancestor(const char *name)
 {
 	char its[32];
 

@@ -21,7 +21,5 @@ struct step {
 /* Find it out, or take it from the words; false if Python is to do it. */
 bool step_read(const struct words *w, struct step *s);
 
-/* The nearest ancestor whose name begins so; 0 if there is none. */
-pid_t ancestor(const char *name);
 
 #endif

@@ -281,6 +281,10 @@ def test_site_and_user_meet() -> None:
         ("write", "write-fake=no", True, None),
         ("home", "write-fake=no", False, None),
         ("write-fake=no", "home=yes", False, "12%"),
+        ("overlay=/d", "write=yes", True, None),
+        ("overlay=/d", "write-fake=no", False, None),
+        ("write", "overlay=/d", False, "12%"),
+        ("write-fake=no", "overlay=/d", False, "12%"),
     ],
 )
 def test_a_sites_default_gives_way_to_what_contradicts_it(
@@ -315,6 +319,8 @@ def test_a_sites_default_may_be_bare() -> None:
         ("default=bananas", "not an option that can have a default"),
         ("default=cd", "the option needs a value"),
         ("forbid=image", "not an option that can be forbidden: image"),
+        ("default=join", "not an option that can have a default"),
+        ("default=save=/x", "not an option that can have a default"),
         ("forbid=write,apples", "not an option that can be forbidden: apples"),
         ("forbid=join,join-ct,color", "not an option that can be forbidden: color, join, join-ct"),
         ("image_timeout=14", "image_timeout=14: not a number of seconds from 15 to 65535"),

@@ -111,6 +111,8 @@ def spec(given: Spec) -> Spec:
         raise UsageError(f"join_timeout={given.join_timeout}: not above 0 and up to {JOIN_SECONDS_MAX}")
     _binds(given.binds)
     _pairs("devices", given.devices)
+    for value, _ in given.devices:
+        parsers.make("/", [Setting("device", value, "devices")])
     _env_rules(given.env_rules)
     for kind in given.unshare:
         if kind not in parsers.NAMESPACES:

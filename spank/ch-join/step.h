@@ -21,5 +21,4 @@ struct step {
 /* Find it out, or take it from the words; false if Python is to do it. */
 bool step_read(const struct words *w, struct step *s);
 
-
 #endif

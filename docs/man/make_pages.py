@@ -23,39 +23,50 @@ sys.path.insert(0, ROOT)
 
 import click  # noqa: E402
 
-from slurm_ch import __version__  # noqa: E402
+from slurm_ch import __version__, agreement  # noqa: E402
 from slurm_ch.cli import main  # noqa: E402
 from slurm_ch.request import options  # noqa: E402
 
 EXIT_CODES = (
     ("any", "the exit status of the command; 128+N if signal N killed the command"),
-    ("31", "the container can't be set up: the image, a bind, the namespaces, ..."),
+    (str(agreement.EXIT_SETUP), "the container can't be set up: the image, a bind, the namespaces, ..."),
     (
-        "32",
+        str(agreement.EXIT_JOIN),
         "--join: the container was not ready in time, the process that makes it was killed, or another user has its"
         " name",
     ),
-    ("33", "the process that makes the container, or pulls its image, was killed, perhaps for lack of memory"),
-    ("64", "an option, a variable or an argument in plugstack.conf is wrong"),
-    ("87", "the feature that --feature asks for is not available here"),
-    ("126", "the command can't be executed"),
-    ("127", "the command, or an interpreter or loader that it needs, was not found in the container"),
+    (
+        str(agreement.EXIT_LAUNCHER_DIED),
+        "the process that makes the container, or pulls its image, was killed, perhaps for lack of memory",
+    ),
+    (str(agreement.EXIT_USAGE), "an option, a variable or an argument in plugstack.conf is wrong"),
+    (str(agreement.EXIT_NO_FEATURE), "the feature that --feature asks for is not available here"),
+    (str(agreement.EXIT_CANNOT_EXECUTE), "the command can't be executed"),
+    (
+        str(agreement.EXIT_NOT_FOUND),
+        "the command, or an interpreter or loader that it needs, was not found in the container",
+    ),
 )
 # Of the commands that run no command of the user's.
 OTHER_EXIT_CODES = (
     ("0", "success"),
-    ("31", "failure; a line on standard error gives the reason"),
-    ("64", "an option, an argument or a variable is wrong"),
+    (str(agreement.EXIT_SETUP), "failure; a line on standard error gives the reason"),
+    (str(agreement.EXIT_USAGE), "an option, an argument or a variable is wrong"),
 )
 # Each command that has other codes than these.
 _COMMANDS_EXIT_CODES = {
     "run": EXIT_CODES,
     "enter": (*EXIT_CODES[:2], EXIT_CODES[4], *EXIT_CODES[6:]),
-    "sandbox": (EXIT_CODES[0], ("31", "the cluster can't be started"), EXIT_CODES[4], *EXIT_CODES[6:]),
+    "sandbox": (
+        EXIT_CODES[0],
+        (str(agreement.EXIT_SETUP), "the cluster can't be started"),
+        EXIT_CODES[4],
+        *EXIT_CODES[6:],
+    ),
     "doctor": (
         ("0", "nothing would make a step fail; there may be warnings"),
         ("1", "something would make a step fail"),
-        ("64", "an option is wrong"),
+        (str(agreement.EXIT_USAGE), "an option is wrong"),
     ),
 }
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from slurm_ch import agreement
 from slurm_ch.cli import main
 from slurm_ch.request import options, pyxis_site, site
 
@@ -50,6 +51,42 @@ def test_users_page_has_every_option() -> None:
     for option in options.OPTIONS:
         if option.where & options.PLUGIN:
             assert re.search(f"``--ch-{option.name}[=\\[`]", table), option.name
+
+
+def test_pages_have_every_exit_code(pages: dict[str, str]) -> None:
+    codes = {str(value) for name, value in vars(agreement).items() if name.startswith("EXIT_")}
+    codes.remove(str(agreement.EXIT_CH_RUN_COMMAND))  # parity.rst has what is so for ch-run's name only
+    users = (ROOT / "docs/users.rst").read_text()
+    assert set(re.findall(r"^(\d+) +\S", users[users.index("\nstatus ") :], re.M)) == {"2", *codes}  # 2 is Slurm's
+    status = pages["slurm-ch-run.1"].partition("EXIT STATUS")[2]
+    assert set(re.findall(r"^\.B fB(\d+)fP$", status, re.M)) == codes
+
+
+# Of troubleshooting's messages, those of Slurm, the kernel, and other programs.
+OTHERS = (
+    "execve():",
+    "srun: fatal",
+    "Read-only file system",
+    "Invalid cross-device",
+    "File too large",
+    "nobody",
+    "not found",
+    "Permission denied",
+)
+
+
+def test_troubleshooting_has_messages_that_there_are() -> None:
+    """Each message that it explains is in the sources, but for the names, paths and numbers in it."""
+    files = [*ROOT.glob("slurm_ch/**/*.py"), *ROOT.glob("spank/**/*.[ch]")]
+    sources = re.sub(r'"\s*\n\s*f?"', "", "\n".join(file.read_text() for file in files))
+    terms = re.findall(r"^\S.*(?=\n    )", (ROOT / "docs/troubleshooting.rst").read_text(), re.M)
+    messages = [one for term in terms for one in re.findall(r"(?<!`)\*([^*]+)\*", term) if not one.startswith(OTHERS)]
+    assert len(messages) > 15
+    for message in messages:
+        variable = r"/\S+|[A-Z]{4,}\S*|\.\.\.|app:.*|aarch64|x86_64|finds and pulls"
+        for part in re.split(variable, message):
+            words = part.strip(" ,:=")
+            assert words in sources, (message, words)
 
 
 def test_plugstack_page_has_every_argument(pages: dict[str, str]) -> None:

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The command: `slurm-ch run`, or `ch-run`, alone or as one of a join's peers.
+/* The command `slurm-ch run`, or `ch-run`, alone or as one of a join's peers.
  *
- * The container is made by the same launcher as under Slurm's plugin, one per container, and entered
- * the same way. What isn't a plain `run`, or leaves a doubt, is Python's, which alone words errors; for a
- * join it comes back under the name CHECKED.
+ * As under Slurm's plugin, one launcher makes the container, and the process enters it by a ticket. A
+ * command line that is not a plain `run`, or may be wrong, is left to Python, because only Python has the
+ * texts of errors. For a join, Python then calls this program again, under the name CHECKED.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -28,14 +28,15 @@
 
 extern char **environ;
 
-/* What is the same for each launcher that this process starts. */
+/* What all launchers of this process have in common. */
 struct call {
 	const char *name, *located;
 	const struct words *words;
 	struct python python;
 };
 
-/* A descriptor of ours must not be taken for a stream that the caller has closed. */
+/* Open /dev/null for each standard stream that the caller has closed, so that no descriptor of ours
+ * becomes one. */
 static void fill_streams(void)
 {
 	int fd;
@@ -48,9 +49,9 @@ static void fill_streams(void)
 	close(fd);
 }
 
-/* Have what the caller has open closed when we become the command; streams, pipes and sockets stay.
- * A directory or a device of the host's leads out of the container. Pipes and sockets don't, and are
- * how shells, make and MPI talk to what they start. */
+/* Have the caller's open files closed at the exec of the command, except streams, pipes and sockets.
+ * A directory or a device of the host would lead out of the container. Pipes and sockets don't, and
+ * shells, make and MPI need them to talk to the processes that they start. */
 static void drop_descriptors(void)
 {
 	DIR *open_files = opendir("/proc/self/fd");
@@ -70,7 +71,7 @@ static void drop_descriptors(void)
 
 static int write_facts(const struct call *call)
 {
-	/* A limit on files holds for those in memory too, and shall be an error. */
+	/* A limit on the size of files holds for memory files too: an error, not the end of this process. */
 	void (*before)(int) = signal(SIGXFSZ, SIG_IGN);
 	int fd;
 	FILE *out = facts_open(&fd, environ);
@@ -87,8 +88,8 @@ static int write_facts(const struct call *call)
 	return fd;
 }
 
-/* Start the launcher: to make the container, or with `ready` (two descriptors) for this process's
- * rules in one that there is. Return where the ticket will be. */
+/* Start the launcher to make the container, or, with `ready` (the user and mount namespace of a container that
+ * exists), to make only this process's plan. Return the socket where the ticket will be. */
 static int start_launcher(const struct call *call, const int *ready)
 {
 	int pair[2], facts = write_facts(call);
@@ -109,18 +110,18 @@ static int start_launcher(const struct call *call, const int *ready)
 	return pair[0];
 }
 
-/* The ticket that the launcher sends to this process alone. */
+/* Start a launcher for this process alone, and read its ticket. */
 static void own_ticket(const struct call *call, const int *ready, struct ticket *t)
 {
-	struct waiting w = { .speaks = true };
+	struct waiting w = { .reports = true };
 	int sock = start_launcher(call, ready);
 
 	ticket_read(sock, t, &w);
 	close(sock);
 }
 
-/* What tells images apart: the file that a reference means; a path, or where there is none of that name
- * here, the name and where images by name are. */
+/* Hash what tells one image from another: the file that a reference means; else a path; else, if there is no
+ * such path, the name and the storage where it is looked up. */
 static uint64_t hash_image(const struct call *call, const char *directory)
 {
 	const struct words *w = call->words;
@@ -134,7 +135,7 @@ static uint64_t hash_image(const struct call *call, const char *directory)
 	return hash_string(hash, w->image);
 }
 
-/* What the rules of a task depend on besides its words: the plan has the directory where it starts. */
+/* Hash all that a task's plan depends on: its words, its working directory, and the variables below. */
 static uint64_t hash_rules(const struct words *w, const char *directory)
 {
 	static const char *const names[] = { "HOME", "USER", "PWD" };
@@ -148,7 +149,7 @@ static uint64_t hash_rules(const struct words *w, const char *directory)
 	return hash;
 }
 
-/* Return where peers can't meet here: the kernel's policy refuses sockets. */
+/* Join the peers' container. Return without a ticket if the kernel's policy refuses the peers' sockets. */
 static void join(const struct call *call, const struct step *s, const char *directory, struct ticket *t)
 {
 	const struct words *words = call->words;
@@ -167,11 +168,11 @@ static void join(const struct call *call, const struct step *s, const char *dire
 	w.maker = m.answer.name;
 	w.pid = m.answer.pid;
 	if (m.begin) {
-		/* Not the other way round: with whom is killed between the two, the launcher ends,
-		 * and another peer begins. */
+		/* In this order: if this process is killed between the two, the launcher ends with it,
+		 * and another peer starts one. */
 		m.ticket = start_launcher(call, NULL);
 		meeting_hand_over(&m, m.ticket);
-		w.speaks = true;
+		w.reports = true;
 		w.maker = s->name;
 		w.pid = getpid();
 	}
@@ -222,7 +223,7 @@ void run_cli(const char *name, char **argv)
 	python_find(&call.python);
 	if (checked)
 		call.python.interpreter = argv[1];
-	/* Slurm or mpirun knows that there are no others: then there is nobody to meet. */
+	/* If Slurm or mpirun reports that this is the only peer, there is nobody to meet. */
 	if (w.join && !(s.peers == 1 && !w.peers && s.rank >= 0))
 		join(&call, &s, directory, &t);
 	else

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The command: its directory, which of its output is shown, and what is done before its exec. */
+/* The last steps before the exec of the command: its directory, hidden output, keyring, root emulation. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -16,8 +16,8 @@
 #define HIDES_OUTPUT -1
 #define HIDES_ERRORS -3
 
-/* The directory asked for; else the image's, for what is its own; else that of whoever
- * called us from within a container; else the usual one. */
+/* Change to the requested directory; else to the image's, for the image's own command; else to that
+ * of a caller in another container; else to the usual one. */
 static void change_directory(const struct settings *s, const char *callers, bool is_own)
 {
 	char here[PATH_MAX];
@@ -31,7 +31,7 @@ static void change_directory(const struct settings *s, const char *callers, bool
 	} else if (callers && !chdir(callers)) {
 		;
 	} else if (s->usual_directory && !chdir(s->usual_directory)) {
-		name = s->usual_directory; /* as the user knows it, links and all */
+		name = s->usual_directory; /* as the user typed it, with symbolic links */
 	} else if (callers || s->usual_directory) {
 		info(1, "working directory %s is not in the container; using /",
 		     callers ? callers : s->usual_directory);
@@ -43,7 +43,7 @@ static void change_directory(const struct settings *s, const char *callers, bool
 	setenv("PWD", name, 1);
 }
 
-/* Send what the command writes nowhere, as -q and -qqq ask for. */
+/* Discard what the command writes to `fd`. */
 static void hide(int fd)
 {
 	int null = open("/dev/null", O_WRONLY | O_CLOEXEC);

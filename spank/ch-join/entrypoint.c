@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The image's own command: what ENTRYPOINT and CMD were when it was built.
+/* The image's own command: the ENTRYPOINT and CMD that it was built with.
  *
- * Apptainer keeps them as a script that runs them, and so does enroot, for a shell.
- * ch-image, and we, keep each as a file: the four bytes "angi", then for every string
- * its length (four bytes, the most significant first) and its bytes.
+ * Apptainer and enroot keep both as one script. ch-image and slurm-ch keep each as a
+ * file: the four bytes "angi", then for every string its length (four bytes, the most
+ * significant first) and its bytes.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -18,7 +18,7 @@
 #include "../agreement.h"
 #include "ch-join.h"
 
-/* A test puts other files in their place. */
+/* A test has other files. */
 #ifndef ENTRYPOINT
 #define ENTRYPOINT IMAGE_ENTRYPOINT
 #define CMD IMAGE_COMMAND
@@ -32,13 +32,13 @@
 #define MAGIC_SIZE 4
 #define LENGTH_SIZE 4
 
-/* No command line is longer: the kernel takes 2 MiB of arguments. */
+/* The kernel takes 2 MiB of arguments, so that no command line is longer. */
 #define FILE_MAX (2 << 20)
 
-/* Return the file's bytes, to be kept, and their number; NULL if there is no file. */
+/* Return the file's bytes, which are never freed, and their number; NULL if there is no file. */
 static char *contents(const char *path, size_t *size)
 {
-	/* Not to hang on a FIFO. */
+	/* O_NONBLOCK: the open of a FIFO would hang. */
 	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
 	struct stat st;
 	size_t have = 0;
@@ -64,7 +64,7 @@ static char *contents(const char *path, size_t *size)
 	return data;
 }
 
-/* Return the strings of a file, NULL behind them, and add their number to count. */
+/* Return the strings of a file, ended by NULL, and add their number to `count`. */
 static char **list(const char *path, size_t *count)
 {
 	size_t size = 0, at = MAGIC_SIZE, n = 0;
@@ -102,7 +102,7 @@ static bool is_file(const char *path)
 	return !stat(path, &st) && S_ISREG(st.st_mode);
 }
 
-/* Return the script of Apptainer's or enroot's with the words behind "-", or NULL if there is none. */
+/* Return the command for Apptainer's or enroot's script with the words after "-", or NULL if there is no script. */
 static char **script(char **arguments)
 {
 	bool apptainers = is_file(APPTAINERS);

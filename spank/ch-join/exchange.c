@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What a peer and the holder both do with the socket between them. */
+/* Messages between a peer and the holder, and which process is at the other end of their socket. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <stdio.h>
@@ -40,7 +40,7 @@ bool message_again(void)
 	return errno == ETOOMANYREFS || errno == ENOBUFS || errno == ENOMEM;
 }
 
-/* A message that is too long has another size too. */
+/* MSG_TRUNC: of a message that is too long, return the whole length, which is not the expected one. */
 ssize_t message_receive(int sock, void *message, size_t size, int *fd, int flags)
 {
 	union {
@@ -51,7 +51,7 @@ ssize_t message_receive(int sock, void *message, size_t size, int *fd, int flags
 	struct msghdr m = { .msg_iov = &data,
 			    .msg_iovlen = 1,
 			    .msg_control = &control,
-			    /* Not its size, in which there is room for a second one. */
+			    /* sizeof(control) would have room for a second descriptor. */
 			    .msg_controllen = CMSG_LEN(sizeof(int)) };
 	struct cmsghdr *c;
 	ssize_t n;
@@ -76,9 +76,9 @@ static bool user_namespace(const char *pid, char name[64])
 	return n > 0;
 }
 
-/* A descriptor of the process at the other end; -1 where it is gone, or (*known false) where the kernel
- * has none to give. */
-static int its_process(int sock, bool *known)
+/* Return a pidfd of the process at the other end; -1 if it is gone, or (*known is false) if the kernel
+ * can't tell. */
+static int peer_pidfd(int sock, bool *known)
 {
 	int pidfd = -1;
 	socklen_t size = sizeof(pidfd);
@@ -87,7 +87,7 @@ static int its_process(int sock, bool *known)
 	return pidfd;
 }
 
-/* What runs in a container of this user's must not speak for a peer. */
+/* A process in a container of the same user must not pass for a peer. */
 enum whose meeting_whose(int sock, struct ucred *who)
 {
 	socklen_t size = sizeof(*who);
@@ -101,12 +101,12 @@ enum whose meeting_whose(int sock, struct ucred *who)
 	snprintf(pid, sizeof(pid), "%d", who->pid);
 	if (!who->pid || !user_namespace("self", own))
 		return ANOTHER_NAMESPACES;
-	pidfd = its_process(sock, &known);
+	pidfd = peer_pidfd(sock, &known);
 	if (known && pidfd < 0)
 		return NOBODYS;
 	found = user_namespace(pid, its);
 	error = errno;
-	/* Its number may be another process's by now, while a child of it keeps the socket. */
+	/* If the process has ended while a child of its keeps the socket, its pid may be another process's by now. */
 	if (pidfd >= 0) {
 		gone = syscall(SYS_pidfd_send_signal, pidfd, 0, NULL, 0) && errno == ESRCH;
 		close(pidfd);

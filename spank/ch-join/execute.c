@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Executing the command, and saying what is wrong with it where that fails: the kernel's
- * "No such file" for a file that is there is about another one.
+/* Executes the command, and explains why if that fails: the kernel's "No such file" for a file that
+ * exists is about another file, such as its interpreter.
  *
- * Nothing but the exec itself is done before it fails.
+ * Before the exec fails, nothing is looked at, so that a good command costs nothing.
  */
 #define _GNU_SOURCE
 #include <elf.h>
@@ -23,16 +23,16 @@
 
 extern char **environ;
 
-/* Where commands are when PATH is unset, as in libc. */
+/* Without PATH, commands are looked up here, as in libc. */
 #define DEFAULT_PATH "/bin:/usr/bin"
 #define SHELL "/bin/sh"
 
-/* So much of a file the kernel looks at (BINPRM_BUF_SIZE). */
+/* The kernel looks at this much of a file (BINPRM_BUF_SIZE). */
 #define HEAD_SIZE 256
-/* A name in a message: it has room for the command, its file and two of these. */
+/* The longest name in a reason. A message has room for the command, its file and two such names. */
 #define NAME_SIZE 512
 #define REASON_SIZE 1400
-/* An interpreter may have one, as for the kernel. */
+/* An interpreter may be a script, whose interpreter may be one too, and so on: as deep as in the kernel. */
 #define DEPTH_MAX 4
 
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
@@ -48,7 +48,7 @@ struct head {
 
 static bool read_head(const char *path, struct head *h)
 {
-	/* Not to hang on a FIFO. */
+	/* O_NONBLOCK: the open of a FIFO would hang. */
 	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
 	ssize_t n;
 
@@ -86,7 +86,7 @@ static unsigned half(const struct head *h, size_t at)
 	return h->bytes[EI_DATA] == ELFDATA2MSB ? b[0] << 8 | b[1] : b[1] << 8 | b[0];
 }
 
-/* What is wrong with an ELF file that the kernel doesn't take for a program. */
+/* Explain why the kernel doesn't execute an ELF file. */
 static void explain_elf(const struct head *h, char *to, size_t room)
 {
 	const size_t type = offsetof(Elf64_Ehdr, e_type), machine = offsetof(Elf64_Ehdr, e_machine);
@@ -114,7 +114,7 @@ static void explain_elf(const struct head *h, char *to, size_t room)
 	snprintf(to, room, "its ELF header is broken, or for another processor than this node's (%s)", own.machine);
 }
 
-/* The loader that an ELF file of our own class and byte order names, or "". */
+/* Copy the name of the loader that an ELF file of this machine's byte order names, or "". */
 static void loader_of(const char *path, const struct head *h, char *to, size_t room)
 {
 	Elf64_Ehdr e64;
@@ -156,7 +156,7 @@ static void loader_of(const char *path, const struct head *h, char *to, size_t r
 
 /* ---- Scripts ---- */
 
-/* The interpreter in a script's first line, or "" if it has none; whether a carriage return ends the line. */
+/* Copy the interpreter in a script's first line, or "" if it has none. Return whether a carriage return ends the line. */
 static bool interpreter_of(const struct head *h, char *to, size_t room)
 {
 	const char *line = (const char *)h->bytes;
@@ -175,7 +175,7 @@ static bool interpreter_of(const struct head *h, char *to, size_t room)
 	return begin < h->size && line[begin - 1] == '\r';
 }
 
-/* As bash tells what is no script: a NUL in the first line. */
+/* As in bash: a file with a NUL in its first line is not a script. */
 static bool is_binary(const struct head *h)
 {
 	const unsigned char *newline = memchr(h->bytes, '\n', h->size);
@@ -183,11 +183,11 @@ static bool is_binary(const struct head *h)
 	return is_elf(h) || memchr(h->bytes, '\0', newline ? (size_t)(newline - h->bytes) : h->size);
 }
 
-/* ---- What is wrong ---- */
+/* ---- Explaining ---- */
 
 static void explain(const char *path, int why, char *to, size_t room, int depth);
 
-/* What is wrong with `path`, which `of` (an interpreter, a loader) is needed for. */
+/* Explain what is wrong with `name`, the interpreter or loader (`kind`) of a file. */
 static void explain_needed(const char *kind, const char *name, const char *remedy, int why, char *to, size_t room, int depth)
 {
 	char deeper[REASON_SIZE] = "";
@@ -222,7 +222,7 @@ static void explain_denied(const char *path, const struct stat *st, char *to, si
 		snprintf(to, room, "%s", strerror(EACCES));
 }
 
-/* Say why executing the file `path`, which is there, failed with `why`. */
+/* Explain why the execution of `path`, which exists, failed with `why`. */
 static void explain(const char *path, int why, char *to, size_t room, int depth)
 {
 	char name[PATH_MAX];
@@ -261,13 +261,13 @@ static void explain(const char *path, int why, char *to, size_t room, int depth)
 	}
 }
 
-/* What is to be explained: the file that was found first, unless a later one, which may not
- * be executed, counts more; NULL if there was none. */
+/* The file to explain, and its errno: the first that was found, unless execution of a later one was
+ * denied; NULL if none was found. */
 static const char *found;
 static int found_why;
 
-/* Execute a file; return errno. What is neither a program nor a script is a script of the
- * shell's for it, as for execvp; but only if it is text. */
+/* Execute a file; return errno. As in execvp, the shell runs a file without a first line "#!..."; but
+ * only if the file is text. */
 static int try(const char *path, char **argv)
 {
 	struct head h;
@@ -328,7 +328,7 @@ void execute(const struct settings *s, char **argv)
 	int code;
 	const char *lost = *argv[0] != '/' && (!plain || s->as_srun) ? s->lost_directory : NULL;
 
-	/* slurmstepd executes what PATH doesn't lead to as it is: from the working directory. */
+	/* As slurmstepd does: a command that is not in PATH is taken from the working directory. */
 	if (plain && *argv[0] && !found && s->as_srun)
 		why = try(argv[0], argv);
 	code = why == ENOENT || why == ENOTDIR ? EXIT_NOT_FOUND : EXIT_CANNOT_EXECUTE;

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Print ch-join's C table of the options of `slurm-ch run`, from the one in slurm_ch/request."""
+"""Print ch-join's table of the options of `slurm-ch run` as C, from slurm_ch/request."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from slurm_ch.request import options, words
 
 
 def kind(option: options.Option) -> str:
-    """Return how an option's value is given."""
+    """Return how an option takes its value: enum kind in words.c."""
     if option.name in words.PULLING:
         return "PYTHONS"
     if option.kind == options.FLAG:

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The holder of a join, which is its switchboard, and the holder's guard.
+/* Starts the holder of a join, which serves its peers (serve_peers.c), and the holder's guard.
  *
- * The guard is the holder's parent: should the holder be killed, nobody would know any more who is in, and
- * the next peer would make a second container. The guard tells whoever still comes.
+ * The guard is the holder's parent. If the holder is killed, nobody knows any more which peers have joined,
+ * and the next peer would make a second container: so the guard refuses the peers that still come.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -17,22 +17,22 @@
 #include "../agreement.h"
 #include "../common/descriptors.h"
 #include "meeting.h"
-#include "switchboard.h"
+#include "serve_peers.h"
 
 #ifndef SYS_pidfd_open
 #define SYS_pidfd_open 434
 #endif
 
-/* After the streams and LISTEN_FD: see become_holder. */
+/* Its place in become_holder's list. */
 #define WATCH_FD 4
 
-/* Nothing of the task's is kept: streams, terminal, directory, signals. */
+/* Keep nothing of the task's: streams, terminal, directory, signals. */
 static void become_holder(int sock, int watch)
 {
 	const int list[] = { DEV_NULL, DEV_NULL, DEV_NULL, sock, watch < 0 ? DEV_NULL : watch };
 	sigset_t all;
 
-	/* What is for the tasks (scancel --signal, a terminal's) is not for us. */
+	/* Signals from scancel or a terminal are for the tasks. */
 	sigfillset(&all);
 	sigprocmask(SIG_SETMASK, &all, NULL);
 	signal(SIGCHLD, SIG_DFL);
@@ -50,13 +50,13 @@ static void __attribute__((noreturn)) guard(int sock, int watch, int ready, unsi
 	prctl(PR_SET_NAME, "slurm_ch guard");
 	holder = fork();
 	if (holder <= 0) {
-		/* The name is that of who listens: the one that is let in by the others. Where there
-		 * can be no other process, this one holds. */
+		/* Peers see the process that has called listen() at the other end, so it must be the
+		 * holder. If fork has failed, this process is the holder, without a guard. */
 		if (listen(sock, BACKLOG))
 			_exit(EXIT_SETUP);
 		prctl(PR_SET_NAME, "slurm_ch holder");
 		become_holder(sock, watch);
-		hold(seconds);
+		serve_peers(seconds);
 		_exit(0);
 	}
 	close(ready);
@@ -64,12 +64,12 @@ static void __attribute__((noreturn)) guard(int sock, int watch, int ready, unsi
 	while (waitpid(holder, &status, 0) < 0 && errno == EINTR)
 		;
 	if (!WIFEXITED(status))
-		mourn(seconds);
+		refuse_peers(seconds);
 	_exit(0);
 }
 
-/* Grandchildren: the command must not find a child that it didn't start. Return when the holder
- * listens, or can't. */
+/* Guard and holder are grandchildren, because the command must not find a child that it did not start.
+ * Return when the holder listens, or has failed. */
 int holder_start(int sock, pid_t watch, unsigned seconds)
 {
 	int pidfd = watch > 0 ? (int)syscall(SYS_pidfd_open, watch, 0) : -1;
@@ -77,7 +77,7 @@ int holder_start(int sock, pid_t watch, unsigned seconds)
 	pid_t child = -1;
 	char byte;
 
-	/* There must be an end. */
+	/* The holder must end at some time. */
 	if (pidfd < 0 && !seconds)
 		seconds = JOIN_SECONDS;
 	if (!pipe2(ready, O_CLOEXEC))
@@ -97,7 +97,7 @@ int holder_start(int sock, pid_t watch, unsigned seconds)
 	if (ready[1] >= 0)
 		close(ready[1]);
 	if (child > 0) {
-		/* Who ignores SIGCHLD has no child to wait for. */
+		/* If SIGCHLD is ignored, there is no child to wait for. */
 		error = 0;
 		while (waitpid(child, &status, 0) < 0 && errno == EINTR)
 			;

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The session keyring: what Kerberos and AFS keep there is not the image's.
+/* Gives the container a session keyring of its own: the image's programs must not get what Kerberos
+ * and AFS keep in the user's.
  *
- * One per container and not per task: the kernel lets a user have 200 keys, and a
- * node may have more tasks. Names of keyrings belong to the user namespace, so the
- * name means this container's; whoever comes first makes it. The kernel lets nobody
- * find a keyring by its name before its maker has allowed that, so tasks of one
- * container make theirs in turn: a lock on what they have in common, its user
- * namespace.
+ * There is one per container, not per task: the kernel allows a user 200 keys, and a
+ * node may have more tasks. Keyring names belong to the user namespace, so the name
+ * means this container's keyring; the first task creates it. Another task finds it by
+ * name only after the first has set its permissions. So the tasks take turns, by a lock
+ * on the file that they have in common: the container's user namespace.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -23,12 +23,12 @@
 
 #define KEYRING_NAME "slurm_ch"
 
-/* As the kernel makes it (whoever has it may do all, the user see it), and the
- * user may find it: without that each task would get one of its own. */
+/* The kernel's default (the possessor may do all, the user may view it), and the user may search
+ * it: without that each task would get a keyring of its own. */
 #define KEYRING_PERMISSIONS 0x3f1b0000
 
-/* A turn lasts microseconds. A command may take the lock and keep it; who waited
- * this long then goes on without, with a keyring that is at worst a task's own. */
+/* A turn lasts microseconds. But a command in the container may take the lock and keep it: after
+ * this time a task goes on without the lock, and at worst gets a keyring of its own. */
 #define LONGEST_TURN_MS 200
 
 static int take_turn(void)
@@ -54,8 +54,7 @@ void leave_keyring(void)
 	if (keyring >= 0)
 		return;
 	errno = error;
-	/* A kernel without keyrings, or a filter around us that refuses them to the
-	 * command as well. */
+	/* ENOSYS: the kernel has no keyrings. EPERM: a seccomp filter refuses them, to the command too. */
 	if (errno != ENOSYS && errno != EPERM)
 		die(EXIT_SETUP, "can't make a session keyring: %s (kernel.keys.maxkeys? --ch-keep-keyring goes without)",
 		    strerror(errno));

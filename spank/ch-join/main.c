@@ -1,17 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* ch-join: the last step of a task's way into its container.
+/* ch-join: takes a task into its container and becomes the task's command.
  *
- * Statically linked, because it runs with the container's root and the task's
- * environment: no loader, no LD_PRELOAD, no library of the image's.
+ * It is statically linked, because it runs with the container's root and the task's
+ * environment: no loader, no LD_PRELOAD, no library of the image may run.
  *
- * Two ways in:
- *   SLURM_CH_JOIN="FD[:BROKER][ ARGV0|+ARGV0]"  from the plugin: wait on socket
- *       FD for the launcher's ticket, enter its namespaces, carry out its plan.
- *       BROKER says which broker of Slurm's commands may be started (relay_start.c).
- *       ARGV0, where given, is the command, in the place of the first word (this
- *       program's own path), or, behind a "+", of the one after it.
- *   ch-join --plan=FD -- CMD...  from Python: already in the container.
- * And the command itself: under the names slurm-ch and ch-run, see cli.c.
+ * It is called in one of three ways:
+ *   SLURM_CH_JOIN="FD[:BROKER][ ARGV0|+ARGV0]", by the plugin: wait on socket FD
+ *       for the launcher's ticket, enter its namespaces, carry out its plan. BROKER
+ *       tells which broker of Slurm's commands may be started (relay_start.c).
+ *       ARGV0, if given, replaces the first word (this program's own path); after a
+ *       "+" it replaces the second.
+ *   ch-join --plan=FD -- CMD..., by Python or its own copy (sealed.c): carry out a
+ *       plan; the container has been entered.
+ *   Under the name slurm-ch or ch-run: the command (cli.c).
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -24,9 +25,9 @@
 #include "../agreement.h"
 #include "ch-join.h"
 
-/* Start what carries out Slurm's commands on the host, once per node. The ticket
- * only has the socket for it: whether there may be a broker, and for what, is the
- * plugin's word. */
+/* Start the broker, which runs Slurm's commands on the host, once per node. The ticket
+ * only supplies its socket: the plugin decides whether there may be a broker, and for
+ * which commands. */
 static void start_broker(const char *broker, int listen_fd)
 {
 	if (!*broker)
@@ -50,15 +51,15 @@ static int number(const char **text)
 	return n > INT_MAX ? -1 : (int)n;
 }
 
-static void __attribute__((noreturn)) through_ticket(const char *join, char **argv)
+static void __attribute__((noreturn)) run_by_ticket(const char *join, char **argv)
 {
-	struct waiting w = { .speaks = is_first_task() };
+	struct waiting w = { .reports = is_first_task() };
 	struct ticket t;
 	const char *rest = join;
 	const char *callers = NULL;
 	char *broker = "", *command = NULL, *saver = getenv(SAVER_VARIABLE);
 	int sock = number(&rest);
-	bool behind;
+	bool is_second_word;
 
 	if (sock >= 0 && *rest == ':') {
 		size_t n = strcspn(++rest, " +");
@@ -66,7 +67,7 @@ static void __attribute__((noreturn)) through_ticket(const char *join, char **ar
 		broker = need(strndup(rest, n));
 		rest += n;
 	}
-	behind = *rest != ' ';
+	is_second_word = *rest != ' ';
 	if (sock < 0 || (*rest && *rest != ' ' && *rest != '+'))
 		die(EXIT_USAGE, "ch-join is started by Slurm's plugin, not by hand");
 	if (*rest)
@@ -81,7 +82,7 @@ static void __attribute__((noreturn)) through_ticket(const char *join, char **ar
 		start_broker(broker, t.relay_fd);
 	if (saver)
 		save_at_end(saver, &t);
-	argv += behind;
+	argv += is_second_word;
 	if (!argv[0])
 		die(EXIT_USAGE, "no command given");
 	if (command)
@@ -109,9 +110,9 @@ int main(int argc, char **argv)
 	if (!strcmp(name, SLURM_CH) || !strcmp(name, CH_RUN) || !strcmp(name, CHECKED))
 		run_cli(name, argv + 1);
 
-	/* First: the words may all be the user's. */
+	/* The variable counts first: with it, even a word --plan= may be the user's. */
 	if (join)
-		through_ticket(join, argv);
+		run_by_ticket(join, argv);
 	if (argc > 3 && !strncmp(argv[1], PLAN_OPTION, strlen(PLAN_OPTION)) && !strcmp(argv[2], "--")) {
 		rest = argv[1] + strlen(PLAN_OPTION);
 		plan = number(&rest);

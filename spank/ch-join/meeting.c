@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A peer's part in a meeting: find the holder, or become the one who starts it. */
+/* A peer's part in a join: connects to the holder, or starts it, and receives the holder's answer. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <inttypes.h>
@@ -15,7 +15,7 @@
 #include "ch-join.h"
 #include "meeting.h"
 
-/* Who has bound the name but doesn't listen is about to, or never will. */
+/* How long a process may have the name bound before it listens. */
 #define NEWBORN_SECONDS 10
 #define ELECTIONS_MAX 5
 #define PAUSE_MIN_US 100
@@ -29,7 +29,7 @@ static int64_t now_ms(void)
 	return t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
 
-/* The whole tag where there is room, else its start and a hash of all of it. */
+/* Make the socket's name from the tag; if that is too long, from its start and a hash of all of it. */
 static socklen_t make_name(const char *tag, struct sockaddr_un *name)
 {
 	char *text = name->sun_path + 1;
@@ -49,7 +49,7 @@ static int new_socket(unsigned seconds)
 	int sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
 	struct timeval limit = { .tv_sec = seconds };
 
-	/* Who has no room for one more caller makes connect wait. */
+	/* connect() waits while the holder's queue is full. */
 	if (sock >= 0 && setsockopt(sock, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit)))
 		die(EXIT_SETUP, "can't use a socket: %s", strerror(errno));
 	return sock;
@@ -62,7 +62,7 @@ static bool is_policy(int error)
 
 enum found { CONNECTED, ELECTED, OCCUPIED, REFUSED };
 
-/* Connect, or bind the name, whichever can be done. */
+/* Connect to the name, or bind it if nobody has. */
 static enum found connect_or_bind(const struct step *s, unsigned seconds, int *sock)
 {
 	struct sockaddr_un name = { .sun_family = AF_UNIX };
@@ -88,7 +88,7 @@ static enum found connect_or_bind(const struct step *s, unsigned seconds, int *s
 	die(EXIT_SETUP, "join: %s: can't use a socket: %s", s->tag, strerror(errno));
 }
 
-/* Return a socket to a holder; -1 if the kernel's policy has none. */
+/* Return a socket that is connected to a holder; -1 if the kernel's policy refuses sockets. */
 static int find_holder(const struct step *s, unsigned seconds)
 {
 	int64_t since = 0;
@@ -124,7 +124,7 @@ static int find_holder(const struct step *s, unsigned seconds)
 	}
 }
 
-/* Say hello and wait for the answer; false if the holder has gone without one. */
+/* Send the hello and wait for the answer; return false if the holder has ended without one. */
 static bool ask(const struct step *s, const struct hello *h, int64_t deadline, unsigned seconds,
 		struct meeting *m)
 {
@@ -146,7 +146,7 @@ static bool ask(const struct step *s, const struct hello *h, int64_t deadline, u
 	case OURS:
 		break;
 	}
-	/* Who mourns doesn't wait for it: then the answer is there all the same. */
+	/* If the hello can't be sent, the answer may be there all the same: a guard doesn't wait for a hello. */
 	while (message_send(m->sock, h, sizeof(*h), -1) && message_again() && now_ms() < deadline)
 		usleep(PAUSE_MAX_US);
 	while ((left = deadline - now_ms()) > 0 && (ready = poll(&wait, 1, left)) <= 0)
@@ -154,10 +154,10 @@ static bool ask(const struct step *s, const struct hello *h, int64_t deadline, u
 			die(EXIT_SETUP, "can't wait for the other peers: %s", strerror(errno));
 	if (left <= 0)
 		die(EXIT_JOIN, "join: %s: waited %u s for an answer of pid %d", s->tag, seconds, who.pid);
-	do /* ECONNRESET, once: the other end has left with our hello unread */
+	do /* ECONNRESET, once: the holder has closed its end before it read our hello */
 		n = message_receive(m->sock, &m->answer, sizeof(m->answer), &m->ticket, 0);
 	while (n < 0 && errno == ECONNRESET);
-	/* It may have been the answer. Who says hello again would be taken for one of the next join. */
+	/* No second hello: if this was the answer, the holder would take it for a peer of the next join. */
 	if (n < 0)
 		die(EXIT_SETUP, "can't receive the answer of pid %d: %s", who.pid, strerror(errno));
 	if (!n)
@@ -168,7 +168,7 @@ static bool ask(const struct step *s, const struct hello *h, int64_t deadline, u
 	return true;
 }
 
-static void heed(const struct step *s, struct meeting *m)
+static void take_answer(const struct step *s, struct meeting *m)
 {
 	switch (m->answer.kind) {
 	case MEETING_BEGIN:
@@ -203,16 +203,16 @@ bool meeting_enter(const struct step *s, const struct hello *h, unsigned seconds
 			return false;
 		if (ask(s, h, deadline, seconds, m))
 			break;
-		/* It has ended, with its last peer, or was killed. */
+		/* The holder has ended after its last peer, or was killed. */
 		close(m->sock);
 		if (now_ms() > deadline)
 			die(EXIT_JOIN, "join: %s: its name keeps disappearing (tried for %u s)", s->tag, seconds);
 	}
-	heed(s, m);
+	take_answer(s, m);
 	return true;
 }
 
-/* Where the holder is dead by now, this peer goes on alone. */
+/* If the holder has died meanwhile, this peer goes on alone. */
 void meeting_hand_over(struct meeting *m, int ticket)
 {
 	struct answer have = { .magic = MEETING_MAGIC, .kind = MEETING_HAVE };

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The meeting place of a join's peers: an abstract unix socket, at which a holder answers.
+/* The protocol of a join's peers with its holder, over an abstract unix socket.
  *
- * A peer says hello, once. The holder answers BEGIN to the first, who starts the launcher and hands
- * over the end of the tasks' socket at which the ticket will be (HAVE, with that descriptor). Every
- * other peer is given a copy of it (TAKE).
+ * Each peer sends one hello. The holder answers BEGIN to the first peer, which starts the launcher and
+ * sends the socket where the ticket will be (HAVE, with that descriptor). The holder sends every other
+ * peer a copy of that descriptor (TAKE).
  */
 #ifndef MEETING_H
 #define MEETING_H
@@ -19,11 +19,11 @@
 
 enum meeting_kind {
 	MEETING_BEGIN = 1, /* start the launcher */
-	MEETING_HAVE,	   /* the beginner's: it is started */
-	MEETING_TAKE,	   /* the ticket will be here; value: whether the rules are the beginner's */
-	MEETING_COUNT,	   /* value: how many peers the others say there are */
-	MEETING_TAG,	   /* the name is another tag's */
-	MEETING_LOST,	   /* the holder was killed, and with it the way in */
+	MEETING_HAVE,	   /* from the first peer: the launcher is started */
+	MEETING_TAKE,	   /* the ticket will be here; value: whether the rules are those of the first peer */
+	MEETING_COUNT,	   /* value: the number of peers according to the others */
+	MEETING_TAG,	   /* the socket's name is in use for another tag */
+	MEETING_LOST,	   /* the holder was killed, and its socket for the ticket is lost */
 	MEETING_OTHER,	   /* not a message of this version */
 };
 
@@ -39,21 +39,22 @@ struct hello {
 struct answer {
 	char magic[8];
 	uint32_t kind, value;
-	int32_t pid; /* of the process that makes the container, */
-	char name[32];
+	int32_t pid;   /* of the peer that makes the container */
+	char name[32]; /* of the same */
 };
 
-/* exchange.c. Send or receive a message, and a descriptor with it if there is one (-1). */
+/* exchange.c: send or receive a message, with a descriptor, or -1 for none. */
 int message_send(int sock, const void *message, size_t size, int fd);
 ssize_t message_receive(int sock, void *message, size_t size, int *fd, int flags);
-/* By errno: whether what the kernel had no room for is to be sent again. */
+/* Whether errno means that the kernel had no room for the message, so that it can be sent again. */
 bool message_again(void);
 
-/* Whether the process at the other end of a socket belongs to this user, and is in this user namespace. */
+/* Whether the process at the other end of a socket is this user's and in this user namespace; NOBODYS: it has ended. */
 enum whose { OURS, ANOTHER_USERS, ANOTHER_NAMESPACES, NOBODYS };
 enum whose meeting_whose(int sock, struct ucred *who);
 
-/* meeting.c: meet, and say hello. Where the kernel's policy refuses sockets: `refused`. */
+/* meeting.c: take part in a join. meeting_enter returns false if the kernel's policy refuses sockets. The first peer
+ * (`begin`) then starts the launcher and calls meeting_hand_over. */
 struct meeting {
 	int sock;	 /* -1 after TAKE */
 	int ticket;	 /* with TAKE */
@@ -63,9 +64,9 @@ struct meeting {
 bool meeting_enter(const struct step *s, const struct hello *h, unsigned seconds, struct meeting *m);
 void meeting_hand_over(struct meeting *m, int ticket);
 
-/* holder.c: start a holder, and its guard, at a socket that is bound; -1 with errno. `watch` is
- * a process after whose end no more peers come (0: not known). With `seconds` the holder ends that
- * long after the last arrival. */
+/* holder.c: start a holder, and its guard, at a socket that is bound; return -1 with errno. After the end of
+ * process `watch` no more peers come (0: not known). With `seconds`, the holder ends that long after the last peer
+ * came. */
 int holder_start(int sock, pid_t watch, unsigned seconds);
 
 #endif

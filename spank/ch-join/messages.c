@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Messages: their level, where they are written, and the exit code that follows. */
+/* Messages of ch-join: their level, where they are written, and the exit code that follows. */
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -9,11 +9,11 @@
 #include "../common/message_line.h"
 #include "ch-join.h"
 
-/* As the options -v and -q: above 0 more, below 0 less. */
+/* As counted by the options -v (up) and -q (down). */
 static int verbosity;
 static bool colored;
 
-/* Where messages go: the command's standard error may be hidden. */
+/* Not always standard error, because the command's may be hidden. */
 static int messages = STDERR_FILENO;
 
 static bool like_ch_run;
@@ -46,7 +46,7 @@ void messages_to(int fd)
 	messages = fd;
 }
 
-static void say(const char *kind, const char *format, va_list args)
+static void print(const char *kind, const char *format, va_list args)
 {
 	message_line(messages, colored, getenv("SLURMD_NODENAME"), kind, format, args);
 }
@@ -56,7 +56,7 @@ void die(int code, const char *format, ...)
 	va_list args;
 
 	va_start(args, format);
-	say("error", format, args);
+	print("error", format, args);
 	va_end(args);
 	exit(exit_code(code));
 }
@@ -68,7 +68,7 @@ void info(int level, const char *format, ...)
 	if (verbosity < level)
 		return;
 	va_start(args, format);
-	say("info", format, args);
+	print("info", format, args);
 	va_end(args);
 }
 
@@ -77,7 +77,7 @@ void warn(const char *format, ...)
 	va_list args;
 
 	va_start(args, format);
-	say("warning", format, args);
+	print("warning", format, args);
 	va_end(args);
 }
 

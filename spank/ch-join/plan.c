@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The plan: what is to be done to a task's environment, and how its command is to run. */
+/* Reads and carries out the plan: what to do to a task's environment, and how to run its command. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -20,7 +20,7 @@ struct plan plan_read(int fd)
 	struct stat st;
 	int seals = fcntl(fd, F_GET_SEALS);
 
-	/* What is read can't change meanwhile: a plan of the launcher's is sealed. */
+	/* The launcher seals its plan, so that nothing changes while it is read. */
 	if (seals < 0 || fstat(fd, &st))
 		die(EXIT_SETUP, "can't read the plan: %s", strerror(errno));
 	if ((seals & PLAN_SEALS) != PLAN_SEALS)
@@ -37,7 +37,7 @@ struct plan plan_read(int fd)
 	return (struct plan){ plan + sizeof(PLAN_MAGIC), end };
 }
 
-/* Carry out a record; return whether the next one is to be carried out, too. */
+/* Carry out a record; return false if the next record is to be skipped. */
 static bool carry_out(const char *record, struct settings *s)
 {
 	const char *rest = record + 1;
@@ -62,9 +62,9 @@ static bool carry_out(const char *record, struct settings *s)
 		break;
 	case PLAN_PATH:
 		if (*rest == '/')
-			path_has(rest, true);
+			add_to_path(rest, true);
 		else
-			path_has("/bin", !*rest);
+			add_to_path("/bin", !*rest);
 		break;
 	case PLAN_TEMPORARY:
 		check_temporary(!*rest);

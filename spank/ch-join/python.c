@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Python's part of the installation: interpreter, launcher and command.
+/* Finds Python's part of the installation: interpreter, launcher and command.
  *
- * Two places: this program lies in the package (a checkout, or `make install`, which leaves the
- * interpreter's path beside it); or, by pip, in a directory of programs (bin), with the package
- * somewhere below ../lib, and beside it a script that pip has written the interpreter's path into.
+ * This program lies in one of two places. In the package: in a checkout, or after `make install`,
+ * which writes the interpreter's path into a file beside it. Or, after pip, in a directory of programs
+ * (bin): then the package is somewhere below ../lib, and the interpreter's path is in a script that
+ * pip has put beside this program.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -50,8 +51,8 @@ static char *own_directory(void)
 	return need(strdup(path));
 }
 
-/* The directory of programs of the package that is installed below `bin`/../lib or lib64, for the
- * Python that has that name if there are several; NULL if there is none. */
+/* Return the directory native/ of a package that is installed below `bin`/../lib or lib64: that of the
+ * Python named `python`, if there are several; NULL if there is none. */
 static char *package_near(const char *bin, const char *python)
 {
 	static const char *const libraries[] = { "../lib", "../lib64" };
@@ -86,7 +87,7 @@ static char *package_near(const char *bin, const char *python)
 	return named ? named : found;
 }
 
-/* The first bytes of a file, as text; NULL if there is none. */
+/* Read the beginning of a file as text; return NULL if there is nothing to read. */
 static char *start_of(const char *path, char text[LINE_MAX_BYTES + 1])
 {
 	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
@@ -111,8 +112,8 @@ static char *installed_interpreter(const char *native)
 	return need(strdup(found));
 }
 
-/* The interpreter that pip has written into a script: "#!INTERPRETER", or where that is too long
- * for the kernel, "#!/bin/sh" and a line like this one: '''exec' INTERPRETER "$0" "$@" */
+/* Return the interpreter that pip has written into a script: "#!INTERPRETER", or if that is too long
+ * for the kernel, "#!/bin/sh" and this line: '''exec' INTERPRETER "$0" "$@" */
 static char *interpreter_in(const char *script)
 {
 	static const char exec[] = "'''exec' ";

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* ch-join's part of the relay: the broker's start, and what a relayed srun hands
- * to its step. */
+/* ch-join's part of the relay: starts the broker, and gives a task the variables that
+ * came with a relayed srun. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <limits.h>
@@ -21,8 +21,8 @@ extern char **environ;
 #define SYS_pidfd_open 434
 #endif
 
-/* The broker's program: ch-relay, beside this program. The kernel says where that
- * is; whoever made the ticket has no say in what runs on the host. -1 with errno. */
+/* Find the broker's program, ch-relay, beside this program; return -1 with errno. The kernel
+ * tells where this program is: the maker of the ticket must not choose what runs on the host. */
 static int find_program(char path[PATH_MAX])
 {
 	static const char name[] = "ch-relay";
@@ -45,20 +45,20 @@ static void __attribute__((noreturn))
 become(const char *program, const char *commands, int listen_fd, int watch_fd)
 {
 	char *argv[] = { "ch-relay", "--serve", (char *)commands, NULL };
-	/* Its listening and watching descriptors are RELAY_LISTEN_FD and RELAY_WATCH_FD. */
+	/* The last two become RELAY_LISTEN_FD and RELAY_WATCH_FD. */
 	const int list[] = { DEV_NULL, DEV_NULL, DEV_NULL, listen_fd, watch_fd };
 
-	/* The task's streams are not kept open, its terminal's signals not received. */
+	/* The broker must not keep the task's streams open, nor receive its terminal's signals. */
 	if (setsid() < 0 || descriptors_become(list, sizeof(list) / sizeof(*list)))
 		_exit(EXIT_SETUP);
 	execv(program, argv);
 	_exit(EXIT_SETUP);
 }
 
-/* Start the broker, before the task enters any namespace: a grandchild, because
- * the command must not find a child that it didn't start. `broker` is the
- * plugin's word: what it lives as long as, "t" this task or "s" the step; then
- * the commands. -1 with errno. */
+/* Start the broker before the task enters any namespace; return -1 with errno. It is a
+ * grandchild, because the command must not find a child that it did not start. `broker`
+ * comes from the plugin: "t" if the broker ends with this task, "s" if with the step;
+ * then its commands. */
 int relay_start(const char *broker, int listen_fd)
 {
 	char program[PATH_MAX];
@@ -86,9 +86,9 @@ int relay_start(const char *broker, int listen_fd)
 	return status;
 }
 
-/* Take over what a script in a container did to its variables before it called
- * srun; -1 when out of memory. `directory` becomes the script's, if it's one that
- * the host doesn't have. */
+/* Apply the changes that a script in a container made to its variables before it called
+ * srun; return -1 when out of memory. If the script's directory does not exist on the
+ * host, set `directory` to it. */
 int relay_take_variables(const char **directory)
 {
 	static const size_t n = sizeof(RELAYED_PREFIX) - 1;
@@ -111,7 +111,7 @@ int relay_take_variables(const char **directory)
 		if (!strcmp(whole + n, "PWD"))
 			failed = !(*directory = strdup(value));
 		else if (!strcmp(whole + n, "TMPDIR"))
-			; /* the plan's: a TaskProlog's counts more */
+			; /* left to the plan, because a TaskProlog's counts more */
 		else if (*value)
 			failed = setenv(whole + n, value, 1);
 		else

@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Root emulation: a seccomp filter that makes calls succeed which only root may
- * make, without doing anything. Package managers and tar then run in a
- * container whose root is nobody special.
+/* Root emulation: a seccomp filter by which system calls that only root may make
+ * succeed without effect. Package managers and tar can then run in a container
+ * whose root has no privileges.
  *
- * Faked: the chown, setuid and setgroups families, capset, kexec_load (which
- * nobody means: it tells whether the filter works), and mknod of devices. A
- * plain file, a FIFO or a socket is made as ever.
+ * Faked calls: the chown, setuid and setgroups families, capset, mknod of devices,
+ * and kexec_load, which shows whether the filter works. mknod of a plain file, a
+ * FIFO or a socket is not faked.
  *
- * One program serves every architecture that we know: a 64-bit machine may run
- * 32-bit programs too, and which one calls is known at the call only.
+ * One filter covers all architectures below: a 64-bit machine may run 32-bit
+ * programs too, and only the call itself shows the caller's architecture.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -32,7 +32,7 @@
 struct architecture {
 	uint32_t audit;
 	int mknod, mknodat;
-	int faked[FAKED_MAX]; /* ends with the first 0: nowhere is that one of ours */
+	int faked[FAKED_MAX]; /* ended by 0, which is the number of no faked call on any architecture */
 };
 
 /* Numbers from the kernel's tables; a test compares them with its headers. x32
@@ -68,7 +68,7 @@ static const struct architecture ARCHITECTURES[] = {
 
 #define ARCHITECTURE_COUNT (sizeof(ARCHITECTURES) / sizeof(*ARCHITECTURES))
 
-/* Around the comparisons with one architecture's numbers, in instructions. */
+/* Instructions before and after the comparisons with one architecture's numbers. */
 #define HEAD 3
 #define TAIL 11
 #define FILTER_MAX (ARCHITECTURE_COUNT * (HEAD + FAKED_MAX + TAIL) + 1)
@@ -78,8 +78,8 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "arguments of big-endi
 #define ARGUMENT(n) (offsetof(struct seccomp_data, args) + 8 * (n))
 #define FAKE (SECCOMP_RET_ERRNO | 0)
 
-/* Write the instructions for one architecture; return their number. Behind
- * the comparisons come: allow; the two mknods' mode test; fake. */
+/* Write the instructions for one architecture; return their number. After the
+ * comparisons come: allow; the mode test of the two mknods; fake. */
 static size_t block(struct sock_filter *to, const struct architecture *a)
 {
 	size_t faked = 0, fake, n = 0;
@@ -109,7 +109,7 @@ static size_t block(struct sock_filter *to, const struct architecture *a)
 	return n;
 }
 
-/* Write the whole filter; return its length in instructions, 0 if it has no room. */
+/* Write the whole filter; return its length in instructions, or 0 if there is no room for it. */
 size_t root_filter(struct sock_filter *to, size_t room)
 {
 	size_t n = 0;
@@ -129,7 +129,7 @@ void emulate_root(const char *label)
 
 	if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program))
 		die(EXIT_SETUP, "%s: can't emulate root: %s", label, strerror(errno));
-	/* Refused without the filter, whoever calls. */
+	/* Without the filter, this call fails for every caller. */
 	if (syscall(SYS_kexec_load, 0UL, 0UL, NULL, 0UL))
 		die(EXIT_SETUP, "%s: can't emulate root: not known how on this architecture", label);
 }

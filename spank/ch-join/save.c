@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A container that is saved when the step's tasks on this node have ended well.
+/* Saves a container when all of the step's tasks on this node have ended with status 0.
  *
- * Something of a task must outlive its command then: the process that slurmstepd has started. It stays on
- * the host, waits for the command, which is its child, and ends as the command does. The last one whose
- * command ends with status 0, if all others' did too, becomes the saver (slurm_ch/plugin/save.py), whose
- * status is that of the saving. Who kills the step kills all of them; who kills one of these kills its command.
+ * For that, a process of each task must outlive its command: the keeper, which is the process that slurmstepd has
+ * started. It stays on the host, waits for the command, which is its child, and ends with the command's status. If
+ * all commands end with status 0, the keeper of the last one becomes the saver (slurm_ch/plugin/save.py) and ends
+ * with the saver's status. When Slurm kills the step, it kills keepers and commands; when a keeper is killed, its
+ * command is killed with it.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -25,12 +26,12 @@
 #include "ch-join.h"
 #include "python.h"
 
-/* After the streams: what the saver gets, and the plan. */
+/* The keeper's descriptors after the streams. The saver gets the first two. */
 #define USER_FD 3
 #define MOUNT_FD 4
 #define PLAN_FD 5
 
-/* What a task that failed counts: more than all that can be on a node. */
+/* A task that fails adds this to the count: more than the number of tasks on any node. */
 #define FAILURE ((off_t)1 << 32)
 
 /* The option, FILE and the site's arguments about packing. */
@@ -42,10 +43,10 @@ struct request {
 	char *words[WORDS_MAX + 1];
 };
 
-/* In the child: the process that it is to end with. */
+/* In the child: its parent, with which it is to end. */
 static pid_t keeper;
 
-/* agreement.py has the form. */
+/* SAVER_VARIABLE in agreement.py describes the format. */
 static struct request read_request(const char *text)
 {
 	struct request r = { .batch = *text == SAVER_BATCH };
@@ -60,14 +61,14 @@ static struct request read_request(const char *text)
 	return r;
 }
 
-/* Add to what all tasks count together: the offset in their plan, which is opened once for all of them.
- * The kernel reads and moves it at one go. */
-static off_t count(off_t more)
+/* Add to the tasks' common count and return it. The count is the offset in their plan, because all tasks share
+ * one open file of it, and lseek reads and moves the offset in one step. */
+static off_t add_to_count(off_t more)
 {
 	struct stat st;
 	off_t now = lseek(PLAN_FD, more, SEEK_CUR);
 
-	/* The launcher has left it at the end. */
+	/* The launcher has left the offset at the end of the plan. */
 	return now < 0 || fstat(PLAN_FD, &st) ? -1 : now - st.st_size;
 }
 
@@ -78,7 +79,7 @@ static void __attribute__((noreturn)) end_like(int status)
 
 	if (WIFEXITED(status))
 		_exit(WEXITSTATUS(status));
-	/* A core is the command's. */
+	/* Only the command may leave a core file. */
 	setrlimit(RLIMIT_CORE, &none);
 	signal(WTERMSIG(status), SIG_DFL);
 	raise(WTERMSIG(status));
@@ -88,16 +89,16 @@ static void __attribute__((noreturn)) end_like(int status)
 	_exit(128 + WTERMSIG(status));
 }
 
-/* All signals come here, and most have come to the command as well: Slurm sends them to every process of a
- * step, a terminal to its foreground. Two don't: what is for a batch script alone, and the end of a terminal. */
-static bool is_only_ours(const struct request *r, const siginfo_t *s)
+/* Whether a signal has reached the keeper only, and not its command. Slurm signals every process of a step, and
+ * a terminal its foreground. There are two exceptions: a signal for the batch script alone, and a terminal's end. */
+static bool is_for_keeper_only(const struct request *r, const siginfo_t *s)
 {
 	if (s->si_signo == SIGHUP && s->si_code == SI_KERNEL)
 		return true;
 	return r->batch && s->si_code == SI_USER && s->si_signo != SIGCONT;
 }
 
-/* Return the command's status; whether Slurm has told the step to end meanwhile. */
+/* Return the command's status, and in `cancelled` whether Slurm has sent SIGTERM to the step meanwhile. */
 static int wait_for(const struct request *r, pid_t command, bool *cancelled)
 {
 	sigset_t all;
@@ -116,7 +117,7 @@ static int wait_for(const struct request *r, pid_t command, bool *cancelled)
 		}
 		if (s.si_signo == SIGTERM)
 			*cancelled = true;
-		if (is_only_ours(r, &s))
+		if (is_for_keeper_only(r, &s))
 			kill(command, s.si_signo);
 	}
 }
@@ -138,7 +139,7 @@ static void __attribute__((noreturn)) become_saver(const struct request *r)
 	sigset_t none;
 	size_t n = 0;
 
-	/* What packs is found as the user's other programs are; nothing else of the environment counts. */
+	/* PATH, because the saver looks there for the packing program; nothing else of the environment counts. */
 	if (path)
 		envp[n++] = variable("PATH", path);
 	if (tmp)
@@ -168,7 +169,7 @@ static void __attribute__((noreturn)) become_saver(const struct request *r)
 
 static void __attribute__((noreturn)) keep(const struct request *r, const struct ticket *t, pid_t command)
 {
-	/* A task may have no standard error. Its other streams are the command's alone. */
+	/* A task may have no standard error. The other streams are for the command alone. */
 	int errors = fcntl(STDERR_FILENO, F_GETFD) < 0 ? DEV_NULL : STDERR_FILENO;
 	const int list[] = { DEV_NULL, DEV_NULL, errors, t->user_fd, t->mount_fd, t->plan_fd };
 	bool cancelled;
@@ -178,14 +179,14 @@ static void __attribute__((noreturn)) keep(const struct request *r, const struct
 		die(EXIT_SETUP, "can't wait for the command: %s", strerror(errno));
 	status = wait_for(r, command, &cancelled);
 	if (!WIFEXITED(status) || WEXITSTATUS(status) || cancelled) {
-		off_t failed = count(FAILURE);
+		off_t failed = add_to_count(FAILURE);
 
 		if (failed >= FAILURE && failed < 2 * FAILURE)
 			warn("%s=%s: not saved: %s", r->words[0], r->words[1],
 			     cancelled ? "the step was told to end" : "a task failed");
 		end_like(status);
 	}
-	if (count(1) == r->tasks)
+	if (add_to_count(1) == r->tasks)
 		become_saver(r);
 	_exit(0);
 }
@@ -210,7 +211,7 @@ void save_at_end(const char *text, const struct ticket *t)
 	sigprocmask(SIG_SETMASK, &mask, NULL);
 }
 
-/* Not before: who enters a user namespace is let go of. */
+/* Called after the child has entered the container, because setns of a user namespace clears PDEATHSIG. */
 void end_with_keeper(void)
 {
 	if (!keeper)

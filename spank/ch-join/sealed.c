@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* ch-join that its own user could change runs as a copy that nobody can.
+/* Runs ch-join from a copy that nobody can change, if its file belongs to the user or is writable for them.
  *
- * In the container, /proc/PID/exe leads to the file of a running program, and so
- * does a command that is a link to /proc/self/exe, or a script whose first line
- * names it. Whoever may write that file on the host may write it from there.
+ * A process in the container can reach ch-join's file on the host: by /proc/PID/exe,
+ * by a command that is a link to /proc/self/exe, or by a script whose first line
+ * names that. So a user who may write the file could do so from inside the container.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -27,21 +27,21 @@
 
 #define OWN "/proc/self/exe"
 #define SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_SEAL)
-#define AT_ONCE (1 << 24)
+#define CHUNK (1 << 24)
 
 extern char **environ;
 
 static int copy_of(int own)
 {
 	int copy = memfd_create("ch-join", MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_EXEC);
-	/* A limit on files holds for those in memory too, and shall be an error. */
+	/* A limit on the size of files holds for memory files too: an error, not the end of this process. */
 	void (*before)(int) = signal(SIGXFSZ, SIG_IGN);
 	ssize_t n;
 
 	if (copy < 0 && errno == EINVAL)
 		copy = memfd_create("ch-join", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 	do
-		n = copy < 0 ? -1 : sendfile(copy, own, NULL, AT_ONCE);
+		n = copy < 0 ? -1 : sendfile(copy, own, NULL, CHUNK);
 	while (n > 0);
 	signal(SIGXFSZ, before);
 	return n < 0 || fcntl(copy, F_ADD_SEALS, SEALS) ? -1 : copy;
@@ -54,7 +54,7 @@ int sealed_copy(void)
 
 	if (stat(OWN, &st))
 		die(EXIT_SETUP, "can't look at %s: %s", OWN, strerror(errno));
-	/* An owner can give themselves the right to write. */
+	/* An owner can make the file writable. */
 	if (st.st_uid != geteuid() && faccessat(AT_FDCWD, OWN, W_OK, AT_EACCESS))
 		return -1;
 	own = open(OWN, O_RDONLY | O_CLOEXEC);
@@ -84,7 +84,7 @@ void become_copy(int copy, int plan_fd, const char *directory, char **argv)
 	else
 		unsetenv(CWD_VARIABLE);
 	fcntl(plan_fd, F_SETFD, 0);
-	/* By descriptor: the /proc of the container is not to be trusted. */
+	/* By descriptor, because the container's /proc can't be trusted. */
 	syscall(SYS_execveat, copy, "", words, environ, AT_EMPTY_PATH);
 	die(EXIT_SETUP, "can't execute ch-join: %s", strerror(errno));
 }

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Tag, number and rank, from Slurm's variables or mpirun's: slurm_ch/request/step.py's rules.
+/* Derives a join's tag, its number of peers and this process's rank from Slurm's variables or mpirun's, by
+ * the rules of slurm_ch/request/step.py.
  *
- * Where a variable makes no sense, Python says so.
+ * If a variable makes no sense, all is left to Python, which reports the error.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -29,7 +30,7 @@ static bool variable(const char *name, uint64_t *n)
 	return text && read_number(text, DIGITS, n);
 }
 
-/* Add to the tag; false if it becomes too long. */
+/* Append to the tag; return false if it becomes too long. */
 static bool __attribute__((format(printf, 2, 3))) add(struct step *s, const char *format, ...)
 {
 	size_t n = strlen(s->tag);
@@ -42,7 +43,7 @@ static bool __attribute__((format(printf, 2, 3))) add(struct step *s, const char
 	return more >= 0 && n + more < sizeof(s->tag);
 }
 
-/* Text with what no tag has in it made harmless. */
+/* Copy text, with "_" for each character that a tag may not have. */
 static const char *safe(const char *text, char out[PART_MAX + 1])
 {
 	size_t n = 0;
@@ -107,7 +108,7 @@ static bool step_id(uint64_t *id)
 	return true;
 }
 
-/* What Open MPI's or MPICH's starter has in common with all ranks that it started here. */
+/* Append what all ranks that one mpirun has started on this node have in common. */
 static bool add_starter(struct step *s)
 {
 	char part[PART_MAX + 1];
@@ -161,7 +162,7 @@ static bool make_tag(struct step *s)
 	return add_starter(s);
 }
 
-/* This node's item of a list like 4(x2),3; false if it isn't one. */
+/* Read this node's item of a list like 4(x2),3; return false if it isn't such a list. */
 static bool slurm_count(const char *text, uint64_t node, uint64_t *count)
 {
 	for (;;) {
@@ -194,7 +195,7 @@ static bool slurm_count(const char *text, uint64_t node, uint64_t *count)
 	}
 }
 
-/* How many peers there are here, by whose word. */
+/* Read how many peers this node has, and from whose variable. */
 static bool count_peers(uint64_t *count, enum source *source)
 {
 	const char *list = getenv("SLURM_STEP_TASKS_PER_NODE");
@@ -231,8 +232,8 @@ bool step_read(const struct words *w, struct step *s)
 		strcpy(s->tag, w->tag);
 	else if (!make_tag(s))
 		return false;
-	/* The script of a job has a rank as well, and whatever it starts the same one. With more peers
-	 * than ranks, the peers aren't ranks. */
+	/* A batch script has a rank too, but so has every process that it starts: the same one. And if there
+	 * are more peers than ranks, the peers are not the ranks. */
 	if (source != NO_SOURCE && counted && s->peers <= count &&
 	    (source != SLURM || (step_id(&id) && id != BATCH)) && variable(ranks[source], &rank))
 		s->rank = rank;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A task's way from its ticket to its command, whoever gave it the ticket. */
+/* Takes a task from its ticket to its command, for the plugin's tasks and `slurm-ch run` alike. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The ticket: what the launcher tells a node's tasks, and the way into its namespaces. */
+/* The ticket, which the launcher sends to a node's tasks: an exit code, or the container's namespaces and
+ * the plan. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <linux/nsfs.h>
@@ -21,12 +22,12 @@
 #define LEAST_FDS 3
 #define MOST_FDS (LEAST_FDS + 1 + MORE_NAMESPACES)
 
-/* How long a container may take before the user is told. */
+/* After this time without a container, a message tells the user. */
 #ifndef SLOW_SECONDS
 #define SLOW_SECONDS 10
 #endif
 
-/* Only one task of a node repeats what is wrong with all of them. */
+/* Only the first task of a node reports what concerns all of them. */
 bool is_first_task(void)
 {
 	const char *id = getenv("SLURM_LOCALID");
@@ -51,9 +52,9 @@ static void wait_for_peer(int sock, const struct waiting *w)
 	}
 }
 
-/* Behind the first three may be the relay's socket, and further namespaces: which is
- * which, the kernel knows. */
-static void take(struct ticket *t, const int *fds, size_t count)
+/* After the first three may come the relay's socket and further namespaces. Only the kernel can tell which is
+ * which. */
+static void take_descriptors(struct ticket *t, const int *fds, size_t count)
 {
 	t->user_fd = fds[0];
 	t->mount_fd = fds[1];
@@ -67,7 +68,7 @@ static void take(struct ticket *t, const int *fds, size_t count)
 			t->more_fds[t->more_count++] = fds[i];
 }
 
-/* Look at the ticket without taking it: the other tasks need it too. */
+/* MSG_PEEK leaves the ticket in the socket, because the other tasks need it too. */
 void ticket_read(int sock, struct ticket *t, const struct waiting *w)
 {
 	struct {
@@ -88,28 +89,28 @@ void ticket_read(int sock, struct ticket *t, const struct waiting *w)
 	ssize_t n;
 	unsigned code;
 
-	/* With Slurm a limit is Slurm's to set: an image on a slow server may take its time. */
+	/* Under Slurm there is no limit but the job's: an image on a slow server may take long. */
 	if (w->seconds)
 		wait_for_peer(sock, w);
-	else if (w->speaks && !poll(&wait, 1, SLOW_SECONDS * 1000))
+	else if (w->reports && !poll(&wait, 1, SLOW_SECONDS * 1000))
 		warn("no container after %d seconds; still waiting (a file server that hangs?)",
 		     SLOW_SECONDS);
 	for (;;) {
-		/* Not a blocking recvmsg: its waiters are woken one by one, and
-		 * a look takes nothing away that would wake the next. */
+		/* Not a blocking recvmsg: the kernel wakes its waiters one by one, each
+		 * when the one before has taken a message, and MSG_PEEK takes none. */
 		while (poll(&wait, 1, -1) < 0)
 			if (errno != EINTR)
 				die(EXIT_SETUP, "can't wait for the launcher: %s", strerror(errno));
 		n = recvmsg(sock, &msg, MSG_PEEK | MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
 		if (n >= 0)
 			break;
-		/* ECONNRESET, once: the launcher left without reading what a task
-		 * has sent; its own message is there all the same. */
+		/* ECONNRESET, once: the launcher ended without reading what a task
+		 * has sent; the launcher's own message is there all the same. */
 		if (errno != EAGAIN && errno != EINTR && errno != ECONNRESET)
 			die(EXIT_SETUP, "can't receive the ticket: %s", strerror(errno));
 	}
 	if (n == 0) {
-		if (w->speaks)
+		if (w->reports)
 			die(EXIT_LAUNCHER_DIED, "the launcher died before the container was ready "
 						"(killed, or no Python could start): if memory ran out, ask for more, "
 						"or pull the image before the job (`slurm-ch pull`)");
@@ -118,18 +119,18 @@ void ticket_read(int sock, struct ticket *t, const struct waiting *w)
 	if (n != sizeof(head) || msg.msg_flags & MSG_TRUNC || memcmp(head.magic, TICKET_MAGIC, sizeof(head.magic)))
 		die(EXIT_SETUP, "launcher and ch-join are of different versions");
 	code = head.code[0] | head.code[1] << 8 | head.code[2] << 16 | (unsigned)head.code[3] << 24;
-	if (code) /* the launcher said why */
+	if (code) /* the launcher has reported why */
 		exit(exit_code(code & 0xff ? code & 0xff : EXIT_SETUP));
 	c = CMSG_FIRSTHDR(&msg);
 	if (msg.msg_flags & MSG_CTRUNC || !c || c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS ||
 	    c->cmsg_len < CMSG_LEN(sizeof(int) * LEAST_FDS))
 		die(EXIT_SETUP, "can't receive the ticket: out of file descriptors");
-	take(t, (const int *)(const void *)CMSG_DATA(c), (c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+	take_descriptors(t, (const int *)(const void *)CMSG_DATA(c), (c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
 }
 
 static void enter(int fd, int type, const char *kind)
 {
-	/* EINVAL comes now and then for no lasting reason. */
+	/* setns sometimes fails with EINVAL, and then succeeds when tried again. */
 	for (int left = 4; setns(fd, type); left--)
 		if (errno != EINVAL || !left)
 			die(EXIT_SETUP, "can't join %s namespace of the container: %s", kind,
@@ -149,8 +150,8 @@ void ticket_check_owner(const struct ticket *t)
 
 void ticket_enter(const struct ticket *t)
 {
-	/* Between the two, root in the container has a say over a process that
-	 * still sees the host's files. */
+	/* After the first setns and before the last, the container's root could trace this
+	 * process, which still sees the host's files. */
 	if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0))
 		die(EXIT_SETUP, "can't make this process undumpable: %s", strerror(errno));
 	enter(t->user_fd, CLONE_NEWUSER, "user");

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What a plan does to a task's own environment. */
+/* Changes a task's environment as a plan's records say. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fnmatch.h>
@@ -22,8 +22,8 @@ static void append(char **text, size_t *length, const char *more, size_t n)
 	(*text)[*length] = '\0';
 }
 
-/* Expand each colon-separated item that starts with "$". An item whose variable
- * is unset or empty goes, with one colon; a lone or inner "$" stays. */
+/* Expand each colon-separated item that starts with "$". An item whose variable is unset
+ * or empty is removed, with one colon. A "$" alone, or inside an item, stays. */
 static char *expand_items(const char *value)
 {
 	char *out = need(strdup(""));
@@ -55,7 +55,7 @@ static char *expand_items(const char *value)
 }
 
 /* Append an item of n bytes with each $NAME and ${NAME} expanded, and "\$" as "$"; any other "$"
- * stays. Return whether the item is nothing but names. */
+ * stays. Return whether the item consists of such names only. */
 static bool expand_item(const char *item, size_t n, char **out, size_t *length)
 {
 	static const char letters[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_0123456789";
@@ -93,8 +93,8 @@ static bool expand_item(const char *item, size_t n, char **out, size_t *length)
 	return only_names;
 }
 
-/* Expand each $NAME and ${NAME}. An item between colons that is nothing but names which are
- * unset or empty goes, with one colon: in a search path it would mean the working directory. */
+/* Expand each $NAME and ${NAME}. If an item between colons consists of names only, and all are unset or
+ * empty, it is removed, with one colon: in a search path it would mean the working directory. */
 static char *expand_anywhere(const char *value)
 {
 	char *out = need(strdup(""));
@@ -149,7 +149,7 @@ void unset_variables(const char *pattern)
 		size_t n = strcspn(*e, "=");
 		char *name = need(strndup(*e, n));
 
-		/* An entry without a name or "=" can't be unset, and must not loop. */
+		/* An entry without a name or "=" can't be unset: the loop must pass it. */
 		if (n && (*e)[n] && !fnmatch(pattern, name, FNM_EXTMATCH) && !unsetenv(name)) {
 			info(3, "environment: unset %s", name);
 			e = environ; /* unsetenv moved the rest */
@@ -192,8 +192,8 @@ static bool has_item(const char *list, const char *item, size_t n)
 	}
 }
 
-/* Have each directory of the list in PATH, behind what is there; without a PATH, make one if asked to. */
-void path_has(const char *directories, bool makes_one)
+/* Append each directory of the list to PATH, unless PATH has it. If PATH is unset, set it only if `makes_one`. */
+void add_to_path(const char *directories, bool makes_one)
 {
 	for (const char *one = directories, *path; *one; one += *one == ':') {
 		size_t n = strcspn(one, ":");
@@ -213,9 +213,9 @@ void path_has(const char *directories, bool makes_one)
 	}
 }
 
-/* Each variable that a program may take its directory for temporary files from names
- * one that is there. A TaskProlog may have set it after the container was made. */
-void check_temporary(bool tells)
+/* Set to /tmp each variable for temporary files that names no directory of the container. A TaskProlog may have
+ * set it after the container was made. */
+void check_temporary(bool reports)
 {
 	static const char *const names[] = { TEMPORARY_VARIABLES };
 	struct stat st;
@@ -223,10 +223,10 @@ void check_temporary(bool tells)
 	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
 		const char *path = getenv(names[i]);
 
-		/* A relative one is of the directory where the command starts, which isn't entered yet. */
+		/* A relative path belongs to the directory where the command starts, and that is not entered yet. */
 		if (!path || *path != '/' || (!stat(path, &st) && S_ISDIR(st.st_mode)))
 			continue;
-		if (tells && is_first_task())
+		if (reports && is_first_task())
 			warn("%s=%s: no such directory in the container; using /tmp", names[i], path);
 		setenv(names[i], "/tmp", 1);
 	}

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The words of `slurm-ch run`: where options end, image and command, and the join's own options.
+/* Reads the words of `slurm-ch run`: finds the image and the command, and takes the options of a join.
  *
  *   [OPTIONS] IMAGE [OPTIONS] [--] CMD...
  *
- * As slurm_ch/request/words.py reads them; that gives each option its meaning. Whatever is wrong, or
- * looks odd, or isn't about a container, is left to Python: only there are words for it.
+ * By the rules of slurm_ch/request/words.py, which also interprets each option. A command line that is
+ * wrong, unusual, or not about a container is left to Python, because only Python has the texts of errors.
  */
 #define _GNU_SOURCE
 #include <stdlib.h>
@@ -19,14 +19,14 @@ static const struct option {
 	const char *name;
 	char letter;
 	enum kind kind;
-	bool each; /* may each task have it in its own way? */
+	bool each; /* whether its value may differ from task to task */
 } options[] = {
 #include "options.inc"
 };
 
 #define OPTION_COUNT (sizeof(options) / sizeof(*options))
 
-/* What stands for a value that isn't there. */
+/* Stands for the value of an option without one. */
 #define BARE "\1"
 
 uint64_t hash_string(uint64_t hash, const char *text)
@@ -48,7 +48,7 @@ bool read_number(const char *text, size_t digits, uint64_t *n)
 	return true;
 }
 
-/* Whether it is about what only this process has open. */
+/* Whether it names a file that only this process has open. */
 static bool is_own_file(const char *text)
 {
 	static const char *const parts[] = { OWN_FILES };
@@ -99,7 +99,7 @@ static bool take(struct words *w, const struct option *o, const char *value)
 	return true;
 }
 
-/* An option by its name, which may be cut short where that leaves no doubt. */
+/* Return the option of that name, which may be abbreviated if that is unambiguous; else NULL. */
 static const struct option *by_name(const char *name, size_t n)
 {
 	const struct option *found = NULL;
@@ -123,13 +123,13 @@ static const struct option *by_letter(char letter)
 	return NULL;
 }
 
-/* Read a long option; move to its value where that is the next word. */
+/* Read a long option; if its value is the next word, move to that. */
 static bool long_option(struct words *w, char ***at)
 {
 	const char *name = **at + 2;
 	size_t n = strcspn(name, "=");
 	const char *value = name[n] ? name + n + 1 : NULL;
-	/* Another name of it, whose value can't be the next word. */
+	/* --cdi is another name of --device, but its value can't be the next word. */
 	bool cdi = n == 3 && !strncmp(name, "cdi", 3);
 	const struct option *o = cdi ? by_name("device", 6) : by_name(name, n);
 
@@ -168,7 +168,7 @@ static bool short_options(struct words *w, char ***at)
 bool words_read(char **words, struct words *w)
 {
 	bool separated = false;
-	size_t before = 0; /* words before "--": with a second one the command begins */
+	size_t before = 0; /* words before "--": the second one begins the command */
 	char **at = words;
 
 	*w = (struct words){ .all = words, .seconds = JOIN_SECONDS, .rules = HASH_START };
@@ -194,7 +194,7 @@ bool words_read(char **words, struct words *w)
 	if (w->join && w->by_pid)
 		return false;
 	if (w->by_pid && (separated ? before == 0 : before == 1)) {
-		/* No image: the first word is the command's. Options after that are ours all the same. */
+		/* There is no image: the first word begins the command. Options after it are still ours: left to Python. */
 		if (!separated && words[--w->count] != w->image)
 			return false;
 		w->command = words + w->count + separated;
@@ -202,7 +202,7 @@ bool words_read(char **words, struct words *w)
 		return *w->command;
 	}
 	if (!w->image) {
-		/* "--" stood before it */
+		/* the image comes after "--" */
 		if (!*at)
 			return false;
 		w->image = *at++;

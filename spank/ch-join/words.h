@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The parts of a command line of `slurm-ch run` that the static program needs. */
+/* The parts of a command line of `slurm-ch run` that ch-join itself needs. */
 #ifndef WORDS_H
 #define WORDS_H
 
@@ -8,8 +8,8 @@
 #include <stdint.h>
 
 struct words {
-	char **all;	  /* options and image ... */
-	size_t count;	  /* ... so many words */
+	char **all;	  /* options and image */
+	size_t count;	  /* how many words of `all` these are */
 	const char *image; /* NULL: none, with --join-pid */
 	char **command;	  /* NULL: the image's own */
 	bool join, by_pid;
@@ -20,13 +20,13 @@ struct words {
 	uint64_t rules;	  /* a hash of what may differ from task to task */
 };
 
-/* Read the words; false if Python is to do it, which also reports errors. */
+/* Read the words; return false if they are left to Python, which also reports errors. */
 bool words_read(char **words, struct words *w);
 
-/* Whether the image is to be fetched from somewhere. */
+/* Whether the image is a reference, which Python resolves. */
 bool words_is_reference(const struct words *w);
 
-/* A hash of strings, each with its end. */
+/* Add a string to a hash, with its NUL. */
 #define HASH_START 0xcbf29ce484222325u
 uint64_t hash_string(uint64_t hash, const char *text);
 

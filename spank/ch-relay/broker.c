@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The relay's broker: runs Slurm's commands on the host for the relays inside.
+/* The relay's broker: runs Slurm's commands on the host, for callers in the container.
  *
- * Forked by ch-join before it entered any namespace: it is where a plain batch
- * script's commands would be, with the host's files, the task's environment and
- * limits, as the user. It lives as long as the process that it watches.
+ * ch-join forks it before entering any namespace. So it runs as a plain batch
+ * script's commands would: as the user, with the host's files and the task's
+ * environment and limits. It ends with the process that it watches.
  *
- * What comes from inside is not trusted: only commands of a fixed list run, from
- * the PATH that the task had on the host.
+ * Requests from the container are not trusted: the broker only runs commands of a
+ * fixed list, from the PATH that the task had on the host.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -45,7 +45,7 @@ static void serve_request(struct client *c)
 
 	if (n < 0 && (errno == EAGAIN || errno == EINTR))
 		return;
-	error = n < 0 ? errno : request_understand(&q, n, fds, count, allowed);
+	error = n < 0 ? errno : request_parse(&q, n, fds, count, allowed);
 	if (!error) {
 		c->child = fork();
 		if (c->child == 0)
@@ -54,20 +54,20 @@ static void serve_request(struct client *c)
 			error = errno;
 			c->child = 0;
 		} else {
-			setpgid(c->child, c->child); /* whoever comes first */
+			setpgid(c->child, c->child); /* the child does so too: one of the two is first */
 		}
 	}
 	request_release(&q);
 	if (error) {
-		relay_tell(c->fd, RELAY_REFUSED, error);
+		send_reply(c->fd, RELAY_REFUSED, error);
 		close(c->fd);
 		c->fd = -1;
 	}
 }
 
-/* A signal for the command, or the end of the one who asked: what kills the
- * relay shall kill the command. Not its group: what srun leaves to clean up
- * after itself shall do so. */
+/* Pass a signal on to the command; if the caller has ended, kill the command, as
+ * whatever killed the caller would have. But not the command's process group: a
+ * process that srun leaves to clean up must be able to do so. */
 static void serve_signal(struct client *c)
 {
 	struct relay_signal s = { 0, 0 };
@@ -85,7 +85,7 @@ static void serve_signal(struct client *c)
 	}
 }
 
-static void welcome(void)
+static void accept_client(void)
 {
 	int fd = accept4(RELAY_LISTEN_FD, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 	struct ucred who;
@@ -94,9 +94,9 @@ static void welcome(void)
 
 	if (fd < 0)
 		return;
-	/* The socket is where only the user gets; this is the second lock. */
+	/* Only the user can reach the socket's directory; this check is a second barrier. */
 	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &size) || who.uid != geteuid()) {
-		relay_tell(fd, RELAY_REFUSED, EACCES);
+		send_reply(fd, RELAY_REFUSED, EACCES);
 		close(fd);
 		return;
 	}
@@ -109,7 +109,7 @@ static void welcome(void)
 	clients[client_count++] = (struct client){ fd, 0 };
 }
 
-static void bury(void)
+static void reap_children(void)
 {
 	int status;
 	pid_t pid;
@@ -124,14 +124,14 @@ static void bury(void)
 			continue;
 		if (WIFSTOPPED(status)) {
 			if (c->fd >= 0)
-				relay_tell(c->fd, RELAY_STOPPED, WSTOPSIG(status));
+				send_reply(c->fd, RELAY_STOPPED, WSTOPSIG(status));
 			continue;
 		}
 		if (c->fd >= 0) {
 			if (WIFEXITED(status))
-				relay_tell(c->fd, RELAY_EXITED, WEXITSTATUS(status));
+				send_reply(c->fd, RELAY_EXITED, WEXITSTATUS(status));
 			else
-				relay_tell(c->fd, RELAY_KILLED, WTERMSIG(status));
+				send_reply(c->fd, RELAY_KILLED, WTERMSIG(status));
 			close(c->fd);
 			c->fd = -1;
 		}
@@ -139,7 +139,7 @@ static void bury(void)
 	}
 }
 
-static void forget_the_gone(void)
+static void remove_served_clients(void)
 {
 	size_t kept = 0;
 
@@ -163,7 +163,7 @@ static void serve(int children)
 		wait = more;
 		wait[0] = (struct pollfd){ .fd = RELAY_WATCH_FD, .events = POLLIN };
 		wait[1] = (struct pollfd){ .fd = children, .events = POLLIN };
-		/* Without a descriptor to spare, the next caller waits for one. */
+		/* When descriptors run out, the next caller is accepted later. */
 		wait[2] = (struct pollfd){ .fd = RELAY_LISTEN_FD, .events = POLLIN };
 		if (count + 16 > own_files.rlim_max)
 			wait[2].fd = -1;
@@ -185,10 +185,10 @@ static void serve(int children)
 				serve_request(&clients[i]);
 		}
 		if (wait[1].revents && read(children, &got, sizeof(got)) > 0)
-			bury();
+			reap_children();
 		if (wait[2].revents)
-			welcome();
-		forget_the_gone();
+			accept_client();
+		remove_served_clients();
 	}
 	free(wait);
 }
@@ -200,13 +200,13 @@ int relay_serve(const char *commands)
 	int children;
 
 	allowed = commands;
-	/* Those inside run as the same user; what is here isn't theirs to debug. */
+	/* Processes in the container run as the same user, and must not trace this one. */
 	prctl(PR_SET_DUMPABLE, 0);
 	getrlimit(RLIMIT_NOFILE, &own_files);
 	files = own_files;
 	files.rlim_cur = files.rlim_max;
 	setrlimit(RLIMIT_NOFILE, &files);
-	/* The step's signals are for the script. */
+	/* Signals to the step are for the script. */
 	sigfillset(&all);
 	sigprocmask(SIG_SETMASK, &all, NULL);
 	sigemptyset(&child);
@@ -218,12 +218,12 @@ int relay_serve(const char *commands)
 	signal(SIGCHLD, SIG_DFL);
 	fcntl(RELAY_LISTEN_FD, F_SETFL, O_RDWR | O_NONBLOCK);
 	serve(children);
-	/* The script has ended, and what it left running ends with it, as Slurm has it. */
+	/* The script has ended; as in any Slurm step, the processes that it left end with it. */
 	for (size_t i = 0; i < client_count; i++) {
 		if (clients[i].child)
 			kill(-clients[i].child, SIGKILL);
 		if (clients[i].child && clients[i].fd >= 0)
-			relay_tell(clients[i].fd, RELAY_KILLED, SIGKILL);
+			send_reply(clients[i].fd, RELAY_KILLED, SIGKILL);
 	}
 	free(clients);
 	return 0;

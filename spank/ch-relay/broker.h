@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The broker's parts and what they share. */
-#ifndef RELAYD_H
-#define RELAYD_H
+#ifndef BROKER_H
+#define BROKER_H
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -9,15 +9,15 @@
 
 #include "../common/relay.h"
 
-/* What a relay asks for. */
+/* A caller's request. */
 struct request {
 	struct relay_request head;
 	int streams[3]; /* -1: closed */
 	bool confined;  /* the host's environment and directory, not the caller's */
 	char *text;
 	const char *name, *directory;
-	char **argv; /* ends with NULL, as the next */
-	char **variables;
+	char **argv;      /* ended by NULL */
+	char **variables; /* ended by NULL */
 };
 
 /* broker.c */
@@ -25,11 +25,11 @@ int relay_serve(const char *commands);
 
 /* request.c */
 ssize_t request_receive(int fd, void *data, size_t size, int *fds, size_t room, size_t *count);
-int request_understand(struct request *q, ssize_t n, int *fds, size_t count, const char *allowed);
+int request_parse(struct request *q, ssize_t n, int *fds, size_t count, const char *allowed);
 void request_release(struct request *q);
 
 /* command.c */
-void relay_tell(int fd, enum relay_kind kind, uint32_t value);
+void send_reply(int fd, enum relay_kind kind, uint32_t value);
 void command_become(const struct request *q, int client, pid_t broker) __attribute__((noreturn));
 
 #endif

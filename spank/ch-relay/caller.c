@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* ch-relay: Slurm's commands for a container whose image has no Slurm.
  *
- * Two roles. Inside, called srun, squeue, ...: send all that a command depends
- * on to the broker, pass signals on, end as the command ended. Outside
- * (`ch-relay --serve COMMANDS`, started by ch-join): the broker, broker.c.
+ * The program has two roles. In the container, under the name srun, squeue, ...:
+ * send all that the command depends on to the broker, pass signals on, and end as
+ * the command ended. On the host (`ch-relay --serve COMMANDS`, started by
+ * ch-join): the broker, broker.c.
  *
- * Statically linked, for the reasons that ch-join is.
+ * It is statically linked for the same reasons as ch-join.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -32,13 +33,13 @@
 
 extern char **environ;
 
-/* What a person, a shell, a terminal or Slurm sends. */
+/* The signals that a user, a shell, a terminal or Slurm sends. */
 static const int passed_on[] = { SIGHUP,  SIGINT,  SIGQUIT, SIGTERM, SIGALRM,
 				 SIGUSR1, SIGUSR2, SIGCONT, SIGTSTP, SIGWINCH };
 
 static const char *name;
 
-static void __attribute__((format(printf, 1, 2))) say(const char *format, ...)
+static void __attribute__((format(printf, 1, 2))) report(const char *format, ...)
 {
 	va_list args;
 
@@ -55,12 +56,12 @@ static void __attribute__((noreturn, format(printf, 2, 3))) die(int code, const 
 	va_start(args, format);
 	vsnprintf(text, sizeof(text), format, args);
 	va_end(args);
-	say("%.64s: %s", name, text);
+	report("%.64s: %s", name, text);
 	exit(code);
 }
 
-/* The socket lies beside this program, wherever that is in the image. */
-static int call(void)
+/* Connect to the broker. Its socket is beside this program, wherever that is in the container. */
+static int connect_to_broker(void)
 {
 	struct sockaddr_un to = { .sun_family = AF_UNIX };
 	char self[PATH_MAX], *slash;
@@ -91,9 +92,9 @@ static void put(FILE *out, const char *text)
 	fwrite(text, 1, strlen(text) + 1, out);
 }
 
-/* Write the request's strings to a memory file, sealed: nothing changes or
- * vanishes while the broker reads. */
-static int strings(char **argv, struct relay_request *r)
+/* Write the request's strings to a memory file, which is sealed so that nothing
+ * changes while the broker reads it. */
+static int write_strings(char **argv, struct relay_request *r)
 {
 	static const int seals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_SEAL;
 	int fd = memfd_create("slurm_ch-relay", MFD_CLOEXEC | MFD_ALLOW_SEALING);
@@ -115,8 +116,8 @@ static int strings(char **argv, struct relay_request *r)
 	return fd;
 }
 
-/* What the process would have handed down to the command. */
-static void inherited(struct relay_request *r)
+/* Note what the command would have inherited from this process. */
+static void note_inherited(struct relay_request *r)
 {
 	sigset_t blocked;
 	struct sigaction now;
@@ -139,9 +140,9 @@ static void inherited(struct relay_request *r)
 	}
 }
 
-/* Note which streams are open, and fill the gaps: no descriptor of ours shall be
- * taken for one. Return /dev/null. */
-static int look_at_streams(struct relay_request *r)
+/* Note which streams are open, and open /dev/null for the others, so that no
+ * descriptor of ours becomes one. Return a descriptor of /dev/null. */
+static int note_streams(struct relay_request *r)
 {
 	int fd;
 
@@ -156,7 +157,7 @@ static int look_at_streams(struct relay_request *r)
 	return fd;
 }
 
-static void ask(int sock, int null, char **argv, struct relay_request *r)
+static void send_request(int sock, int null, char **argv, struct relay_request *r)
 {
 	union {
 		char space[CMSG_SPACE(4 * sizeof(int))];
@@ -168,7 +169,7 @@ static void ask(int sock, int null, char **argv, struct relay_request *r)
 	int fds[4], count = 1, tries = 1000;
 
 	memcpy(r->magic, RELAY_MAGIC, sizeof(r->magic));
-	fds[0] = strings(argv, r);
+	fds[0] = write_strings(argv, r);
 	for (int stream = 0; stream < 3; stream++)
 		if (r->streams >> stream & 1)
 			fds[count++] = stream;
@@ -177,26 +178,26 @@ static void ask(int sock, int null, char **argv, struct relay_request *r)
 	c->cmsg_type = SCM_RIGHTS;
 	c->cmsg_len = CMSG_LEN(count * sizeof(int));
 	memcpy(CMSG_DATA(c), fds, count * sizeof(int));
-	/* Of many callers with few descriptors each, some wait for the others' to arrive. */
+	/* The kernel limits the descriptors on their way: with many callers, some wait for the others. */
 	while (sendmsg(sock, &msg, MSG_NOSIGNAL) < 0)
 		if (errno == ETOOMANYREFS && tries--)
 			usleep(10000);
 		else if (errno != EINTR)
 			die(EXIT_SETUP, "can't send the request to the host: %s", strerror(errno));
 	close(fds[0]);
-	/* The streams are the command's now: a pipe that it closes must be closed.
-	 * Errors of ours still need the third. */
+	/* The streams belong to the command now: a pipe that the command closes must not
+	 * stay open here. Standard error stays, for our own messages. */
 	dup2(null, STDIN_FILENO);
 	dup2(null, STDOUT_FILENO);
 }
 
-/* End as the command did. */
+/* End by the signal that ended the command. */
 static void __attribute__((noreturn)) end_by(int signal_number)
 {
 	struct rlimit none = { 0, 0 };
 	sigset_t all;
 
-	setrlimit(RLIMIT_CORE, &none); /* the command has left one, if anybody */
+	setrlimit(RLIMIT_CORE, &none); /* only the command may leave a core file */
 	signal(signal_number, SIG_DFL);
 	raise(signal_number);
 	sigfillset(&all);
@@ -211,8 +212,8 @@ static void pass_on(int sock, int number, bool group)
 	send(sock, &out, sizeof(out), MSG_NOSIGNAL);
 }
 
-/* Stop as the command did, and take it along when continued. A further stop may
- * take the pending SIGCONT away, so that it isn't waited for. */
+/* Stop as the command did; when this process is continued, continue the command. The
+ * pending SIGCONT is taken without waiting, because a further stop may have discarded it. */
 static void stop(int sock)
 {
 	static const struct timespec now = { 0, 0 };
@@ -225,7 +226,7 @@ static void stop(int sock)
 	pass_on(sock, SIGCONT, true);
 }
 
-static void obey(int sock, const struct relay_reply *reply)
+static void act_on(int sock, const struct relay_reply *reply)
 {
 	switch (reply->kind) {
 	case RELAY_EXITED:
@@ -248,7 +249,7 @@ static void obey(int sock, const struct relay_reply *reply)
 	}
 }
 
-/* Signals go out, replies come in, until the command ends. */
+/* Send signals and receive replies until the command ends. */
 static void __attribute__((noreturn)) wait_for_end(int sock, int signals)
 {
 	struct pollfd wait[] = { { .fd = sock, .events = POLLIN },
@@ -264,21 +265,21 @@ static void __attribute__((noreturn)) wait_for_end(int sock, int signals)
 				continue;
 			die(EXIT_SETUP, "can't wait for the command: %s", strerror(errno));
 		}
-		/* The terminal's are for all that run there. */
+		/* A terminal's signals are for the whole process group. */
 		if (wait[1].revents && read(signals, &got, sizeof(got)) == sizeof(got))
 			pass_on(sock, got.ssi_signo, got.ssi_code == SI_KERNEL);
 		if (!wait[0].revents)
 			continue;
 		n = recv(sock, &reply, sizeof(reply), MSG_DONTWAIT);
 		if (n == sizeof(reply))
-			obey(sock, &reply);
+			act_on(sock, &reply);
 		else if (n >= 0 || (errno != EAGAIN && errno != EINTR))
 			die(EXIT_SETUP, "the relay's other end, on the host, has ended before the "
 					"command");
 	}
 }
 
-/* From here on signals are read, but for those that are ignored. */
+/* Have the signals read from a descriptor from now on, except those that are ignored. */
 static int take_signals(const struct relay_request *r)
 {
 	sigset_t ours;
@@ -309,10 +310,10 @@ int main(int argc, char **argv)
 			return relay_serve(argv[2]);
 		die(EXIT_USAGE, "called by the name of one of Slurm's commands, not by hand");
 	}
-	null = look_at_streams(&r);
-	sock = call();
-	inherited(&r);
+	null = note_streams(&r);
+	sock = connect_to_broker();
+	note_inherited(&r);
 	signals = take_signals(&r);
-	ask(sock, null, argv, &r);
+	send_request(sock, null, argv, &r);
 	wait_for_end(sock, signals);
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The command itself: from the broker's child to one of Slurm's programs. */
+/* Turns the broker's child into one of Slurm's commands, with what the caller sent and what the host decides. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <limits.h>
@@ -19,11 +19,11 @@
 
 extern char **environ;
 
-void relay_tell(int fd, enum relay_kind kind, uint32_t value)
+void send_reply(int fd, enum relay_kind kind, uint32_t value)
 {
 	struct relay_reply reply = { kind, value };
 
-	/* A few replies always fit; who doesn't read them gets no more. */
+	/* A few replies always fit; a caller that doesn't read them gets no more. */
 	send(fd, &reply, sizeof(reply), MSG_NOSIGNAL | MSG_DONTWAIT);
 }
 
@@ -34,13 +34,14 @@ static bool is_named(const char *variable, const char *name)
 	return !strncmp(variable, name, n) && variable[n] == '=';
 }
 
-/* What leads programs to files: in the container's places, not the host's. The
- * first few are worth something to a step in a container. */
+/* Variables that lead programs to files of the container, not of the host. For srun, these
+ * are passed on to the step, which runs in a container too. */
 static bool is_relayed(const char *variable)
 {
 	return is_named(variable, "PATH") || is_named(variable, "TMPDIR") || !strncmp(variable, "LD_", 3);
 }
 
+/* Variables whose host's value a program on the host needs. */
 static bool is_hosts(const char *variable)
 {
 	static const char *const names[] = { "HOME",       "PWD",            "OLDPWD",    "LOCPATH",
@@ -52,7 +53,7 @@ static bool is_hosts(const char *variable)
 	return is_relayed(variable);
 }
 
-/* Whether one of `among` begins as `variable` does, for n bytes. */
+/* Whether the first n bytes of one of `among` are those of `variable`. */
 static bool is_among(const char *variable, size_t n, char **among)
 {
 	for (; *among; among++)
@@ -70,9 +71,9 @@ static char *pasted(const char *a, const char *b, const char *c)
 	return text;
 }
 
-/* The script's variables, with the host's own where the host's programs need
- * them. For srun, what the script has made of PATH, TMPDIR and LD_* goes on to the step's
- * container, and so does a working directory that only exists there. */
+/* Return the script's variables, with the host's own values of those that the host's programs
+ * need. For srun, the script's values of PATH, TMPDIR and LD_* are passed on to the step's
+ * container, and so is a working directory that only exists in the container. */
 static char **environment(const struct request *q, bool arrived)
 {
 	size_t count = 0, i = 0;
@@ -113,8 +114,8 @@ static char **environment(const struct request *q, bool arrived)
 	return out;
 }
 
-/* What a caller may say to a confined command: how to show what it shows, and of
- * which jobs and nodes. None of it names a file, a program or a plugin. */
+/* Whether the caller may set a variable for a confined command: the format of its output,
+ * and which jobs and nodes it shows. None of these names a file, a program or a plugin. */
 static bool is_harmless(const char *variable)
 {
 	static const char *const names[] = { "LANG",	       "LANGUAGE",	    "TZ",
@@ -138,7 +139,7 @@ static bool is_harmless(const char *variable)
 	return ours && !(path && !strncmp(variable, "LC_", 3));
 }
 
-/* The host's own variables, but for what is harmless. */
+/* Return the host's variables, with the caller's values of the harmless ones. */
 static char **confined_environment(const struct request *q)
 {
 	size_t count = 0, i = 0;
@@ -161,7 +162,7 @@ static char **confined_environment(const struct request *q)
 	return out;
 }
 
-/* Find a command in the host's PATH; relative places don't count. */
+/* Find a command in the host's PATH; relative directories don't count. */
 static char *find(const char *name)
 {
 	const char *item = getenv("PATH");
@@ -218,7 +219,7 @@ void command_become(const struct request *q, int client, pid_t broker)
 	bool arrived;
 
 	setpgid(0, 0);
-	/* Nothing that we started runs on without us. */
+	/* The command must not outlive the broker. */
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	if (getppid() != broker)
 		_exit(EXIT_SETUP);
@@ -239,6 +240,6 @@ void command_become(const struct request *q, int client, pid_t broker)
 		inherit(q);
 		execve(path, q->argv, env);
 	}
-	relay_tell(client, RELAY_FAILED, errno);
+	send_reply(client, RELAY_FAILED, errno);
 	_exit(errno == ENOENT ? EXIT_NOT_FOUND : EXIT_CANNOT_EXECUTE);
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A request, received and taken apart. Whoever sent it may be hostile. */
+/* Receives and checks a request, whose sender may be hostile. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -22,7 +22,8 @@ void request_release(struct request *q)
 	free(q->variables);
 }
 
-/* Read the memory file whole; an errno. Sealed, or reading it might block. */
+/* Read the whole memory file; return 0 or an errno. It must be sealed, because reading another file
+ * might block. */
 static int read_text(int fd, struct request *q)
 {
 	int seals = fcntl(fd, F_GET_SEALS);
@@ -43,7 +44,7 @@ static int read_text(int fd, struct request *q)
 	return 0;
 }
 
-/* Cut the text into name, directory, arguments and variables; an errno. */
+/* Cut the text into name, directory, arguments and variables; return 0 or an errno. */
 static int cut(struct request *q)
 {
 	uint32_t arguments = q->head.arguments, variables = q->head.variables;
@@ -73,8 +74,8 @@ static int cut(struct request *q)
 	return at == end ? 0 : EBADMSG;
 }
 
-/* Whether the list has the name; an item that ends with RELAY_CONFINED is one
- * that the caller must not steer. */
+/* Whether the list has the name. The caller must not control a command whose item ends
+ * with RELAY_CONFINED. */
 static bool is_allowed(const char *name, const char *allowed, bool *confined)
 {
 	size_t n = strlen(name);
@@ -138,8 +139,8 @@ ssize_t request_receive(int fd, void *data, size_t size, int *fds, size_t room, 
 	return n;
 }
 
-/* Take a request apart; 0, or an errno for the one who asked. */
-int request_understand(struct request *q, ssize_t n, int *fds, size_t count, const char *allowed)
+/* Parse and check a received request; return 0, or an errno for its sender. */
+int request_parse(struct request *q, ssize_t n, int *fds, size_t count, const char *allowed)
 {
 	size_t next = 1;
 	int error = EBADMSG;

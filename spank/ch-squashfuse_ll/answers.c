@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+/* Answers the kernel's FUSE requests from the image. */
 #include "answers.h"
 
 #include <dirent.h>
@@ -8,10 +9,10 @@
 #include <unistd.h>
 
 #define FOREVER (UINT64_MAX >> 2)
-/* READDIR's offsets: 1 and 2 are behind "." and "..". */
+/* READDIR's offsets: 1 is after ".", and 2 after "..". */
 #define DOTS 2
-/* INIT's newest part, which headers may lack: flags' second half in the request and the reply, and the
- * reply's timeout, by their places. */
+/* Fields of INIT that the headers may lack, by their places: the second half of the flags in request and reply,
+ * and the timeout in the reply. */
 #define INIT_EXT (1U << 30)
 #define REQUEST_TIMEOUT (1U << (42 - 32))
 #define IN_FLAGS2 16
@@ -23,7 +24,7 @@ bool one_owner;
 
 /* ---- Nodes ---- */
 
-/* A node's number is its inode's place in the image; 0 and 1 mean something to the kernel. */
+/* A node's number is its inode's place in the image, plus 2, because 0 and 1 are reserved by the kernel. */
 static uint64_t node_of(const struct image *image, uint64_t reference)
 {
 	return reference == image->root ? FUSE_ROOT_ID : reference + 2;
@@ -52,7 +53,7 @@ static void get_attr(const struct image *image, const struct inode *inode, struc
 	attr->blocks = (attr->size + 511) / 512;
 }
 
-/* The entry's kind has to be its inode's. The caller closes the cursor. */
+/* The entry must have the same type as its inode. The caller closes the cursor. */
 static int get_entry(struct cursor *inodes, struct image *image, const struct entry *entry, struct fuse_entry_out *out)
 {
 	struct inode inode;
@@ -83,7 +84,7 @@ static ssize_t lookup(struct image *image, const struct request *r, char *reply)
 	found = directory_find(image, &directory, r->body, strlen(r->body), &entry);
 	if (found < 0)
 		return -EIO;
-	if (!found) { /* nothing, and that for ever */
+	if (!found) { /* the kernel may remember that for ever */
 		memset(out, 0, sizeof(*out));
 		out->entry_valid = FOREVER;
 		return sizeof(*out);
@@ -115,8 +116,8 @@ static ssize_t readlink_of(struct image *image, const struct request *r, char *r
 	return inode.type == TYPE_LINK ? link_read(image, &inode, reply, PATH_MAX) : -EINVAL;
 }
 
-/* Append one entry to a directory's listing; NULL if there is no room, else where its attributes
- * belong, if they are wanted: before it. */
+/* Append one entry to a directory's listing. With `plus`, its attributes go before it. Return where they
+ * belong, or NULL if there is no room. */
 static struct fuse_entry_out *add_entry(char *reply, size_t *used, size_t room, bool plus,
 					const struct fuse_dirent *head, const void *name)
 {
@@ -133,7 +134,7 @@ static struct fuse_entry_out *add_entry(char *reply, size_t *used, size_t room, 
 	return (struct fuse_entry_out *)to;
 }
 
-/* Append entries as long as there are any, and room. */
+/* Append entries until there are no more, or no room. */
 static ssize_t list(struct directory *d, const struct inode *inode, char *reply, size_t used, size_t room, bool plus)
 {
 	struct cursor inodes = { .block = NULL };
@@ -151,10 +152,10 @@ static ssize_t list(struct directory *d, const struct inode *inode, char *reply,
 		};
 
 		if (!(attributes = add_entry(reply, &used, room, plus, &head, entry.name))) {
-			directory_leave(d, inode);
+			directory_interrupt(d, inode);
 			break;
 		}
-		/* An inode that can't be read is trouble for who looks it up: the name is there. */
+		/* The name is listed even if its inode can't be read: that is an error of the later LOOKUP. */
 		if (plus && get_entry(&inodes, d->cursor.image, &entry, attributes))
 			memset(attributes, 0, sizeof(*attributes));
 	}
@@ -206,7 +207,7 @@ static ssize_t statfs_of(struct image *image, char *reply)
 	return sizeof(*out);
 }
 
-/* A value, or its size where the kernel asks for that with no room. */
+/* Return a value's size; if the kernel has given no room, that size itself is the reply. */
 static ssize_t sized(char *reply, size_t room, ssize_t size)
 {
 	struct fuse_getxattr_out *out = (struct fuse_getxattr_out *)reply;
@@ -263,7 +264,7 @@ static ssize_t init(const struct request *r, char *reply)
 	out->congestion_threshold = 48;
 	out->max_write = 4096;
 	out->max_pages = page > 0 && page < READ_BYTES ? READ_BYTES / page : 1;
-	out->time_gran = 1000000000; /* whole seconds are all that SquashFS has */
+	out->time_gran = 1000000000; /* SquashFS only has whole seconds */
 	if (request_timeout && in->flags & INIT_EXT) {
 		uint32_t flags2;
 
@@ -301,7 +302,7 @@ ssize_t answer(struct image *image, const struct request *r, char *reply)
 		return init(r, reply);
 	case FUSE_DESTROY:
 		return 0;
-	default: /* OPEN, OPENDIR, FLUSH, ACCESS, ...: the kernel won't ask again */
+	default: /* OPEN, OPENDIR, FLUSH, ACCESS, ...: the kernel does not send these again */
 		return -ENOSYS;
 	}
 }

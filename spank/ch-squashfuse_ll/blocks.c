@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What is in files: blocks, whose sizes are listed behind the inode, and tails,
- * many of which share a block, the fragment.
+/* Reads the contents of files: blocks, whose sizes are listed after the inode, and
+ * tails, many of which share one block, the fragment.
  *
- * The kernel asks for 128 KiB around a page fault, which is rarely aligned to
- * a block: every block is wanted at least twice. In the cache it is inflated
- * once, by whoever comes first, while the others wait or inflate other blocks.
+ * The kernel asks for 128 KiB around a page fault, which are rarely aligned to a
+ * block: so each block is read at least twice. The cache has it inflated only once,
+ * by the first thread, while others wait for it or inflate other blocks.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -12,13 +12,13 @@
 
 #include "image.h"
 
-/* What the cache may hold; the server as a whole is to stay below 8 MiB. */
+/* The size of the cache: the server as a whole should stay below 8 MiB. */
 #define CACHE_BYTES (4 << 20)
 #define WAYS_MAX 32
 #define STORED_PLAIN (1u << 24)
 
-/* Where a block is follows from the sizes of all before it. For long lists we keep where some
- * blocks are, a metadata block of sizes apart, or more where a file has more than this many of them. */
+/* A block's position is the sum of the sizes of all blocks before it. For long lists some positions are kept:
+ * one per metadata block of sizes, or fewer if a file has more than STEPS_MAX such blocks. */
 #define STEP_BLOCKS (METADATA_SIZE / 4)
 #define STEPS_MAX 256
 
@@ -68,7 +68,7 @@ static void keep(struct image *image, const struct step *step)
 	pthread_mutex_unlock(&image->lock);
 }
 
-/* Find the last place before block `number` that is known: at worst, the list's beginning. */
+/* Return the last known position before block `number`: at worst, the beginning of the list. */
 static struct step recall(struct image *image, const struct inode *inode, uint64_t number, uint64_t distance)
 {
 	struct step found = { inode->reference, 0, inode->file.start, inode->rest };
@@ -86,13 +86,13 @@ static struct step recall(struct image *image, const struct inode *inode, uint64
 	return found;
 }
 
-/* A file's blocks, one after the other. */
+/* Goes through a file's blocks in order. */
 struct list {
 	struct cursor cursor;
 	uint64_t position; /* of the next block */
 };
 
-/* Read the next block's header and step over it. */
+/* Read the next block's header and move past that block. */
 static int list_next(struct list *l, uint32_t *header)
 {
 	struct image *image = l->cursor.image;
@@ -134,7 +134,7 @@ static int list_open(struct list *l, struct image *image, const struct inode *in
 
 /* ---- Reading ---- */
 
-/* Copy `size` bytes from `offset` of a block, which has to have `least` bytes, and at most `most`. */
+/* Copy `size` bytes from `offset` of a block, which must have at least `least` and at most `most` bytes. */
 static int copy(struct image *image, uint64_t position, uint32_t header, size_t least, size_t most, size_t offset,
 		size_t size, char *to)
 {
@@ -147,7 +147,7 @@ static int copy(struct image *image, uint64_t position, uint32_t header, size_t 
 		failed = damaged(image, "size of a data block's contents", position);
 	else
 		memcpy(to, b->data + offset, size);
-	cache_let_go(b);
+	cache_release(b);
 	return failed;
 }
 

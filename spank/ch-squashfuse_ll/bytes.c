@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Reading the image's bytes: all that were asked for, or none, and never past its end. */
+/* Reads bytes of the image: all that are requested or none, and never past its end. */
 #include "image.h"
 
 #include <errno.h>

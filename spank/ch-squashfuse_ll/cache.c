@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+/* A cache of inflated blocks, in sets that each have a lock. */
 #include "cache.h"
 
 #include <stdlib.h>
@@ -59,7 +60,7 @@ static bool is(const struct block *b, uint64_t position, uint32_t header)
 	return b->state != EMPTY && b->position == position && b->header == header;
 }
 
-/* The block in its set, or the one to put it in: the longest unused. */
+/* Return the block from its set, or the one to replace: of those that nobody holds, the least recently used. */
 static struct block *find(struct block *ways, unsigned int count, uint64_t position, uint32_t header)
 {
 	struct block *oldest = NULL;
@@ -67,7 +68,7 @@ static struct block *find(struct block *ways, unsigned int count, uint64_t posit
 	for (struct block *b = ways; b < ways + count; b++) {
 		if (is(b, position, header))
 			return b;
-		/* Pairs with the release of cache_let_go(). */
+		/* Pairs with the release in cache_release(). */
 		if (!__atomic_load_n(&b->users, __ATOMIC_ACQUIRE) && (!oldest || b->used < oldest->used))
 			oldest = b;
 	}
@@ -108,7 +109,7 @@ struct block *cache_hold(struct cache *cache, struct image *image, uint64_t posi
 	return failed ? NULL : b;
 }
 
-void cache_let_go(struct block *b)
+void cache_release(struct block *b)
 {
 	__atomic_sub_fetch(&b->users, 1, __ATOMIC_RELEASE);
 }

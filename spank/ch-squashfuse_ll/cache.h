@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Blocks of the image, inflated once and shared by all threads.
  *
- * A block doesn't change once it is loaded: who holds it reads it with no lock.
- * Each set of blocks has a lock of its own, held for the search only.
+ * A loaded block doesn't change: a thread that holds it reads it without a lock.
+ * Each set of blocks has a lock of its own, which is held for the search only.
  */
 #ifndef CACHE_H
 #define CACHE_H
@@ -14,7 +14,7 @@
 
 struct image;
 
-/* A test can keep the blocks apart, and see to it that nobody reads what isn't loaded. */
+/* A test defines these to keep the blocks apart, and to detect reads of a block that is not loaded. */
 #ifndef BLOCK_GAP
 #define BLOCK_GAP 0
 #define BLOCK_LOADING(block, bytes)
@@ -27,16 +27,16 @@ struct block {
 	enum block_state state;
 	int users;
 	uint64_t used;
-	/* What it is: a block has the same position and header whoever asks for it. */
+	/* The block's identity. */
 	uint64_t position;
 	uint32_t header;
-	/* What loading it finds: its bytes, and how many of the image they are. */
+	/* Set by the loader: the bytes, their number, and how many bytes of the image they were. */
 	uint32_t size;
 	uint32_t stored;
 	uint8_t *data;
 };
 
-/* Load a block's data, with room for the cache's `bytes`. 0, or -EIO. */
+/* Load a block's data, with room for the cache's `bytes`; return 0 or -EIO. */
 typedef int block_loader(struct image *image, struct block *block);
 
 struct cache {
@@ -48,15 +48,14 @@ struct cache {
 	uint8_t *data;
 };
 
-/* `sets` is a power of two. Each has as many `ways` as asked for, or more: so that there is always a block that
- * nobody holds, though all threads hold as many as they ever do at once (`held`, of all), and load one.
- * The data's memory is taken as blocks are first used. */
+/* `sets` is a power of two. Each set has at least `ways` blocks, and more than `held`, which is how many blocks all
+ * threads together hold at most: so there is always one to replace. A block takes memory when it is first used. */
 bool cache_init(struct cache *cache, block_loader *load, unsigned int sets, unsigned int ways, unsigned int held,
 		size_t bytes);
 void cache_free(struct cache *cache);
 
-/* Return a block, and keep it; NULL if it can't be read. */
+/* Return a block, which stays until it is released; NULL if it can't be read. */
 struct block *cache_hold(struct cache *cache, struct image *image, uint64_t position, uint32_t header);
-void cache_let_go(struct block *block);
+void cache_release(struct block *block);
 
 #endif

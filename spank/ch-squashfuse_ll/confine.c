@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the server may still ask of the kernel from before it reads the first
- * byte of the image: to read what it has open, to answer, memory, and threads
- * of its own. An image that finds a fault in what takes it apart gets hold of
- * a process that can open, start, signal and reach nothing.
+/* Confines the server, before it reads the first byte of the image, to the system
+ * calls that serving needs: reading what is open, answering, memory, and threads
+ * of its own. An image that exploits a fault in the reader then controls a process
+ * that can open nothing, start nothing, signal nobody and connect to nothing.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -31,11 +31,11 @@
 #define ARCHITECTURE AUDIT_ARCH_AARCH64
 #endif
 
-/* The terminal's and the step's signals must not end the server before the command: it ends by itself
- * when the mount does. SIGPIPE: nobody listens any more once it serves. */
+/* Signals from the terminal or to the step must not end the server before the command: it ends by itself, with
+ * the mount. SIGPIPE: while the server serves, nobody reads its standard error. */
 static const int for_tasks[] = { SIGHUP, SIGINT, SIGTERM, SIGPIPE, SIGQUIT };
 
-int step_aside(void)
+int go_to_background(void)
 {
 	struct __user_cap_header_struct head = { .version = _LINUX_CAPABILITY_VERSION_3 };
 	struct __user_cap_data_struct none[_LINUX_CAPABILITY_U32S_3] = { { 0 } };
@@ -59,13 +59,13 @@ static const int allowed[] = {
 	SYS_brk, SYS_munmap, SYS_mremap, SYS_madvise,
 	/* threads; see below for clone */
 	SYS_set_robust_list, SYS_rseq, SYS_sched_yield, SYS_membarrier, SYS_restart_syscall,
-	/* to die as ever; see below for tgkill */
+	/* to end normally or by a signal; see below for tgkill */
 	SYS_exit, SYS_exit_group, SYS_rt_sigreturn, SYS_rt_sigprocmask, SYS_rt_sigaction, SYS_getpid,
 	SYS_gettid,
 };
 static const int without_exec[] = { SYS_mmap, SYS_mprotect };
 
-/* What C libraries make a thread with. A thread needs CLONE_THREAD, and the kernel then insists on
+/* The flags with which C libraries create a thread. A thread needs CLONE_THREAD, for which the kernel requires
  * CLONE_SIGHAND and CLONE_VM; 0x400000 is CLONE_DETACHED, which musl sets and the kernel ignores. */
 #define THREAD_FLAGS \
 	(CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM | CLONE_SETTLS | \
@@ -78,8 +78,8 @@ static const int without_exec[] = { SYS_mmap, SYS_mprotect };
 #define RETURN(what) (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, what)
 #define REFUSE(number) RETURN(SECCOMP_RET_ERRNO | (number))
 
-/* Arguments are looked at by their low half, which comes first where little does. The kernel takes no
- * more than that half of a pid, of clone's flags and of a protection's bits. */
+/* The filter looks at the low half of each argument, which comes first on little-endian machines. The kernel
+ * uses no more than that half of a pid, of clone's flags and of a protection's bits. */
 int confine(void)
 {
 	struct sock_filter code[2 * COUNT(allowed) + 5 * COUNT(without_exec) + 18];
@@ -108,10 +108,10 @@ int confine(void)
 	code[n++] = IF(BPF_JSET, CLONE_THREAD, 0, 1);
 	code[n++] = RETURN(SECCOMP_RET_ALLOW);
 	code[n++] = REFUSE(EPERM);
-	/* Its flags are in memory, where no filter sees them: the C library takes clone instead. */
+	/* The flags of clone3 are in memory, where no filter sees them: after ENOSYS the C library uses clone. */
 	code[n++] = IF(BPF_JEQ, SYS_clone3, 0, 1);
 	code[n++] = REFUSE(ENOSYS);
-	/* abort() signals its own process, and nobody signals another. */
+	/* abort() signals its own process; no other may be signalled. */
 	code[n++] = IF(BPF_JEQ, SYS_tgkill, 0, 3);
 	code[n++] = LOAD(args[0]);
 	code[n++] = IF(BPF_JEQ, (uint32_t)getpid(), 0, 1);

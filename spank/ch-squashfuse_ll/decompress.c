@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Compression by other people's libraries. What a thread needs for one, it makes once and keeps. */
+/* Decompression by libraries. Each thread creates its decompressor once and keeps it. */
 #include "image.h"
 
 typedef ssize_t decoder(const uint8_t *from, size_t size, uint8_t *to, size_t room);
@@ -42,14 +42,14 @@ static ssize_t gzip(const uint8_t *from, size_t size, uint8_t *to, size_t room)
 #ifdef HAVE_XZ
 #include <lzma.h>
 
-/* Of a block of 1 MiB, and what there is to it. */
+/* Enough for a block of 1 MiB and the decoder itself. */
 #define XZ_MEMORY (2 << 20)
 
 static ssize_t xz(const uint8_t *from, size_t size, uint8_t *to, size_t room)
 {
 	static _Thread_local lzma_stream s;
 
-	/* Begun again, it keeps its memory. */
+	/* A stream that is initialized again keeps its memory. */
 	if (lzma_stream_decoder(&s, XZ_MEMORY, 0) != LZMA_OK)
 		return -1;
 	s.next_in = from;
@@ -90,7 +90,7 @@ static ssize_t lz4(const uint8_t *from, size_t size, uint8_t *to, size_t room)
 #define lz4 NULL
 #endif
 
-/* lzma, of SquashFS before 4.1, is known by name only. */
+/* lzma, which SquashFS had before 4.1, has a name for messages, but no decoder. */
 static decoder *const decoders[ZSTD + 1] = {
 	[GZIP] = gzip, [LZO] = lzo_decompress, [XZ] = xz, [LZ4] = lz4, [ZSTD] = zstd,
 };

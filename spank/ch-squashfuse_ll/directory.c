@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Directories: a listing sorted by name, and for long ones an index of it.
+/* Reads directories: a listing that is sorted by name, and an index if it is long.
  *
- * The listing is a row of headers, each with up to 256 entries whose inodes
- * lie in the same metadata block. The index has the names at which one may begin.
+ * The listing is a sequence of headers, each with up to 256 entries whose inodes are
+ * in the same metadata block. The index has names with the positions of their headers.
  */
 #include <errno.h>
 #include <string.h>
@@ -13,8 +13,8 @@
 #define ENTRIES_MAX 256
 #define ENTRY 8
 #define INDEX 12
-/* A listing's size counts "." and "..", which aren't in it. By squashfs-tools-ng 1.0 it doesn't: so, as for the
- * kernel, no header begins in the last three bytes, but an entry may end there. */
+/* A listing's size counts three bytes for "." and "..", which aren't in it. squashfs-tools-ng 1.0 doesn't count them.
+ * So, as in the kernel, no header begins in the last three bytes, but an entry may end there. */
 #define DOTS 3
 
 static int spoilt(struct directory *d, const char *what)
@@ -25,7 +25,7 @@ static int spoilt(struct directory *d, const char *what)
 	return damaged(d->cursor.image, what, position);
 }
 
-/* Take from the listing what it still has; NULL, and closed, where it doesn't. */
+/* Return the listing's next bytes; if there are fewer, close it and return NULL. */
 static const uint8_t *take(struct directory *d, uint8_t *scratch, size_t size)
 {
 	if (size > d->size - d->at.position) {
@@ -43,7 +43,7 @@ static int compare(const uint8_t *a, size_t a_length, const uint8_t *b, size_t b
 	return order ? order : (a_length > b_length) - (a_length < b_length);
 }
 
-/* As directory_next(), but for the check of the name. */
+/* As directory_next(), but without the check of the name. */
 static int step(struct directory *d, struct entry *entry)
 {
 	uint8_t scratch[HEADER];
@@ -100,7 +100,7 @@ void directory_close(struct directory *d)
 	cursor_close(&d->cursor);
 }
 
-/* Find the last place of the index that is not behind `position`, and not behind `name` if one is given. */
+/* Find the last place in the index that is not after `position` and, if `name` is given, not after that. */
 static int search_index(struct image *image, const struct inode *inode, uint32_t position, const char *name,
 			size_t length, uint32_t *found, struct place *place)
 {
@@ -127,7 +127,7 @@ static int search_index(struct image *image, const struct inode *inode, uint32_t
 		if (at > position || (name && compare(first, size, (const uint8_t *)name, length) > 0))
 			break;
 		*found = at;
-		/* Blocks are full: so the place in one follows from the place in all. */
+		/* All blocks but the last are full, so the offset in the block follows from that in the listing. */
 		place->block = image->directories.start + block;
 		place->offset = (inode->directory.listing.offset + at) % METADATA_SIZE;
 	}
@@ -145,7 +145,7 @@ static int begin(struct directory *d, struct image *image, const struct inode *i
 	d->size = inode->size;
 	if (d->size <= DOTS)
 		return 0;
-	/* Nobody needs an index that is damaged: it takes longer from the beginning. */
+	/* Without the index, because it is damaged, the search begins at the first entry and only takes longer. */
 	if (inode->directory.index_count && (position || name) &&
 	    search_index(image, inode, name ? d->size : position, name, length, &d->at.position, &place)) {
 		d->at.position = 0;
@@ -154,7 +154,7 @@ static int begin(struct directory *d, struct image *image, const struct inode *i
 	return cursor_open(&d->cursor, image, &image->directories, place);
 }
 
-void directory_leave(const struct directory *d, const struct inode *inode)
+void directory_interrupt(const struct directory *d, const struct inode *inode)
 {
 	struct image *image = d->cursor.image;
 	struct resume *resume;
@@ -166,7 +166,7 @@ void directory_leave(const struct directory *d, const struct inode *inode)
 	pthread_mutex_unlock(&image->lock);
 }
 
-/* Find where a listing was left at `position`, which isn't 0. */
+/* Find the listing that was interrupted at `position`, which isn't 0. */
 static bool recall(struct image *image, const struct inode *inode, uint32_t position, struct resume *found)
 {
 	bool known = false;

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+/* Serves the FUSE device: each thread reads requests and writes replies. */
 #include "fuse.h"
 
 #include <errno.h>
@@ -9,25 +10,25 @@
 
 #include "answers.h"
 
-/* A reader's own needs are some 10 KiB; the libraries' are no more. */
+/* The reader needs some 10 KiB, and the libraries no more than that. */
 #define STACK_BYTES (256 << 10)
 
 struct worker {
-	char reply[REPLY_BYTES] __attribute__((aligned(4096))); /* as are the pages that it is copied to */
+	char reply[REPLY_BYTES] __attribute__((aligned(4096))); /* like the pages that the kernel copies it to */
 	struct request request;
 	struct image *image;
 	int fuse;
-	int more; /* threads to begin */
+	int more; /* how many threads are still to be started */
 };
 
-/* Read one request; false when the mount is gone. */
+/* Read one request; return false when the mount is gone. */
 static bool receive(int fuse, struct request *r)
 {
 	for (;;) {
 		ssize_t n = read(fuse, r, sizeof(*r));
 
 		if (n >= (ssize_t)sizeof(r->head)) {
-			/* Names end with a NUL; whatever comes behind is none of ours. */
+			/* The kernel ends names with a NUL; this one is for a request without. */
 			((char *)r)[n < (ssize_t)sizeof(*r) ? n : (ssize_t)sizeof(*r) - 1] = '\0';
 			return true;
 		}
@@ -43,7 +44,7 @@ static void send_reply(int fuse, const struct request *r, char *reply, ssize_t s
 
 	head.error = size < 0 ? size : 0;
 	head.len = sizeof(head) + parts[1].iov_len;
-	/* ENOENT: the request was interrupted; anything else shows at the next read. */
+	/* ENOENT: the request was interrupted. The next read reports any other error. */
 	if (writev(fuse, parts, 2) < 0)
 		return;
 }
@@ -58,7 +59,7 @@ static void *serve(void *argument)
 	while (receive(w->fuse, &w->request)) {
 		if (r->head.opcode == FUSE_FORGET || r->head.opcode == FUSE_BATCH_FORGET)
 			continue;
-		/* Until a command's contents are wanted, one thread is enough, and there sooner. */
+		/* One thread is enough, and starts sooner, until the contents of a file are read. */
 		for (; w->more && r->head.opcode == FUSE_READ; w->more--)
 			begin(w->image, w->fuse, 0, false);
 		send_reply(w->fuse, r, w->reply, answer(w->image, r, w->reply));
@@ -66,7 +67,7 @@ static void *serve(void *argument)
 	_exit(0);
 }
 
-/* Begin to serve, in this thread or another. If there is no memory, those that there are will do. */
+/* Begin to serve, in this thread or another. If there is no memory for another, the existing ones serve. */
 static void begin(struct image *image, int fuse, int more, bool here)
 {
 	struct worker *w = aligned_alloc(4096, sizeof(*w));

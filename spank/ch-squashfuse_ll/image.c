@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The superblock, and the places of all tables, which it names. */
+/* Opens an image: reads the superblock, and finds all tables by it. */
 #include "../agreement.h"
 #include "image.h"
 
@@ -10,8 +10,8 @@
 #define SUPERBLOCK_SIZE 96
 #define XATTR_HEADER 16
 
-/* Whether there is an array, the positions of its blocks fit in at `index` and below `end`, and the first is
- * not below `start`. */
+/* Fill in a table that is an array. Return false if the array is empty, if the positions of its blocks do not fit
+ * between `index` and `end`, or if the first block is below `start`. */
 static bool find_array(struct image *image, struct table *t, const char *name, uint64_t index, uint32_t count,
 		       uint32_t entry, uint64_t start, uint64_t end)
 {
@@ -26,7 +26,7 @@ static bool find_array(struct image *image, struct table *t, const char *name, u
 	return t->start >= start && t->start < t->end;
 }
 
-/* `end` is where what comes before the attributes ends. */
+/* Fill in both tables of the attributes, and set `end` to where the tables before them must end. */
 static bool find_xattrs(struct image *image, uint64_t at, uint64_t *end)
 {
 	uint8_t head[XATTR_HEADER];
@@ -41,14 +41,14 @@ static bool find_xattrs(struct image *image, uint64_t at, uint64_t *end)
 		return true;
 	image->has_xattrs = find_array(image, &image->xattr_ids, "table of attributes", at + sizeof(head), count, 16,
 				       start, image->size);
-	/* Their index comes behind the header, their blocks before. */
+	/* The index comes after the header, the blocks before it. */
 	image->xattr_ids.end = at;
 	image->xattrs = (struct table){ .name = "attributes", .start = start, .end = image->xattr_ids.start };
 	*end = start;
 	return image->has_xattrs && image->xattr_ids.start < at;
 }
 
-/* The tables come one after the other, the inodes first: each ends where the next begins. */
+/* The tables follow each other, the inodes first: each ends where the next begins. */
 static bool find_tables(struct image *image, const uint8_t *super)
 {
 	uint64_t inodes = le64(super + 64), directories = le64(super + 72), xattrs = le64(super + 56);
@@ -85,7 +85,8 @@ bool image_open(struct image *image, int fd, uint64_t offset, uint64_t size, int
 	image->fd = fd;
 	image->offset = offset;
 	image->size = size > offset ? size - offset : 0;
-	if (image->size < sizeof(super) || bytes_read(image, super, sizeof(super), 0) || memcmp(super, SQUASHFS_MAGIC, strlen(SQUASHFS_MAGIC))) {
+	if (image->size < sizeof(super) || bytes_read(image, super, sizeof(super), 0) ||
+	    memcmp(super, SQUASHFS_MAGIC, strlen(SQUASHFS_MAGIC))) {
 		snprintf(why, why_size, "not a SquashFS image");
 		return false;
 	}

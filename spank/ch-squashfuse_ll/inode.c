@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Inodes: 14 kinds; the last seven are the first seven with more fields. */
+/* Reads inodes. There are 14 kinds; the last seven are the first seven with more fields. */
 #include <errno.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -12,7 +12,7 @@
 
 static const struct {
 	mode_t format;
-	uint8_t size, extended_size; /* of what comes behind the head, without what `rest` is for */
+	uint8_t size, extended_size; /* of what comes between the head and the place `rest` */
 } kinds[] = {
 	[TYPE_DIRECTORY] = { S_IFDIR, 16, 24 },
 	[TYPE_FILE] = { S_IFREG, 16, 40 },
@@ -48,7 +48,7 @@ static void read_file(struct inode *inode, const uint8_t *p, bool extended)
 		inode->xattrs = le32(p + 36);
 }
 
-/* Whether a file's size, blocks and fragment agree with each other and can be. */
+/* Whether a file's size, blocks and fragment agree with each other and are possible. */
 static bool check_file(const struct image *image, struct inode *inode)
 {
 	uint64_t tail = inode->size % image->block_size;
@@ -106,8 +106,8 @@ static int read_kind(struct image *image, struct cursor *c, struct inode *inode,
 	return 0;
 }
 
-/* Few images have more than a handful of owners: what number stands for which is kept, in one word
- * that is read and written at once, with its number's other half and a bit that is set. */
+/* Few images have more than a handful of owners, so the ids are cached by number. A cached id is one 64-bit word,
+ * so that it is read and written atomically: the id, the whole number, and a bit that marks it as set. */
 static int read_owner(struct image *image, uint16_t number, uint32_t *id)
 {
 	uint64_t *known = image->known_ids + number % KNOWN_IDS, mark = (1ull << 16 | number) << 32;

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* LZO1X, from the description of its stream (the kernel's Documentation/staging/lzo.rst).
+/* Decompresses LZO1X, by the description in the kernel's Documentation/staging/lzo.rst.
  *
- * A stream is a row of instructions: each copies a match, from up to 48 KiB
- * back, and then up to three literals; or four literals and more. What an
- * instruction below 16 means depends on how many literals came before it.
+ * A stream is a sequence of instructions. Each copies a match, from up to 48 KiB
+ * back, and then up to three literals; or it copies four literals or more. The
+ * meaning of an instruction below 16 depends on how many literals came before it.
  */
 #include <string.h>
 
@@ -14,7 +14,7 @@ struct stream {
 	uint8_t *start, *out, *end;
 };
 
-/* A length that may not fit in its instruction: then each byte of 0 is 255 more, and the next ends it. */
+/* Read a length that may not fit in its instruction: then each byte of 0 adds 255, and the next byte ends it. */
 static bool read_length(struct stream *s, size_t *length, size_t mask)
 {
 	if (*length)
@@ -53,13 +53,14 @@ static bool copy_match(struct stream *s, size_t distance, size_t length)
 		s->out += length;
 		return true;
 	}
-	/* It repeats what it makes. */
+	/* The match overlaps its own copy, so that its beginning is repeated. */
 	while (length--)
 		*s->out++ = *from++;
 	return true;
 }
 
-/* 16 and above: a match. 1 if it was done, 0 at the end of the stream, -1. `literals` come next. */
+/* Execute an instruction of 16 or more: copy a match. Return 1, 0 at the end of the stream, or -1. `literals` is
+ * how many follow. */
 static int match(struct stream *s, uint8_t code, size_t *literals)
 {
 	size_t length, distance;
@@ -85,13 +86,13 @@ static int match(struct stream *s, uint8_t code, size_t *literals)
 	return copy_match(s, distance, length) ? 1 : -1;
 }
 
-/* Below 16: a run of literals after a match with none, else a short match. */
+/* Execute an instruction below 16: a run of literals if no literals came before it, else a short match. */
 static bool below_16(struct stream *s, uint8_t code, size_t before, size_t *literals)
 {
 	size_t length = code, distance;
 
 	if (!before) {
-		*literals = 4; /* which is to say, many, and already copied */
+		*literals = 4; /* 4 or more, which are already copied */
 		return read_length(s, &length, 15) && copy_literals(s, length + 3);
 	}
 	if (s->in == s->in_end)
@@ -104,9 +105,9 @@ static bool below_16(struct stream *s, uint8_t code, size_t before, size_t *lite
 ssize_t lzo_decompress(const uint8_t *from, size_t size, uint8_t *to, size_t room)
 {
 	struct stream s = { from, from + size, to, to, to + room };
-	size_t before = 0; /* literals since the last match; 4 and more are 4 */
+	size_t before = 0; /* literals since the last match; 4 means 4 or more */
 
-	/* The first instruction may be a run of literals of its own kind. */
+	/* Only the first instruction may be a run of literals of this form. */
 	if (size && *from > 17) {
 		before = *s.in++ - 17;
 		if (!copy_literals(&s, before))
@@ -130,5 +131,5 @@ ssize_t lzo_decompress(const uint8_t *from, size_t size, uint8_t *to, size_t roo
 		if (literals < 4 && !copy_literals(&s, literals))
 			return -1;
 	}
-	return -1; /* no end */
+	return -1; /* the stream has no end instruction */
 }

@@ -1,18 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* ch-squashfuse_ll: serves a SquashFS image on a FUSE descriptor that is mounted already.
+/* ch-squashfuse_ll: serves a SquashFS image on a FUSE device that is already mounted.
  *
  *   ch-squashfuse_ll -f|-b [-r] [-s] [-t SECONDS] [-o offset=BYTES] [-w PIDFD:FUSE]... /dev/fd/IMAGE /dev/fd/FUSE
  *
- * -f: in the foreground; -b: in the background, as nobody's child and with no
- * capability; -r: all files are root's, whoever has them in the image; -s: one
- * thread; -t: the kernel ends the mount when a request waits that long (Linux
- * 6.15; it looks every 15 seconds, and takes less for 15); -o: where in its file
- * the image begins; -w: serve when that process has ended (standby.c).
- * Else as squashfuse_ll's command line has it. It is static,
- * so that it serves a few ms sooner, shares each inflated block among its
- * threads, and has the kernel ask once: an image doesn't change, so that
- * everything may be cached for ever, files need no OPEN and RELEASE, and a
- * directory's entries come with their attributes. Ends when the mount does.
+ * -f: stay in the foreground; -b: go to the background, without capabilities; -r:
+ * root owns all files, whoever owns them in the image; -s: use one thread; -t: the
+ * kernel ends the mount when a request waits that long (Linux 6.15, which checks
+ * every 15 seconds, and takes less for 15); -o: where in its file the image begins;
+ * -w: serve only after that process has ended (standby.c). The rest of the command
+ * line is squashfuse_ll's.
+ *
+ * The program is static, so that it serves a few ms sooner. Its threads share each
+ * inflated block. Because an image doesn't change, the kernel may cache all answers
+ * for ever, files need no OPEN and RELEASE, and a directory's entries come with
+ * their attributes. The server ends with the mount.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -102,16 +103,16 @@ int main(int argc, char **argv)
 		else if (option == 'o')
 			usable = read_offset(optarg, &offset);
 		else if (option == 'w')
-			usable = standby_behind(optarg);
+			usable = standby_note(optarg);
 		else
 			usable = option == (background ? 'b' : 'f');
 	}
 	if (!usable || optind + 2 != argc || (fd = descriptor(argv[optind])) < 0 ||
 	    (fuse = descriptor(argv[optind + 1])) < 0)
 		usage();
-	if (background && step_aside())
+	if (background && go_to_background())
 		die("can't start the server: %s", strerror(errno));
-	/* What little is allocated stays: so memory is asked for in one place, and not given back. */
+	/* Little is allocated and none of it freed: so use one arena, and never return memory to the kernel. */
 	mallopt(M_ARENA_MAX, 1);
 	mallopt(M_MMAP_THRESHOLD, 8 << 20);
 	mallopt(M_TRIM_THRESHOLD, 8 << 20);
@@ -125,7 +126,7 @@ int main(int argc, char **argv)
 	report_open(fd);
 	if (confine())
 		die("can't confine the server: %s", strerror(errno));
-	/* From here on, whatever the image says is read by a process that can do nothing with it. */
+	/* The image is only read after this process has given up its rights. */
 	if (!image_open(&image, fd, offset, st.st_size, threads, why, sizeof(why)))
 		die("%s", why);
 	fuse_serve(&image, fuse, threads);

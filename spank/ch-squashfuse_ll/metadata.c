@@ -1,22 +1,22 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Metadata: tables of blocks of 8 KiB, and a cursor that goes through them. */
+/* Reads metadata: tables in blocks of 8 KiB, by a cursor that goes through them. */
 #include <errno.h>
 #include <string.h>
 
 #include "image.h"
 
-/* 2 MiB. A look-up in a directory of 100,000 entries is as likely as not to find what it needs. */
+/* 2 MiB: about half of the look-ups in a directory of 100,000 entries find their block in the cache. */
 #ifndef METADATA_SETS
 #define METADATA_SETS 16
 #define METADATA_WAYS 16
 #endif
-/* That a thread holds at once: of a listing, of its entries' inodes, of these inodes' owners. */
+/* Blocks that a thread holds at the same time: of a listing, of its entries' inodes, of their owners. */
 #define HELD 3
 #define STORED_PLAIN 0x8000
-/* What a block is loaded as, in place of a data block's header. */
+/* How a block is loaded; the cache has this in place of a data block's header. */
 enum { INFLATED, RAW };
 
-/* What begins beyond the image, or ends there, bytes_read() refuses. No table ends within its last eight bytes. */
+/* bytes_read() refuses a block that begins or ends beyond the image. No table ends in the image's last eight bytes. */
 static int load(struct image *image, struct block *b)
 {
 	uint8_t stored[2 + METADATA_SIZE];
@@ -73,7 +73,7 @@ int cursor_open(struct cursor *c, struct image *image, const struct table *table
 void cursor_close(struct cursor *c)
 {
 	if (c->block)
-		cache_let_go(c->block);
+		cache_release(c->block);
 	c->block = NULL;
 }
 
@@ -87,7 +87,7 @@ static int next_block(struct cursor *c)
 	return cursor_open(c, c->image, c->table, (struct place){ c->block->position + c->block->stored, 0 });
 }
 
-/* No block is empty, so that this ends. */
+/* The loop ends, because no block is empty. */
 int cursor_read(struct cursor *c, void *to, size_t size)
 {
 	for (uint8_t *at = to; size;) {
@@ -112,7 +112,7 @@ int cursor_read(struct cursor *c, void *to, size_t size)
 	return 0;
 }
 
-/* The positions of a table's blocks are plain numbers in the image, and are read by 8 KiB too. */
+/* The positions of a table's blocks are plain numbers in the image; they are read in units of 8 KiB too. */
 static int position_of(struct image *image, const struct table *table, uint32_t block, uint64_t *position)
 {
 	uint64_t at = table->index + block / (METADATA_SIZE / 8) * (uint64_t)METADATA_SIZE;
@@ -122,7 +122,7 @@ static int position_of(struct image *image, const struct table *table, uint32_t 
 	if (!b)
 		return -EIO;
 	*position = le64(b->data + offset);
-	cache_let_go(b);
+	cache_release(b);
 	return 0;
 }
 

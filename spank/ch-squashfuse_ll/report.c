@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A damaged place is told once per server: which image, what, and where.
+/* Reports a damaged place in the image, once per server.
  *
- * Nobody reads the server's standard error once the container runs; it may not
- * have the step's, or srun would wait for the server. So the line goes to the
- * node's log as well, where the kernel's own SquashFS would have put it.
+ * Nobody reads the server's standard error while the container runs: it can't be the
+ * step's, or srun would wait for the server. So the message goes to the node's log as
+ * well, where the kernel's own SquashFS would report it.
  */
 #include "report.h"
 
@@ -32,7 +32,7 @@ void report_open(int image)
 	n = readlink(link, name, sizeof(name) - 1);
 	if (n > 0)
 		name[n] = '\0';
-	/* A log that is full, or isn't there, keeps nobody waiting. */
+	/* Non-blocking: a log that is full or missing must not delay the server. */
 	node_log = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (node_log >= 0 && connect(node_log, (struct sockaddr *)&to, sizeof(to))) {
 		close(node_log);
@@ -42,12 +42,12 @@ void report_open(int image)
 
 int damaged(struct image *image, const char *what, uint64_t position)
 {
-	static int told;
+	static int reported;
 	char line[PATH_MAX + 256];
 	int before, n;
 
 	(void)image;
-	if (__atomic_exchange_n(&told, 1, __ATOMIC_RELAXED))
+	if (__atomic_exchange_n(&reported, 1, __ATOMIC_RELAXED))
 		return -EIO;
 	before = snprintf(line, sizeof(line), "<%d>ch-squashfuse_ll[%d]: ", LOG_USER | LOG_WARNING, getpid());
 	n = before + snprintf(line + before, sizeof(line) - before, "%s is damaged: %s, at byte %" PRIu64, name, what,

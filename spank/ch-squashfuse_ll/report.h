@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Messages of the server while it serves. */
+/* Reports of a damaged image. */
 #ifndef REPORT_H
 #define REPORT_H
 
-/* To be called while files can still be opened. */
+/* Look up the image's name and connect to the log; call this while files can still be opened. */
 void report_open(int image);
 
 #endif

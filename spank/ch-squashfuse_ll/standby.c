@@ -1,4 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+/* Keeps a server waiting until the servers ahead of it have ended, and then has the kernel send their
+ * unanswered requests again. */
 #include "standby.h"
 
 #include <linux/fuse.h>
@@ -8,14 +10,14 @@
 
 #include "../agreement.h"
 
-/* Of Linux 6.9; headers may lack it. */
+/* FUSE_NOTIFY_RESEND, from Linux 6.9 on; headers may lack it. */
 #define NOTIFY_RESEND 7
 
 static struct pollfd processes[STANDBY_MAX];
 static int devices[STANDBY_MAX];
 static int ahead;
 
-bool standby_behind(const char *words)
+bool standby_note(const char *words)
 {
 	char end;
 
@@ -25,8 +27,8 @@ bool standby_behind(const char *words)
 	return true;
 }
 
-/* Where the kernel is older, it is an error for who waits for these answers. */
-static void ask_again(int fuse)
+/* On an older kernel, those who wait for the unanswered requests get an error. */
+static void request_resend(int fuse)
 {
 	const struct fuse_out_header again = { .len = sizeof(again), .error = NOTIFY_RESEND };
 
@@ -34,16 +36,16 @@ static void ask_again(int fuse)
 		return;
 }
 
-static void let_go(int i)
+static void close_device(int i)
 {
 	if (devices[i] >= 0)
 		close(devices[i]);
 	devices[i] = -1;
 }
 
-/* What a server has taken and not answered fails as soon as nobody has its device open, unless the kernel is told
- * before to ask for it again. So whose turn it is does that first; the others let go at once, for there is one
- * ahead of them that hasn't. */
+/* When a server ends, the requests that it has not answered fail as soon as nobody has its device open, unless the
+ * kernel is first told to send them again. So the server whose turn it is keeps its copy of that device until it has
+ * told the kernel. The others close theirs immediately, because a server ahead of them still keeps one. */
 void standby_wait(int fuse)
 {
 	int left = ahead;
@@ -60,10 +62,10 @@ void standby_wait(int fuse)
 		}
 		for (int i = 0; left && i < ahead; i++)
 			if (processes[i].fd < 0)
-				let_go(i);
+				close_device(i);
 	}
 	if (ahead)
-		ask_again(fuse);
+		request_resend(fuse);
 	for (int i = 0; i < ahead; i++)
-		let_go(i);
+		close_device(i);
 }

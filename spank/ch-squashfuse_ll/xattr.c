@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Extended attributes: names and values, which may be shared or lie elsewhere. */
+/* Reads extended attributes. A value may be elsewhere, and shared by several inodes. */
 #include <errno.h>
 #include <string.h>
 
@@ -18,7 +18,7 @@ static const struct {
 
 #define TRUSTED 1
 
-/* One after the other. */
+/* Goes through an inode's attributes in order. */
 struct attributes {
 	struct cursor cursor;
 	uint32_t left;
@@ -57,7 +57,7 @@ static int begin(struct attributes *a, struct image *image, const struct inode *
 	return a->left ? cursor_open(&a->cursor, image, &image->xattrs, place_of(image, le64(entry))) : 0;
 }
 
-/* 1 with a name, 0 at the end, -EIO. The value is next. */
+/* Read the next name; its value comes after it. Return 1, 0 at the end, or -EIO. */
 static int next(struct attributes *a)
 {
 	uint8_t scratch[4];
@@ -73,7 +73,7 @@ static int next(struct attributes *a)
 	a->type = le16(p);
 	a->length = le16(p + 2);
 	a->names += a->length + 1;
-	/* More names than any file can have would be no use, but take long. */
+	/* Linux allows no file more names than this; to read more would only take long. */
 	if (!a->length || a->length > NAME_MAX_LENGTH || (a->type & ~VALUE_ELSEWHERE) > 2 || a->names > NAMES_MAX)
 		return spoilt(a, "an attribute's name");
 	return (a->name = cursor_take(&a->cursor, a->scratch, a->length)) ? 1 : -EIO;
@@ -91,7 +91,7 @@ static int skip_value(struct attributes *a)
 	return size > VALUE_MAX ? spoilt(a, "an attribute's value") : cursor_read(&a->cursor, NULL, size);
 }
 
-/* Copy the value that is next; its size, or -errno. Closes. */
+/* Copy the next value and close the cursor; return the value's size, or -errno. */
 static ssize_t copy_value(struct attributes *a, char *to, size_t room)
 {
 	struct image *image = a->cursor.image;
@@ -101,7 +101,7 @@ static ssize_t copy_value(struct attributes *a, char *to, size_t room)
 	uint32_t size;
 	int failed;
 
-	if (a->type & VALUE_ELSEWHERE) { /* its place in place of it, and once only */
+	if (a->type & VALUE_ELSEWHERE) { /* the value is a place; what is there is not a place again */
 		if (!(p = cursor_take(&a->cursor, scratch, 12)))
 			return -EIO;
 		if (le32(p) != 8)
@@ -159,7 +159,7 @@ ssize_t xattr_list(struct image *image, const struct inode *inode, char *to, siz
 
 		if (memchr(a.name, '\0', a.length))
 			return spoilt(&a, "an attribute's name");
-		/* As any file system has it: who can't read them doesn't see them, and nobody in a container can. */
+		/* As in any file system, trusted attributes are listed only for those who may read them: nobody in a container. */
 		if (prefix != TRUSTED) {
 			if (room && before + a.length + 1 > room - used) {
 				cursor_close(&a.cursor);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What is executed gets the descriptors that it is meant to have, in order, and no other.
+/* Gives a program that is about to be executed the descriptors of a list, in order, and no other.
  *
- * Used between vfork and exec too: nothing here allocates or writes outside its frame.
+ * This also runs between vfork and exec: nothing here allocates memory or writes outside its own frame.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -17,7 +17,7 @@
 
 #define COUNT_MAX 9
 
-/* A copy of it above the list, in which any number may be in use, or closed. */
+/* Return a copy of `fd` whose number is `count` or more: each number below may be in use, or closed. */
 static int raised(int fd, int count)
 {
 	int null, copy;

@@ -6,8 +6,8 @@
 /* In a list of descriptors: /dev/null. */
 #define DEV_NULL -1
 
-/* Make the listed descriptors 0, 1, 2, ... and close all others; -1 with errno. Nothing
- * but a descriptor above the list is changed where that fails. */
+/* Make the listed descriptors 0, 1, 2, ... and close all others. Return -1 with errno on failure; if it
+ * was a copy that failed, the descriptors below `count` are unchanged. */
 int descriptors_become(const int *list, int count);
 
 #endif

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the launcher and the checker are told, as data. */
+/* The facts: the memory file from which the launcher and the checker read the environment and the request. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdio.h>
@@ -15,8 +15,8 @@ void facts_record(FILE *out, char kind, const char *text)
 	fputc('\0', out);
 }
 
-/* Open a memory file with what is always in it: the environment. The caller adds
- * to it, and ends with facts_close. */
+/* Create the memory file and write the environment to it. The caller adds its records, then calls
+ * facts_close. */
 FILE *facts_open(int *fd, char **env)
 {
 	int copy;

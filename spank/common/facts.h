@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the launcher and the checker are told, as data: a memory file of records. */
+/* The facts: the memory file of records that the launcher and the checker read. */
 #ifndef FACTS_H
 #define FACTS_H
 

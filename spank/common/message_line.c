@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+/* Writes one message line: prefix, text, and no character that could steer a terminal. */
 #include "message_line.h"
 
 #include <limits.h>
@@ -9,9 +10,9 @@
 
 #define TEXT_MAX (PATH_MAX + 512)
 
-/* Write a line, with what could steer a terminal as an escape: control
- * characters, ASCII's and (two bytes of UTF-8) those from 0x80 to 0x9f. */
-static void write_printable(int fd, const char *before, const char *text, size_t n, const char *behind)
+/* Write a line in which control characters are escapes like \x1b: those of ASCII, and those from
+ * 0x80 to 0x9f, which UTF-8 has in two bytes. */
+static void write_printable(int fd, const char *before, const char *text, size_t n, const char *after)
 {
 	char line[4 * TEXT_MAX + 32];
 	size_t to = sprintf(line, "%s", before);
@@ -26,7 +27,7 @@ static void write_printable(int fd, const char *before, const char *text, size_t
 		else
 			line[to++] = c;
 	}
-	to += sprintf(line + to, "%s\n", behind);
+	to += sprintf(line + to, "%s\n", after);
 	if (write(fd, line, to) < 0)
 		return;
 }
@@ -37,7 +38,7 @@ void message_line(int fd, bool colored, const char *node, const char *kind, cons
 	const char *color = !colored ? "" : *kind == 'e' ? "\033[0;31m" : "\033[0;33m";
 	int n = snprintf(text, sizeof(text), SLURM_CH ": %s%s%s: ", node ? node : "", node ? ": " : "", kind);
 
-	/* A long environment variable for a node's name is not worth a failure. */
+	/* The node's name is a variable of the user's and may be of any length: then there is no prefix. */
 	if (n < 0 || n >= PATH_MAX)
 		n = 0;
 	n += vsnprintf(text + n, sizeof(text) - n, format, args);

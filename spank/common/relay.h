@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the two ends of the relay agree on.
+/* The relay's protocol, between ch-relay in the container and the broker on the host.
  *
- * The request is one SEQPACKET message: a header, and a sealed memory file with
- * the strings, which may be larger than any message: the command's name, the
- * working directory, the arguments, the environment, each with its NUL. With it
- * come those of the three standard streams that are open. Then signals go one
- * way and replies the other.
+ * The request is one SEQPACKET message: a header, with the descriptors of a sealed
+ * memory file and of each standard stream that is open. The memory file has the
+ * strings, which may be larger than any message: the command's name, the working
+ * directory, the arguments and the environment, each with its NUL. After the
+ * request, signals go one way and replies the other.
  */
 #ifndef RELAY_H
 #define RELAY_H
@@ -18,11 +18,11 @@
 #define RELAY_MAX_BYTES (8u << 20)
 #define RELAY_MAX_STRINGS (1u << 20)
 
-/* Follows the name, in the broker's list, of a command that gets the host's
- * environment and directory whatever its caller has. */
+/* In the broker's list, this follows the name of a command that always gets the
+ * host's environment and directory, never its caller's. */
 #define RELAY_CONFINED "!"
 
-/* The broker's descriptors: where it listens, and the process that it serves. */
+/* The broker's descriptors: the socket where it listens, and the process with whose end it ends. */
 #define RELAY_LISTEN_FD 3
 #define RELAY_WATCH_FD 4
 

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The launcher's start: a grandchild of one of the tasks, as the user.
+/* Starts the launcher, as the user and as a grandchild of a task.
  *
- * A grandchild, because slurmstepd waits for its own children, and the task's
- * command must not find a child that it didn't start.
+ * A grandchild, because slurmstepd waits for its own children, and because the
+ * task's command must not find a child that it did not start.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -20,13 +20,13 @@
 #include "message_line.h"
 #include "start_launcher.h"
 
-/* In the order of the list in become(). */
+/* Places in the list of become(). */
 #define SOCKET_FD 4
 #define ERRORS_FD 5
 #define NULL_FD 6
 #define USER_FD 7
 
-static void __attribute__((format(printf, 2, 3))) say(const char *node, const char *format, ...)
+static void __attribute__((format(printf, 2, 3))) report(const char *node, const char *format, ...)
 {
 	va_list args;
 
@@ -44,7 +44,7 @@ static void __attribute__((noreturn)) refuse(const struct launch *l, int sock, c
 	int error = errno;
 
 	memcpy(head.magic, TICKET_MAGIC, sizeof(head.magic));
-	say(l->node, "can't start launcher: %s: %s", path, strerror(error));
+	report(l->node, "can't start launcher: %s: %s", path, strerror(error));
 	send(sock, &head, sizeof(head), MSG_NOSIGNAL);
 	_exit(EXIT_SETUP);
 }
@@ -68,18 +68,18 @@ static void __attribute__((noreturn)) become(const struct launch *l)
 		signal(s, SIG_DFL);
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
-	/* Neither the task's descriptors nor slurmstepd's are the launcher's. */
+	/* The launcher must not keep descriptors of the task or of slurmstepd open. */
 	if (descriptors_become(list, ready ? USER_FD + 2 : USER_FD))
 		refuse(l, l->socket, l->python);
-	/* Nobody waits for a container any more when all tasks are gone: SIGIO
-	 * ends the launcher then, even where it hangs in a dead server's file. */
+	/* When all tasks are gone, nobody waits for the container: SIGIO then ends the launcher,
+	 * even if it hangs in a file of a server that is down. */
 	if (fcntl(SOCKET_FD, F_SETOWN, getpid()) ||
 	    fcntl(SOCKET_FD, F_SETFL, fcntl(SOCKET_FD, F_GETFL) | O_ASYNC))
 		refuse(l, SOCKET_FD, l->python);
 	if (access(l->launcher, R_OK))
 		refuse(l, SOCKET_FD, l->launcher);
-	/* An interpreter that can't start says so in tens of lines; ch-join has
-	 * one for it. The launcher takes ERRORS_FD as its own when it runs. */
+	/* An interpreter that can't start writes tens of lines, and ch-join reports it in one. So standard
+	 * error is /dev/null until the launcher runs and takes ERRORS_FD. */
 	dup2(NULL_FD, STDERR_FILENO);
 	fcntl(NULL_FD, F_SETFD, FD_CLOEXEC);
 	execve(l->python, argv, envp);
@@ -87,9 +87,9 @@ static void __attribute__((noreturn)) become(const struct launch *l)
 	refuse(l, SOCKET_FD, l->python);
 }
 
-/* Both are vforks: copying slurmstepd's page tables twice would take longer than
- * all that the plugin does. So memory is the task's own until the exec, and the
- * task waits for that; a function each, whose frame the other doesn't touch. */
+/* Child and grandchild are vforks, because copying slurmstepd's page tables twice would take longer
+ * than everything else in the plugin. Until the exec they use the task's own memory, and the task
+ * waits. Each vfork has its own function, so that neither touches the other's frame. */
 static int __attribute__((noinline)) grandchild(const struct launch *l)
 {
 	pid_t pid = vfork();
@@ -110,7 +110,7 @@ static pid_t __attribute__((noinline)) child(const struct launch *l, volatile in
 	return pid;
 }
 
-/* Start the launcher; -1 with errno if there can be no process. */
+/* Start the launcher; return -1 with errno if no process can be started. */
 int launch_start(const struct launch *l)
 {
 	sigset_t all, before;
@@ -118,7 +118,7 @@ int launch_start(const struct launch *l)
 	pid_t pid;
 	int error;
 
-	/* No handler of the task's may run in the children, on its memory. */
+	/* A handler of the task must not run in the children, which share its memory. */
 	sigfillset(&all);
 	sigprocmask(SIG_BLOCK, &all, &before);
 	pid = child(l, &failure);
@@ -128,7 +128,7 @@ int launch_start(const struct launch *l)
 		errno = error;
 		return -1;
 	}
-	/* Who ignores SIGCHLD has no child to wait for. */
+	/* If SIGCHLD is ignored, there is no child to wait for. */
 	while (waitpid(pid, NULL, 0) < 0 && errno == EINTR)
 		;
 	errno = failure;

@@ -304,7 +304,7 @@ static int fuzz_outcome(uint8_t how)
 #define waitpid(pid, status, flags) (*(status) = fuzz_byte() & 1 ? 0 : 9, 99)
 #include "../../spank/ch-join/exchange.c"
 #define now_ms holders_now_ms
-#include "../../spank/ch-join/switchboard.c"
+#include "../../spank/ch-join/serve_peers.c"
 #include "../../spank/ch-join/holder.c"
 #undef now_ms
 #include "../../spank/ch-join/meeting.c"
@@ -334,7 +334,7 @@ static void hold_among(void)
 	caller_count = 0;
 	anybody_came = false;
 	memset(tag, 0, sizeof(tag));
-	hold(fuzz_byte() % 4);
+	serve_peers(fuzz_byte() % 4);
 	for (int i = 0; i < seen_count; i++)
 		open += seen[i].open;
 	for (int i = 0; i < passed_count; i++)

@@ -158,7 +158,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	if (n >= 0 && !(way & 4) && n == sizeof(q.head))
 		q.head.size = fuzz_size; /* else no mutation would ever get there */
 	text_size = fuzz_size;
-	error = n < 0 ? EBADMSG : request_understand(&q, n, fds, count, allowed);
+	error = n < 0 ? EBADMSG : request_parse(&q, n, fds, count, allowed);
 	if (!error && !setjmp(fuzz_top)) {
 		check(&q);
 		env = q.confined ? confined_environment(&q) : environment(&q, way & 8);

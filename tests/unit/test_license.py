@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each file of ours names its license."""
+"""Each file of ours names its license, and each C file then says what it is."""
 
 from __future__ import annotations
 
@@ -21,6 +21,12 @@ def test_each_file_names_its_license() -> None:
     ]  # fmt: skip
     assert len(files) > 150
     assert [str(path) for path in files if TAG not in path.read_text()[:300]] == []
+
+
+def test_each_c_file_says_what_it_is() -> None:
+    files = [path for path in (ROOT / "spank").glob("*/*.[ch]") if "Generated" not in path.read_text()[:100]]
+    assert len(files) > 80
+    assert [str(path) for path in files if not path.read_text().split("\n")[1].startswith("/* ")] == []
 
 
 def test_the_license_and_the_notice() -> None:

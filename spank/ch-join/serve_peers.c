@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The switchboard of a join: it starts nothing, enters nothing, and gives each peer what
- * the beginner has handed over: the end of a socket at which the ticket is, or will be. While it
- * has that, the container stays for those who come late.
+/* Serves the peers of a join, in its holder: sends each peer the socket where the ticket is or will be,
+ * which the first peer has handed over. While the holder has that socket, the container stays for
+ * peers that come late.
  *
- * It knows joins, one after another or of several images at once. A peer with a rank takes part in
- * each once, so that who comes again is in the next one, whatever the others do; peers without are
- * only counted.
+ * The holder may have several joins: one after another, or of several images at a time. A peer with a
+ * rank takes part in each join once, so a peer that comes again belongs to the next join, even if others
+ * of this one have not come yet. Peers without a rank are only counted.
  */
 #define _GNU_SOURCE
-#include "switchboard.h"
+#include "serve_peers.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -21,9 +21,9 @@
 #include "../agreement.h"
 #include "meeting.h"
 
-/* Descriptors that are not for peers: the streams and the two, what is handed over. */
+/* Descriptors that are not for peers: streams, the listening socket, watch_fd, the sockets handed over. */
 #define OWN_FDS 10
-/* So often is tried again what the kernel had no room for: descriptors on their way. */
+/* How soon to try again when the kernel had no room for descriptors on their way. */
 #define AGAIN_MS 5
 
 struct join {
@@ -31,17 +31,17 @@ struct join {
 	uint64_t image, rules;
 	uint32_t peers, arrived;
 	int64_t *ranks;
-	int ticket;	     /* -1: the beginner is to hand it over */
-	struct caller *maker; /* while it does */
+	int ticket;	     /* -1: not handed over yet */
+	struct caller *maker; /* the peer that has been told to begin, until it hands over */
 	int32_t maker_pid;
 	char maker_name[32];
 };
 
 struct caller {
 	struct caller *next;
-	int fd; /* -1: to be forgotten */
+	int fd; /* -1: to be freed */
 	int32_t pid;
-	struct join *join; /* NULL: it hasn't said hello */
+	struct join *join; /* NULL: no hello yet */
 	struct hello hello;
 };
 
@@ -52,17 +52,17 @@ static bool anybody_came;
 int watch_fd = -1;
 static char tag[sizeof(((struct hello *)0)->tag)];
 
-static void *room(size_t size)
+static void *allocate(size_t size)
 {
 	void *p = calloc(1, size);
 
-	/* The guard takes over. */
+	/* The guard takes over, as after any death of the holder. */
 	if (!p)
 		abort();
 	return p;
 }
 
-static int tell(struct caller *c, uint32_t kind, uint32_t value, const struct join *j, int fd)
+static int send_answer(struct caller *c, uint32_t kind, uint32_t value, const struct join *j, int fd)
 {
 	struct answer a = { .magic = MEETING_MAGIC, .kind = kind, .value = value };
 
@@ -73,7 +73,7 @@ static int tell(struct caller *c, uint32_t kind, uint32_t value, const struct jo
 	return message_send(c->fd, &a, sizeof(a), fd);
 }
 
-static void hang_up(struct caller *c)
+static void close_caller(struct caller *c)
 {
 	close(c->fd);
 	c->fd = -1;
@@ -87,7 +87,7 @@ static bool has_rank(const struct join *j, int64_t rank)
 	return false;
 }
 
-/* The join that a peer has come for: of its image, and not the one that it was in before. */
+/* Return the join that a peer belongs to, new or old: one of its image in which its rank has not been. */
 static struct join *find_join(const struct hello *h)
 {
 	struct join **end = &joins;
@@ -95,22 +95,22 @@ static struct join *find_join(const struct hello *h)
 	for (; *end; end = &(*end)->next)
 		if ((*end)->image == h->image && (*end)->arrived < (*end)->peers && !has_rank(*end, h->rank))
 			return *end;
-	*end = room(sizeof(**end));
+	*end = allocate(sizeof(**end));
 	**end = (struct join){ .image = h->image, .rules = h->rules, .peers = h->peers, .ticket = -1 };
-	(*end)->ranks = room(h->peers * sizeof(int64_t));
+	(*end)->ranks = allocate(h->peers * sizeof(int64_t));
 	return *end;
 }
 
-/* Let the first of those who wait for a join begin it; return whether it is to be tried again. */
+/* Tell the first caller of a join that has no container yet to begin; return whether to try again later. */
 static bool find_maker(struct join *j)
 {
 	for (struct caller *c = callers; c && !j->maker && j->ticket < 0; c = c->next) {
 		if (c->fd < 0 || c->join != j)
 			continue;
-		if (tell(c, MEETING_BEGIN, 0, NULL, -1)) {
+		if (send_answer(c, MEETING_BEGIN, 0, NULL, -1)) {
 			if (message_again())
 				return true;
-			hang_up(c);
+			close_caller(c);
 			continue;
 		}
 		j->maker = c;
@@ -121,7 +121,7 @@ static bool find_maker(struct join *j)
 	return false;
 }
 
-static void say_hello(struct caller *c)
+static void take_hello(struct caller *c)
 {
 	const struct hello *h = &c->hello;
 	struct join *j;
@@ -129,15 +129,15 @@ static void say_hello(struct caller *c)
 	if (!anybody_came)
 		memcpy(tag, h->tag, sizeof(tag));
 	if (memcmp(tag, h->tag, sizeof(tag))) {
-		tell(c, MEETING_TAG, 0, NULL, -1);
-		hang_up(c);
+		send_answer(c, MEETING_TAG, 0, NULL, -1);
+		close_caller(c);
 		return;
 	}
 	anybody_came = true;
 	j = find_join(h);
 	if (j->peers != h->peers) {
-		tell(c, MEETING_COUNT, j->peers, NULL, -1);
-		hang_up(c);
+		send_answer(c, MEETING_COUNT, j->peers, NULL, -1);
+		close_caller(c);
 		return;
 	}
 	c->join = j;
@@ -150,8 +150,8 @@ static bool is_hello(const struct hello *h, ssize_t n)
 	       !h->tag[sizeof(h->tag) - 1] && h->peers > 0 && h->peers <= JOIN_MAX && h->rank >= -1;
 }
 
-/* Who has said hello may only hand over, and only if it is to. */
-static void hear(struct caller *c)
+/* Receive a caller's message: a hello, and after that only the socket, from the peer that was told to begin. */
+static void receive(struct caller *c)
 {
 	union {
 		struct hello hello;
@@ -166,15 +166,15 @@ static void hear(struct caller *c)
 	if (!j && is_hello(&got.hello, n)) {
 		c->hello = got.hello;
 		c->hello.name[sizeof(c->hello.name) - 1] = '\0';
-		say_hello(c);
+		take_hello(c);
 	} else if (j && j->maker == c && n == sizeof(got.have) && got.have.kind == MEETING_HAVE && fd >= 0) {
 		j->ticket = fd;
 		fd = -1;
-		hang_up(c);
+		close_caller(c);
 	} else {
 		if (n > 0)
-			tell(c, MEETING_OTHER, 0, NULL, -1);
-		hang_up(c);
+			send_answer(c, MEETING_OTHER, 0, NULL, -1);
+		close_caller(c);
 	}
 	if (fd >= 0)
 		close(fd);
@@ -182,7 +182,7 @@ static void hear(struct caller *c)
 		j->maker = NULL;
 }
 
-static void let_in(void)
+static void accept_caller(void)
 {
 	int fd = accept4(LISTEN_FD, NULL, NULL, SOCK_CLOEXEC);
 	struct caller *c;
@@ -194,14 +194,14 @@ static void let_in(void)
 		close(fd);
 		return;
 	}
-	c = room(sizeof(*c));
+	c = allocate(sizeof(*c));
 	*c = (struct caller){ .next = callers, .fd = fd, .pid = who.pid };
 	callers = c;
 	caller_count++;
 }
 
-/* Give everybody what there is for them; return whether it is to be tried again. */
-static bool give(void)
+/* Send all answers that are due; return whether to try again later. */
+static bool send_answers(void)
 {
 	bool again = false;
 
@@ -212,17 +212,17 @@ static bool give(void)
 
 		if (c->fd < 0 || !j || j->ticket < 0)
 			continue;
-		/* Who came again, unserved, would be taken for one of the next join. */
-		if (tell(c, MEETING_TAKE, j->rules == c->hello.rules, j, j->ticket) && message_again())
+		/* Keep a caller that was not served: if it had to come again, it would be in the next join. */
+		if (send_answer(c, MEETING_TAKE, j->rules == c->hello.rules, j, j->ticket) && message_again())
 			again = true;
 		else
-			hang_up(c);
+			close_caller(c);
 	}
 	return again;
 }
 
-/* Forget who is served, then the joins that all have come to. */
-static void forget(void)
+/* Free the callers that have been served, then the joins to which all peers have come. */
+static void free_served(void)
 {
 	for (struct caller **at = &callers; *at;) {
 		struct caller *c = *at;
@@ -239,7 +239,7 @@ static void forget(void)
 		struct join *j = *at;
 		bool awaited = j->arrived < j->peers && j->ticket >= 0;
 
-		/* Of one that never got a container nothing is left for those to come. */
+		/* A join without a container is of no use to later peers: it goes with its last caller. */
 		for (struct caller *c = callers; c && !awaited; c = c->next)
 			awaited = c->join == j;
 		if (awaited) {
@@ -262,7 +262,7 @@ static int64_t now_ms(void)
 	return t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
 
-/* How long poll may wait: for ever without a limit. */
+/* How long poll may wait, in ms; -1: without a limit. */
 static int left(int64_t deadline, bool again)
 {
 	int64_t ms = deadline ? deadline - now_ms() : -1;
@@ -272,7 +272,7 @@ static int left(int64_t deadline, bool again)
 	return again && (ms < 0 || ms > AGAIN_MS) ? AGAIN_MS : (int)ms;
 }
 
-void hold(unsigned seconds)
+void serve_peers(unsigned seconds)
 {
 	struct rlimit files = { 64, 64 };
 	struct pollfd *wait = NULL;
@@ -292,7 +292,7 @@ void hold(unsigned seconds)
 		if (!wait)
 			abort();
 		wait[0] = (struct pollfd){ .fd = watch_fd, .events = POLLIN };
-		/* Without a descriptor to spare, the next caller waits for one. */
+		/* When descriptors run out, the next caller is accepted later. */
 		wait[1] = (struct pollfd){ .fd = count + OWN_FDS < files.rlim_cur ? LISTEN_FD : -1,
 					   .events = POLLIN };
 		for (struct caller *c = first; c; c = c->next)
@@ -303,26 +303,26 @@ void hold(unsigned seconds)
 		if (wait[0].revents & POLLIN || (deadline && now_ms() >= deadline))
 			break;
 		if (wait[1].revents) {
-			let_in();
+			accept_caller();
 			if (seconds)
 				deadline = now_ms() + seconds * 1000;
 		}
 		i = 2;
 		for (struct caller *c = first; c; c = c->next)
 			if (wait[i++].revents)
-				hear(c);
-		again = give();
-		forget();
+				receive(c);
+		again = send_answers();
+		free_served();
 		if (anybody_came && !joins)
 			break;
 	}
 }
 
-void mourn(unsigned seconds)
+void refuse_peers(unsigned seconds)
 {
 	struct pollfd wait[] = { { .fd = watch_fd, .events = POLLIN }, { .fd = LISTEN_FD, .events = POLLIN } };
 
-	/* From now on callers see this process, not the dead one. */
+	/* From now on callers see this process at the other end, not the dead holder. */
 	if (listen(LISTEN_FD, BACKLOG))
 		return;
 	for (;;) {
@@ -337,7 +337,7 @@ void mourn(unsigned seconds)
 		if (fd < 0)
 			continue;
 		c.fd = fd;
-		tell(&c, MEETING_LOST, 0, NULL, -1);
+		send_answer(&c, MEETING_LOST, 0, NULL, -1);
 		close(fd);
 	}
 }

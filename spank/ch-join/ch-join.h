@@ -80,6 +80,12 @@ void command_run(const struct settings *s, const char *callers, char **argv) __a
 /* execute.c: as execvp, but if the command can't be executed, report what is missing, and exit. */
 void execute(const struct settings *s, char **argv) __attribute__((noreturn));
 
+/* exec_failure.c: explain why the execution of a file that exists failed with errno `why`; tell whether a file is
+ * text, so that a shell may run it. */
+#define REASON_SIZE 1400
+void explain_exec_failure(const char *path, int why, char reason[REASON_SIZE]);
+bool is_text_file(const char *path);
+
 /* entrypoint.c: the command that the image was built with, for "-" and the
  * arguments after it. */
 char **images_own(char **argv);

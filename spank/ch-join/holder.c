@@ -7,6 +7,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -40,6 +41,30 @@ static void become_holder(int sock, int watch)
 		_exit(EXIT_SETUP);
 	watch_fd = watch < 0 ? -1 : WATCH_FD;
 	fcntl(LISTEN_FD, F_SETFL, O_RDWR | O_NONBLOCK);
+}
+
+/* In the guard, after the holder was killed: answer each peer that comes that it is too late, until no more can. */
+static void refuse_peers(unsigned seconds)
+{
+	const struct answer lost = { .magic = MEETING_MAGIC, .kind = MEETING_LOST };
+	struct pollfd wait[] = { { .fd = watch_fd, .events = POLLIN }, { .fd = LISTEN_FD, .events = POLLIN } };
+
+	/* From now on peers see this process at the other end, not the dead holder. */
+	if (listen(LISTEN_FD, BACKLOG))
+		return;
+	for (;;) {
+		int fd, ready = poll(wait, 2, seconds ? (int)seconds * 1000 : -1);
+
+		if (ready < 0 && errno == EINTR)
+			continue;
+		if (ready <= 0 || wait[0].revents & POLLIN)
+			return;
+		fd = accept4(LISTEN_FD, NULL, NULL, SOCK_CLOEXEC);
+		if (fd < 0)
+			continue;
+		message_send(fd, &lost, sizeof(lost), -1);
+		close(fd);
+	}
 }
 
 static void __attribute__((noreturn)) guard(int sock, int watch, int ready, unsigned seconds)

@@ -317,27 +317,3 @@ void serve_peers(unsigned seconds)
 			break;
 	}
 }
-
-void refuse_peers(unsigned seconds)
-{
-	struct pollfd wait[] = { { .fd = watch_fd, .events = POLLIN }, { .fd = LISTEN_FD, .events = POLLIN } };
-
-	/* From now on callers see this process at the other end, not the dead holder. */
-	if (listen(LISTEN_FD, BACKLOG))
-		return;
-	for (;;) {
-		int fd, ready = poll(wait, 2, seconds ? (int)seconds * 1000 : -1);
-		struct caller c = { .fd = -1 };
-
-		if (ready < 0 && errno == EINTR)
-			continue;
-		if (ready <= 0 || wait[0].revents & POLLIN)
-			return;
-		fd = accept4(LISTEN_FD, NULL, NULL, SOCK_CLOEXEC);
-		if (fd < 0)
-			continue;
-		c.fd = fd;
-		send_answer(&c, MEETING_LOST, 0, NULL, -1);
-		close(fd);
-	}
-}

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* How a join's holder serves the peers, and how its guard refuses them if the holder was killed. */
+/* How a join's holder serves the peers. */
 #ifndef SERVE_PEERS_H
 #define SERVE_PEERS_H
 
@@ -15,8 +15,5 @@ extern int watch_fd;
 /* Serve peers until all have been served, or no more can come; with `seconds`, at most until that long
  * after the last peer came. */
 void serve_peers(unsigned seconds);
-
-/* Answer each peer that comes that it is too late, until no more can come. */
-void refuse_peers(unsigned seconds);
 
 #endif

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Relative paths that become defaults of steps: anchored where they were first given,
- * because a step may start in another directory. slurm_ch/request/anchor.py does the same
- * for the steps of a step. */
+/* Makes relative paths absolute when they become defaults of a job's steps, because a step may start
+ * in another directory. slurm_ch/request/anchor.py does the same for the steps that a step starts. */
 #define _GNU_SOURCE
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,16 +11,6 @@
 
 /* Where Slurm runs a job whose working directory is missing. */
 #define FALLBACK "/tmp"
-
-static const char *value_in(char **env, const char *name)
-{
-	size_t n = strlen(name);
-
-	for (char **e = env; e && *e; e++)
-		if (!strncmp(*e, name, n) && (*e)[n] == '=')
-			return *e + n + 1;
-	return NULL;
-}
 
 bool is_reference(const char *image)
 {
@@ -40,13 +29,13 @@ static bool ends_with(const char *text, size_t n, const char *end)
 	return n >= length && !memcmp(text + n - length, end, length);
 }
 
-/* What a person writes for the shell to expand is no path yet; the node will say so. */
+/* A path that begins with ~ or $ was meant for the shell to expand: left as it is, so that the node refuses it. */
 static bool is_relative(const char *text, size_t n)
 {
 	return n && *text != '/' && *text != '~' && *text != '$';
 }
 
-/* A directory's name where commas and colons mean something. */
+/* Write a directory's name into a list, where commas and colons are separators. */
 static void write_escaped(FILE *out, const char *text)
 {
 	for (; *text; text++) {
@@ -65,7 +54,7 @@ static void write_part(FILE *out, enum paths kind, const char *part, size_t n, c
 	part += prefix;
 	n -= prefix;
 	anchor = is_relative(part, n);
-	if (kind == PATHS_FILE) /* NAME=VALUE is no file; one in the image has its own root */
+	if (kind == PATHS_FILE) /* NAME=VALUE is no file; image: is relative to the image */
 		anchor = anchor && !memchr(part, '=', n) && strncmp(part, "image:", strlen("image:"));
 	else if (kind == PATHS_IMAGE)
 		anchor = anchor && !is_reference(part);
@@ -75,12 +64,12 @@ static void write_part(FILE *out, enum paths kind, const char *part, size_t n, c
 		write_escaped(out, directory);
 	else if (anchor)
 		fputs(directory, out);
-	if (anchor) /* of an image, what was given must still be seen: it may be a name */
+	if (anchor) /* of an image, "/./" marks where the given text begins, because that may be a name */
 		fputs(kind == PATHS_IMAGE ? "/./" : "/", out);
 	fwrite(part, 1, n, out);
 }
 
-/* How long the part is that a value, or a line of one, begins with. */
+/* Return the length of a value's first part, up to a separator. */
 static size_t part_length(enum paths kind, const char *text)
 {
 	const char *ends = kind == PATHS_BINDS || kind == PATHS_DEVICES ? ",\n" :
@@ -88,15 +77,15 @@ static size_t part_length(enum paths kind, const char *text)
 									  "\n";
 	size_t n = strcspn(text, ends);
 
-	/* A backslash keeps the comma behind it. */
+	/* A comma after a backslash is no separator. */
 	while (n && text[n] == ',' && text[n - 1] == '\\')
 		n += 1 + strcspn(text + n + 1, ends);
 	return n;
 }
 
-/* Return an option's value, or all of its values, a line each, with relative paths below
- * `directory`; NULL if there is no memory. */
-char *anchored(enum paths kind, const char *value, const char *directory)
+/* Return an option's value, or its values, one per line, with relative paths made absolute by `directory`;
+ * NULL if there is no memory. */
+char *anchor_paths(enum paths kind, const char *value, const char *directory)
 {
 	char *text = NULL;
 	size_t size;
@@ -131,18 +120,18 @@ static const struct {
 #undef OPTION
 };
 
-/* Anchor the defaults in a task's variables `env`; in this process' own where there is no `sp`. */
+/* Anchor the defaults in a task's variables `env`, or without `sp` in this process's own. */
 static int anchor_in(spank_t sp, char **env, const char *directory)
 {
 	int failed = 0;
 
 	for (size_t i = 0; i < sizeof(defaults) / sizeof(defaults[0]) && !failed; i++) {
-		const char *name = defaults[i].name, *value = sp ? value_in(env, name) : getenv(name);
+		const char *name = defaults[i].name, *value = sp ? variable(env, name) : getenv(name);
 		char *there;
 
 		if (!value || defaults[i].paths == PATHS_NONE)
 			continue;
-		there = anchored(defaults[i].paths, value, directory);
+		there = anchor_paths(defaults[i].paths, value, directory);
 		if (!there)
 			failed = 1;
 		else if (strcmp(there, value))
@@ -152,21 +141,21 @@ static int anchor_in(spank_t sp, char **env, const char *directory)
 	return failed ? -1 : 0;
 }
 
-/* In a batch script's task: the defaults of its steps. The script may change directory. */
+/* In a batch script's task, before the script can change directory: anchor the defaults of its steps. */
 int anchor_defaults(spank_t sp, char **env)
 {
 	char *directory = getcwd(NULL, 0);
-	const char *pwd = value_in(env, "PWD");
+	const char *pwd = variable(env, "PWD");
 	int failed = 0;
 
-	/* Slurm may be here because there is no such directory; then nothing here is the user's. */
+	/* If the job's directory is missing, Slurm runs the script in FALLBACK, where no relative path was meant. */
 	if (directory && !(!strcmp(directory, FALLBACK) && pwd && strcmp(pwd, FALLBACK)))
 		failed = anchor_in(sp, env, directory);
 	free(directory);
 	return failed;
 }
 
-/* In salloc: the same, for what its shell starts. */
+/* In salloc: anchor the defaults of the steps that its shell starts. */
 int anchor_own_defaults(void)
 {
 	char *directory = getcwd(NULL, 0);

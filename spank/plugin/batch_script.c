@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A batch script that was submitted past the plugin: by pyslurm or slurmrestd, which
- * don't read #SBATCH lines, or from a host without the plugin. Whoever wrote
- * `#SBATCH --ch-image=...` into it wants a container, and there is no request.
+/* Finds options in the #SBATCH lines of a batch script.
  *
- * Read by the task, as the user, before the script is executed.
+ * A script may be submitted without the plugin: by pyslurm or slurmrestd, which don't
+ * read #SBATCH lines, or from a host that has no plugin. Then there is no request, but
+ * `#SBATCH --ch-image=...` shows that the user wants a container. The task reads the
+ * script as the user, before it is executed.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -13,9 +14,9 @@
 
 #include "plugin.h"
 
-/* The directives are at the beginning; sbatch stops at the first command. */
+/* This much of the script is read. Directives come before the first command, where sbatch stops. */
 #define SCRIPT_SIZE 65536
-/* What of a word is looked at. */
+/* This much of a word is compared. */
 #define WORD_SIZE 64
 
 static bool is_blank(char c)
@@ -23,9 +24,8 @@ static bool is_blank(char c)
 	return c == ' ' || c == '\t' || c == '\r';
 }
 
-/* Whether a word of the line is one, as Slurm takes words apart; one that begins
- * with # ends it. */
-static bool line_says(const char *at, const char *end, bool is(const char *word))
+/* Whether `is` holds for a word of the line. As in Slurm, a word that begins with # ends the line. */
+static bool line_has(const char *at, const char *end, bool is(const char *word))
 {
 	char word[WORD_SIZE];
 	size_t n;
@@ -45,8 +45,8 @@ static bool line_says(const char *at, const char *end, bool is(const char *word)
 	return false;
 }
 
-/* Whether the text has such a word in a directive before its first command. */
-static bool text_says(const char *text, size_t size, bool is(const char *word))
+/* Whether `is` holds for a word in a directive before the text's first command. */
+static bool text_has(const char *text, size_t size, bool is(const char *word))
 {
 	static const char mark[] = "#SBATCH";
 	const char *end = text + size, *line, *next, *first;
@@ -56,7 +56,7 @@ static bool text_says(const char *text, size_t size, bool is(const char *word))
 		if (!next)
 			next = end;
 		if ((size_t)(next - line) > sizeof(mark) - 1 && !memcmp(line, mark, sizeof(mark) - 1) &&
-		    is_blank(line[sizeof(mark) - 1]) && line_says(line + sizeof(mark) - 1, next, is))
+		    is_blank(line[sizeof(mark) - 1]) && line_has(line + sizeof(mark) - 1, next, is))
 			return true;
 		for (first = line; first < next && is_blank(*first); first++)
 			;
@@ -66,8 +66,8 @@ static bool text_says(const char *text, size_t size, bool is(const char *word))
 	return false;
 }
 
-/* Whether a word of the script's #SBATCH lines is one; no if it can't be read. */
-bool batch_script_says(const char *path, bool is(const char *word))
+/* Whether `is` holds for a word in the script's #SBATCH lines; false if the script can't be read. */
+bool batch_script_has(const char *path, bool is(const char *word))
 {
 	static char text[SCRIPT_SIZE];
 	struct stat st;
@@ -81,7 +81,7 @@ bool batch_script_says(const char *path, bool is(const char *word))
 		while (size < sizeof(text) && (n = read(fd, text + size, sizeof(text) - size)) > 0)
 			size += n;
 	close(fd);
-	return text_says(text, size, is);
+	return text_has(text, size, is);
 }
 
 static bool is_option_of_ours(const char *word)
@@ -89,8 +89,8 @@ static bool is_option_of_ours(const char *word)
 	return !strncmp(word, "--ch-", strlen("--ch-")) && word[strlen("--ch-")];
 }
 
-/* Whether the script asks for a container of ours. */
-bool batch_script_asks(const char *path)
+/* Whether the script requests a container by our options. */
+bool batch_script_has_ours(const char *path)
 {
-	return batch_script_says(path, is_option_of_ours);
+	return batch_script_has(path, is_option_of_ours);
 }

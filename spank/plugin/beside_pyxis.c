@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A pyxis beside `pyxis=yes`: Slurm would give an option to whichever it loads first, and
- * warn of it in the log. So the one that is there keeps its options, and somebody is told.
+/* Detects that the plugin pyxis is loaded too. Then `pyxis=yes` is ignored: of two plugins with the same
+ * option, Slurm would give it to the first that it loads, and only warn in its log.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -16,7 +16,7 @@ struct objects {
 	size_t count;
 };
 
-/* Nothing may be opened from here, so the names are kept. */
+/* Keep the names, because no object may be opened in this callback. */
 static int keep(struct dl_phdr_info *one, size_t size, void *data)
 {
 	struct objects *found = data;
@@ -41,7 +41,7 @@ static bool is_pyxis(const char *path)
 	return found;
 }
 
-/* Slurm has opened all plugins before it calls the first. Says so where a user submits. */
+/* Whether pyxis is loaded; where a user submits, report it. Slurm has opened all plugins before it calls the first. */
 bool beside_pyxis(void)
 {
 	struct objects loaded = { NULL, 0 };

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The image on the nodes' own disks: copied by Slurm's sbcast before a job's first step, and gone with the job.
+/* --ch-broadcast: the image is copied to the nodes' own disks by Slurm's sbcast before a job's first step, and
+ * removed at the end of the job.
  *
- * In a job, that is before its srun makes a step: one that fails after that leaves the step with the controller,
- * and the job's next srun waits for its end. An srun that brings its own job has one from local_user_init on, and
- * no task yet. How the copy is made is Python's (slurm_ch/plugin/broadcast.py); its name tells whose, and of which
- * job, it is.
+ * For an srun in a job, the copy is made before srun creates its step: an srun that fails after that leaves the step
+ * in the controller, and the job's next srun waits for that step to end. An srun that submits its own job has a job
+ * from local_user_init on, and no task yet. Python makes the copy (slurm_ch/plugin/broadcast.py). The copy's name
+ * has the user and the job.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -19,7 +20,7 @@
 
 #include "plugin.h"
 
-static bool asks(const char *request)
+static bool is_requested(const char *request)
 {
 	static const char *const no[] = { NO_WORDS };
 	const char *word;
@@ -32,8 +33,8 @@ static bool asks(const char *request)
 	return word;
 }
 
-/* Whether the command line may be of another job than the environment's, of several components, or of the
- * shell that salloc starts by an srun. A word of the command may look like it: then it is later that is copied. */
+/* Whether the command line may be for another job than the environment's, for several components, or for the
+ * shell that salloc starts by an srun. If only a word of the command looks like that, the copy is made later. */
 static bool is_no_plain_step(void)
 {
 	static const char *const words[] = { "--jobi", "--interac" };
@@ -53,14 +54,14 @@ static bool is_no_plain_step(void)
 	return found;
 }
 
-/* Have the image of an srun in a job copied, and the request say where; exit if that fails. */
+/* Have the image of an srun in a job copied, and add the copy's path to the request; exit if that fails. */
 void broadcast_in_job(char **request, int ac, char **av)
 {
 	const char *job = getenv("SLURM_JOB_ID");
 	char *more;
 
 	if (!job || !*job || strspn(job, "0123456789") != strlen(job) || getenv("SLURM_HET_SIZE") ||
-	    !asks(*request) || is_no_plain_step())
+	    !is_requested(*request) || is_no_plain_step())
 		return;
 	more = precheck_broadcast(*request, job, ac, av);
 	if (more) {
@@ -77,7 +78,8 @@ int broadcast_local_user_init(spank_t sp, int ac, char **av)
 	size_t n;
 	int failed;
 
-	if (!request || !asks(request) || last_line(request, BROADCAST_LINE, &n) || spank_get_item(sp, S_JOB_ID, &id) != ESPANK_SUCCESS ||
+	if (!request || !is_requested(request) || last_line(request, BROADCAST_LINE, &n) ||
+	    spank_get_item(sp, S_JOB_ID, &id) != ESPANK_SUCCESS ||
 	    (spank_get_item(sp, S_JOB_STEPID, &step) == ESPANK_SUCCESS && step == SLURM_INTERACTIVE_STEP))
 		return ESPANK_SUCCESS;
 	if (strstr(request, COMPONENT_LINE)) {
@@ -98,7 +100,7 @@ static bool ends_with(const char *text, const char *end)
 	return n >= m && !strcmp(text + n - m, end);
 }
 
-/* Remove the copy that a note names: one of this job's, wherever it is. */
+/* Remove the copy that a note names, if the copy's name begins as this job's do. */
 static void remove_noted(int directory, const char *note, const char *begin)
 {
 	char path[PATH_MAX + 1];
@@ -117,7 +119,7 @@ static void remove_noted(int directory, const char *note, const char *begin)
 		unlink(path);
 }
 
-/* Remove a job's copies from this node; this process is the user's. */
+/* Remove a job's copies from this node; called as the user. */
 void broadcast_remove(uid_t uid, uint32_t job, int ac, char **av)
 {
 	static const char usual[] = BROADCAST_FILE;

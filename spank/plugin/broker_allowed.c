@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Whether this step's container may have a broker of Slurm's commands, and which.
+/* Decides whether a step's container may have a broker of Slurm's commands, and for which commands.
  *
- * Decided here, from what the site and the user say, and not by the launcher's
- * ticket: a broker runs on the host, and the launcher has read the image.
+ * The plugin decides that from the site's and the user's options. The launcher's ticket
+ * can't: the launcher has read the image, which may be hostile, and a broker runs on the host.
  */
 #define _GNU_SOURCE
 #include <stdio.h>
@@ -22,14 +22,14 @@ static bool is_one_of(const char *word, size_t n, const char *const *words)
 	return false;
 }
 
-/* What is neither yes nor no the launcher refuses. */
+/* The launcher refuses a word that is neither yes nor no. */
 static const char *const no[] = { NO_WORDS, NULL };
 
-/* These start what the user says, in the environment that they are called with. */
+/* These start the user's programs, in the environment that they are called with. */
 static const char *const starting[] = { "srun", "sbatch", "salloc", "scrontab", "strigger", NULL };
 
-/* A list is a site's choice of what the caller can do, so the caller's environment
- * must not steer its other commands: mark these for the broker. */
+/* By a list the site limits what a caller can do. So the caller's environment must not
+ * influence commands that start no program: mark them for the broker. */
 static bool write_list(FILE *out, const char *list)
 {
 	for (const char *item = list;; item++) {
@@ -43,9 +43,9 @@ static bool write_list(FILE *out, const char *list)
 	}
 }
 
-/* Return the part of ch-join's variable about the broker: ":", "t" if it lives as
- * long as its task or "s" as the step, and its commands; "" if there may be none.
- * NULL when out of memory. */
+/* Return the part of ch-join's variable about the broker: ":", then "t" if the broker
+ * ends with its task or "s" if with the step, then its commands; "" if there may be no
+ * broker; NULL when out of memory. */
 char *broker_allowed(const char *request, bool batch, int ac, char **av)
 {
 	const char *commands = NULL, *asked = NULL, *word;

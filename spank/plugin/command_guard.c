@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A node without this plugin would run the command on the host, and say nothing.
+/* Guards the command, because a node without this plugin would run it on the host without a word.
  *
- * So srun's side puts a word in the command's place that no host can execute,
- * and the command travels beside it; the node's side puts it back. A batch
- * script is out of a plugin's reach, and so are, since Slurm
- * 23.02.5, the commands of --multi-prog (multi_prog.c) and, of an srun of several components, those of all but one.
+ * In srun, the plugin replaces the command by a path that no host can execute, and passes
+ * the command in a variable; on the node, the plugin restores it. No plugin can replace a
+ * batch script; nor, since Slurm 23.02.5, the commands of --multi-prog (multi_prog.c); nor,
+ * of an srun of several components, the commands of more than one.
  */
 #define _GNU_SOURCE
 #include <stdio.h>
@@ -14,13 +14,13 @@
 #include "../agreement.h"
 #include "plugin.h"
 
-/* Where nothing can be created. Slurm shows it: "execve(): ...: No such file". */
-#ifndef GUARD /* the tests' plugin of another age */
+/* A path in a directory where nothing can be created. Slurm reports "execve(): ...: No such file". */
+#ifndef GUARD /* a test builds a plugin of another version */
 #define GUARD "/proc/no-slurm_ch-plugin-on-this-node,-or-an-older-one"
 #endif
 
-/* Whether the words from `first` on, up to the end of a component, are the command as it was
- * typed: with a name in the place of the path that srun has found for it. */
+/* Whether the words from `first` to the end of a component are the command as it was typed: the same words,
+ * but with a name instead of the path that srun has found for it. */
 static bool is_typed(char **words, size_t count, size_t first, int argc, char **argv)
 {
 	size_t n = strlen(words[first]), whole = strlen(argv[0]);
@@ -35,9 +35,9 @@ static bool is_typed(char **words, size_t count, size_t first, int argc, char **
 	return true;
 }
 
-/* The command's first word as it was typed. srun puts a path of this machine in the place of
- * ./app, and with LaunchParameters=test_exec in the place of every name: in the container, that
- * may be nowhere, or another program. NULL if there is no memory; freed by the caller. */
+/* Return the command's first word as it was typed. srun replaces ./app by a path of this machine, and with
+ * LaunchParameters=test_exec every name: in the container, that path may be missing or another program. NULL
+ * if there is no memory; freed by the caller. */
 static char *as_typed(int argc, char **argv)
 {
 	FILE *in = *argv[0] == '/' ? fopen("/proc/self/cmdline", "re") : NULL;
@@ -66,8 +66,8 @@ static char *as_typed(int argc, char **argv)
 	return found ? found : strdup(argv[0]);
 }
 
-/* In srun, after the options; of several components Slurm calls it for one, and its step alone
- * has the environment of after it. */
+/* In srun, after the options. Of several components, Slurm calls this for one only, and only that one's step gets
+ * the variables set here. */
 int guard_local_user_init(spank_t sp, int ac, char **av)
 {
 	char **argv = NULL, *word, *typed;
@@ -76,7 +76,7 @@ int guard_local_user_init(spank_t sp, int ac, char **av)
 
 	if (!getenv(REQUEST_VARIABLE))
 		return ESPANK_SUCCESS;
-	/* salloc's shell is on the host in any case. */
+	/* salloc's shell always runs on the host. */
 	if (spank_get_item(sp, S_JOB_STEPID, &step) == ESPANK_SUCCESS && step == SLURM_INTERACTIVE_STEP)
 		return ESPANK_SUCCESS;
 	if (spank_get_item(sp, S_JOB_ARGV, &argc, &argv) != ESPANK_SUCCESS || argc < 1)
@@ -86,7 +86,7 @@ int guard_local_user_init(spank_t sp, int ac, char **av)
 			exit(EXIT_USAGE);
 		return ESPANK_SUCCESS;
 	}
-	if (!strcmp(argv[0], GUARD)) /* srun launches again; the variable is there */
+	if (!strcmp(argv[0], GUARD)) /* srun launches again; the variable is set already */
 		return ESPANK_SUCCESS;
 	if (other_container(argc))
 		exit(EXIT_USAGE);
@@ -99,7 +99,7 @@ int guard_local_user_init(spank_t sp, int ac, char **av)
 		return ESPANK_ERROR;
 	}
 	free(typed);
-	argv[0] = word; /* srun's now */
+	argv[0] = word; /* from now on srun's */
 	return ESPANK_SUCCESS;
 }
 

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* An srun of several components, `srun A : B`, each with an image and options of its own.
+/* Combines and separates the requests of an srun of several components, `srun A : B`, each with an
+ * image and options of its own.
  *
- * Slurm tells a plugin of no component. Where srun reads the command line, the end of each
- * one's options calls us; but what we publish is in the environment of all their steps, so
- * all requests travel together, each with what its step can be known by: the id of its job
- * if the job is there already and has several parts, else its rank among the components.
+ * Slurm tells a plugin nothing about components. srun calls the plugin at the end of each
+ * component's options, but the variable that the plugin sets is in the environment of all their
+ * steps. So that variable has all requests, each marked with what identifies its step: the id of
+ * its job, if the job exists already and has several parts; else its rank among the components.
  */
 #define _GNU_SOURCE
 #include <stdio.h>
@@ -17,14 +18,14 @@
 #define MAX_COMPONENTS 128 /* as Slurm has it */
 
 struct component {
-	char *request; /* NULL: no image was named so far */
+	char *request; /* NULL: no image was given so far */
 	unsigned group;
 	unsigned long job; /* 0: not known yet, or the same for all */
 };
 
 static struct component components[MAX_COMPONENTS];
 static unsigned component_count;
-/* The groups that the words up to the next ":" name and that were not read yet. */
+/* The groups that the words up to the next ":" name, unless srun has read these words for them already. */
 static bool pending[MAX_COMPONENTS];
 static unsigned parts_read;
 
@@ -55,7 +56,7 @@ static void mark_groups(const char *list)
 	}
 }
 
-/* Mark the groups of the part-th of the lists of words between ":". */
+/* Mark the groups that the words of one component name; `part` counts the components of the command line. */
 static void read_groups(unsigned part)
 {
 	FILE *in = fopen("/proc/self/cmdline", "re");
@@ -83,7 +84,8 @@ static void read_groups(unsigned part)
 		fclose(in);
 }
 
-/* srun reads the same words once for each group that they name, from the lowest on. */
+/* Return the group for which srun is reading words. srun reads a component's words once for each group that they
+ * name, from the lowest on. */
 static unsigned next_group(void)
 {
 	for (bool again = true;; again = false) {
@@ -98,7 +100,7 @@ static unsigned next_group(void)
 	}
 }
 
-/* The id of the job that a group of this allocation is, or 0. */
+/* Return the id of a group's job in this allocation, or 0. */
 static unsigned long job_of_group(char **env, unsigned group)
 {
 	static const char *const names[] = { "SLURM_JOB_ID_HET_GROUP_%u", "SLURM_JOB_ID_PACK_GROUP_%u" };
@@ -113,7 +115,7 @@ static unsigned long job_of_group(char **env, unsigned group)
 	return 0;
 }
 
-/* Where no image was named yet, the first that is holds. */
+/* Components before the first image have the request of the first component with an image. */
 static const char *request_of(unsigned index)
 {
 	while (index < component_count - 1 && !components[index].request)
@@ -138,8 +140,8 @@ static unsigned rank_of(unsigned index)
 	return rank;
 }
 
-/* Take the request of the component whose options have just been read, NULL if there is none,
- * and put in its place the text for all so far. -1 if there is no memory, or too many. */
+/* Add the request of the component whose options have just been read (NULL if there is none), and replace it by
+ * the requests of all components so far. Return -1 if there is no memory, or too many components. */
 int components_add(char **request)
 {
 	struct component *own = &components[component_count];
@@ -179,8 +181,9 @@ void components_free(void)
 	parts_read = 0;
 }
 
-/* The rank of one of several components of a step in one job, or -1: slurmstepd tells it nobody but by the
- * name of its socket, NODE_JOB.STEP.RANK, in every release that has such steps. Two on one node are none. */
+/* Return the rank of this step's component, if the components are in one job; -1 if it can't be told. Every Slurm
+ * release with such steps shows the rank only in the name of slurmstepd's socket, NODE_JOB.STEP.RANK. If two
+ * components run on one node, neither can be told. */
 static long rank_by_socket(const char *node, uint32_t job, uint32_t step)
 {
 	FILE *in = node ? fopen("/proc/net/unix", "re") : NULL;
@@ -211,7 +214,7 @@ static long rank_by_socket(const char *node, uint32_t job, uint32_t step)
 	return rank;
 }
 
-/* Whether this step is the component that the line names. */
+/* Whether this step is the component that the line identifies. */
 static bool is_this_step(const char *line, unsigned long job, long socket, char **env)
 {
 	char *end;
@@ -222,8 +225,8 @@ static bool is_this_step(const char *line, unsigned long job, long socket, char 
 	return socket >= 0 ? rank == (unsigned long)socket : job_of_group(env, rank) == job;
 }
 
-/* Return this step's request out of what was published for all components, in memory of its own;
- * NULL if that can't be told. */
+/* Return this step's request from the requests of all components, or NULL if it can't be told which that is; freed
+ * by the caller. */
 char *component_request(spank_t sp, const char *text, char **env)
 {
 	size_t n = strlen(COMPONENT_LINE);

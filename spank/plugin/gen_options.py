@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Print the plugin's C table of options, from those in slurm_ch/request/options.py and pyxis.py."""
+"""Print the plugin's table of options as C, from slurm_ch/request/options.py and pyxis.py."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _KINDS = {
     options.OPTIONAL: "KIND_OPTIONAL",
 }
 
-# SPANK_OPTION_MAXLEN: Slurm cuts what is longer.
+# SPANK_OPTION_MAXLEN: Slurm truncates a longer help text.
 _HELP_MAX = 75
 
 

@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* When a job is over: its copies of images and its containers that have a name go, removed by a process of the
- * job's user.
+/* Removes a job's copies of images and its named containers when the job is over, in a process of the job's user.
  *
- * Slurm is root here. So the first thing that is done is to become the user, for good; only then is it
- * looked whether there is anything, and only then is a program started (plugin/job_end.py).
+ * Slurm calls this as root. So the new process first becomes the user, irrevocably. Only then does it look for
+ * something to remove, and start a program for that (plugin/job_end.py).
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -28,7 +27,7 @@ static int become_user(uid_t uid, gid_t gid)
 		return -1;
 	if (setresgid(gid, gid, gid) || setresuid(uid, uid, uid))
 		return -1;
-	/* Nothing may lead back. */
+	/* It must be impossible to become root again. */
 	return uid && !setuid(0) ? -1 : 0;
 }
 
@@ -41,7 +40,6 @@ static void __attribute__((noreturn)) remove_as(uid_t uid, uint32_t job, int ac,
 	char *envp[] = { NULL };
 	char number[16], *directory;
 	struct stat st;
-
 	bool own;
 
 	snprintf(number, sizeof(number), "%u", job);
@@ -62,7 +60,7 @@ static void __attribute__((noreturn)) remove_as(uid_t uid, uint32_t job, int ac,
 
 void job_end(spank_t sp, int ac, char **av)
 {
-	/* Only what pyxis' options make may need the user's group; who has which, can take long to find out. */
+	/* Only pyxis' options make something that the user's group matters for; to look the user up may take long. */
 	bool pyxis = site_says_yes("pyxis", ac, av);
 	struct passwd *user;
 	uint32_t job;

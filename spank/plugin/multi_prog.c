@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* --multi-prog: each task has a command of its own, from a file whose text travels in the
- * place of arguments.
+/* Puts ch-join in front of the commands of --multi-prog: each task has its own command, from a file whose text
+ * Slurm passes in place of the arguments.
  *
- * Since 23.02.5 Slurm puts ch-join in front of each. Before, the tasks' commands are out of the
- * node's reach, but srun's side has the text, and can put ch-join's path in front of each
- * command in it. Started without its ticket, ch-join refuses: so it is a guard as well.
+ * Since 23.02.5, Slurm itself puts ch-join in front of each command. Before, the plugin can't do so on the node.
+ * But in srun it has the text, and puts ch-join's path in front of each command there. On a node without the
+ * plugin, ch-join refuses to run, because it has no ticket: so it also guards these commands.
  */
 #define _GNU_SOURCE
 #include <ctype.h>
@@ -24,8 +24,7 @@ static const char *first_task(const char *text)
 	return text;
 }
 
-/* Whether a --multi-prog file's text is in place of arguments, if that option may
- * have been given. */
+/* Whether the arguments are a --multi-prog file's text, if that option may have been given. */
 bool is_multi_prog(int argc, char **argv)
 {
 	const char *text = argc < 2 ? "" : first_task(argv[1]);
@@ -33,7 +32,7 @@ bool is_multi_prog(int argc, char **argv)
 	return *text == '*' || (*text >= '0' && *text <= '9');
 }
 
-/* Whether `path` is what the first task's command begins with. */
+/* Whether the first task's command begins with `path`. */
 bool multi_prog_goes_through(const char *text, const char *path)
 {
 	size_t n = strlen(path);
@@ -46,8 +45,7 @@ bool multi_prog_goes_through(const char *text, const char *path)
 	return *path == '/' && !strncmp(text, path, n) && isspace((unsigned char)text[n]);
 }
 
-/* Whether `text` is what the file has. A command's own words may look like the option and its
- * file's text. */
+/* Whether `text` is the file's contents. If it isn't, the words of an ordinary command only look like --multi-prog. */
 static bool is_text_of(const char *file, const char *text)
 {
 	FILE *in = fopen(file, "re");
@@ -64,7 +62,7 @@ static bool is_text_of(const char *file, const char *text)
 }
 
 /* Return the text with `path` in front of each command, or NULL. */
-static char *through(const char *text, const char *path)
+static char *put_in_front(const char *text, const char *path)
 {
 	char *more = NULL;
 	size_t size;
@@ -92,8 +90,8 @@ static char *through(const char *text, const char *path)
 	return NULL;
 }
 
-/* In srun: put ch-join in front of each task's command, where the node can't. -1, said, if
- * that can't be done here either. */
+/* In srun: put ch-join in front of each task's command, unless Slurm does so on the node. Return -1 after reporting
+ * why, if that is impossible. */
 int multi_prog_guard(char **argv, int ac, char **av)
 {
 	const char *with = NULL;
@@ -114,14 +112,14 @@ int multi_prog_guard(char **argv, int ac, char **av)
 		free(path);
 		return -1;
 	}
-	more = path ? through(argv[1], path) : NULL;
+	more = path ? put_in_front(argv[1], path) : NULL;
 	if (!more || setenv(MULTI_PROG_VARIABLE, path, 1)) {
 		complain("can't guard the commands of --multi-prog");
 		free(more);
 		free(path);
 		return -1;
 	}
-	argv[1] = more; /* srun's now */
+	argv[1] = more; /* from now on srun's */
 	free(path);
 	return 0;
 }

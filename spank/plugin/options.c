@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The options where the user submits: registered, collected, and the defaults that the environment has
- * for them. They are strings; what they mean is the launcher's business. */
+/* Registers the options and collects their values where the user submits, with the defaults from the environment.
+ * Values are strings, which only the launcher interprets. */
 #define _GNU_SOURCE
 #include <ctype.h>
 #include <stdio.h>
@@ -18,33 +18,33 @@ const struct option options[] = {
 };
 #undef OPTION
 
-/* As Slurm has them. */
+/* Slurm's numbers. */
 #define NO_ARGUMENT 0
 #define REQUIRED_ARGUMENT 1
 #define OPTIONAL_ARGUMENT 2
 
-struct setting *settings; /* as given, in order; the defaults come last */
+struct setting *settings; /* in the order in which they were given, then the defaults */
 size_t setting_count;
-static bool remote_saw_option, unusable, speaks_pyxis;
+static bool remote_saw_option, unusable, has_pyxis_options;
 
 static bool is_known(const struct option *o)
 {
-	return speaks_pyxis || !o->group;
+	return has_pyxis_options || !o->group;
 }
 
-/* Whether it says no to an option of that name, and so has no line and no variable of its own. */
+/* Whether it is --no-NAME, which has no line in the request and no variable of its own. */
 static bool is_negation(const struct option *o)
 {
 	return o->group && !strncmp(o->name, "no-", strlen("no-"));
 }
 
-/* What its lines in the request begin with. */
+/* Return what an option's lines in the request begin with. */
 const char *option_key(const struct option *o)
 {
 	return o->name + (!o->group ? strlen("ch-") : is_negation(o) ? strlen("no-") : 0);
 }
 
-/* As Slurm's own options have it: each command has its own defaults. */
+/* As for Slurm's own options, each command has its own variables. */
 static const char *prefix(void)
 {
 	if (!strcmp(submitter(), "sbatch"))
@@ -72,7 +72,7 @@ static int add(int option, const char *value)
 		return -1;
 	settings = more;
 	settings[setting_count].option = option;
-	/* To pyxis, what doesn't begin as a path does is a reference. */
+	/* For pyxis, an image that doesn't begin as a path is a reference. */
 	if (option == OPTION_CONTAINER_IMAGE && *value != '/' && *value != '.' && !strstr(value, "://")) {
 		if (asprintf(&settings[setting_count].value, "docker://%s", value) < 0)
 			return -1;
@@ -86,24 +86,24 @@ static int on_option(int val, const char *optarg, int remote)
 {
 	const char *value = optarg ? optarg : options[val].bare ? options[val].bare : "";
 
-	/* On the node the request counts, which has every value; that there was
-	 * an option at all must agree with it. */
+	/* On the node, the values come from the request, which has all of them. But if an option was
+	 * given, there must be a request. */
 	if (remote) {
 		remote_saw_option = true;
 		return 0;
 	}
 	if (strchr(value, '\n')) {
 		complain("--%s: the value has a newline in it", options[val].name);
-		/* An error from here would end some commands with a status of Slurm's. */
+		/* Not an error from here: some commands would end with Slurm's status, not ours. */
 		unusable = true;
 		return 0;
 	}
 	return add(val, value);
 }
 
-/* In an allocation, Slurm hands sbatch's and salloc's options to srun through
- * the environment as if given there: of a repeated one only the last. Our own
- * SLURM_CH_* variables have them all. */
+/* In an allocation, Slurm passes sbatch's and salloc's options to srun by the environment,
+ * as if they were srun's; of a repeated option, only the last value. Our own SLURM_CH_*
+ * variables have all values. */
 static void drop_inherited(const struct option *o)
 {
 	static const char *const prefixes[] = { "SLURM_SPANK__SLURM_SPANK_OPTION_slurm_ch_",
@@ -129,7 +129,7 @@ static int argument_of(const struct option *o)
 
 int options_register(spank_t sp, int ac, char **av)
 {
-	speaks_pyxis = site_says_yes("pyxis", ac, av) && !beside_pyxis();
+	has_pyxis_options = site_says_yes("pyxis", ac, av) && !beside_pyxis();
 	for (int i = 0; i < OPTION_COUNT; i++) {
 		const struct option *o = &options[i];
 		struct spank_option so = { (char *)o->name, (char *)o->arg, (char *)o->help,
@@ -167,8 +167,8 @@ bool option_given(int option, size_t explicit_count)
 	return false;
 }
 
-/* Whether the image is given in the words of the other family than an option's: then a
- * default of that option's is of another container. */
+/* Whether the image is given by the other family of options (ours or pyxis') than an option's: then the option's
+ * default belongs to another container. */
 static bool is_overruled(int option, size_t explicit_count)
 {
 	if (options[option].group)
@@ -176,7 +176,7 @@ static bool is_overruled(int option, size_t explicit_count)
 	return option == OPTION_IMAGE && option_given(OPTION_CONTAINER_IMAGE, explicit_count);
 }
 
-/* Put the environment's defaults behind what was given explicitly. */
+/* Add the defaults from the environment after the explicit settings. */
 int options_add_defaults(size_t explicit_count)
 {
 	for (int i = 0; i < OPTION_COUNT; i++) {
@@ -208,8 +208,8 @@ int options_add_defaults(size_t explicit_count)
 	return 0;
 }
 
-/* What sbatch and salloc were given is the default of the steps inside. salloc's relative paths
- * are of this directory; sbatch's of the one where the job starts, which its node knows. */
+/* Publish the options of sbatch and salloc as defaults of the job's steps. salloc's relative paths belong to this
+ * directory. sbatch's belong to the directory where the job starts: they are anchored on the node. */
 int options_publish_defaults(void)
 {
 	char *directory = strcmp(submitter(), "salloc") ? NULL : getcwd(NULL, 0);
@@ -222,11 +222,11 @@ int options_publish_defaults(void)
 		const char *between = options[i].group ? "," : "\n";
 		int n = 0, failed;
 
-		/* What a batch script's container is saved to is its alone. */
+		/* The file that a batch script's container is saved to is not for its steps. */
 		if (is_negation(&options[i]) || i == OPTION_SAVE || i == OPTION_CONTAINER_SAVE)
 			continue;
 		variable_name(&options[i], SRUN_PREFIX, name, sizeof(name));
-		/* What the job's own options have replaced is no default of its steps'. */
+		/* A default that the job's options have replaced must not become its steps' default. */
 		if (is_known(&options[i]) && is_overruled(i, setting_count) && unsetenv(name))
 			return -1;
 		if (!option_given(i, setting_count))
@@ -239,7 +239,7 @@ int options_publish_defaults(void)
 				continue;
 			if (options[i].kind != KIND_LIST)
 				rewind(out);
-			there = directory ? anchored(options[i].paths, settings[s].value, directory) : NULL;
+			there = directory ? anchor_paths(options[i].paths, settings[s].value, directory) : NULL;
 			fprintf(out, "%s%s", n++ && options[i].kind == KIND_LIST ? between : "",
 				there ? there : settings[s].value);
 			free(there);

@@ -11,11 +11,11 @@ struct option {
 	const char *name; /* "ch-bind" */
 	const char *arg;      /* metavariable, or NULL */
 	const char *help;
-	const char *bare; /* the value when none is given; NULL: one is needed */
+	const char *bare; /* the value when none is given; NULL: a value is required */
 	enum kind kind;
-	bool sure; /* without a value, valid with every image and every other option */
+	bool sure; /* if given without a value, valid with every image and every other option */
 	enum paths paths;
-	/* For options of pyxis: the name of the group of which only one is given; NULL: not an option of pyxis. */
+	/* For options of pyxis: a group of options that exclude each other; NULL: not an option of pyxis. */
 	const char *group;
 };
 

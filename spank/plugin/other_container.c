@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Slurm's own containers: --container hands the step to an OCI runtime, which would run
- * ours in its place or inside of it. Nobody can mean both.
+/* Refuses a request for a container together with Slurm's own --container, which passes the step to an OCI
+ * runtime: one container would be inside the other, or run in its place.
  *
- * No plugin is told of Slurm's options, so their words and variables are looked for.
+ * Slurm doesn't tell plugins about its own options, so this looks for their words and variables.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -13,7 +13,7 @@
 
 #include "options.h"
 
-/* Shorter, it might be --contiguous. */
+/* A shorter word may be an abbreviation of --contiguous. */
 #define LEAST strlen("--conta")
 
 static bool names_runtime(const char *word)
@@ -24,7 +24,7 @@ static bool names_runtime(const char *word)
 	       (n == strlen("--runtime") && !strncmp(word, "--runtime", n));
 }
 
-/* Whether the options may end here: the command, or an option's value that looks like one. */
+/* Whether the word may be the command, which ends the options; an option's value may look like one too. */
 static bool may_be_command(const char *word, bool script)
 {
 	struct stat st;
@@ -34,8 +34,8 @@ static bool may_be_command(const char *word, bool script)
 	return *word != '-' && strspn(word, "0123456789:,-") < strlen(word);
 }
 
-/* Return the first such word of this command line, or NULL; freed by the caller. The
- * last `command_words` are the command's own, if they are known, else it is looked for. */
+/* Return the first word of this command line that requests Slurm's container, or NULL; freed by the caller. The
+ * last `command_words` words are the command; if that is 0, look for the command's beginning. */
 static char *on_command_line(int command_words)
 {
 	bool script = !strcmp(submitter(), "sbatch"), several = false;
@@ -51,15 +51,15 @@ static char *on_command_line(int command_words)
 			several |= !strcmp(word, ":");
 		rewind(in);
 	}
-	/* Of several components nobody knows which the last words belong to. */
+	/* With several components, the last words may belong to another component's command. */
 	for (n = 0; !several && !found && getdelim(&word, &size, '\0', in) > 0; n++) {
 		if (command_words ? n >= words - command_words : n && may_be_command(word, script))
 			break;
 		if (names_runtime(word))
 			found = strndup(word, strcspn(word, "="));
 	}
-	/* A script may say it too. */
-	if (!found && script && n && word && batch_script_says(word, names_runtime))
+	/* A script's #SBATCH lines may have it too. */
+	if (!found && script && n && word && batch_script_has(word, names_runtime))
 		found = strdup("#SBATCH --container");
 	free(word);
 	fclose(in);
@@ -86,7 +86,7 @@ static const char *in_environment(void)
 	return NULL;
 }
 
-/* The option by which ours is asked for. */
+/* Return the option that requests our container. */
 static const char *own_option(void)
 {
 	const int asking[] = { OPTION_CONTAINER_IMAGE, OPTION_CONTAINER_NAME };
@@ -97,7 +97,7 @@ static const char *own_option(void)
 	return options[OPTION_IMAGE].name;
 }
 
-/* Whether a container of Slurm's own is asked for as well; says so. */
+/* Whether Slurm's own container is requested as well; if so, report it. */
 bool other_container(int command_words)
 {
 	const char *variable = in_environment();

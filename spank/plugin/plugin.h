@@ -17,90 +17,96 @@
 
 #include "../common/facts.h"
 
-/* Print a line for the user, if Slurm can reach the user; otherwise it is in the node's log. */
+/* Print a message for the user if Slurm can reach the user; otherwise it goes to the node's log. */
 #define complain(...) slurm_error("slurm_ch: " __VA_ARGS__)
 
-/* version.c: whether this is a plugin for another Slurm */
+/* version.c: whether this plugin was built for another Slurm release than this one */
 bool version_is_of_other_release(void);
 
-/* submitter.c: "srun", "sbatch" or "salloc", whatever the program is called */
+/* submitter.c: "srun", "sbatch" or "salloc", even if the program has another name */
 const char *submitter(void);
 
-/* anchor.c: relative paths in defaults of steps, made absolute; by the place of paths in an option's value */
+/* anchor.c: make relative paths in the defaults of steps absolute; `kind` tells where in a value the paths are */
 enum paths { PATHS_NONE, PATHS_IMAGE, PATHS_DIRECTORY, PATHS_DIRECTORIES, PATHS_FILE, PATHS_BINDS, PATHS_DEVICES };
 bool is_reference(const char *image);
-char *anchored(enum paths kind, const char *value, const char *directory);
+char *anchor_paths(enum paths kind, const char *value, const char *directory);
 int anchor_defaults(spank_t sp, char **env);
 int anchor_own_defaults(void);
 
-/* options.c: in srun, sbatch and salloc, what is given */
+/* options.c: register the options and collect their values */
 int options_register(spank_t sp, int ac, char **av);
 void options_free(void);
 bool options_remote_saw_option(void);
 
-/* request.c: the request that is made of it */
+/* request.c: make a request of the options, in srun, sbatch and salloc */
 int request_post_opt(int ac, char **av);
 void request_free(void);
 
-/* components.c: an srun of several components */
+/* components.c: combine and separate the requests of an srun of several components */
 int components_add(char **request);
 void components_free(void);
 char *component_request(spank_t sp, const char *text, char **env);
 
-/* precheck.c: the request, before it waits in the queue */
+/* precheck.c: check a request before the job is queued, find out what its reference means, have its image copied */
 struct pin {
-	char *image;   /* the reference with its digest; NULL: nothing is known of it */
+	char *image;   /* the reference with its digest; NULL: not known */
 	char *located; /* HOST:PATH of the image's file, or NULL */
 };
 void precheck_request(const char *request, const char *image, bool plain, int ac, char **av, struct pin *pin);
-
 char *precheck_broadcast(const char *request, const char *job, int ac, char **av);
 
-/* broadcast.c: the image on the nodes' own disks, for the job */
+/* checker.c: run the checker, and read its verdict */
+#define VERDICT_SIZE 8192
+bool run_checker(const char *request, const char *job, bool pulls, int ac, char **av, char *verdict);
+
+/* broadcast.c: have the image copied to the nodes' own disks, and remove the copies */
 void broadcast_in_job(char **request, int ac, char **av);
 int broadcast_local_user_init(spank_t sp, int ac, char **av);
 void broadcast_remove(uid_t uid, uint32_t job, int ac, char **av);
 
-/* command_guard.c: a node without this plugin must not run the command on the host */
+/* command_guard.c: prevent a node without this plugin from running the command on the host */
 int guard_local_user_init(spank_t sp, int ac, char **av);
 bool guard_is(const char *word);
 
-/* multi_prog.c: a command of its own for each task */
+/* multi_prog.c: guard the commands of --multi-prog */
 bool is_multi_prog(int argc, char **argv);
 bool multi_prog_goes_through(const char *text, const char *path);
 int multi_prog_guard(char **argv, int ac, char **av);
 
-/* site_arguments.c: where a part is, by plugstack.conf or beside this plugin */
+/* site_arguments.c: plugstack.conf's arguments, such as the path of a part */
 char *site_path(const char *key, const char *beside, int ac, char **av);
 bool site_says_yes(const char *key, int ac, char **av);
 
-/* step_facts.c: what the launcher and the checker are told */
+/* step_facts.c: begin the facts for the launcher or the checker */
 FILE *step_facts(int *fd, const char *request, char **env, int ac, char **av);
 
-/* broker_allowed.c: whether Slurm's commands may be called inside */
+/* broker_allowed.c: whether Slurm's commands may be called in the container */
 char *broker_allowed(const char *request, bool batch, int ac, char **av);
 
-/* request_lines.c */
+/* request_lines.c: find an option in a request */
 const char *last_line(const char *text, const char *key, size_t *n);
 
-/* saver.c: whether, and where, the container is to be saved */
-int saver_tell(spank_t sp, const char *request, bool batch, int ac, char **av);
+/* saver.c: tell ch-join whether and where to save the container */
+int set_saver_variable(spank_t sp, const char *request, bool batch, int ac, char **av);
 
-/* batch_script.c: a script that was submitted past this plugin */
-bool batch_script_asks(const char *path);
-bool batch_script_says(const char *path, bool is(const char *word));
+/* batch_script.c: look for options in a script's #SBATCH lines */
+bool batch_script_has_ours(const char *path);
+bool batch_script_has(const char *path, bool is(const char *word));
 
-/* beside_pyxis.c: whether that plugin is loaded too, which has the same options */
+/* beside_pyxis.c: whether the plugin pyxis, which has the same options, is loaded too */
 bool beside_pyxis(void);
 
-/* other_container.c: Slurm's own --container */
+/* other_container.c: whether Slurm's own --container is requested as well */
 bool other_container(int command_words);
 
-/* job_end.c: on a node, when a job is over */
+/* job_end.c: on a node, clean up when a job is over */
 void job_end(spank_t sp, int ac, char **av);
 
-/* variable.c: the job's environment */
+/* variable.c: a variable of the job's environment, or NULL */
 const char *variable(char **env, const char *name);
+
+/* prepend.c: put ch-join in front of a task's command */
+int prepend_ch_join(spank_t sp, int id, char **env, const char *path, const char *broker);
 
 /* node.c: in slurmstepd and the tasks */
 int node_init_post_opt(spank_t sp);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Where the user submits: of all options one request, checked and published.
+/* Makes one request of all options where the user submits, has it checked, and publishes it for the node.
  *
- * Strings are forwarded. What can be refused here, is: before the job waits in the queue.
+ * Values are passed on as strings. Errors that can be detected here are reported before the job is queued.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -14,7 +14,7 @@
 #include "options.h"
 #include "plugin.h"
 
-/* Whether a word of the command line is `word`, cut to no less than `least` letters. */
+/* Whether a word of the command line is `word`, or an abbreviation of it with at least `least` letters. */
 static bool command_line_has(const char *word, size_t least)
 {
 	FILE *in = fopen("/proc/self/cmdline", "re");
@@ -30,8 +30,8 @@ static bool command_line_has(const char *word, size_t least)
 	return found;
 }
 
-/* Tell the node which variables srun's --export names: no plugin is told, and the environment doesn't show
- * which of its variables somebody has chosen. */
+/* Publish for the node which variables srun's --export names. Slurm doesn't tell plugins, and the environment doesn't
+ * show which of its variables the user has chosen. */
 static int publish_exported(void)
 {
 	static const char option[] = "--export";
@@ -66,9 +66,9 @@ static void write_line(FILE *out, const struct setting *s)
 	fprintf(out, "%s=%s\n", option_key(&options[s->option]), s->value);
 }
 
-/* Defaults first, in the table's order, then what was given, in the order given;
- * last, where the image is, if that is known. Freed by the caller; NULL if there is
- * no memory. */
+/* Return the request: the defaults in the table's order, then the explicit settings in the
+ * order given, then the image's location, if it is known. Freed by the caller; NULL if there
+ * is no memory. */
 static char *write_request(size_t explicit_count, const char *located)
 {
 	char *text = NULL;
@@ -95,11 +95,11 @@ static bool is_image(const struct setting *s)
 	return s->option == OPTION_IMAGE || s->option == OPTION_CONTAINER_IMAGE;
 }
 
-/* What the image's reference came to, kept: Slurm reads the options of a job of several
- * components again for each. */
+/* The image that a reference means. It is kept, because for a job of several components Slurm reads the
+ * options again for each component. */
 static struct pin pin;
 static char *pinned;
-/* Of the options of an srun of several components, how many are not this one's own. */
+/* How many of the settings are from the component before this one, in an srun of several components. */
 static size_t carried;
 
 static int replace(struct setting *setting, const char *value)
@@ -113,8 +113,8 @@ static int replace(struct setting *setting, const char *value)
 	return 0;
 }
 
-/* From here on the image is the one that its name means now, for all steps of a job;
- * and what was to be pulled again has been. */
+/* Replace the reference by the image that it means now, so that all steps of a job have the same image; and
+ * --ch-pull=always by auto, because the image has been pulled. */
 static int use_pin(void)
 {
 	if (!pin.image)
@@ -146,11 +146,10 @@ void request_free(void)
 	carried = 0;
 }
 
-/* Return the request, checked, and with the image that its reference means; NULL if
- * there is no memory. */
+/* Have the request checked, and return it with the image that its reference means; NULL if there is no memory. */
 static char *checked_request(size_t explicit_count, const char *image, bool plain, int ac, char **av)
 {
-	/* Another component may have another image. */
+	/* The pin may be for another component's image. */
 	const char *located = pin.image && !strcmp(image, pin.image) ? pin.located : NULL;
 	char *request = write_request(explicit_count, located);
 	struct pin found;
@@ -173,7 +172,7 @@ static bool is_sure(const struct setting *s)
 	return options[s->option].sure && !strcmp(s->value, options[s->option].bare);
 }
 
-/* The image that counts; whether nothing can be wrong but the image. */
+/* Return the image of the last setting that gives one. `plain` tells whether only the image can be wrong. */
 static const char *image_of(bool *plain)
 {
 	const char *image = NULL;
@@ -195,8 +194,8 @@ static const char *image_of(bool *plain)
 	return image;
 }
 
-/* A component that names an image has the options that are given with it; one that names none
- * goes on with those of the component before it. */
+/* A component with an image of its own only has the options that are given with it. A component without one also
+ * has the options of the component before it. */
 static void begin_component(void)
 {
 	size_t own = setting_count - carried;
@@ -212,7 +211,7 @@ static void begin_component(void)
 	setting_count = own;
 }
 
-/* Keep for the next component what was given, and none of the environment's defaults. */
+/* Keep the explicit settings for the next component, without the defaults from the environment. */
 static void end_component(size_t explicit_count)
 {
 	while (setting_count > explicit_count)
@@ -220,8 +219,8 @@ static void end_component(size_t explicit_count)
 	carried = setting_count;
 }
 
-/* An sbatch or salloc of several components has one set of options: what they are for is
- * one script, or one shell. */
+/* Whether the components of an sbatch or salloc have different images. They can't, because there is only one script
+ * or shell to run. */
 static bool differs_by_component(void)
 {
 	const char *first = NULL;
@@ -236,14 +235,14 @@ static bool differs_by_component(void)
 	return false;
 }
 
-/* Whether --multi-prog may have been given: no plugin is told. A word of the
- * command may look like it; the node looks closer. */
+/* Whether --multi-prog may have been given; Slurm doesn't tell plugins. A word of the
+ * command may look like it, so the node checks again. */
 static bool may_be_multi_prog(void)
 {
 	return getenv("SLURM_SRUN_MULTI") || command_line_has("--multi-prog", strlen("--mu"));
 }
 
-/* Slurm 22.05's srun would go on, and end with status 0, if this failed. */
+/* Exit here, because after an error Slurm 22.05's srun goes on and ends with status 0. */
 static void __attribute__((noreturn)) refuse(void)
 {
 	exit(EXIT_USAGE);
@@ -279,7 +278,7 @@ int request_post_opt(int ac, char **av)
 	}
 	image = image_of(&plain);
 	if (!image && option_given(OPTION_CONTAINER_NAME, setting_count)) {
-		/* The image is that of the container which the node has. */
+		/* The node has a container of that name, with its image. */
 		image = "";
 		plain = false;
 	}

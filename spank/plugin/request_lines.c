@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What a request says: lines NAME=VALUE. */
+/* Finds an option in a request, which is lines NAME=VALUE. */
 #include <string.h>
 
 #include "plugin.h"
 
-/* The last of the lines that start with `key`, or NULL; its length in n. */
+/* Return the rest of the last line that starts with `key`, and its length in n; NULL if there is none. */
 const char *last_line(const char *text, const char *key, size_t *n)
 {
 	const char *found = NULL;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What ch-join is told of saving the container.
+/* Tells ch-join whether and where to save the container.
  *
- * The plugin tells it, not the launcher's ticket: what writes a file of the user's runs on the host, and the
- * launcher has read the image.
+ * The plugin tells it, not the launcher's ticket: the launcher has read the image, which may be hostile, and
+ * the saver writes a file on the host.
  */
 #define _GNU_SOURCE
 #include <stdio.h>
@@ -12,7 +12,7 @@
 #include "../agreement.h"
 #include "plugin.h"
 
-/* Of the site's arguments, those that have a say in packing. */
+/* The site's arguments about packing. */
 static const char *const packing[] = { "packer=", "pull_threads=", NULL };
 
 static bool is_about_packing(const char *argument)
@@ -23,8 +23,9 @@ static bool is_about_packing(const char *argument)
 	return false;
 }
 
-/* Set ch-join's variable if a request asks for it, else remove one that the user has; -1 if that can't be. */
-int saver_tell(spank_t sp, const char *request, bool batch, int ac, char **av)
+/* Set ch-join's variable if the request has a file to save to; else unset it, because the user may have set it. Return
+ * -1 on failure. */
+int set_saver_variable(spank_t sp, const char *request, bool batch, int ac, char **av)
 {
 	static const char *const options[] = { "save=", "container-save=" };
 	const char *file = NULL, *label = NULL;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* plugstack.conf's arguments: where the parts are. Python reads the others. */
+/* Reads plugstack.conf's arguments that the plugin needs, such as the paths of parts. Python reads the others. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <limits.h>
@@ -9,7 +9,7 @@
 
 #include "plugin.h"
 
-/* A site argument's value, or what lies at `beside` this plugin's directory. */
+/* Return a site argument's value, else `beside`, which may be relative to this plugin's directory. */
 char *site_path(const char *key, const char *beside, int ac, char **av)
 {
 	size_t n = strlen(key);
@@ -28,7 +28,7 @@ char *site_path(const char *key, const char *beside, int ac, char **av)
 	return asprintf(&path, "%s/%s", real, beside) < 0 ? NULL : path;
 }
 
-/* Whether a site argument that is off by default is on. */
+/* Whether a site argument, which is no by default, is yes. */
 bool site_says_yes(const char *key, int ac, char **av)
 {
 	size_t n = strlen(key);

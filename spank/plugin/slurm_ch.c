@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Slurm's way in: a switch, nothing more. */
+/* The functions that Slurm calls. Each passes the call on to the part for its context. */
 #include "plugin.h"
 
 #pragma GCC visibility push(default)
@@ -16,17 +16,17 @@ int slurm_spank_exit(spank_t sp, int ac, char **av);
 int slurm_spank_job_epilog(spank_t sp, int ac, char **av);
 
 #if SLURM_VERSION_NUMBER >= SLURM_VERSION_NUM(25, 5, 0)
-/* A plugin that can't start fails the job; Slurm leaves the node to everybody else.
- * Before that release Slurm has neither the name nor the choice. */
+/* If the plugin can't start, Slurm fails the job, and does not drain the node. Before this
+ * release, Slurm has neither the variable nor the choice. */
 int slurm_spank_init_failure_mode = ESPANK_JOB_FAILURE;
 #endif
 #pragma GCC visibility pop
 
 #define UNUSED (void)sp, (void)ac, (void)av
 
-/* plugstack.conf may name this plugin twice: it includes plugstack.conf.d on
- * Debian, and admins add that line again. Both lines share this memory. Slurm
- * calls each function once per line, in a row: the first call of a row counts. */
+/* plugstack.conf may name this plugin twice: on Debian it includes plugstack.conf.d, and an
+ * admin may add that line again. Both lines share this memory. Slurm calls each function
+ * once per line, in a row: only the first call of a row counts. */
 static unsigned loads;
 
 static bool again(unsigned *calls)
@@ -111,7 +111,7 @@ int slurm_spank_task_exit(spank_t sp, int ac, char **av)
 	return node_task_exit(sp);
 }
 
-/* What is wrong here would drain the node. */
+/* Always a success, because an error here would drain the node. */
 int slurm_spank_job_epilog(spank_t sp, int ac, char **av)
 {
 	static unsigned calls;
@@ -132,6 +132,6 @@ int slurm_spank_exit(spank_t sp, int ac, char **av)
 		node_free();
 	}
 	if (loads && calls % loads == 0)
-		loads = 0; /* Slurm may start anew in this process */
+		loads = 0; /* Slurm may load its plugins again in this process */
 	return ESPANK_SUCCESS;
 }

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the launcher and the checker are told. */
+/* Begins the facts for the launcher or the checker. */
 #include "plugin.h"
 
-/* Open the facts with what is always in them: environment, site, request. */
+/* Open the facts and write what is always in them: environment, site's arguments, request. */
 FILE *step_facts(int *fd, const char *request, char **env, int ac, char **av)
 {
 	FILE *out = facts_open(fd, env);

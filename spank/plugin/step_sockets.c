@@ -1,14 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The socket pair of a step, between its tasks and its launcher.
+/* Makes the socket pair of a step, between its tasks and its launcher.
  *
- * The pair is made in init_post_opt, because user_init need not run in
- * slurmstepd: with SlurmdParameters=contain_spank (24.05 and later) it,
- * task_post_fork and task_exit run in a child that shares slurmstepd's memory
- * but not its descriptors, so that they can neither make nor close any for it.
- * A copy of the launcher's end that slurmstepd could not close would hide the
- * launcher's death from the tasks for ever. So slurmstepd has no copy: that end
- * lies in a message on a second pair, the offer, until a task takes it, and
- * exactly one can. */
+ * The pair is made in init_post_opt, because user_init need not run in slurmstepd: with
+ * SlurmdParameters=contain_spank (24.05 and later), user_init, task_post_fork and task_exit
+ * run in a child that shares slurmstepd's memory but not its descriptors, so they can
+ * neither make nor close descriptors for it. If slurmstepd had a copy of the launcher's end
+ * that it could not close, the tasks would never notice the launcher's death. So slurmstepd
+ * has no copy: the launcher's end is in a message on a second pair, the offer, until a task
+ * takes it; only one task can. */
 #include "step_sockets.h"
 
 #include <errno.h>
@@ -50,7 +49,7 @@ union rights {
 	char room[CMSG_SPACE(sizeof(int))];
 };
 
-/* Put `fd` in a message to the other end of `sock`; of one byte, or there is none. */
+/* Send `fd` to the other end of `sock`, with one byte, because an empty message carries no descriptor. */
 static int send_end(int sock, int fd)
 {
 	char byte = 0;
@@ -79,7 +78,7 @@ int sockets_take(void)
 	ssize_t n = recvmsg(offer.fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
 	int fd;
 
-	if (n == 0) /* its other end is closed long since */
+	if (n == 0) /* another task has taken it: sockets_make closed the sending end */
 		errno = 0;
 	if (n <= 0)
 		return -1;

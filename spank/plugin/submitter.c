@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Which of Slurm's commands this is: no plugin is told, and a site may have renamed
- * the program to put a script of its own in its place. */
+/* Tells which of Slurm's commands this is. Slurm doesn't tell plugins, and a site may have renamed the program to
+ * put a script of its own in its place. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <limits.h>
@@ -9,7 +9,7 @@
 
 #include "plugin.h"
 
-/* Whether the name that the program was called by, or that its file has, tells of the word. */
+/* Whether the name that the program was called by, or its file's name, contains the word. */
 static bool name_has(const char *word)
 {
 	char path[PATH_MAX];
@@ -29,6 +29,6 @@ const char *submitter(void)
 		return program_invocation_short_name;
 	if (spank_context() != S_CTX_ALLOCATOR)
 		return "srun";
-	/* What is renamed is mostly sbatch: it is what sites put rules around. */
+	/* In doubt sbatch, because that is the program that sites wrap to enforce rules. */
 	return name_has("salloc") ? "salloc" : "sbatch";
 }

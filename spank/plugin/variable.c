@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The job's environment, which is not this process's. */
+/* Looks up a variable in the job's environment, which is not this process's. */
 #include <string.h>
 
 #include "plugin.h"

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A plugin built for another Slurm release says so.
+/* Reports that the plugin was built for another Slurm release.
  *
- * Slurm refuses such a plugin, and names neither release in a way that helps; 20.11 takes it all the same.
- * The loader's constructors run before Slurm looks at the version.
+ * Slurm refuses such a plugin, but its message doesn't name the two releases; 20.11 even
+ * accepts it. The constructor below runs before Slurm checks the version.
  */
 #include <string.h>
 
@@ -20,10 +20,10 @@ static const struct {
 	  DIGITS(SLURM_VERSION_MINOR(SLURM_VERSION_NUMBER)), '\0' },
 };
 
-/* Weak: the file can be loaded by what isn't Slurm. */
+/* Weak, because a program other than Slurm may load the file. */
 extern long slurm_api_version(void) __attribute__((weak));
 
-/* The library's own number, the only one that it tells: 36 is 20.11. */
+/* Slurm's library only tells its API number: 36 is 20.11. */
 #define FIRST_API 36
 static const char *const releases[] = { "20.11", "21.08", "22.05", "23.02", "23.11", "24.05",
 					"24.11", "25.05", "25.11", "26.05", "26.11" };
@@ -32,7 +32,7 @@ static const char *version_of_slurm(long api)
 {
 	size_t n = SLURM_VERSION_MAJOR(api) - FIRST_API;
 
-	/* Unknown, or from before: no word rather than a wrong one. */
+	/* An unknown or older release: no message is better than a wrong one. */
 	return n < sizeof(releases) / sizeof(*releases) ? releases[n] : NULL;
 }
 
@@ -43,7 +43,7 @@ bool version_is_of_other_release(void)
 	return other_release;
 }
 
-static void __attribute__((constructor)) say_if_other_release(void)
+static void __attribute__((constructor)) report_other_release(void)
 {
 	const char *running = slurm_api_version ? version_of_slurm(slurm_api_version()) : NULL;
 

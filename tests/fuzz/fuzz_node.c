@@ -48,6 +48,7 @@ static void *fuzz_dlsym(void *handle, const char *name)
 #define dlsym fuzz_dlsym
 #include "../../spank/plugin/step_sockets.c"
 #include "../../spank/plugin/node.c"
+#include "../../spank/plugin/prepend.c"
 #include "../../spank/plugin/anchor.c"
 #include "../../spank/plugin/batch_script.c"
 #include "../../spank/plugin/command_guard.c"

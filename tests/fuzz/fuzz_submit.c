@@ -109,7 +109,7 @@ static void check_defaults(void)
 				s++;
 			if (s == setting_count)
 				abort();
-			there = directory ? anchored(options[i].paths, settings[s].value, directory) :
+			there = directory ? anchor_paths(options[i].paths, settings[s].value, directory) :
 					    strdup(settings[s].value);
 			if (strcmp(there, line))
 				abort();

@@ -74,13 +74,13 @@ def test_no_code_of_ours_starts_a_thread_or_handles_a_signal() -> None:
 
 
 def test_only_the_grandchild_touches_signals() -> None:
-    """start_launcher.c resets them for the launcher; precheck.c, which no slurmstepd runs, waits for a pull as a shell does."""
+    """start_launcher.c resets them for the launcher; checker.c, which no slurmstepd runs, waits for a pull as a shell does."""
     users = {
         Path(source).name
         for source in SOURCES
         if re.search(r"\bsignal\(|sigprocmask\(|\bsigaction\(", Path(source).read_text())
     }
-    assert users <= {"start_launcher.c", "precheck.c"}
+    assert users <= {"start_launcher.c", "checker.c"}
 
 
 def test_signals_that_were_ignored_from_the_start_are_no_change(fakes: dict[str, Path]) -> None:

@@ -15,10 +15,10 @@ PACKAGES = slurmctld slurmd slurm-client libslurm-dev munge squashfs-tools squas
     libdeflate-dev zlib1g-dev liblzma-dev liblz4-dev libzstd-dev \
     skopeo zstd umoci docker-registry apache2-utils openssl debootstrap git openssh-client
 
-# What `make chaos` needs besides.
+# What `make chaos` needs in addition.
 CHAOS_PACKAGES = valgrind clang-14 libclang-rt-14-dev
 
-# What `make bench` needs besides.
+# What `make bench` needs in addition.
 BENCH_PACKAGES = valgrind linux-perf libsquashfuse-dev liblzo2-dev bindfs
 BENCH_VENV = .venv-bench
 
@@ -26,12 +26,12 @@ libdir = $(prefix)/lib/slurm_ch
 
 all: build
 
-# What the tests and the demo need on this machine: packages, /dev/fuse as
-# distributions ship it, and an ordinary user.
+# Prepare this machine for the tests and the demo: packages, the usual mode of
+# /dev/fuse, and an ordinary user.
 deps:
 	@PACKAGES="$(PACKAGES)" USER_NAME=$(USER_NAME) etc/prepare-machine
 
-# A working .venv/bin/slurm-ch and the plugin, in this checkout.
+# Make .venv/bin/slurm-ch and the plugin work in this checkout.
 build: $(VENV)/.built native
 
 $(VENV)/.built: pyproject.toml $(VENV)/.python
@@ -39,7 +39,7 @@ $(VENV)/.built: pyproject.toml $(VENV)/.python
 	$(VENV)/bin/python -m pip install --quiet --upgrade --no-deps --target $(VENV)/click-oldest 'click==8.1.0'
 	touch $@
 
-# One of another Python's release is of no use to this one. Whether there is one is looked at each time.
+# Make the virtual environment anew if it was made for another release of Python; this is checked each time.
 $(VENV)/.python: FORCE
 	@release=$$($(PYTHON) -c 'import sys; print("python%d.%d" % sys.version_info[:2])') || exit 1; \
 	if [ ! -x $(VENV)/bin/python ] || [ ! -d $(VENV)/lib/$$release ]; then \
@@ -48,47 +48,48 @@ $(VENV)/.python: FORCE
 
 FORCE:
 
-# The launcher runs as a user who can't write its cached bytecode.
+# Compile all bytecode here, because the launcher runs as a user who can't write it.
 native:
 	$(MAKE) --no-print-directory -C spank PYTHON=$(PYTHON)
 	$(PYTHON) -B etc/parts.py slurm_ch/native
 	$(PYTHON) -m compileall -q slurm_ch
 	$(PYTHON) -I -B slurm_ch/plugin/bundle.py
 
-# In this checkout, or in a copy where the ordinary user can't reach it.
+# Run in this checkout, or in a copy if the ordinary user can't read the checkout.
 demo test: deps
 	@etc/where-user-can $(USER_NAME) $(MAKE) --no-print-directory $@-here
 
 demo-here: build
 	@$(VENV)/bin/python -m etc.demo $(USER_NAME)
 
-# The image of Debian that some tests have, made once; it needs a mirror.
+# The Debian image of some tests, made once; this needs a mirror.
 debian-image: build
 	@$(VENV)/bin/python -m tests.debian_image > /dev/null
 
-# A test that hangs is interrupted, and says where.
+# A test that hangs is interrupted by SIGINT, so that pytest reports where.
 test-here: build lint debian-image
 	timeout --foreground --signal=INT --kill-after=60 2700 $(VENV)/bin/python -m pytest
 
 # The whole suite on Debian bullseye, bookworm, trixie and forky, each with its own
-# Slurm (20.11, 22.05, 24.11, 26.05); needs root and a gigabyte a release below build/; JOBS=2: two at a time. Then `make docs-test`.
+# Slurm (20.11, 22.05, 24.11, 26.05), then `make docs-test`. Needs root, and a gigabyte per release below build/.
+# JOBS=2 tests two releases at a time.
 matrix:
 	@status=0; $(PYTHON) etc/matrix.py $(if $(JOBS),--jobs=$(JOBS)) $(RELEASES) || status=1; \
 	$(if $(RELEASES),$(if $(FRESH),$(PYTHON) -B etc/fresh.py $(FRESH) || status=1;),$(PYTHON) -B etc/fresh.py || status=1;) \
 	exit $$status
 FRESH = $(filter bookworm trixie,$(RELEASES))
 
-# All of the C for aarch64, and what of it qemu-user runs; needs root, and as much room.
+# Build all C for aarch64, and run what qemu-user can run. Needs root, and a gigabyte below build/.
 cross:
 	@$(PYTHON) etc/cross.py
 
-# Installing as the README and docs/admins.rst have it, and by packages, on fresh Debian bookworm and trixie
-# with Debian's own Slurm: install, a step, upgrade, remove. Root; a few minutes and some gigabytes below build/.
-# What of it takes seconds is in `make test`: tests/install/test_documented.py.
+# Follow the instructions of the README and docs/admins.rst, and install the packages, on fresh Debian bookworm and
+# trixie with Debian's own Slurm: install, run a step, upgrade, remove. Needs root, a few minutes and some gigabytes
+# below build/. `make test` has the part that takes seconds: tests/install/test_documented.py.
 docs-test packages-test:
 	@$(PYTHON) -B etc/fresh.py $(if $(filter packages-test,$@),--way deb,--way make --way pip) $(RELEASES)
 
-# Everything measured, in one run, beside ch-run: bench/results/.
+# Measure everything in one run, with ch-run for comparison; the results go to bench/results/.
 bench: PACKAGES += $(BENCH_PACKAGES)
 bench: deps build $(BENCH_VENV)/.built
 	$(BENCH_VENV)/bin/python -m bench $(BENCH)
@@ -98,7 +99,7 @@ $(BENCH_VENV)/.built:
 	$(BENCH_VENV)/bin/python -m pip install --quiet matplotlib
 	touch $@
 
-# The documentation as HTML pages in build/docs; a warning is an error.
+# Build the documentation as HTML in build/docs; a warning is an error.
 DOCS_PACKAGES = graphviz
 docs: PACKAGES += $(DOCS_PACKAGES)
 docs: deps build $(VENV)/.docs
@@ -109,8 +110,8 @@ $(VENV)/.docs: pyproject.toml | $(VENV)/.built
 	$(VENV)/bin/python -m pip install --quiet --editable '.[docs]'
 	touch $@
 
-# The man pages in build/man, and completion for three shells in build/completion.
-# rst2man is python3-docutils'; click is the checkout's own where that is built.
+# Build the man pages in build/man, and the completion for three shells in build/completion.
+# rst2man is in python3-docutils. If the checkout's own environment is built, its click is used.
 WITH_CLICK = $(if $(wildcard $(VENV)/.built),$(VENV)/bin/python,$(PYTHON))
 man: native
 	$(WITH_CLICK) docs/man/make_pages.py build/man/source
@@ -121,9 +122,9 @@ completion: native
 	@for shell in bash zsh fish; do env _SLURM_CH_COMPLETE=$${shell}_source $(WITH_CLICK) etc/completion.py \
 	    > build/completion/slurm-ch.$$shell || exit 1; done
 
-# Faults, load, hostile users and images: what takes too long for `make test`,
-# which has a short form. The figures go to CHAOS_RESULTS, seeds and findings
-# beside it; SEED repeats a run.
+# Faults, load, hostile users and images: the long form of tests of which `make test`
+# has a short one. The figures go to CHAOS_RESULTS, seeds and findings to the same
+# directory; SEED repeats a run.
 CHAOS_RESULTS ?= $(CURDIR)/build/chaos.json
 SEED ?= $(shell date +%s)
 chaos: deps
@@ -143,14 +144,14 @@ hostile-here: build analyze
 	    tests/join/test_join_hostile.py tests/join/test_deaths.py tests/images/test_merge.py tests/engine/test_hostile_images.py tests/engine/test_escape.py \
 	    tests/native/test_serving.py tests/native/test_reader.py
 
-# Ten million images that lie for the SquashFS reader: half an hour on two cores.
+# Ten million hostile images for the SquashFS reader: half an hour on two cores.
 FUZZ_CASES ?= 10000000
 fuzz: deps
 	@PACKAGES="$(CHAOS_PACKAGES)" USER_NAME=$(USER_NAME) etc/prepare-machine
 	@mkdir -p $(dir $(CHAOS_RESULTS))fuzz
 	tests/fuzz/squashfs $(SEED) $(FUZZ_CASES) $(dir $(CHAOS_RESULTS))fuzz
 
-# Leaks are the sanitizers' to find: what is kept in a table looks like one here.
+# Without leaks, which the sanitizers find: here, memory that is kept in a table looks like one.
 analyze: native
 	@for source in spank/*/*.c; do echo "gcc -fanalyzer $$source"; gcc -std=gnu11 -O1 -Wall -Wextra -Werror -fanalyzer \
 	    -Wno-analyzer-malloc-leak -c -o /dev/null $$source || exit 1; done
@@ -164,23 +165,23 @@ lint: $(VENV)/.built
 
 # ---- Installing: docs/admins.rst ----
 
-# What the command needs beside Python (click; PyYAML and posix_ipc for some of it) is the distribution's.
-# Else WHEELS=DIR takes it from a directory of wheels, WHEELS=pypi from PyPI, both against the hashes of
-# etc/requirements.txt. Nothing else is ever fetched.
+# The Python packages that the command needs (click; PyYAML and posix_ipc for some features) come from the
+# distribution. Or WHEELS=DIR takes them from a directory of wheels, and WHEELS=pypi from PyPI, both checked
+# against the hashes in etc/requirements.txt. Nothing else is ever fetched.
 WHEELS ?=
 WHEELS_FROM = $(if $(filter pypi,$(WHEELS)),,--no-index --find-links $(abspath $(WHEELS)))
 
 FOLDERS = $(patsubst %/__init__.py,%,$(wildcard slurm_ch/__init__.py slurm_ch/*/__init__.py))
 SCRIPT = sed -e 's|@LIBDIR@|$(libdir)|g; s|@PREFIX@|$(prefix)|g; s|@PYTHON@|$(PYTHON)|g' \
     -e 's|@OTHER_PYTHON@|$(if $(filter $(DEFAULT_PYTHON),$(PYTHON)),, python=$(PYTHON))|g' -e
-# Everything is put beside what is there and takes its place at the end: no file of an older version stays, and
-# no program or library is written to while it runs.
+# The new version is installed beside the old one, and replaces it at the end: so no file of an older version stays,
+# and no program or library is overwritten while it runs.
 NEW = $(DESTDIR)$(libdir).new
-# The static program, which is the command under the names of these links.
+# The static program, which is also the command: links to it have the command's names.
 COMMAND = $(DESTDIR)$(libdir)/slurm_ch/native/ch-join
 SHARE = $(DESTDIR)$(prefix)/share
 
-# Whatever the umask of whoever installs: the users of the cluster run this.
+# The administrator's umask must not matter, because the users of the cluster run these files.
 install: native
 	@umask 022 && $(MAKE) --no-print-directory install-files $(if $(CH_RUN),install-ch-run)
 
@@ -209,7 +210,7 @@ install-files: install-needed
 	install -Dm 644 build/completion/slurm-ch.fish $(SHARE)/fish/vendor_completions.d/slurm-ch.fish
 	for page in build/man/*.[1-8]; do test ! -e $$page || install -Dm 644 $$page $(SHARE)/man/man$${page##*.}/$${page##*/} || exit 1; done
 
-# Says what is missing, and goes on where that is not all.
+# Fail if a required package is missing; report optional ones and go on.
 install-needed:
 	@rm -rf build/vendor build/man build/completion
 	@if [ -n "$(WHEELS)" ]; then \
@@ -230,13 +231,13 @@ install-needed:
 
 INSTALLED_CLICK = env PYTHONPATH=$(CURDIR)/build/vendor $(PYTHON)
 
-# With `make install CH_RUN=1`: the same under the name that Charliecloud's scripts call.
+# With `make install CH_RUN=1`: install the command as ch-run too, for scripts that call Charliecloud's.
 install-ch-run:
 	install -d $(DESTDIR)$(prefix)/bin
 	ln -srf $(COMMAND) $(DESTDIR)$(prefix)/bin/ch-run
 
-# First the line in plugstack.conf, then the plugin: a required plugin that is missing stops every srun of the
-# cluster. A ch-run that isn't ours stays.
+# Refuse while plugstack.conf still has a line for the plugin: every srun fails if a required plugin is missing. Keep
+# a ch-run that isn't ours.
 uninstall:
 	@$(if $(DESTDIR),:,$(PYTHON) -B etc/still-configured.py $(libdir) $(prefix)/lib/slurm/slurm_ch.so)
 	test ! $(DESTDIR)$(prefix)/bin/ch-run -ef $(COMMAND) || rm -f $(DESTDIR)$(prefix)/bin/ch-run
@@ -250,7 +251,7 @@ uninstall:
 
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' slurm_ch/__init__.py)
 COMMIT ?= $(shell git -c safe.directory=$(CURDIR) rev-parse --short=10 HEAD 2> /dev/null)
-# What git knows, or all but what was built.
+# The files that git knows; without git, all files but those that were built.
 SOURCES = { git -c safe.directory=$(CURDIR) ls-files -z 2> /dev/null || \
     find . \( -name build -o -name '.?*' -o -name __pycache__ -o -path ./slurm_ch/native \) -prune -o -type f -printf '%P\0'; }
 DEB_ARCH ?=
@@ -264,7 +265,7 @@ deb:
 	    { tail -n 30 ../build.log >&2; exit 1; }
 	mv build/deb/*.deb build/packages
 
-# Where the packages that it names are not rpm's own (on Debian), RPM_FLAGS=--nodeps.
+# On Debian, rpm doesn't know the packages that the build needs: hence RPM_FLAGS=--nodeps.
 SLURM_NUMBER = $(shell printf '\043include <slurm/slurm.h>\nfound SLURM_VERSION_NUMBER\n' | cpp -P | sed -n 's/^found //p')
 RPM_FLAGS ?= $(if $(wildcard /etc/debian_version),--nodeps)
 rpm:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Benchmarks: what a container costs a step, beside ch-run's in the same run."""
+"""Benchmarks: what a container costs a step, compared with ch-run in the same run."""

@@ -52,7 +52,7 @@ def main() -> None:
         try:
             _run(bench, facts, options, _Material(work, theirs, installed, str(plugin), images))
         except (Exception, KeyboardInterrupt) as error:
-            # What there is so far has cost minutes.
+            # Write the results so far: they have taken minutes.
             bench.trouble.append(f"stopped: {error!r}")
     facts["trouble"] = bench.trouble
     facts["machine"]["duration"] = f"{time.monotonic() - begin:.0f} s"
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 class _Material:
-    """What the suites are run with."""
+    """The images, programs and clusters of the suites."""
 
     def __init__(
         self, work: Path, theirs: peer.Peer, installed: Path, plugin: str, images: image_module.Images
@@ -127,7 +127,7 @@ def _run(bench: Bench, facts: dict[str, Any], options: argparse.Namespace, mater
 
 
 def _install(prefix: Path) -> Path:
-    """Install the checkout: what is measured is what ships."""
+    """Install the checkout, so that what is measured is what users get."""
     command = ["make", "--no-print-directory", "-C", ROOT, "install", f"prefix={prefix}"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=300)
     return prefix

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The launcher by itself: what its start, its imports and its work cost, and how many instructions."""
+"""Measure the launcher alone: its start, its imports and its work, in time and in instructions."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Launcher:
             DEFAULT_PYTHON,
             *_FLAGS,
             os.path.normpath(self.library / "slurm_ch/native" / DEFAULT_LAUNCHER),
-            # Without descriptors it has loaded its modules, says so, and ends.
+            # Without descriptors the launcher loads its modules, reports its usage and ends.
             *([] if variant == IMPORTS else ["3", "4", "5"]),
         ]
 
@@ -80,7 +80,7 @@ class Launcher:
         return child, tasks
 
     def once(self, variant: str, number: int) -> list[Sample]:
-        """Return the time to the ticket, or to the end where there is none, and the CPU until the end."""
+        """Return the time to the ticket, or without one to the end, and the CPU time until the end."""
         begin = time.perf_counter()
         child, tasks = self.start(variant, stderr=self.nowhere if variant == IMPORTS else 2)
         ticket = bool(tasks.recv(100))
@@ -125,7 +125,7 @@ def _is_good(variant: str, status: int) -> bool:
 
 
 def perf_instructions(argv: Sequence[str]) -> str:
-    """Return what `perf stat` counts for a command, or why it doesn't."""
+    """Return how many instructions `perf stat` counts for a command, or why it can't."""
     perf = shutil.which("perf")
     if perf is None:
         return "perf is not installed"

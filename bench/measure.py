@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Running things and measuring them: wall time, CPU of everything that was started, memory."""
+"""Run commands and measure them: wall time, CPU time of all processes that were started, memory."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Account:
         return float(text[1] if len(text) > 1 else text[0]) * self._scale - time.process_time()
 
     def members(self) -> set[str]:
-        """Return the pids of all that is running."""
+        """Return the pids of all running processes."""
         return set((self.group / "cgroup.procs").read_text().split()) if self.group else set()
 
     def close(self) -> None:
@@ -74,7 +74,7 @@ class Account:
 
 @dataclass(frozen=True)
 class Run:
-    """A command in one of the clusters (or, without srun in front, beside it)."""
+    """A command in one of the clusters or, without srun in front, outside of it."""
 
     variant: str
     cluster: Cluster
@@ -104,7 +104,7 @@ class Bench:
         print(f"{suite}, {case}: {count} rounds of {len(runs)}, {time.monotonic() - begin:.0f} s", flush=True)
 
     def once(self, suite: str, case: str, run: Run, number: int) -> list[Sample]:
-        """Run one variant once; more than one sample where the command times its own parts."""
+        """Run one variant once; return several samples if the command times its own parts."""
         self._serial += 1
         argv = run.argv(f"bench{os.getpid()}n{self._serial}")
         before, cpu = self.account.members(), self.account.now()
@@ -133,7 +133,7 @@ class Bench:
         return [Sample(suite, case, run.variant, number, wall, used, status)]
 
     def _settle(self, before: set[str]) -> bool:
-        """Wait until slurmstepd, FUSE server and the like are gone; whether they went."""
+        """Wait until slurmstepd, FUSE servers and similar processes have ended; return whether they have."""
         deadline = time.monotonic() + SETTLE_SECONDS
         while self.account.members() - before:
             if time.monotonic() > deadline:
@@ -144,7 +144,7 @@ class Bench:
 
 @contextmanager
 def measured(user: str) -> Iterator[Bench]:
-    """Give a Bench, and its cgroup back."""
+    """Give a Bench, and remove its cgroup at the end."""
     account = Account()
     try:
         yield Bench(user, account)
@@ -165,7 +165,7 @@ def memory(run: Run, user: str, words: Sequence[str], account: Account, tasks: i
             if time.monotonic() > deadline or process.poll() is not None:
                 return {}
             time.sleep(0.01)
-        # The set-up's own processes have gone when the tasks run, or never go.
+        # Processes of the set-up have ended when the tasks run, or stay as long as they do.
         time.sleep(0.3)
         found: dict[str, tuple[int, int]] = {}
         for pid in account.members() - before:
@@ -180,7 +180,7 @@ def memory(run: Run, user: str, words: Sequence[str], account: Account, tasks: i
 
 
 def _name(pid: str) -> str:
-    """Return a program's name; ch-run that isn't the task is the server."""
+    """Return a program's name; a ch-run that isn't the task is the server."""
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The peer: ch-run of Debian forky, unpacked into a tree of its own, started with that tree's loader.
+"""The program to compare with: ch-run of Debian forky, unpacked into a tree, started with that tree's loader.
 
 The packages come from the machine's own mirror. Nothing is installed.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 
 SUITE = "forky"
 PACKAGES = ("charliecloud-runtime", "squashfuse")
-# Depended on by scripts that aren't run here.
+# Dependencies of scripts that aren't run here.
 _NOT_UNPACKED = re.compile(r"python3|media-types|netbase|tzdata|debconf")
 _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
@@ -43,7 +43,7 @@ def mirror() -> str:
 
 
 def packages(suite: str, names: Sequence[str], apt: Path) -> list[Path]:
-    """Download packages of a Debian release, with all they need, into `apt`."""
+    """Download packages of a Debian release, with their dependencies, into `apt`."""
     for name in ("state/lists/partial", "cache/archives/partial"):
         (apt / name).mkdir(parents=True)
     (apt / "status").touch()
@@ -79,7 +79,7 @@ def fetch(directory: Path) -> Peer:
 
 
 def _wrapper(path: Path, start: tuple[str, ...]) -> str:
-    """Compile a program that is `start` with its own arguments behind it: a shell would be measured too."""
+    """Compile a program that executes `start` and its own arguments: a shell script would be measured too."""
     words = ", ".join(f'"{word}"' for word in start)
     source = path.with_suffix(".c")
     source.write_text(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a registry on loopback to a SquashFS file: ours beside umoci, ch-image and apptainer, in one run.
+"""Measure pulls from a registry on loopback to a SquashFS file: ours, umoci, ch-image and apptainer, in one run.
 
-The peers come from Debian sid, in a tree of their own, with
-bubblewrap as its root. Everybody works on a file system made for it, as an ordinary user.
+The other programs come from Debian sid, unpacked into a tree that bubblewrap makes
+their root. All of them work on a file system made for that, as an ordinary user.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from . import peer
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = 100_000
-# How often a cached start is measured.
+# How many cached starts are measured.
 AGAIN = 11
 OURS = "slurm-ch pull"
-# What is left if reading and merging the layers cost nothing: nobody who packs with zstd 3 can do better.
+# The time if reading and merging the layers cost nothing: a lower limit for any packing with zstd 3.
 FLOOR = "skopeo copy, and tar2sqfs zstd 3 of a finished tar"
 PACKAGES = (
     "charliecloud-builders",
@@ -49,7 +49,7 @@ PACKAGES = (
     "ca-certificates",
 )
 _ZSTD = "-comp zstd -Xcompression-level 3 -quiet -no-progress -noappend -exit-on-error"
-# What a process had at its most counts what it was before it became the command: so a small one starts it.
+# The peak memory of a process includes that before its exec, so a small process starts the command.
 _HELPER = """
 import os, sys
 pid = os.fork()
@@ -190,7 +190,7 @@ def disk(work: Path) -> Iterator[Path]:
 
 
 def tree(work: Path, names: Sequence[str] = PACKAGES) -> Path:
-    """Unpack the peers of Debian sid, with all they need, into a tree that can be a root."""
+    """Unpack the other programs from Debian sid, with their dependencies, into a tree that can be a root."""
     to = work / "peers"
     packages = peer.packages("sid", (*names, "bash", "coreutils"), work / "peers-apt")
     to.mkdir()
@@ -216,7 +216,7 @@ def tree(work: Path, names: Sequence[str] = PACKAGES) -> Path:
 
 
 def inside(peers: Path, place: Path, command: str) -> str:
-    """Return a shell command that runs another among the peers, in the directory that `measure` makes."""
+    """Return a shell command that runs `command` in the tree of the other programs, in the directory of `measure`."""
     bound = f"--bind {peers} / --dev-bind /dev /dev --proc /proc --tmpfs /tmp --bind {place} /pull"
     return (
         f"bwrap {bound} "
@@ -227,7 +227,7 @@ def inside(peers: Path, place: Path, command: str) -> str:
 
 
 def flat_tar(image: Path, to: Path) -> None:
-    """Write what our merge gives to the packer."""
+    """Write the tar archive that our merge sends to the packer."""
     blobs = str(image / "blobs/sha256")
     index = json.loads((image / "index.json").read_text())
     described = json.loads(Path(layout.blob_path(blobs, index["manifests"][0]["digest"])).read_text())
@@ -239,7 +239,7 @@ def flat_tar(image: Path, to: Path) -> None:
 
 
 def variants(name: str, peers: Path, place: Path) -> dict[str, str]:
-    """Return a shell command for each, which leaves `out` in the current directory."""
+    """Return a shell command for each program, which creates `out` in the current directory."""
     ours = f"{ROOT}/.venv/bin/python -c 'import sys; {{}}from slurm_ch.cli.main import main; main()' pull -q docker://{name}"
     ours += " && mv home/.cache/slurm_ch/images/*.sqfs out"
     packer = "tar2sqfs --quiet --force --no-skip --compressor zstd --comp-extra level=3 --num-jobs 4"
@@ -260,7 +260,7 @@ def variants(name: str, peers: Path, place: Path) -> dict[str, str]:
 
 
 def again(name: str, peers: Path, place: Path) -> dict[str, tuple[str, str]]:
-    """Return for each who keeps what it has pulled how it is pulled, and how once more: nothing is left to do."""
+    """Return for each program with a cache the command of a first pull and that of a second, which finds the image."""
     slurm_ch = f"{ROOT}/.venv/bin/slurm-ch pull -q"
     chimage = "ch-image --tls-no-verify --storage=/pull/run/storage pull"
     return {
@@ -324,7 +324,7 @@ def _written(place: Path) -> int:
 
 
 def cached_start(first: str, then: str, place: Path, env: dict[str, str], entry: pwd.struct_passwd) -> dict[str, Any]:
-    """Return the milliseconds, of wall time and of CPU, of a pull that has nothing to do."""
+    """Return the milliseconds, in wall time and CPU time, of a pull that finds the image in the cache."""
     found = measure(f"{first} && touch out", place, env, entry)
     if "error" in found:
         return found

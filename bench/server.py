@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The SquashFS server by itself, beside the last one that was made of libsquashfuse: look-ups, listings, reading."""
+"""Measure the SquashFS server alone, against our last one with libsquashfuse: look-ups, listings, reading."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from .stats import Sample
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS, BEFORE = "ours", "libsquashfuse's"
-# The last commit whose server has libsquashfuse for its parser.
+# The last commit whose server uses libsquashfuse.
 LAST_BEFORE = "84a6b03"
 WIDE, DEEP, LOOKUPS, STARTS = 100_000, 100, 5000, 10
-# Server's CPU, ours / before; the issue's targets.
+# Targets: the server's CPU time, ours / before.
 TARGETS = {
     "look-up among 100,000": 0.6,
     "look-up in two levels": 0.3,
@@ -36,7 +36,7 @@ WALL_TARGETS = {"start to the first answer": 1.0, "start of a Python program": 0
 
 
 def before(work: Path) -> Path | None:
-    """Build the server as it was; None without git's history or libsquashfuse."""
+    """Build that commit's server; return None without git's history or libsquashfuse."""
     tree = work / "before"
     tree.mkdir()
     archive = subprocess.run(["git", "-C", ROOT, "archive", LAST_BEFORE], check=False, capture_output=True)
@@ -50,7 +50,7 @@ def before(work: Path) -> Path | None:
 
 @dataclass
 class Served:
-    """A mounted image: its root's descriptor, and once it is over what its server took."""
+    """A mounted image: its root's descriptor and, after its end, what its server has used."""
 
     root: int
     cpu: float = 0.0
@@ -69,7 +69,7 @@ def served(server: Path, image: Path) -> Iterator[Served]:
     try:
         yield here
     finally:
-        # The usage's maximum would have this process's, from before the server was executed.
+        # Not ru_maxrss, which includes this process's memory from before the server's exec.
         lines = Path(f"/proc/{child.pid}/status").read_text().splitlines()
         here.resident = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
         os.close(here.root)
@@ -140,7 +140,7 @@ def _import(here: Served) -> None:
 
 
 def cases(images: dict[str, Path], python: Path) -> list[tuple[str, Path, Callable[[Served], None], int]]:
-    """Return name, image, what is done, and how often that is (each time with a new server)."""
+    """Return name, image, what is done, and how many times (each with a new server)."""
     dice = random.Random(5)
     wide = dice.sample([f"file{number:06}" for number in range(WIDE)], LOOKUPS)
     deep = [f"d{number // DEEP:03}/f{number % DEEP:03}" for number in range(DEEP * DEEP)]

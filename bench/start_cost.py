@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the start of Python in a container costs the file system that its image is on: python -m bench.start_cost.
+"""Count what a start of Python in a container costs the file system of its image: python -m bench.start_cost.
 
 The image is seen through bindfs, a file system that passes everything on, and strace
 counts what it is asked: so a look-up is one that the kernel could not answer itself,
@@ -24,7 +24,7 @@ from pathlib import Path
 from . import peer, pull
 
 _LINE = re.compile(r"^\d+ +(\w+)\((.*?)\) += (-?\d+)")
-# apptainer's image is followed by the command itself.
+# For apptainer, the command follows the image directly.
 _APPTAINERS_LAST = "--userns"
 _SEPARATED: dict[str, list[str]] = {_APPTAINERS_LAST: []}
 _PROGRAM = "import json, subprocess, logging, email, http.client; print(len(__import__('sys').modules))"
@@ -50,7 +50,7 @@ def make_image(root: Path) -> None:
 
 
 class Counted:
-    """A directory seen through bindfs, and what bindfs was asked."""
+    """A directory that is seen through bindfs, and the requests to bindfs."""
 
     def __init__(self, real: Path, shown: Path, trace: Path) -> None:
         self._shown, self._trace = shown, trace
@@ -63,8 +63,8 @@ class Counted:
         self._begin = trace.stat().st_size
 
     def end(self) -> tuple[int, int, int]:
-        """Return look-ups, opens and bytes read since the mount, which is gone then."""
-        # The image's server may still be on its way out.
+        """Unmount, and return the look-ups, opens and bytes read since the mount."""
+        # The image's server may still be ending.
         while subprocess.run(["umount", self._shown], check=False, stderr=subprocess.DEVNULL).returncode:
             time.sleep(0.05)
         self._process.wait()
@@ -94,7 +94,7 @@ def start(image: Path, user: str, runner: Sequence[str]) -> None:
 
 
 def apptainer(top: Path) -> list[str]:
-    """Return how apptainer of Debian sid is started, in its own tree."""
+    """Return the command that starts apptainer of Debian sid in its own tree."""
     tree = pull.tree(top, (*pull.PACKAGES, "squashfuse"))
     bound = ["--bind", tree, "/", "--dev-bind", "/dev", "/dev", "--proc", "/proc", "--tmpfs", "/tmp"]
     words = ["bwrap", *bound, "--bind", top, top, "--setenv", "HOME", "/tmp", "apptainer", "--silent", "exec"]
@@ -112,7 +112,7 @@ def main() -> int:
         make_image(real / "directory")
         pack = ["mksquashfs", real / "directory", real / "image.sqfs", "-comp", "zstd", "-Xcompression-level", "3"]
         subprocess.run([*pack, "-all-root", "-quiet", "-no-progress"], check=True)
-        # What --ch-broadcast leaves on a node.
+        # A copy as --ch-broadcast makes it on a node.
         shutil.copy(real / "image.sqfs", top / "copy.sqfs")
         ours = [str(Path(sys.executable).with_name("slurm-ch")), "run"]
         peers: list[tuple[str, Path, list[str]]] = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Statistics over samples: pure, and all that the tables are made of."""
+"""Statistics over samples: pure functions, from which all tables are made."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Samples:
         return spread(v for s in found if (v := getattr(s, what)) is not None)
 
     def added(self, suite: str, case: str, variant: str, base: str, what: str = "wall") -> Spread | None:
-        """Return the spread of `variant` less `base`, each round against its own."""
+        """Return the spread of `variant` minus `base`, taken within each round."""
         theirs, ours = self.of(suite, case, base), self.of(suite, case, variant)
         return spread(differences(ours, theirs, lambda s: getattr(s, what)))
 
@@ -89,7 +89,7 @@ class Samples:
 def differences(
     ours: Mapping[int, Sample], theirs: Mapping[int, Sample], value: Callable[[Sample], float | None]
 ) -> list[float]:
-    """Return our value less theirs for each round that both have."""
+    """Return our value minus theirs for each round that both have."""
     found = []
     for number in sorted(ours.keys() & theirs.keys()):
         mine, other = value(ours[number]), value(theirs[number])
@@ -99,7 +99,7 @@ def differences(
 
 
 def ratio(ours: Spread | None, theirs: Spread | None) -> float | None:
-    """Return ours / theirs of the medians; None where there is no sense in it."""
+    """Return the ratio of the medians, ours / theirs; None if one is missing or theirs is 0."""
     if ours is None or theirs is None or theirs.median <= 0:
         return None
     return ours.median / theirs.median

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is run: the steps, the nodes, the readers, and commands without Slurm."""
+"""The suites: steps, nodes, readers, and commands without Slurm."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .images import Images
 from .measure import Bench, Run, memory
 from .peer import Peer
 
-# ch-run's join fails with a command that ends before all of its peers are in.
+# ch-run's join fails if a command ends before all of its peers have joined.
 COMMAND = ("sleep", "0.3")
 TASKS = (1, 8, 64)
 NODES = (1, 2, 4, 8, 16)
@@ -29,7 +29,7 @@ PEER_DIR, PEER_SQFS = "ch-run --join, directory", "ch-run --join, SquashFS"
 
 
 class Place:
-    """Clusters without our plugin, with it, and with it serving SquashFS by the peer's release of squashfuse."""
+    """Clusters without our plugin, with it, and with it and the newer release of squashfuse."""
 
     def __init__(self, plain: Cluster, ours: Cluster, newer: Cluster, peer: Peer, slurm_ch: str) -> None:
         self.plain = plain
@@ -64,7 +64,7 @@ class Place:
 
 
 def steps(bench: Bench, place: Place, images: Images, rounds: int) -> None:
-    """A step of 1, 8 and 64 tasks on one node."""
+    """Run a step of 1, 8 and 64 tasks on one node."""
     for tasks in TASKS:
         bench.rounds("steps", f"N={tasks}", _step_runs(place, images, tasks), rounds)
 
@@ -85,7 +85,7 @@ def _step_runs(place: Place, images: Images, tasks: int, command: Sequence[str] 
 
 
 def nodes(bench: Bench, place: Place, images: Images, rounds: int) -> None:
-    """A step of 4 tasks on each of 1 to 16 virtual nodes.
+    """Run a step of 4 tasks on each of 1 to 16 virtual nodes.
 
     Without ch-run: its tag is the same on all nodes, and so is this machine's /dev/shm.
     """
@@ -100,7 +100,7 @@ def nodes(bench: Bench, place: Place, images: Images, rounds: int) -> None:
 
 
 def reading(bench: Bench, place: Place, images: Images, rounds: int) -> None:
-    """Time inside the container: every file of a tree, and a program's imports, by several readers at once."""
+    """Measure time in the container: several readers read all files of a tree, or import a program's modules."""
     options = ["--overcommit", "-n1"]
     for what in ("tree", "imports"):
         for readers in READERS:
@@ -119,7 +119,7 @@ def reading(bench: Bench, place: Place, images: Images, rounds: int) -> None:
 
 
 def alone(bench: Bench, place: Place, images: Images, rounds: int) -> None:
-    """`true` in a container without Slurm: the command lines beside each other."""
+    """Run `true` in a container without Slurm, by each command line."""
     for case, image in (("directory", images.small), ("SquashFS", images.small_sqfs)):
         runs = [
             Run("nothing", place.plain, lambda _: ["true"]),
@@ -135,7 +135,7 @@ def _words(*words: str) -> Callable[[str], Sequence[str]]:
 
 
 def memories(bench: Bench, place: Place, images: Images) -> dict[str, dict[str, tuple[int, int]]]:
-    """Return what is in memory by variant and program while 8 tasks run."""
+    """Return the memory in use by variant and program while 8 tasks run."""
     command = ("sleep", "1.5")
     runs = _step_runs(place, images, 8, command)
     return {run.variant: memory(run, bench.user, command, bench.account, 8) for run in runs}

@@ -1,9 +1,9 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: Apache-2.0
-"""In etc/cross.py's tree: build all of the C for aarch64, and run what qemu-user can run.
+"""In etc/cross.py's tree: build all C for aarch64, and run what qemu-user can run.
 
-One line per finding. What qemu-user can't do is listed at the end, as qemu
-itself shows it: then nobody takes it for tested.
+One line per finding. What qemu-user can't do is tried and listed at the end, so
+that nobody takes it for tested.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def sections_fit_pages_of_64k() -> str:
 
 
 def packages() -> str:
-    """Debian's packages for arm64: made here, and of that architecture throughout."""
+    """Debian's packages for arm64 can be built here, and all their programs are for that architecture."""
     must(["make", "--no-print-directory", "deb", "DEB_ARCH=arm64", "COMMIT=cross"], cwd=HERE, timeout=5 * SECONDS)
     found = sorted((HERE / "build/packages").glob("*_arm64.deb"))
     assert {path.name.partition("_")[0] for path in found} == {"slurm-ch", "slurm-ch-plugin"}, found
@@ -122,7 +122,7 @@ def packages() -> str:
 
 
 def programs_answer() -> str:
-    """Each program, called by hand, says what it is, with the status that doctor looks for."""
+    """Each program, called by hand, reports what it is, with the status that doctor expects."""
     for name in ("ch-join", "ch-relay"):
         done = run([*QEMU, NATIVE / name])
         assert done.returncode == 64 and name in done.stderr, (name, done)
@@ -134,7 +134,7 @@ def plan() -> str:
     records = [("E", "A=1"), ("X", "B=$A:2"), ("U", "DROP_*"), ("C", "/usr"), ("P", "")]
     fd = task_plan.plan_file(task_plan.encode(records))
     os.set_inheritable(fd, True)
-    # The command is this machine's own: qemu starts what the kernel can.
+    # The command is a program of this machine, which the kernel starts for qemu.
     shell = "echo $A $B ${DROP_ME-gone} $PWD; case $PATH in */bin*) echo bin;; esac; exit 7"
     command = [*QEMU, NATIVE / "ch-join", f"--plan={fd}", "--", "/bin/sh", "-c", shell]
     done = run(command, pass_fds=[fd], env={"PATH": "/usr/sbin", "DROP_ME": "x"})
@@ -152,7 +152,7 @@ def compile_fake(to: Path, *flags: str) -> None:
 
 
 def plugin(place: Path) -> str:
-    """The plugin in the tests' fake Slurm: options in, and a node's tasks that all get the launcher's answer."""
+    """The plugin in the tests' fake Slurm accepts options, and all tasks of a node get the launcher's answer."""
     fake = OUT / "fake"
     compile_fake(fake)
     words = ["submit", "--ch-image=i", "--ch-set-env=A=1", "--ch-write-fake"]
@@ -161,7 +161,7 @@ def plugin(place: Path) -> str:
     interpreter = place / "interpreter"
     interpreter.write_text(LAUNCHER)
     interpreter.chmod(0o755)
-    # What a task executes must be this machine's: a shell that starts ch-join by qemu, as binfmt would.
+    # A task can only execute a program of this machine: a shell script that starts ch-join by qemu, as binfmt would.
     join = place / "join"
     join.write_text(f'#!/bin/sh\nexec {" ".join(QEMU)} {NATIVE / "ch-join"} "$@"\n')
     join.chmod(0o755)
@@ -173,7 +173,7 @@ def plugin(place: Path) -> str:
 
 
 def fuzz(target: str) -> str:
-    """The parsers of one target: kept cases, and some made of them."""
+    """The parsers of one fuzz target stand the kept cases, and some made from them."""
     to = OUT / f"fuzz-{target}"
     fuzzing = HERE / "tests/fuzz"
     flags = ["-std=gnu11", "-g", "-O1", "-static", "-DPLAIN", "-Wno-cpp"]
@@ -190,7 +190,7 @@ def fields(text: str) -> dict[str, str]:
 
 
 def system_calls() -> str:
-    """Python's calls by aarch64's numbers: refused for their arguments, never as unknown."""
+    """Python's system calls, by aarch64's numbers, fail because of their arguments, not as unknown calls."""
     program = f"""
 import sys, os, errno
 sys.path.insert(0, {str(HERE)!r})
@@ -229,7 +229,7 @@ attempt("no_new_privs", linux.prctl_no_new_privs)
 
 
 def numbers() -> str:
-    """The numbers that linux.py has for aarch64, against the kernel's header for it."""
+    """The numbers of aarch64's system calls in linux.py are those of the kernel's header."""
     text = must([CC, "-dM", "-E", "-"], input="#include <asm/unistd.h>\n", stdin=None)
     header = {found[1]: found[2] for found in re.finditer(r"#define __NR_(\w+) (\d+)", text)}
     own = {name[4:].lower(): value for name, value in vars(linux).items() if name.startswith("_NR_")}
@@ -244,7 +244,7 @@ def numbers() -> str:
 
 
 def launcher() -> str:
-    """All modules of the launcher load, and it says what it is."""
+    """All modules of the launcher can be loaded, and it reports what it is."""
     done = run([*PYTHON, "-I", "-S", HERE / "slurm_ch/plugin/launch.py"])
     assert done.returncode == 64 and "not by hand" in done.stderr, done
     return ""
@@ -292,7 +292,7 @@ def serve(place: Path) -> str:
 
 
 def refusals() -> str:
-    """What qemu-user doesn't do, as it says itself: known not to be tested here."""
+    """Try what qemu-user can't do, and so isn't tested here."""
     attempts = """
 #define _GNU_SOURCE
 #include <errno.h>

@@ -1,13 +1,13 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: Apache-2.0
-"""Everything in C for aarch64: built by Debian's cross compiler, and run by qemu-user as far as that goes.
+"""Build all C for aarch64 with Debian's cross compiler, and run it by qemu-user as far as that can.
 
     cross.py [--clean]
 
 Works in a tree of its own below build/matrix/, as matrix.py does, so that this
 machine gets neither a foreign architecture nor an interpreter for its programs.
-What is tried there is in aarch64.py, whose findings are printed. Exit status 1
-if something can't be built or doesn't do what it should. Needs root.
+aarch64.py does the work there, and its findings are printed. Exit status 1 if
+something can't be built or doesn't do what it should. Needs root.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NATIVE = (
 FOREIGN = (
     "libslurm-dev libdeflate-dev zlib1g-dev liblzma-dev liblzo2-dev liblz4-dev libzstd-dev libc6 libc6-dev libgcc-s1"
 )
-# Not installed, which another python3's scripts would forbid, only unpacked beside everything else.
+# Only unpacked, because the scripts of a second python3 would refuse an installation.
 PYTHON = "python3.11-minimal libpython3.11-minimal libpython3.11-stdlib libexpat1 libffi8 zlib1g libc6"
 
 SET_UP = f"""

@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: Apache-2.0
-"""The documented ways to install, tried on fresh Debian machines with Debian's own Slurm.
+"""Try the documented ways to install on fresh Debian machines with Debian's own Slurm.
 
     fresh.py [--way WAY]... [RELEASE...]
 
@@ -54,7 +54,7 @@ NodeName=HOST CPUs=2 State=UNKNOWN
 PartitionName=all Nodes=ALL Default=YES State=UP
 """
 
-# What every way needs: Slurm running, a user, an image, and how they are tried.
+# What every way needs: a running Slurm, a user, an image, and functions that try them.
 COMMON = r"""
 exec 9>&2; BASH_XTRACEFD=9
 set -eu
@@ -78,7 +78,7 @@ slurm_up() {
 }
 as_user() { setpriv --reuid=carol --regid=carol --init-groups env -i HOME=/home/carol USER=carol \
     PATH=/usr/local/bin:/usr/bin:/bin:${EXTRA_PATH:-} SLURM_CONF=$SLURM_CONF sh -c "cd /tmp; $1"; }
-bare() { # a bare srun says nothing of ours
+bare() { # an srun without our options prints nothing of ours
     said=$(as_user "timeout 60 srun -Q echo bare 2>&1"); [ "$said" = bare ] || { echo "bare srun: $said"; return 1; }; }
 steps() {
     bare
@@ -103,7 +103,7 @@ make_image
 
 WAY = {
     "make": r"""
-# From a clone below root's home, which is closed to others, under a strict umask.
+# From a clone below root's home, which others can't read, with a strict umask.
 cp -r /src /root/slurm_ch; chmod 700 /root; umask 077; cd /root/slurm_ch
 slurm_up; bare
 @install@
@@ -133,13 +133,13 @@ apt_get install /src/build/packages/*.deb
 slurm_up; slurm-ch doctor --quiet; stage install
 steps; stage step
 sed -i 's/^__version__ = .*/__version__ = "0.9.9"/' /src/slurm_ch/__init__.py
-# A newer date too: files are as old as that, and bytecode is told by age and size.
+# With a newer date too: the package's files have that date, and Python recognizes stale bytecode by date and size.
 sed -i '1s/(.*)/(0.9.9-1)/; s/00:00:00/00:00:59/' /src/etc/packages/debian/changelog
 rm /src/build/packages/*.deb; build
 apt_get install /src/build/packages/*.deb
 slurm-ch --version | grep -F 0.9.9
 slurm_up; steps; stage upgrade
-# What a node's other Slurm would do: the dependency names the release.
+# A node with another Slurm would refuse the package: its dependency names the release.
 dpkg -s slurm-ch-plugin | grep "^Depends:.*slurm-wlm-basic-plugins (<<"
 apt_get purge slurm-ch-plugin slurm-ch
 [ ! -e /usr/lib/slurm_ch ] && [ ! -L /etc/slurm/plugstack.conf.d/slurm_ch.conf ] && [ ! -e /usr/share/slurm_ch ]

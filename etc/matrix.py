@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: Apache-2.0
-"""The test suite on several Debian releases, each with its own Slurm and Python.
+"""Run the test suite on several Debian releases, each with its own Slurm and Python.
 
     matrix.py [--clean] [--jobs N] [RELEASE...]
 
@@ -33,14 +33,14 @@ WORK = HERE / "build/matrix"
 RELEASES = ("bullseye", "bookworm", "trixie", "forky")
 SCRIPTS = Path("/usr/share/debootstrap/scripts")
 
-# Enough to run apt and make in the tree; the Makefile's PACKAGES come after that.
+# Enough to run apt and make in the tree; the Makefile's PACKAGES are installed later.
 BASE = "ca-certificates,make"
 SUITE_SECONDS = 2400
 
-# Where the HTML documentation is built too, with warnings as errors.
+# The release where the HTML documentation is built too, with warnings as errors.
 DOCS = ("bookworm", "trixie")
 
-# Tests that need what a release doesn't have, and isn't needed on nodes.
+# Tests that need something that a release lacks, and that nodes don't need.
 LEFT_OUT = {
     "bullseye": {
         "tests/unit/test_bench.py": "benchmarks need Python 3.10",
@@ -68,14 +68,14 @@ LEFT_OUT = {
     }
 }
 
-# bullseye's pip is older than the standard for editable installations that it shall carry out.
+# bullseye's pip is older than the standard for editable installations.
 VENV = """
 test -x .venv/bin/python || python3 -m venv .venv
 .venv/bin/python -c 'import pip, sys; sys.exit(tuple(map(int, pip.__version__.split(".")[:2])) < (21, 3))' ||
     .venv/bin/python -m pip install --quiet --upgrade pip
 """
 
-# Files of the host's that name servers, proxies and certificates.
+# Files of the host that configure name servers, proxies and certificates.
 LENT = ("/etc/resolv.conf", "/etc/hosts", "/etc/pip.conf", "/etc/ssl/certs/ca-certificates.crt")
 
 # As root of a new mount and pid namespace: make $1 the root, then run the rest.
@@ -100,7 +100,7 @@ umount -l /old
 rmdir /old
 cd /src
 "$@"
-exit $?  # not exec: somebody must reap the orphans here
+exit $?  # not exec, because this shell must reap orphans
 """
 
 
@@ -125,7 +125,7 @@ def run(*argv: str | Path, log: Path | None = None, **kw: object) -> None:
 
 
 def mirror() -> str:
-    """Return the mirror that apt takes this machine's own release from."""
+    """Return the mirror of this machine's own release, from apt's configuration."""
     own = re.search(r"^VERSION_CODENAME=(\S+)", Path("/etc/os-release").read_text(), re.M)
     columns = "$(SITE)|$(RELEASE)|$(CODENAME)|$(COMPONENT)"
     command = ["apt-get", "indextargets", "--format", columns, "Created-By: Packages"]
@@ -138,7 +138,7 @@ def mirror() -> str:
 
 
 def lent() -> list[str]:
-    """Return what of the host's shows in each tree: LENT, and where pip finds packages on disk."""
+    """Return the host's files that each tree shows: LENT, and the directories where pip finds packages."""
     said = subprocess.run([sys.executable, "-m", "pip", "config", "list"], check=False, capture_output=True, text=True)
     local = re.findall(r"(?:file://|[' =])(/[^\s'\\]+)", said.stdout)
     local = [str(Path(path).parent if path.endswith("/simple") else path) for path in local]
@@ -153,7 +153,7 @@ def inside(tree: Path, *argv: str, log: Path, timeout: float = SUITE_SECONDS) ->
     }
     env |= {"LENT": " ".join(lent()), "HOME": "/root", "LC_ALL": "C.UTF-8", "TERM": "dumb"}
     env["PATH"] = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-    # Killed with this process: a suite that nobody waits for would go on in the tree.
+    # Killed with this process, or the suite would go on in the tree.
     new = [
         "setpriv",
         "--pdeathsig",
@@ -178,7 +178,7 @@ def bootstrap(release: str, log: Path, tree: Path | None = None) -> Path:
     if tree.exists():
         return tree
     if not shutil.which("debootstrap"):
-        # A third party's broken source is none of our business.
+        # A broken source of a third party doesn't matter here.
         subprocess.run(["apt-get", "update", "-qq"], check=False, stdout=subprocess.DEVNULL)
         run("apt-get", "install", "-qq", "-y", "--no-install-recommends", "debootstrap", log=log)
     script = SCRIPTS / release
@@ -192,7 +192,7 @@ def bootstrap(release: str, log: Path, tree: Path | None = None) -> Path:
 
 
 def copy_checkout(tree: Path) -> None:
-    """Put the checkout's files at /src in the tree; a virtual environment that is there stays."""
+    """Copy the checkout's files to /src in the tree; keep its virtual environment."""
     to = tree / "src"
     to.mkdir(exist_ok=True)
     for entry in to.iterdir():
@@ -229,7 +229,7 @@ def copy_checkout(tree: Path) -> None:
 
 
 def facts(tree: Path) -> dict[str, str]:
-    """Return the tree's versions, and how its Slurm lets ch-join be put in front of a command."""
+    """Return the tree's versions, and how the plugin puts ch-join in front of a command there."""
     said = subprocess.run(
         ["chroot", tree, "bash", "-c", "slurmd -V; python3 -V"], check=False, capture_output=True, text=True
     )

@@ -31,7 +31,7 @@ def main() -> int:
         real = os.path.realpath(entry.path)
         if any(real == path or real.startswith(path + "/") for path in ours):
             print(
-                f"make uninstall: {entry.where} loads {entry.path}: take that line away first, on every node; "
+                f"make uninstall: {entry.where} loads {entry.path}: remove that line first, on every node; "
                 "without the file every srun would fail",
                 file=sys.stderr,
             )

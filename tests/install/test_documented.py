@@ -70,6 +70,6 @@ cat /etc/slurm/slurm.conf
     assert "1" in lines  # the include is there once, however often that is done
     assert "DOCTOR 0" in lines
     assert any(
-        "/etc/slurm/plugstack.conf.d/slurm_ch.conf:" in line and "take that line away first" in line for line in lines
+        "/etc/slurm/plugstack.conf.d/slurm_ch.conf:" in line and "remove that line first" in line for line in lines
     )
     assert lines[-3:] == ["/etc/slurm/plugstack.conf", "/etc/slurm/slurm.conf", "ClusterName=one"]

@@ -108,7 +108,7 @@ def test_uninstall_waits_for_plugstack_conf(tmp_path: Path) -> None:
     words = ("uninstall", f"prefix={tmp_path}/opt/slurm_ch", f"libdir={libdir}", "DESTDIR=")
     done = make(*words, SLURM_CONF=str(conf))
     assert done.returncode != 0
-    assert f"{line}:1 loads {libdir}/slurm_ch/native/slurm_ch.so: take that line away first" in done.stderr
+    assert f"{line}:1 loads {libdir}/slurm_ch/native/slurm_ch.so: remove that line first" in done.stderr
     assert (libdir / "slurm_ch/native/slurm_ch.so").exists()
     line.unlink()
     done = make(*words, SLURM_CONF=str(conf))

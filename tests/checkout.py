@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def files() -> Iterator[str]:
-    """Yield the paths below ROOT of what .gitignore doesn't leave out."""
+    """Yield the files below ROOT that .gitignore doesn't exclude."""
     made = [line.strip() for line in (ROOT / ".gitignore").read_text().splitlines() if line[:1] not in ("#", "")]
 
     def is_made(path: str) -> bool:
@@ -28,7 +28,7 @@ def files() -> Iterator[str]:
 
 
 def copy(to: Path) -> None:
-    """Copy them, but for those that are hidden or below a hidden directory: no sdist has these."""
+    """Copy these files, except hidden ones and those in hidden directories, which no sdist has."""
     for name in files():
         if not name.startswith(".") and "/." not in name:
             (to / name).parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command as it is installed, links to the static program; and as an editable install has it; and `sbatch-wait`."""
+"""The command as it is installed, a link to the static program; as in an editable install; and `sbatch-wait`."""
 
 from __future__ import annotations
 

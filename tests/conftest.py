@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all tests share: an ordinary user, and real images."""
+"""Fixtures for all tests: an ordinary user, and real images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ settings.load_profile("suite")
 
 
 def pytest_cmdline_main() -> None:
-    """Before anything else: nothing of another run is in sight."""
+    """First of all, hide the processes and files of other runs."""
     own_view.enter()
 
 
@@ -56,7 +56,7 @@ def world_tmp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def open_tmp(world_tmp: Path) -> Path:
-    """A new directory that every user can reach; pytest's own are closed whenever a run of pytest begins."""
+    """A new directory that every user can reach; each run of pytest makes pytest's own inaccessible."""
     path = Path(tempfile.mkdtemp(dir=world_tmp))
     path.chmod(0o755)
     return path
@@ -90,7 +90,7 @@ def image_sqfs(world_tmp: Path, image_dir: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def other_sqfs(world_tmp: Path) -> Path:
-    """Another image, whose marker says so."""
+    """Another image, with another marker."""
     return squash(make_image(world_tmp / "other", "two"), world_tmp / "other.sqfs")
 
 

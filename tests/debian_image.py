@@ -21,7 +21,7 @@ SECONDS = 1200
 # For the plots; Debian's own package depends on compilers.
 WHEELS = "matplotlib"
 MODULES = "/usr/local/lib/python3.11/dist-packages"
-# What is in the image besides: who answers an ssh there; and a small package to install, at /opt.
+# Further files in the image: an answer to ssh, and a small package to install in /opt.
 SERVER = "openssh-server"
 PACKAGE = "hello"
 # What pip builds a package with.
@@ -29,7 +29,7 @@ BUILDERS = "setuptools wheel"
 
 
 def mirror() -> str:
-    """Return where apt gets this machine's own release from."""
+    """Return the mirror of this machine's own release, from apt's configuration."""
     columns = "$(SITE)|$(CREATED_BY)|$(COMPONENT)|$(ORIGIN)"
     said = subprocess.run(
         ["apt-get", "indextargets", "--format", columns], check=True, capture_output=True, text=True
@@ -42,7 +42,7 @@ def mirror() -> str:
 
 
 def script() -> str:
-    """Return the page's commands with what the tests need besides."""
+    """Return the page's commands, and those for what the tests need in addition."""
     debootstrap, install, *pack = documented.blocks("docs/first-image.rst", "task")["own-image"].splitlines()
     pip = f"{sys.executable} -m pip"
     return "\n".join(
@@ -61,7 +61,7 @@ def script() -> str:
 
 
 def make() -> Path:
-    """Return the image, made if there is none that these commands have made."""
+    """Return the image; make it unless there is one that these commands have made."""
     text = script()
     made, image = KEPT / "made-by", KEPT / "foo.sqfs"
     if made.exists() and image.exists() and made.read_text() == text:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands of the users' pages, as they stand there: blocks below a comment with their name."""
+"""The commands of the users' pages, word for word: each block comes after a comment with its name."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What must not be left behind: a snapshot of the machine, and the difference."""
+"""Finds what a test has left: a snapshot of the machine, and the difference to it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def descendants(ancestor: int) -> dict[int, str]:
 
 
 def wait_until_gone(line: str) -> None:
-    """Return when no process has this command line; AssertionError if that takes too long."""
+    """Wait until no process has this command line; raise AssertionError if that takes too long."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while line in descendants(1).values():
         assert time.monotonic() < deadline, f"{line} is still there"
@@ -40,13 +40,13 @@ def wait_until_gone(line: str) -> None:
 
 
 def holders() -> dict[str, int]:
-    """Return the processes that keep a join's meeting place, "holder" and "guard", by name."""
+    """Return the holders and guards of joins, by name."""
     names = {name(pid): pid for pid in descendants(1)}
     return {word.removeprefix(_KEEPS): pid for word, pid in names.items() if word.startswith(_KEEPS)}
 
 
 def name(pid: int) -> str:
-    """Return what a process calls itself, "" if it has ended."""
+    """Return a process's name, or "" if it has ended."""
     try:
         return Path(f"/proc/{pid}/comm").read_text().strip()
     except OSError:
@@ -64,7 +64,7 @@ def ours(ancestor: int) -> dict[int, str]:
 
 
 def files() -> set[str]:
-    """Return what lies where a container could leave something."""
+    """Return the files at places where a container could leave some."""
     return {
         str(path)
         for directory in ("/dev/shm", "/tmp", "/var/tmp")
@@ -74,13 +74,13 @@ def files() -> set[str]:
 
 
 def mounts() -> set[str]:
-    """Return the mounts that this process sees and that are of our making."""
+    """Return the mounts that this process sees and that slurm_ch has made."""
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
     return {line for line in lines if "slurm_ch" in line}
 
 
 class Snapshot:
-    """What is there before a test, somebody else's included."""
+    """What exists before a test, including what others have left."""
 
     def __init__(self, ancestor: int) -> None:
         self.ancestor = ancestor
@@ -88,12 +88,12 @@ class Snapshot:
         self.processes = set(ours(ancestor))
 
     def left(self) -> list[str]:
-        """Return what has come since and is still there."""
+        """Return what is new since then and still there."""
         processes = [line for pid, line in ours(self.ancestor).items() if pid not in self.processes]
         return [*processes, *sorted(files() - self.files), *sorted(mounts())]
 
     def wait_until_clean(self) -> None:
-        """Return when nothing is left; AssertionError with what is, if that takes too long."""
+        """Wait until nothing is left; raise AssertionError with what is left if that takes too long."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while left := self.left():
             assert time.monotonic() < deadline, f"left behind: {left}"

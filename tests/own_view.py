@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run of the tests sees its own processes, network, shared memory, /var/tmp and user's home, and nobody else's.
+"""Gives a run of the tests its own processes, network, shared memory, /var/tmp and user's home.
 
 So whatever a test finds left behind is of this run, though another checkout's
 tests run on the same machine; and no test meets another run's under the name of a
@@ -44,7 +44,7 @@ _machines_network: int | None = None
 
 @contextmanager
 def machines_network() -> Iterator[None]:
-    """Have what is started meanwhile use the machine's network, for what has to be fetched."""
+    """Have processes that are started meanwhile use the machine's network, for downloads."""
     if _machines_network is None:
         yield
         return
@@ -58,7 +58,7 @@ def machines_network() -> Iterator[None]:
 
 
 def enter() -> None:
-    """Go on in a child with a view of its own; the caller's process ends when that does."""
+    """Go on in a child with its own view; the calling process ends when the child does."""
     # In the background (nohup, cron) both are ignored, by all that is started from here as well.
     for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
         if signal.getsignal(number) == signal.SIG_IGN:
@@ -124,7 +124,7 @@ def _make() -> None:
 
 
 def _make_home() -> None:
-    """Have the ordinary user's home empty, and this run's alone."""
+    """Give this run an empty home of its own for the ordinary user."""
     try:
         home = Path(pwd.getpwnam(USER).pw_dir)
         status = home.stat()
@@ -136,7 +136,7 @@ def _make_home() -> None:
 
 
 def _make_network() -> None:
-    """Enter a new network: the loopback device, and one that mpirun and the resolver take for the outside.
+    """Enter a new network with the loopback device, and one that mpirun and the resolver take for the outside.
 
     Where the kernel has no such device, or the host's name is known by the network only (Slurm looks it
     up), the network stays the machine's.

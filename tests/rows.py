@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which tests hold a row of the tables in docs/internals: those that name it, `@pytest.mark.row("I1", "--bind")`.
+"""Lists the tests of each row of the tables in docs/internals: those with `@pytest.mark.row("I1", "--bind")`.
 
 `python -m tests.rows` writes them into the pages.
 """

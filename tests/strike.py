@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A process killed at one of its system calls, by strace, which counts those of each name."""
+"""Kills a process at one of its system calls, by strace, which counts the calls of each name."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ def numbered(log: str) -> list[tuple[str, int]]:
 
 
 def killed_at(name: str, number: int) -> list[str]:
-    """Return the words before a command that is to be killed at such a call."""
+    """Return the command prefix that kills a command at such a call."""
     inject = f"inject={name}:signal=KILL:when={number}"
     return ["strace", "-o", "/dev/null", "-e", f"trace={name}", "-e", inject]

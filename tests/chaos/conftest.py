@@ -23,7 +23,7 @@ Record = Callable[..., None]
 
 @pytest.fixture(scope="session")
 def tools(world_tmp: Path) -> Path:
-    """What labs are made of."""
+    """The programs that labs are made of."""
     return build_tools(world_tmp / "chaos")
 
 
@@ -35,7 +35,7 @@ def lab(tools: Path, image_sqfs: Path) -> Lab:
 
 @pytest.fixture(scope="session")
 def results() -> Iterator[dict[str, dict[str, object]]]:
-    """What this run found, by fault; added to the file of results at the end."""
+    """The figures of this run, by fault; they are added to the file of results at the end."""
     rows: dict[str, dict[str, object]] = {}
     yield rows
     name = os.environ.get("CHAOS_RESULTS")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Steps that something is done to at one of their system calls, and what must hold afterwards.
+"""Steps with a fault at one of their system calls, and what must hold afterwards.
 
 A step's parts (launcher, ch-join, FUSE server) are started through the plugin's
 site arguments, which lead to copies of `stepper` here. The sequence of calls is
@@ -60,7 +60,7 @@ _SLURMS = r"(srun|slurmstepd\S*|salloc|scancel): |\[\d[^]]*\] error: \*\*\* STEP
 
 
 class Call:
-    """One system call of a recorded run: of which process, the how manieth, its name."""
+    """One system call of a recorded run: its process, its number in that process, its name."""
 
     def __init__(self, process: int, index: int, number: int) -> None:
         self.process = process
@@ -87,7 +87,7 @@ SYSCALLS = _syscalls()
 
 
 class Part:
-    """One part of a step as a stepper: what is done to it is in a file beside it."""
+    """One part of a step as a stepper, whose fault is in a file beside it."""
 
     def __init__(self, lab: Path, stepper: Path, kind: str) -> None:
         self.path = lab / kind
@@ -128,7 +128,7 @@ class Part:
         return [Call(int(words[0]), int(words[1]), int(words[2])) for words in lines]
 
     def hit(self) -> str | None:
-        """Return the name of the call at which something was done in the last run, or None."""
+        """Return the name of the call with the fault in the last run, or None."""
         try:
             found = re.search(r"^# hit \d+ \d+ (\d+)$", self.log.read_text(), re.MULTILINE)
         except FileNotFoundError:
@@ -136,7 +136,7 @@ class Part:
         return SYSCALLS.get(int(found[1]), found[1]) if found else None
 
     def wait_until_held(self) -> int | None:
-        """Return the pid of what is held at its call, or None when it doesn't get there in time."""
+        """Return the pid of the process that is held at its call, or None if none gets there in time."""
         fd = os.open(f"{self.fifo}.held", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             if not select.select([fd], [], [], HANG_SECONDS)[0]:
@@ -148,7 +148,7 @@ class Part:
             os.close(fd)
 
     def go(self) -> None:
-        """Let what is held go on, or what is about to be."""
+        """Let the process go on that is held, or is about to be."""
         os.write(self.gate, b"x")
 
 
@@ -164,12 +164,12 @@ class Outcome:
 
     @property
     def lines(self) -> list[str]:
-        """What was said, without Slurm's own lines."""
+        """The messages, without Slurm's own lines."""
         return [line for line in self.err.splitlines() if not re.match(_SLURMS, line)]
 
     @property
     def killed(self) -> bool:
-        """Whether a task died of a signal: Slurm says so."""
+        """Whether Slurm reports that a task died by a signal."""
         return bool(re.search(r"^task: (129|1[3-9]\d)$", self.out, re.MULTILINE))
 
     @property
@@ -179,7 +179,7 @@ class Outcome:
 
     @property
     def sums(self) -> set[str]:
-        """What the tasks saw of their container."""
+        """What the tasks have printed about their container."""
         return set(re.findall(r"^([0-9a-f]{32}) ", self.out, re.MULTILINE))
 
     def problem(
@@ -236,7 +236,7 @@ class Lab:
         return [*(f"{kind}={self.parts[kind].path}" for kind in REAL), launcher]
 
     def launchers(self) -> list[int]:
-        """Return the launchers of this lab's user that run."""
+        """Return the running launchers of this lab's user."""
         return [pid for pid in Bystanders(self.uid).processes if "/launch.py" in _command(pid)]
 
     def leave_alone(self) -> None:
@@ -293,7 +293,7 @@ class Lab:
 
 
 def build_tools(to: Path) -> Path:
-    """Build what labs need in the new directory `to`, and return it."""
+    """Build the labs' programs in the new directory `to`, and return it."""
     to.mkdir(mode=0o755)
     to.chmod(0o755)
     _compile(["-o", str(to / "stepper"), str(Path(__file__).parent / "stepper.c")])
@@ -333,7 +333,7 @@ def wait(process: subprocess.Popen[Any], seconds: float) -> int | None:
 
 
 def wait_for(ready: Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> bool:
-    """Return whether `ready()` within so long; for what can't be waited for."""
+    """Poll until `ready()` or the time limit; return which. For events without a descriptor to wait at."""
     deadline = time.monotonic() + seconds
     while not ready():
         if time.monotonic() > deadline:
@@ -343,7 +343,7 @@ def wait_for(ready: Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> bo
 
 
 class Bystanders:
-    """The processes and files of a user that are there before a case; there must be no more after it."""
+    """The processes and files of a user before a case; after it, there must be no others."""
 
     def __init__(self, uid: int) -> None:
         self.uid = uid
@@ -377,18 +377,18 @@ class Bystanders:
                         continue
 
     def left(self) -> list[str]:
-        """Return what has come since."""
+        """Return the processes and files that are new."""
         processes = [f"process {pid}: {_command(pid)}" for pid in set(self._processes()) - self.processes]
         return processes + sorted(set(self._files()) - self.files)
 
     def kill(self) -> None:
-        """Kill all of the user's processes that have come since, as a step's end does with a cgroup."""
+        """Kill all new processes of the user, as the end of a step does by its cgroup."""
         for pid in set(self._processes()) - self.processes:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
     def wait_until_alone(self) -> list[str]:
-        """Return what is still there after a while, having ended it: the next case shall be clean."""
+        """Wait a while; return what is still there, and remove it, so that the next case begins clean."""
         # A killed process's end can't be waited for by who isn't its parent.
         wait_for(lambda: not self.left())
         left = self.left()

@@ -34,7 +34,7 @@ STAY = "cat /marker; sleep 0.5"
 
 
 class Campaign:
-    """Runs of ch-run on a cluster, and what is counted."""
+    """Runs of ch-run on a cluster, and the counts."""
 
     def __init__(self, steps: Steps, peer: Peer, other: Path) -> None:
         self.steps = steps
@@ -49,7 +49,7 @@ class Campaign:
         return (*ours, "--", "/bin/sh", "-c", script)
 
     def run(self, script: str = STAY, tasks: int = TASKS, **kw: object) -> Outcome:
-        """Run one step; what it leaves is removed, for it would break the next one."""
+        """Run one step, and remove what it leaves, because that would break the next one."""
         return self.steps.run(tasks=tasks, command=self.command(script), plugin=False, seconds=SECONDS, **kw)  # type: ignore[arg-type]
 
     def count(self, fault: str, ends: list[Outcome], tasks: int = TASKS) -> None:
@@ -93,7 +93,7 @@ class Campaign:
         self.count("command that ends at once, 64 tasks", [self.run("cat /marker", tasks=64)], 64)
 
     def two_jobs(self) -> None:
-        """Run two jobs' first steps at once, each with an image of its own."""
+        """Run the first steps of two jobs at the same time, each with its own image."""
         wrong = failed = 0
         bystanders = Bystanders(self.steps.lab.uid)
         rounds = 10

@@ -72,7 +72,7 @@ def table(title: str, head: list[str], rows: list[list[str]]) -> str:
 
 
 def peers(figures: dict[str, Any], name: str | None) -> str:
-    """Return what the same did to ch-run."""
+    """Return what the same fault did to ch-run."""
     row = figures.get(PEER + name) if name else None
     if row is None:
         return ""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Steps of a real Slurm whose parts are steppers, and what must hold when one has ended."""
+"""Steps of a real Slurm whose parts are steppers, and what must hold after a step."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MARKER = ("cat", "/marker")
 
 
 class Steps:
-    """Steps on a cluster of its own."""
+    """Steps on a cluster of their own."""
 
     def __init__(self, cluster: Cluster, lab: Lab) -> None:
         assert cluster._supervisor is not None
@@ -35,7 +35,7 @@ class Steps:
         self.env = {**cluster.environ(USER), "PATH": "/usr/bin:/bin"}
 
     def start(self, words: list[str]) -> subprocess.Popen[str]:
-        """Start a command as the user; its output is for `outcome`."""
+        """Start a command as the user; `outcome` reads its output."""
         return self.cluster.popen(
             words, user=USER, env=self.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             text=True, errors="replace", start_new_session=True,
@@ -77,7 +77,7 @@ class Steps:
         return not self._more()
 
     def wait_until_alone(self, bystanders: Bystanders) -> list[str]:
-        """Return what is there besides the daemons and `bystanders` after a while, having ended it."""
+        """Wait a while; return the processes other than the daemons and `bystanders`, and end them."""
         # Once alone is alone: what begins after that is Slurm's own, when it comes to the end of the job.
         if wait_for(lambda: not self._more() and not bystanders.left()):
             return []
@@ -131,7 +131,7 @@ def _comm(pid: int) -> str:
 
 
 def _end_group(leader: int) -> None:
-    """End what an srun that was killed has left: a child that tells slurmctld so, and goes on trying without one."""
+    """End the child that a killed srun has left: it reports to slurmctld, and without one it would try for ever."""
 
     def gone() -> bool:
         try:

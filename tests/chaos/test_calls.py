@@ -32,7 +32,7 @@ PLAUSIBLE = {
     "read": (errno.EIO, errno.EINTR, errno.ENOMEM),
     "pread64": (errno.EIO, errno.EINTR),
     "write": (errno.ENOSPC, errno.EIO, errno.EINTR, errno.EPERM, errno.ENOMEM),
-    # An answer that /dev/fuse does not take is lost, and whoever asked waits; the kernel has no such failure.
+    # If /dev/fuse did not take an answer, the asking process would wait; the kernel has no such failure.
     "writev": (),
     # A word to wake up that fails is lost likewise.
     "futex": (),
@@ -66,7 +66,7 @@ Case = tuple[Call, "int | None"]
 
 
 def recorded(lab: Lab, part: str) -> tuple[list[Call], set[str]]:
-    """Return the calls of a part in a step that nothing is done to, and what its container looks like."""
+    """Return the calls of a part in an undisturbed step, and what its container looks like."""
     lab.leave_alone()
     lab.parts[KINDS[part]].record(RANK.get(part, -1))
     done = lab.step(tasks=TASKS, command=COMMAND.get(part, LOOK))
@@ -75,7 +75,7 @@ def recorded(lab: Lab, part: str) -> tuple[list[Call], set[str]]:
 
 
 def strike(lab: Lab, part: str, case: Case, sums: set[str]) -> dict[str, object]:
-    """Do one thing at one call and return how it ended."""
+    """Cause one fault at one call, and return how the step ended."""
     call, error = case
     stepper = lab.parts[KINDS[part]]
     stepper.act(call, "kill" if error is None else f"errno {error}", RANK.get(part, -1))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the campaign found once: each has a case of its own here, whatever the short form happens to hit."""
+"""The faults that the campaign has found: each has its own case here, because the short form may not hit it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def launcher_calls(lab: Lab) -> list[Call]:
 
 
 def test_a_server_that_answers_with_an_error_hangs_nobody(lab: Lab) -> None:
-    """The launcher read the server's last words until an end that a living server's pipe doesn't have."""
+    """The launcher once read the server's messages until the end of a pipe that a living server keeps open."""
     calls = launcher_calls(lab)
     served = max(call.index for call in calls if call.name == "wait4")
     # The C library's stat(2) and lstat(2) are calls of their own until 2.33.
@@ -41,7 +41,7 @@ def test_a_server_that_answers_with_an_error_hangs_nobody(lab: Lab) -> None:
 
 @pytest.mark.parametrize("error", [errno.EMFILE, errno.ENOMEM])
 def test_an_interpreter_or_module_that_cannot_be_loaded_is_one_line(lab: Lab, error: int) -> None:
-    """Both filled the user's screen with tracebacks."""
+    """Both once filled the user's screen with tracebacks."""
     opens = [call for call in launcher_calls(lab) if call.name == "openat"]
     for call in opens[:60:6]:
         lab.parts["python"].act(call, f"errno {error}")
@@ -51,7 +51,7 @@ def test_an_interpreter_or_module_that_cannot_be_loaded_is_one_line(lab: Lab, er
 
 @pytest.mark.parametrize("who", ["launcher", "server"])
 def test_nobody_waits_when_all_tasks_are_gone(lab: Lab, who: str) -> None:
-    """A launcher outlived its step for as long as what it waited for did not come."""
+    """A launcher once outlived its step, while it waited for something that did not come."""
     part = lab.parts["squashfuse"] if who == "server" else lab.parts["python"]
     calls, _ = recorded(lab, who)
     # The launcher at its last call but one; the server at its first answer, to the kernel's greeting. A request that it
@@ -83,7 +83,7 @@ FULL_SHM = "mount -t tmpfs -o size={size}k,mode=1777 shm /dev/shm; head -c4096 /
 
 
 def without_room(free: int, command: str, *words: object) -> subprocess.CompletedProcess[str]:
-    """Run a line of shell where /dev/shm has `free` pages left."""
+    """Run a shell command where /dev/shm has `free` pages left."""
     script = FULL_SHM.format(size=4 * (free + 1)) + command + "; echo status $?; ls /dev/shm"
     return subprocess.run(
         ["unshare", "--mount", "sh", "-c", script, "sh", *map(str, words)],
@@ -93,7 +93,7 @@ def without_room(free: int, command: str, *words: object) -> subprocess.Complete
 
 @pytest.mark.parametrize(("free", "count"), [(0, 1), (1, 1), (1, 400)])
 def test_a_join_needs_no_room(lab: Lab, free: int, count: int) -> None:
-    """Peers meet at a socket: what is left in /dev/shm, and how many there are to be, doesn't matter."""
+    """Peers meet at a socket: the free space in /dev/shm and the number of peers don't matter."""
     before = leftovers.Snapshot(1)
     words = "--join --join-ct=$3 --join-tag=t --join-timeout=1"
     command = f'setpriv --reuid=$1 --regid=$1 --clear-groups "$2" run {words} "$4" -- /bin/cat /marker'
@@ -105,7 +105,7 @@ def test_a_join_needs_no_room(lab: Lab, free: int, count: int) -> None:
 
 @pytest.mark.parametrize(("free", "count"), [(0, 1), (1, 1), (1, 400)])
 def test_no_room_for_the_library_s_join(lab: Lab, free: int, count: int) -> None:
-    """A peer died of SIGBUS in its own segment, and left it there."""
+    """A peer once died of SIGBUS in its own segment, and left the segment there."""
     code = "import sys; from slurm_ch.standalone import peers; peers.Peer('t', int(sys.argv[1]), timeout=5).arrive()"
     command = f'setpriv --reuid=$1 --regid=$1 --clear-groups "$2" -c "{code}" $3'
     done = without_room(free, command, lab.uid, sys.executable, count)
@@ -115,7 +115,7 @@ def test_no_room_for_the_library_s_join(lab: Lab, free: int, count: int) -> None
 
 @pytest.mark.parametrize("count", [11, 12, 13, 14])
 def test_hardly_a_descriptor_left(lab: Lab, count: int) -> None:
-    """Where there was one too few for the launcher's standard error, it failed without a word."""
+    """With one descriptor too few, for the launcher's standard error, it once failed without a message."""
     done = lab.step(tasks=TASKS, before=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (count, count)))
     assert not done.problem(TASKS, voices=TASKS), done
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many steps, many at once, many tasks: each in its own image, none lost, nothing left, nothing that grows."""
+"""Many steps, also at the same time, and many tasks: each in its own image, none lost, nothing left, nothing that grows."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ AGAIN = 100 if FULL else 2
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """As many nodes as the full form wants, each with room for everything."""
+    """As many nodes as the full form needs, each with room for all tasks."""
     with Cluster(nodes=NODES, cpus=64) as running:
         yield running
 
@@ -48,7 +48,7 @@ class Tally:
     def add(self, status: int, out: str, err: str, expected: str, tasks: int) -> None:
         markers = Counter(re.findall(r"^(one|two)$", out, re.MULTILINE))
         self.wrong_image += sum(markers.values()) - markers[expected]
-        # A job that had to queue is told so by srun.
+        # srun reports that a job had to queue.
         if status or Outcome(status, out, err, 0).lines or markers[expected] != tasks:
             self.failures.append(f"status {status}, {dict(markers)} of {tasks}, {err[:300]!r}")
 
@@ -66,7 +66,7 @@ def finish(cluster: Cluster, record: Record, fault: str, tally: Tally, before: s
     left: dict[int, str] = {}
 
     def is_gone() -> bool:
-        # Looked at once: at a job's end slurmd has children of its own, which come and go.
+        # Look only once: at a job's end slurmd has children of its own, which come and go.
         left.clear()
         left.update((pid, line) for pid, line in leftovers.descendants(top).items() if pid not in before)
         return not left
@@ -107,7 +107,7 @@ def slurmstepd_use(top: int) -> tuple[int, int]:
 def test_consecutive_steps(
     cluster: Cluster, before: set[int], image_sqfs: Path, other_sqfs: Path, record: Record, world_tmp: Path
 ) -> None:
-    """All in one job, so that it is one slurmd whose memory would grow; half of them in another image."""
+    """All steps are in one job, so that one slurmd's memory would grow; half of them in another image."""
     script = world_tmp / "steps.sh"
     script.write_text(
         f"for i in $(seq {CONSECUTIVE // 2}); do\n"
@@ -161,7 +161,7 @@ def test_all_nodes(cluster: Cluster, before: set[int], image_sqfs: Path, record:
 
 
 def test_tasks_on_one_node(cluster: Cluster, before: set[int], image_sqfs: Path, record: Record) -> None:
-    """While they run, slurmstepd has no descriptor for each of them because of us."""
+    """While the tasks run, slurmstepd has no descriptor of ours for each of them."""
     tally = Tally()
     used = []
     assert cluster._supervisor is not None

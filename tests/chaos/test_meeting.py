@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Joins without the plugin: who keeps the meeting place, and the launcher, killed at each of their calls [J5]; failing calls.
+"""Joins without the plugin: holder, guard and launcher killed at each of their calls [J5]; failing calls.
 
 The peers themselves: test_peers.py, and tests/join/test_deaths.py.
 """
@@ -27,12 +27,12 @@ from .test_calls import PLAUSIBLE
 PEERS = 3
 # The processes that an elected peer starts, in their order: one that starts the guard and ends; the two that stay.
 STARTER, GUARD, HOLDER = 1, 2, 3
-# Says where it is, and stays until it is told to go.
+# Prints where it is, and stays until it reads a line.
 STAY = ("sh", "-c", "echo $(readlink /proc/self/ns/mnt) $(cat /marker); read x")
 
 
 class Join:
-    """How a join ended: its peers' statuses, where they were, what they said."""
+    """How a join ended: its peers' statuses, their containers, their messages."""
 
     def __init__(self, place: Place, elected: str, others: str) -> None:
         """Run one: the elected peer's command, and the others' (of which one may be who begins)."""
@@ -69,7 +69,7 @@ class Join:
 
 
 def is_clean(place: Place) -> bool:
-    """Whether nothing is left; the guard of a holder that was killed, which tells those who come, is ended."""
+    """Whether nothing is left, after ending the guard of a killed holder, which would still refuse peers."""
     processes = place.holders()
     if set(processes) == {"guard"}:
         with suppress(ProcessLookupError):
@@ -91,7 +91,7 @@ def campaign(
     expected: tuple[set[int], ...],
     lines: int,
 ) -> dict[str, Any]:
-    """Do each thing at its call; return the figures, with what went wrong."""
+    """Cause each fault at its call; return the figures, with what went wrong."""
     problems, seconds, hits, failed = [], [], 0, 0
     for call, action in cases:
         part.act(call, action)
@@ -130,7 +130,7 @@ def recorded(lab: Lab, place: Place, process: int) -> tuple[Part, tuple[str, str
 def test_who_keeps_the_meeting_place_killed_at_every_call(
     lab: Lab, place: Place, record: Record, who: str, process: int
 ) -> None:
-    """Without the holder nobody comes in who isn't told of the container yet; the others' end costs nobody anything."""
+    """Without the holder, only peers that have its answer join; the end of another process harms no peer."""
     part, programs, calls = recorded(lab, place, process)
     expected = ({0}, {32}, {0, 32}) if process == HOLDER else ({0},)
     figures = campaign(place, part, programs, killed(calls, 12), expected, PEERS)
@@ -141,9 +141,9 @@ def test_who_keeps_the_meeting_place_killed_at_every_call(
 
 @pytest.mark.row("D8")
 def test_every_call_of_the_holder_failing(lab: Lab, place: Place, record: Record) -> None:
-    """It tries again or dies of it; nobody is in a second container."""
+    """The process tries again or fails; no peer is in a second container."""
     part, programs, calls = recorded(lab, place, HOLDER)
-    # The kernel says EPIPE of who is dead, and closes what it is told to.
+    # The kernel only reports EPIPE if the other end is dead, and close never fails.
     cases = [
         (call, f"errno {error}")
         for call in calls
@@ -158,7 +158,7 @@ def test_every_call_of_the_holder_failing(lab: Lab, place: Place, record: Record
 
 @pytest.mark.row("J5", "D4")
 def test_the_launcher_killed_at_every_call(lab: Lab, place: Place, record: Record, open_tmp: Path) -> None:
-    """All fail, with one line, or all are in: the ticket is sent or it isn't."""
+    """The ticket is sent or it isn't: all peers are in, or all fail with one message."""
     part = lab.parts["python"]
     programs = (installed(open_tmp, part.path),) * 2
     part.record()

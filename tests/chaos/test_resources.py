@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Steps on a machine that is out of something, and images that are cut, swapped, deleted, or on a server that hangs."""
+"""Steps on a machine that runs out of a resource; images that are truncated, swapped, deleted, or on a hanging server."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_memory_limit(lab: Lab, record: Record, kind: str) -> None:
 if FULL:
 
     def test_memory_of_a_cgroup(lab: Lab, record: Record) -> None:
-        """The kernel kills somebody of the step: which one is its choice."""
+        """The kernel kills any process of the step."""
         root = Path("/sys/fs/cgroup")
         old = (root / "memory").is_dir()
         group = Path(tempfile.mkdtemp(prefix="slurm_ch-chaos-", dir=root / "memory" if old else root))
@@ -94,7 +94,7 @@ def test_open_files_limit(lab: Lab, record: Record) -> None:
 
 
 def test_too_many_descriptors_in_flight(lab: Lab, record: Record) -> None:
-    """ETOOMANYREFS: the user's other programs have more in flight than the launcher's limit."""
+    """ETOOMANYREFS: the user's other programs have more descriptors in flight than the launcher's limit."""
     reader, writer = os.pipe()
     hoarder = os.fork()
     if hoarder == 0:
@@ -120,7 +120,7 @@ def test_too_many_descriptors_in_flight(lab: Lab, record: Record) -> None:
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_no_user_namespaces_left(lab: Lab, record: Record, count: int) -> None:
-    """The limit is set in a user namespace of the test's own: nobody else has it."""
+    """The limit only holds in a user namespace of the test."""
     limit = f'echo {count} > /proc/sys/user/max_user_namespaces; exec "$@"'
     done = lab.step(tasks=TASKS, inside=["unshare", "--user", "--map-root-user", "sh", "-ec", limit, "sh"])
     judge(record, f"user.max_user_namespaces={count}", [("", done)])
@@ -183,7 +183,7 @@ def holding(lab: Lab, image: Path, change: str) -> Outcome:
 
 
 def opened_for_writing(fifo: Path, ends: list[int]) -> bool:
-    """Open the FIFO once somebody reads it, and put the descriptor into `ends`."""
+    """Open the FIFO when a process reads it, and add the descriptor to `ends`."""
     try:
         ends.append(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
     except OSError:
@@ -227,7 +227,7 @@ def hanging(
 
 
 def end(server: subprocess.Popen[bytes]) -> None:
-    """End the file server: all that wait for it get an error."""
+    """End the file server, so that all processes that wait for it get an error."""
     assert server.stdin is not None and server.stdout is not None
     server.stdin.close()
     server.wait(HANG_SECONDS)
@@ -238,7 +238,7 @@ def end(server: subprocess.Popen[bytes]) -> None:
 def test_image_on_a_server_that_hangs(
     lab: Lab, record: Record, hanging: tuple[Path, subprocess.Popen[bytes]], request: pytest.FixtureRequest
 ) -> None:
-    """A step waits for it, as any program does, until it is cancelled: then it ends at once."""
+    """A step waits for the server, as any program would; when it is cancelled, it ends immediately."""
     image, server = hanging
     operation = request.node.callspec.params["hanging"]
     tasks_gone: list[bool] = []
@@ -256,7 +256,7 @@ def test_image_on_a_server_that_hangs(
         for pid in children:
             os.kill(int(pid), signal.SIGTERM)
         tasks_gone.append(wait_for(lambda: step.poll() is not None))
-        # The kernel holds whoever has a request that the server took; all else is gone already.
+        # The kernel holds a process whose request the server has taken; all other processes have ended.
         wait_for(lambda: len(others()) <= 1)
         left.extend(others())
         end(server)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""On a real Slurm: whoever dies, whenever, the step ends, nothing stays, the node is up, and the next step works."""
+"""On a real Slurm: whichever process dies, and when, the step ends, nothing stays, the node is up, the next step works."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TASKS = 2
 
 @pytest.fixture(scope="module")
 def steps(tools: object, image_sqfs: object) -> Iterator[Steps]:
-    """A cluster whose plugin starts steppers."""
+    """A cluster whose plugin starts the parts as steppers."""
     yield from with_parts(Lab(tools, image_sqfs))  # type: ignore[arg-type]
 
 
@@ -115,7 +115,7 @@ def test_something_happens_while_a_part_is_at_a_call(steps: Steps, part: str, ev
 
 
 def test_kill_on_bad_exit(steps: Steps, record: Record) -> None:
-    """A task that fails takes along one that is still on its way in."""
+    """A task that fails ends the step with another task that has not entered the container yet."""
     calls = recorded(steps, "ch-join")
     ends = []
     for call in calls[1 :: 1 if FULL else len(calls)]:
@@ -142,7 +142,7 @@ def test_kill_on_bad_exit(steps: Steps, record: Record) -> None:
 if FULL:
 
     def test_time_limit(steps: Steps, record: Record) -> None:
-        """The shortest limit that Slurm has is a minute."""
+        """Slurm's shortest time limit is a minute."""
         call = recorded(steps, "launcher")[-20]
         steps.lab.leave_alone()
         stepper = steps.lab.parts[KINDS["launcher"]]

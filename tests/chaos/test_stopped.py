@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A user stops the server of an image with a request in its hand: nobody who waits for that can be killed.
+"""A user stops the server of an image while it has a request: a process that waits for the answer can't be killed.
 
 With a cgroup the step's end takes the server along. Without one (here) the site's `image_timeout=` has the kernel
 end it, where the kernel can.

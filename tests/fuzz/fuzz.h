@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the fuzz targets share: each is the unmodified source with the outside
+/* Shared by the fuzz targets: each is the unmodified source with the outside
  * world, exit included, replaced. */
 #ifndef FUZZ_H
 #define FUZZ_H
@@ -18,13 +18,13 @@ static size_t fuzz_size;
 
 static inline void __attribute__((noreturn)) fuzz_exit(int code)
 {
-	/* An error of ours that looks like success would be one. */
+	/* An error must not exit with the status of success. */
 	if (!(code & 0xff))
 		abort();
 	longjmp(fuzz_top, 1);
 }
 
-/* Take n bytes of the input, or what is left of it. */
+/* Take n bytes of the input, or all that are left. */
 static inline const uint8_t *fuzz_take(size_t n, size_t *got)
 {
 	const uint8_t *at = fuzz_data;
@@ -43,7 +43,7 @@ static inline uint8_t fuzz_byte(void)
 	return got ? *at : 0;
 }
 
-/* Take what comes up to the next NUL as a string, freed by nobody but the arena. */
+/* Take the bytes up to the next NUL as a string, which only the arena frees. */
 static char *fuzz_strings[4096];
 static size_t fuzz_string_count;
 

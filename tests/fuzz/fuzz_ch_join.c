@@ -33,7 +33,7 @@ static int fuzz_fstat(int fd, struct stat *st)
 	return 0;
 }
 
-/* Of just the right size, so that one byte too far is seen. */
+/* Of exactly this size, so that an access one byte beyond it is detected. */
 static void *fuzz_mmap(void *at, size_t size, int prot, int how, int fd, off_t offset)
 {
 	size_t got;
@@ -66,7 +66,7 @@ static ssize_t fuzz_read(int fd, void *to, size_t size)
 	return got;
 }
 
-/* Whatever is shown, the terminal is safe. */
+/* No message may have a character that steers the terminal. */
 static ssize_t fuzz_write(int fd, const void *text, size_t n)
 {
 	const char *at = text, *end = at + n - 1;
@@ -178,7 +178,7 @@ static pid_t fuzz_fork(void)
 #define syscall fuzz_syscall
 #define fork fuzz_fork
 
-/* Nothing is read for it but the program's own file. */
+/* This only reads the program's own file. */
 int sealed_copy(void)
 {
 	return -1;
@@ -190,7 +190,7 @@ void become_copy(int copy, int plan_fd, const char *directory, char **argv)
 	abort();
 }
 
-/* It has targets of its own. */
+/* The command has its own fuzz targets. */
 void run_cli(const char *name, char **argv)
 {
 	(void)name, (void)argv;
@@ -200,7 +200,7 @@ void run_cli(const char *name, char **argv)
 #include "../../spank/common/message_line.c"
 #include "../../spank/ch-join/messages.c"
 
-/* Files of the user's, by a process that waits for the task: tests/cluster/test_save.py. */
+/* Saving needs a process that waits for the task: tests/cluster/test_save.py. */
 void save_at_end(const char *text, const struct ticket *t)
 {
 	(void)text, (void)t;
@@ -210,7 +210,7 @@ void end_with_keeper(void)
 {
 }
 
-/* What it looks at when that fails are files of the machine. */
+/* If an exec fails, execute() would look at files of this machine. */
 void execute(const struct settings *s, char **argv)
 {
 	(void)s;
@@ -241,7 +241,7 @@ static void fresh_environment(void)
 	while (n < 63 && fuzz_size && *fuzz_data) {
 		char *text = fuzz_string();
 
-		/* Slurm hands on what execve takes: anything. */
+		/* Slurm passes on any words that execve takes. */
 		variables[n++] = text;
 	}
 	fuzz_byte();

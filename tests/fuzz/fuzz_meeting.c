@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The meeting of a join's peers: a holder among callers who lie, come and go in any order; and a peer at
+/* A join's peers: a holder with callers that lie, come and go in any order; and a peer at
  * whose other end anything may be.
  *
  * Sockets, time and processes are the input's. What a holder gives must be what it was given, for that image,
@@ -77,7 +77,7 @@ static int fuzz_accept(int fd, void *address, void *size, int flags)
 	return CALLER + seen_count++;
 }
 
-/* Whole messages now and then: no mutation would ever get there. */
+/* Sometimes make a whole message, which mutations would never reach. */
 static size_t make_message(uint8_t kind, uint8_t *to, size_t room, bool to_peer)
 {
 	size_t got;
@@ -150,7 +150,7 @@ static ssize_t fuzz_recvmsg(int fd, struct msghdr *m, int flags)
 	return n;
 }
 
-/* What the holder says to a caller. */
+/* The holder's answer to a caller. */
 static void check_answer(struct seen *to, const struct msghdr *m)
 {
 	const struct answer *a = m->msg_iov->iov_base;
@@ -312,7 +312,7 @@ static int fuzz_outcome(uint8_t how)
 #undef close
 #undef realloc
 
-/* Every word of an error's can be said. */
+/* Format the whole message, so that every argument is read. */
 void die(int code, const char *format, ...)
 {
 	char text[2048];
@@ -375,7 +375,7 @@ static void meet(void)
 	h = (struct hello){ .magic = MEETING_MAGIC, .peers = 3 };
 	if (!meeting_enter(&s, &h, 1 + fuzz_byte() % 30, &m))
 		return;
-	/* Told to begin, or let in: nothing else is an end. */
+	/* The only good ends: the peer was told to begin, or was given the ticket. */
 	if (m.begin == (m.sock < 0) || (!m.begin && m.ticket < 0) ||
 	    !memchr(m.answer.name, '\0', sizeof(m.answer.name)))
 		abort();

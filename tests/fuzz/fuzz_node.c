@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The node's side, where any call of Slurm's may fail: what the launcher is told,
+/* The plugin on the node, where any call to Slurm may fail: the launcher's facts,
  * and never the command on the host. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -81,7 +81,7 @@ static void job_setenv(const char *name, const char *value)
 {
 	if (strncmp(name, SRUN_PREFIX, strlen(SRUN_PREFIX)))
 		abort();
-	/* what is set besides: the saver's, and paths of a script's defaults */
+	/* other variables: the saver's, and those of a script's defaults with paths */
 	if (strcmp(name, JOIN_VARIABLE))
 		return;
 	free(join_value);
@@ -98,7 +98,7 @@ static void show_error(const char *text)
 	(void)text;
 }
 
-/* Every string is one record, whatever is in it. */
+/* Every string is one record, whatever it contains. */
 int launch_start(const struct launch *l)
 {
 	struct stat st;
@@ -179,7 +179,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		node_user_init();
 		whole = node_task_init(NULL, word_count, site) == ESPANK_SUCCESS;
 	}
-	/* Where the plugin lets the task go on, ch-join is what it runs, or nobody asked. */
+	/* If the plugin lets the task go on, the task runs ch-join, or no container was requested. */
 	if (whole && variable(job_env, REQUEST_VARIABLE) && wants_container && job_step < 2 &&
 	    !prepended && job_argv[0] == first)
 		abort();

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The relay's broker: requests from inside a container, as hostile as can be. */
+/* The relay's broker: hostile requests from inside a container. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -107,7 +107,7 @@ static void check(const struct request *q)
 		abort();
 }
 
-/* The host's programs find the host's files. */
+/* The host's programs must find the host's files. */
 static void check_environment(char **env)
 {
 	static const char *const hosts[] = { "PATH=", "LD_", "HOME=", "TMPDIR=", "LOCPATH=", "SLURM_CONF=" };
@@ -123,7 +123,7 @@ static void check_environment(char **env)
 		}
 }
 
-/* What a confined command gets is the host's, or harmless. */
+/* A confined command gets variables of the host, or harmless ones. */
 static void check_confined(char **env)
 {
 	for (char **e = env; *e; e++) {
@@ -177,7 +177,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	}
 	free((void *)env);
 	request_release(&q);
-	/* No descriptor stays, whatever came. */
+	/* No descriptor stays open, whatever the request was. */
 	if (open_fds)
 		abort();
 	return 0;

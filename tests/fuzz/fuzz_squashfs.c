@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The SquashFS reader, and the answers made of what it reads, on images that lie.
+/* The SquashFS reader, and the answers that are made of what it reads, on hostile images.
  *
  *   small-squashfs RUNS SEED IMAGE...         run the images, then RUNS cases made of them
  *   small-squashfs write DIRECTORY FIRST COUNT SEED IMAGE...      write some of these cases, as DIRECTORY/NUMBER
@@ -20,7 +20,7 @@
 
 #include "../../spank/ch-squashfuse_ll/answers.h"
 
-/* The reader's only. */
+/* Of the reader only. */
 #undef pread
 #undef malloc
 #undef calloc
@@ -49,7 +49,7 @@
 
 #define IMAGE_MAX (1 << 20)
 #define SIZE_MIN 200
-/* What a case may ask, and take; the reader itself takes 2 MiB for metadata, at least 4 for blocks. */
+/* The requests and the memory of a case; the reader itself takes 2 MiB for metadata and at least 4 for blocks. */
 #define REQUESTS 160
 #define NODES 64
 #define SECONDS_MAX 2
@@ -119,7 +119,7 @@ static void *count(void *memory, size_t size)
 	return (char *)memory + 16;
 }
 
-/* The caches' memory is asked for in every case, and too large to be made anew each time. */
+/* Keep the caches' memory: every case asks for it, and it is too large to be allocated each time. */
 static struct {
 	void *memory;
 	size_t size;
@@ -212,7 +212,7 @@ void fuzz_field(const uint8_t *at, size_t size)
 }
 
 #ifdef HAVE_MSAN
-/* Their libraries aren't built for it. */
+/* The compression libraries are not built for this sanitizer. */
 ssize_t __real_decompress(int compression, const uint8_t *from, size_t size, uint8_t *to, size_t room);
 ssize_t __wrap_decompress(int compression, const uint8_t *from, size_t size, uint8_t *to, size_t room)
 {
@@ -286,7 +286,7 @@ static void look_up(struct kernel *k, uint64_t node, const char *name, size_t le
 		add_node(k, out->nodeid);
 }
 
-/* The replies' entries have names, and each is behind the last. */
+/* The entries of a reply have names, and each comes after the one before. */
 static void list(struct kernel *k, uint64_t node, bool plus, uint32_t size)
 {
 	struct fuse_read_in in = { .size = size };
@@ -402,7 +402,7 @@ static void explore_from(uint64_t seed)
 	explore(&k);
 }
 
-/* Further threads live as long as the program: what the reader keeps for one is kept. */
+/* Further threads live as long as the program, because the reader keeps memory for each. */
 static pthread_barrier_t begins, ends;
 static uint64_t shared_seed;
 
@@ -508,7 +508,7 @@ static uint64_t new_value(const uint8_t *data, size_t size, const struct fields 
 	}
 }
 
-/* Change the image at `data`; its new size. */
+/* Change the image at `data`; return its new size. */
 static size_t mutate(uint8_t *data, size_t size, const struct fields *f, uint64_t *state)
 {
 	uint32_t times = 1 + dice(state, 1 + dice(state, 10));
@@ -519,11 +519,11 @@ static size_t mutate(uint8_t *data, size_t size, const struct fields *f, uint64_
 		uint64_t value;
 		size_t from, to, n;
 
-		/* The superblock's are few and tried enough; most of what they say ends the case at once. */
+		/* Few fields are in the superblock, and most changes to them end the case immediately: change them less often. */
 		if (which < SUPER_FIELDS && dice(state, 8))
 			which = dice(state, f->count);
 		field = f->field[which];
-		/* Of an image with compressed metadata, few fields are seen. */
+		/* If the metadata is compressed, few fields are known. */
 		switch (dice(state, f->count < 100 ? 5 : 24)) {
 		case 0:
 			to = dice(state, size);
@@ -552,7 +552,7 @@ static size_t mutate(uint8_t *data, size_t size, const struct fields *f, uint64_
 	return size;
 }
 
-/* Find an image's fields by having it read; the superblock's come first. */
+/* Find an image's fields by letting the reader read it; those of the superblock come first. */
 static void find_fields(struct fields *f, const uint8_t *data, size_t size, int runs)
 {
 	static const struct field super[] = {
@@ -586,7 +586,7 @@ size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max, unsigned 
 	static size_t last;
 	uint64_t state = seed;
 
-	/* What a few changes ago were fields still are, most of them. */
+	/* After a few changes, most fields are still at the same places. */
 	if (size != last || !dice(&state, 32)) {
 		find_fields(&f, data, size, 4);
 		last = size;

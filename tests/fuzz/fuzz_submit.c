@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The submitting side: options and defaults in, one request out. */
+/* The plugin where a user submits: options and defaults in, one request out. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <stdarg.h>
@@ -64,7 +64,7 @@ void broadcast_in_job(char **request, int ac, char **av)
 	(void)request, (void)ac, (void)av;
 }
 
-/* Of every line the name is one of ours: a value can't add a line. */
+/* Every line has the name of an option, so no value has added a line. */
 void precheck_request(const char *request, const char *image, bool plain, int ac, char **av,
 		      struct pin *pin)
 {
@@ -91,7 +91,7 @@ void precheck_request(const char *request, const char *image, bool plain, int ac
 	}
 }
 
-/* A list's default gives the same values back; salloc's paths are of this directory. */
+/* A list's default has the same values; salloc's paths belong to this directory. */
 static void check_defaults(void)
 {
 	char *directory = strcmp(submitter(), "salloc") ? NULL : getcwd(NULL, 0), *there;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The command's own words, and what Slurm's and mpirun's variables say: read by the static program
+/* The words of the command, and the variables of Slurm and mpirun: read by the static program
  * before anything else. What it understands must be sound; for all else there is Python.
  *
  * Variables come first, up to an empty string: the first byte is which, the rest its value. */
@@ -50,7 +50,7 @@ static void check_words(char **words, size_t count, const struct words *w)
 	for (size_t i = 0; i < count; i++)
 		if (words[i] == w->image)
 			image = i;
-	/* Nobody gets a command without an image, but in a container that there is. */
+	/* There is no command without an image, except in a container that exists. */
 	if (w->image ? !*w->image || image >= w->count : !w->by_pid || !w->command || !*w->command)
 		abort();
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Comes before each source of the SquashFS reader: it reads from memory, and is watched. */
+/* Included before each source of the SquashFS reader, so that it reads from memory and is observed. */
 #ifndef SQUASHFS_HOOKS_H
 #define SQUASHFS_HOOKS_H
 
@@ -23,7 +23,7 @@ void fuzz_loaded(uint8_t *data, size_t bytes, size_t used, uint64_t position);
 #define BLOCK_LOADING(block, bytes) fuzz_loading((block)->data, bytes)
 #define BLOCK_LOADED(block, bytes) fuzz_loaded((block)->data, bytes, failed ? 0 : (block)->size, (block)->position)
 
-/* After their declarations. */
+/* Defined after the declarations of these functions. */
 #define pread fuzz_pread
 #define malloc fuzz_malloc
 #define calloc fuzz_calloc

@@ -56,7 +56,7 @@ def device(edits: object) -> dict[str, object]:
     return {"cdiVersion": "1.1.0", "kind": "v.com/c", "devices": [{"name": "0", "containerEdits": edits}]}
 
 
-# Mostly right, so that much of it gets past the parser.
+# Mostly valid, so that many specs get past the parser.
 PATHS = st.text(alphabet="ab/. \x1b:,é", max_size=8).map("/".__add__) | st.just("/usr/lib/x.so.1")
 TEXTS = st.sampled_from(WORDS) | st.text(max_size=8)
 MOUNT = st.fixed_dictionaries(
@@ -87,7 +87,7 @@ EDITED = st.fixed_dictionaries(
 @given(TREES | EDITED.map(device))
 def test_json_of_any_shape(tree: object) -> None:
     survive(json.dumps(tree).encode(), "s.json")
-    # All JSON is YAML.
+    # JSON is also YAML.
     survive(json.dumps(tree).encode(), "s.yaml")
 
 

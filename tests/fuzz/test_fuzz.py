@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The C parsers against what nobody sends: the kept cases, and a few thousand made of them.
+"""The C parsers against malformed input: the kept cases, and a few thousand mutations of them.
 
 `make chaos` runs the same targets for a million cases, led by coverage.
 """
@@ -21,7 +21,7 @@ HERE = Path(__file__).parent
 TARGETS = ["ch_join", "words", "meeting", "submit", "node", "relay"]
 CASES = 4000
 SEED = 20261124
-# Of images: in the reader alone, and through a whole server.
+# Numbers of images: for the reader alone, and through a whole server.
 IMAGES = 40_000
 SERVED = 2000 if os.environ.get("CHAOS") == "full" else 60
 
@@ -49,13 +49,13 @@ def test_kept_and_mutated_cases(fuzzers: Path, target: str) -> None:
 
 @pytest.fixture(scope="session")
 def images(world_tmp: Path) -> Iterator[list[Path]]:
-    """Images to be changed: made, and kept."""
+    """Images to be mutated: made now, and kept in the corpus."""
     made = squashfs_seeds.make(world_tmp / "fuzz-images")
     yield [*made, *sorted((HERE / "corpus/squashfs").iterdir())]
 
 
 def test_images_that_lie(fuzzers: Path, images: list[Path]) -> None:
-    """In the reader alone; `make fuzz` has ten million, `make chaos` one, and further sanitizers."""
+    """In the reader alone; `make fuzz` tries ten million, `make chaos` one million with further sanitizers."""
     command = [fuzzers / "small-squashfs", str(IMAGES), str(SEED), *images]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=240, errors="replace")
     assert done.returncode == 0, done.stderr[-3000:]

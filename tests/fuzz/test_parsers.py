@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every parser in Python, against anything: the right kind of error, or a value that holds what was said."""
+"""Every parser in Python, against any input: the right kind of error, or a value that matches the input."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from slurm_ch.request import options, parsers, site, step
 FULL = os.environ.get("CHAOS") == "full"
 CASES = settings(max_examples=2500 if FULL else 250, deadline=None)
 
-# What Slurm hands to the launcher: bytes without NUL, as Python decodes them.
+# Strings as Slurm passes them to the launcher: bytes without NUL, as Python decodes them.
 WORDS = st.binary(max_size=60).map(lambda b: os.fsdecode(b.replace(b"\0", b"")))
 NAMES = st.sampled_from([o.name for o in options.OPTIONS if o.where & options.PLUGIN])
 VALUES = st.one_of(
@@ -69,7 +69,7 @@ def test_site_and_request(arguments: list[str], lines: list[str]) -> None:
     except ChError as error:
         one_line(error)
         return
-    # What the site forbids is not in the request; its binds are there, first.
+    # The request has no option that the site forbids; the site's binds are in it, first.
     assert not here.forbidden & {setting.name for setting in asked}
     assert wanted.binds[: len(here.binds)] == here.binds
 
@@ -183,7 +183,7 @@ def test_passwd_of_an_image(text: str, uid: int) -> None:
     line = accounts.user_line(uid, 7, "/x")
     new = accounts.merged(text, line, "whole\n")
     if text.strip():
-        # Every name and number stays, and finds the same as before, but for the user's own.
+        # Every name and number stays and has the same meaning as before, except the user's own.
         old = [tuple(one.split(":")[:3:2]) for one in text.split("\n")]
         assert [tuple(one.split(":")[:3:2]) for one in new.split("\n")][-len(old) :] == old
         assert accounts.merged(new, line, "") == new

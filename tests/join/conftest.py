@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Peers of a join as the static program makes them, without Slurm; and what must not be left of them."""
+"""Peers of a join without Slurm, run by the static program; and what must not be left of them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PATIENCE_SECONDS = 5.0
 
 
 class Peer:
-    """A peer: its end can be waited for, what it prints is read as it comes."""
+    """A peer, whose output can be read line by line, and whose end can be awaited."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self.process = process
@@ -48,7 +48,7 @@ class Peer:
         return line.decode()
 
     def end(self) -> tuple[int, str, str]:
-        """Return exit status, what is left of the output, and errors."""
+        """Return the exit status, the rest of the output, and the errors."""
         try:
             out, err = self.process.communicate(timeout=WATCHDOG_SECONDS)
         except subprocess.TimeoutExpired:
@@ -74,7 +74,7 @@ class Peer:
 
 
 class Place:
-    """Where a test's peers meet: a tag, an image, a user."""
+    """Where a test's peers meet: by a tag, with an image, as a user."""
 
     def __init__(self, user: str, image: Path, tag: str) -> None:
         entry = pwd.getpwnam(user)
@@ -115,7 +115,7 @@ class Place:
         return peer
 
     def holders(self) -> dict[str, int]:
-        """Return the pids of the processes that keep the meeting place, by name."""
+        """Return the pids of holder and guard, by name."""
         return holders()
 
     def is_bound(self) -> bool:
@@ -123,18 +123,18 @@ class Place:
         return self.name.replace("\0", "@", 1) in Path("/proc/net/unix").read_text()
 
     def left(self) -> list[object]:
-        """Return what is there that a join must not leave."""
+        """Return what a join has left."""
         words = ("squashfuse_ll", "launch.py", "slurm-ch", "ch-join")
         theirs = [line for pid, line in descendants(1).items() if owner(pid) == self.uid]
         processes = [line for line in theirs if any(word in line for word in words)]
         return [*processes, *self.holders(), *([self.name] if self.is_bound() else [])]
 
     def wait_until_clean(self) -> None:
-        """Return when nothing is left."""
+        """Wait until nothing is left."""
         wait_for(lambda: not self.left(), lambda: f"left behind: {self.left()}")
 
     def wait_for_holder(self) -> dict[str, int]:
-        """Return the holder and its guard when they are there."""
+        """Wait for the holder and its guard, and return them."""
         wait_for(lambda: len(self.holders()) == 2 and self.is_bound(), lambda: f"no holder: {self.holders()}")
         return self.holders()
 
@@ -148,7 +148,7 @@ def owner(pid: int) -> int | None:
 
 
 def wait_for(ready: Callable[[], object], why: Callable[[], str], seconds: float = PATIENCE_SECONDS) -> None:
-    """Return when `ready()`; for what can't be waited for otherwise."""
+    """Poll until `ready()`; for events without a descriptor to wait at."""
     deadline = time.monotonic() + seconds
     while not ready():
         assert time.monotonic() < deadline, why()

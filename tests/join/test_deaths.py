@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who dies when [J5]: a peer, the holder, its guard, the launcher; and what becomes of the others."""
+"""A peer, the holder, its guard or the launcher dies at any point [J5]: what happens to the others."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STAY = ("sh", "-c", "readlink /proc/self/ns/mnt; read x")
 
 
 def calls_of_a_peer(place: Place, open_tmp: Path) -> list[tuple[str, int]]:
-    """Return the system calls that a peer that begins makes until it executes the command: name, and which of that name."""
+    """Return the system calls of the first peer until it executes the command: the name, and the number of that name."""
     log = open_tmp / "calls"
     log.touch()
     log.chmod(0o666)
@@ -42,7 +42,7 @@ def together(peers: list[Peer], problems: list[str], where: str) -> None:
 @pytest.mark.parametrize("when", ["first", "among others", "last"])
 @pytest.mark.row("J5", "D1", "D2", "D3")
 def test_a_peer_killed_at_each_call(place: Place, open_tmp: Path, when: str) -> None:
-    """The others are in one container, at once."""
+    """The others are in one container, without a delay."""
     calls = calls_of_a_peer(place, open_tmp)
     assert len(calls) > 50
     problems: list[str] = []
@@ -74,7 +74,7 @@ def test_a_peer_killed_at_each_call(place: Place, open_tmp: Path, when: str) -> 
 
 @pytest.mark.row("D8")
 def test_the_holder_killed(place: Place) -> None:
-    """Who comes later is told so; nobody makes a second container."""
+    """Peers that come later are refused with a message; nobody makes a second container."""
     first = place.start("--join-timeout=1", count=3, command=STAY)
     assert first.line()
     processes = place.wait_for_holder()
@@ -98,7 +98,7 @@ def test_the_guard_killed(place: Place) -> None:
 
 @pytest.mark.row("D10")
 def test_holder_and_guard_killed(place: Place) -> None:
-    """The one split that is left: the next peer makes another container."""
+    """The one case in which a join splits: the next peer makes another container."""
     first = place.start(count=2, command=STAY)
     here = first.line()
     for pid in place.wait_for_holder().values():
@@ -127,7 +127,7 @@ def test_the_holder_stopped(place: Place) -> None:
 
 @pytest.mark.row("D13")
 def test_signals_for_the_tasks_are_not_the_holders(place: Place) -> None:
-    """As scancel --signal sends them to all that is in the step."""
+    """Signals as scancel --signal sends them, to all processes of the step."""
     assert place.start(count=2).end()[0] == 0
     for pid in place.wait_for_holder().values():
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGALRM):
@@ -137,7 +137,7 @@ def test_signals_for_the_tasks_are_not_the_holders(place: Place) -> None:
 
 @pytest.mark.row("D7")
 def test_the_images_server_killed(place: Place, image_sqfs: Path) -> None:
-    """As under the plugin: what is to be read from the image can't be, and nothing is left."""
+    """As under the plugin: reads from the image fail, and nothing is left."""
     line = "readlink /proc/self/ns/mnt; read x; exec cat /marker"
     peers = [place.start(count=3, image=image_sqfs, command=("sh", "-c", line)) for _ in range(2)]
     assert len({peer.line() for peer in peers}) == 1
@@ -158,7 +158,7 @@ def test_the_images_server_killed(place: Place, image_sqfs: Path) -> None:
 
 @pytest.fixture
 def held(place: Place, open_tmp: Path) -> Iterator[Place]:
-    """A place whose launcher says its pid, and waits until it is told to start."""
+    """A place whose launcher writes its pid, and waits until it may start."""
     wrapper, gate = open_tmp / "python", open_tmp / "gate"
     os.mkfifo(gate)
     gate.chmod(0o666)
@@ -172,7 +172,7 @@ def held(place: Place, open_tmp: Path) -> Iterator[Place]:
 
 
 def launcher(place: Place) -> int:
-    """Return the pid of the launcher, when it waits."""
+    """Return the pid of the waiting launcher."""
     wait_for((place.scratch / "pids").read_text, lambda: "no launcher")
     return int((place.scratch / "pids").read_text().split()[-1])
 
@@ -184,7 +184,7 @@ def release(place: Place) -> None:
 
 @pytest.mark.row("D4")
 def test_the_launcher_killed(held: Place) -> None:
-    """One line, for all; who comes late is told by its status alone."""
+    """There is one message for all; a late peer only gets the exit status."""
     peers = [held.start(count=4) for _ in range(3)]
     os.kill(launcher(held), signal.SIGKILL)
     ends = [*(peer.end() for peer in peers), held.start(count=4).end()]
@@ -196,7 +196,7 @@ def test_the_launcher_killed(held: Place) -> None:
 
 @pytest.mark.row("D6")
 def test_the_launcher_hangs(held: Place) -> None:
-    """Each peer waits no longer than its timeout, and names who makes the container; the launcher ends with the last."""
+    """Each peer waits until its timeout, and names the peer that makes the container; the launcher ends with the last peer."""
     peers = [held.start("--join-timeout=1", count=2, rank=rank) for rank in range(2)]
     pid = os.pidfd_open(launcher(held))
     ends = [peer.end() for peer in peers]
@@ -211,7 +211,7 @@ def test_the_launcher_hangs(held: Place) -> None:
 
 @pytest.mark.row("D8")
 def test_the_holder_killed_while_peers_wait(held: Place) -> None:
-    """Who has the end of the socket gets in."""
+    """Peers that have the socket join."""
     peers = [held.start("--join-timeout=5", count=4, command=NAMESPACE) for _ in range(3)]
     launcher(held)
     # All three have it when they wait for nothing else.
@@ -227,7 +227,7 @@ def test_the_holder_killed_while_peers_wait(held: Place) -> None:
 
 
 def wait_until_served(peers: list[Peer]) -> None:
-    """Return when all have the same end of the launcher's socket, and nothing else."""
+    """Wait until all have the same end of the launcher's socket, and no other."""
     wait_for(
         lambda: len({tuple(sockets(peer.pid)) for peer in peers}) == 1 and len(sockets(peers[0].pid)) == 1,
         lambda: "not all have the same socket",
@@ -244,7 +244,7 @@ def sockets(pid: int) -> list[str]:
 
 @pytest.mark.row("D2")
 def test_all_peers_killed_while_the_launcher_works(held: Place) -> None:
-    """It ends, for nobody waits any more; the next peers begin anew."""
+    """The launcher ends, because nobody waits any more; the next peers start another."""
     peers = [held.start(count=2) for _ in range(2)]
     pid = os.pidfd_open(launcher(held))
     wait_until_served(peers)
@@ -263,7 +263,7 @@ def test_a_single_command_whose_launcher_is_killed(held: Place) -> None:
 
 
 def test_a_single_command_that_is_killed(held: Place) -> None:
-    """Nothing is left of it."""
+    """Nothing is left of the join."""
     peer = held.execute([held.program, "run", str(held.image), "--", "true"], env={"PATH": "/usr/bin:/bin"})
     pid = os.pidfd_open(launcher(held))
     peer.kill(signal.SIGINT)

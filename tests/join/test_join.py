@@ -64,7 +64,7 @@ class Child:
         os.write(self._report_end, line.encode() + b"\n")
 
     def hold(self, where: str) -> None:
-        """Say where we are, and go on when the parent says so."""
+        """Report the point reached, and go on when the parent allows it."""
         self.say(f"at {where}")
         os.read(self._gate_end, 1)
 
@@ -102,7 +102,7 @@ class Child:
 
 
 def contain() -> None:
-    """Enter new namespaces as an ordinary user; the test's container."""
+    """Enter new namespaces as an ordinary user: the test's container."""
     uid, gid = os.getuid(), os.getgid()
     linux.unshare(linux.CLONE_NEWUSER | linux.CLONE_NEWNS)
     Path("/proc/self/setgroups").write_text("deny")
@@ -319,7 +319,7 @@ def test_squatting_is_an_error_that_says_so(uid: int, kind: str, mode: int) -> N
 
 
 def test_a_semaphore_made_by_halves_is_completed(uid: int) -> None:
-    """sem_open links it to its name before it unlinks the one that it was made under: some die between."""
+    """sem_open links the semaphore to its name before it unlinks the temporary name: some die between the two."""
     path, first = Path(f"/dev/shm/sem.slurm_ch-{uid}-{TAG}"), Path("/dev/shm/sem.Xa1b2C")
     start(uid, 1).end()
     posix_ipc.Semaphore(f"/slurm_ch-{uid}-{TAG}", posix_ipc.O_CREX, mode=0o600, initial_value=0).close()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The named join among enemies: squatters on its names, and contents that lie."""
+"""The named join and hostile processes: names that are taken, and false contents."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_what_stands_in_the_place_is_not_touched(uid: int, kind: str, what: str,
     began = time.monotonic()
     peer = start(uid, 1)
     code, line = peer.end(), peer.line()
-    # An empty segment of one's own is what a peer leaves that was killed at once.
+    # A peer that was killed immediately leaves an empty segment of its own.
     assert code == (0 if own and what == "empty file" and not kind else 32), line
     assert code == 0 or line.startswith("error join: "), line
     assert time.monotonic() - began < peers._MOURNING_SECONDS
@@ -96,7 +96,7 @@ def slot(pid: int, state: int = peers._JOINED, name: bytes = b"liar") -> bytes:
 
 
 def liars(outsider: int) -> list[bytes]:
-    """Contents that a peer of two may find, with a lock held that says their author is alive."""
+    """Contents that a peer of two may find, with a held lock that shows their author to be alive."""
     pids = [-1, 0, 1, 2**31 - 1, -(2**31), outsider, os.getpid()]
     found = [header(state=peers._PUBLISHED) + slot(pid) * 2 for pid in pids]
     found += [header(state=peers._PUBLISHED, count=count, arrived=arrived) + slot(1) * 2
@@ -117,7 +117,7 @@ def liars(outsider: int) -> list[bytes]:
 
 
 def lie(uid: int, contents: bytes, locked: bool = True) -> Child:
-    """A process of the user's that holds the first peer's place with such contents."""
+    """A process of the user that takes the first peer's place with such contents."""
 
     def body(child: Child) -> None:
         fd = os.open(f"/dev/shm/slurm_ch-{uid}-{TAG}", os.O_CREAT | os.O_RDWR, 0o600)
@@ -165,7 +165,7 @@ def test_contents_that_lie(uid: int, locked: bool) -> None:
 
 @pytest.mark.parametrize("kind", ["", "sem."])
 def test_a_name_that_is_taken_before_the_end(uid: int, kind: str) -> None:
-    """The last peer finds another user's object where its own was: that one stays, and the join is a join."""
+    """The last peer finds another user's object at its object's name: that object stays, and the join succeeds."""
     winner = start(uid, 2, hold="arrived")
     assert winner.line() == "at arrived"
     winner.go()
@@ -210,7 +210,7 @@ while True:
     ],
 )
 def test_a_squatter_who_comes_and_goes(uid: int, kind: str, content: bytes, size: int) -> None:
-    """Refused or not seen at all; peers meet only each other."""
+    """They are refused or not seen at all; peers meet only each other."""
     words = [str(uid), TAG, kind, content.hex(), str(size)]
     racer = subprocess.Popen(["/usr/bin/python3", "-I", "-S", "-c", SQUATTER, *words], stdout=subprocess.PIPE)
     assert racer.stdout is not None

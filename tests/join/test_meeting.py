@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The peers of a join: one container for all, whoever is late, missing or killed [J2, J4, J5]."""
+"""The peers of a join: one container for all, even if peers are late, missing or killed [J2, J4, J5]."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tests.command import IN_PYTHON, SLURM_CH
 from .conftest import Peer, Place
 
 NAMESPACE = ("readlink", "/proc/self/ns/mnt")
-# Says where it is, and stays until it is told to go.
+# Prints where it is, and stays until it reads a line.
 STAY = ("sh", "-c", "readlink /proc/self/ns/mnt; read x")
 
 
 def together(peers: list[Peer]) -> str:
-    """Return the namespace that all peers are in; they stay until it is known of all."""
+    """Return the namespace that all peers are in; they stay until all have reported theirs."""
     found = {peer.line() for peer in peers}
     for peer in peers:
         peer.go()
@@ -49,7 +49,7 @@ def test_alone(place: Place) -> None:
 
 
 def test_the_only_task_of_a_step_meets_nobody(place: Place) -> None:
-    """So it needs no meeting place, here taken by somebody else; who gives the number may be wrong."""
+    """So it needs no socket, whose name is taken here; but a number from the command line may be wrong."""
     step = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_NODEID": "0", "SLURM_PROCID": "0"}
     place.tag = "7.0.0.node"
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as squatter:
@@ -66,7 +66,7 @@ def test_of_a_squashfs_image(place: Place, image_sqfs: Path) -> None:
 
 @pytest.mark.row("L1")
 def test_who_comes_late_gets_in(place: Place) -> None:
-    """Into a container in which nobody is any more."""
+    """It joins a container in which no process is left."""
     assert place.start(count=3).end() == (0, "one\n", "")
     first = place.start(count=3, command=STAY)
     assert first.line()
@@ -76,7 +76,7 @@ def test_who_comes_late_gets_in(place: Place) -> None:
 
 @pytest.mark.row("J2", "D12")
 def test_who_never_comes_costs_nobody_anything(place: Place) -> None:
-    """The holder ends so long after the last arrival as the timeout says."""
+    """The holder ends when the timeout has passed after the last peer's arrival."""
     assert place.start("--join-timeout=1", count=5).end() == (0, "one\n", "")
     assert place.start("--join-timeout=1", count=5).end() == (0, "one\n", "")
     place.wait_until_clean()
@@ -85,7 +85,7 @@ def test_who_never_comes_costs_nobody_anything(place: Place) -> None:
 
 @pytest.mark.row("D12")
 def test_the_holder_ends_with_slurmstepd(place: Place, open_tmp: Path) -> None:
-    """Not before: a late task of a step has all the time in the world."""
+    """Not before that: a late task of a step may come at any time."""
     step = {
         "SLURM_JOB_ID": "7",
         "SLURM_STEP_ID": "0",
@@ -134,7 +134,7 @@ def test_one_too_many_is_the_first_of_the_next(place: Place) -> None:
 
 @pytest.mark.row("J1", "L2")
 def test_joins_in_a_row_by_rank(place: Place) -> None:
-    """Four tasks, five joins each, and nobody waits for anybody: the n-th of each are together."""
+    """Four tasks with five joins each, and no task waits for another: the n-th joins of all tasks are together."""
     line = "; ".join(
         f"{' '.join(place.command(count=4, command=('sh', '-c', 'readlink_/proc/self/ns/mnt;_exec_sleep_0.0$RANDOM')))}"
         for _ in range(5)
@@ -153,7 +153,7 @@ def test_joins_in_a_row_by_rank(place: Place) -> None:
 
 @pytest.mark.row("L3")
 def test_other_images_are_other_joins(place: Place, other_sqfs: Path) -> None:
-    """Also where each rank starts two at once, in another order."""
+    """Also if each rank starts two at the same time, in another order."""
     images = [place.image, other_sqfs]
     peers = [
         (image, place.start(count=2, rank=rank, image=image))
@@ -165,7 +165,7 @@ def test_other_images_are_other_joins(place: Place, other_sqfs: Path) -> None:
 
 
 def test_an_image_by_another_path_from_elsewhere(place: Place) -> None:
-    """Relative names mean what they mean where each peer is."""
+    """A relative name refers to each peer's own directory."""
     here = place.start(count=2, image=place.image.name, cwd=place.image.parent, command=STAY)
     there = place.start(count=2, image=place.image.name, cwd=place.image.parent, command=STAY)
     together([here, there])
@@ -192,7 +192,7 @@ def test_each_peer_has_its_own_rules(place: Place) -> None:
 
 @pytest.mark.row("L3")
 def test_a_peer_whose_rules_are_wrong(place: Place) -> None:
-    """It says so, and the others don't care."""
+    """It reports an error, and the others go on."""
     good = place.start(count=3)
     assert good.end() == (0, "one\n", "")
     code, out, err = place.start("--set-env=/nonexistent-file", count=3).end()
@@ -229,7 +229,7 @@ def test_peers_through_python(place: Place) -> None:
 
 
 def test_a_shells_pipe_as_a_file_of_variables(place: Place) -> None:
-    """Only the process that was called can open it: then peers meet in Python."""
+    """Only the called process can open such a file: then peers meet in Python."""
     line = " ".join(place.command("--set-env=<(echo A=$RANK)", count=2, command=("sh", "-c", "'echo $A'")))
     peers = [place.execute(["bash", "-c", line], env={"PATH": "/usr/bin:/bin", "RANK": str(rank)}) for rank in range(2)]
     assert [peer.end() for peer in peers] == [(0, "0\n", ""), (0, "1\n", "")]
@@ -237,7 +237,7 @@ def test_a_shells_pipe_as_a_file_of_variables(place: Place) -> None:
 
 @pytest.mark.row("L3")
 def test_long_tags(place: Place) -> None:
-    """Longer than a socket's name may be, and alike up to that."""
+    """Tags longer than a socket's name may be, and equal up to that length."""
     for tag in ("x" * 200, "x" * 199 + "y"):
         place.tag = tag
         together([place.start(count=2, command=STAY) for _ in range(2)])
@@ -245,7 +245,7 @@ def test_long_tags(place: Place) -> None:
 
 @pytest.mark.row("L4")
 def test_closed_streams(place: Place) -> None:
-    """No descriptor of ours is taken for a stream, and what was closed is closed."""
+    """No descriptor of ours becomes a stream, and closed streams stay closed."""
     marker = "sh -c 'ls -l /proc/self/fd | wc -l; read x || cat /marker' 1>&3 3>&-"
     line = f"exec 3>&1; {' '.join(place.command(count=2, command=()))} {marker} <&- 2>&-"
     ends = [
@@ -273,7 +273,7 @@ def test_many_peers_with_few_descriptors(place: Place, count: int, files: int) -
 
 @pytest.mark.row("L4")
 def test_no_process_to_be_had(place: Place) -> None:
-    """The user's last one: an error, and the name is free again."""
+    """The user can start no further process: an error, and the name is free again."""
     none = lambda: resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))  # noqa: E731
     ends = [peer.end() for peer in [place.start(count=2, preexec_fn=none) for _ in range(2)]]
     for code, out, err in ends:
@@ -284,7 +284,7 @@ def test_no_process_to_be_had(place: Place) -> None:
 
 @pytest.mark.row("L4")
 def test_few_processes_to_be_had(place: Place) -> None:
-    """Each peer gets in, or says why it can't, wherever the limit is met. The user has no processes but these."""
+    """Each peer joins, or reports why it can't, wherever the limit is reached. The user has no other processes."""
     place.uid = 64100
     for limit in range(2, 12):
         few = lambda: resource.setrlimit(resource.RLIMIT_NPROC, (limit, limit))  # noqa: B023, E731
@@ -300,7 +300,7 @@ def test_few_processes_to_be_had(place: Place) -> None:
 
 @pytest.mark.row("L4")
 def test_private_directories(place: Place) -> None:
-    """Each task has mounts of its own, as with job_container: no directory in which to meet is in common."""
+    """Each task has mounts of its own, as with job_container: the tasks have no directory in common."""
     own = 'mount -t tmpfs none /dev/shm; mount -t tmpfs none /var/tmp; exec setpriv --reuid=$UID --regid=$UID --clear-groups "$@"'
     wrap = ["unshare", "--mount", "sh", "-c", own.replace("$UID", str(place.uid)), "sh"]
     as_root = {"user": None, "group": None, "extra_groups": None}

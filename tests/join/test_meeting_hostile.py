@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The meeting place among enemies [J6]: squatters on its name, floods, messages that lie, containers that pose as holders."""
+"""A join and hostile processes [J6]: a name that is taken, floods, false messages, containers that pose as holders."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BEGIN, HAVE, TAKE, COUNT, TAG, LOST, OTHERS = range(1, 8)
 
 @contextmanager
 def as_user(uid: int) -> Iterator[None]:
-    """Be that user for what is done to sockets: the kernel notes who it was."""
+    """Act on sockets as that user, whom the kernel records."""
     os.setegid(uid)
     os.seteuid(uid)
     try:
@@ -64,7 +64,7 @@ def test_a_squatter_who_only_binds(place: Place) -> None:
 
 @pytest.mark.row("E2")
 def test_code_in_a_container_can_t_pose_as_a_holder(place: Place) -> None:
-    """Of the same user, in a user namespace of its own."""
+    """A process of the same user, in its own user namespace."""
     script = (
         "import socket, sys; s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET); s.bind(sys.argv[1].encode());"
         "s.listen(); print('ready', flush=True); sys.stdin.read()"
@@ -93,7 +93,7 @@ def test_code_in_a_container_can_t_pose_as_a_holder(place: Place) -> None:
 
 @pytest.mark.row("E2")
 def test_code_in_a_container_is_no_peer(place: Place) -> None:
-    """It is not let in: nothing of a container is given to it, and no container comes from it."""
+    """It is refused: it gets no part of a container, and no peer takes a container from it."""
     assert place.start(count=2).end()[0] == 0
     place.wait_for_holder()
     script = (
@@ -133,7 +133,7 @@ def call(place: Place) -> Iterator[socket.socket]:
 
 
 def lie(place: Place, body: Callable[[], None]) -> None:
-    """Do something as the user, in a process whose namespace the holder can look at."""
+    """Do something as the user, in a process whose namespace the holder can see."""
     liar = Child(place.uid, lambda _: body())
     assert liar.end() == 0
     os.close(liar.reports)
@@ -141,7 +141,7 @@ def lie(place: Place, body: Callable[[], None]) -> None:
 
 
 def answer(one: socket.socket) -> int:
-    """Return the kind of the answer, 0 where there is none."""
+    """Return the kind of the answer, or 0 if there is none."""
     try:
         data = one.recv(200)
     except ConnectionResetError:
@@ -195,7 +195,7 @@ def test_hellos_that_lie(holder: Place) -> None:
 )
 @pytest.mark.row("E4")
 def test_answers(place: Place, answer: bytes, code: int, said: str) -> None:
-    """Of whoever is taken for the holder."""
+    """Answers of a process that the peer takes for the holder."""
 
     def body() -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
@@ -218,7 +218,7 @@ def test_answers(place: Place, answer: bytes, code: int, said: str) -> None:
 @pytest.mark.parametrize("count", [1, 2, 253])
 @pytest.mark.row("E4")
 def test_descriptors_with_a_hello(holder: Place, count: int) -> None:
-    """They are closed."""
+    """Unexpected descriptors are closed."""
     pid = holder.holders()["holder"]
     before = len(os.listdir(f"/proc/{pid}/fd"))
     null = os.open("/dev/null", os.O_RDONLY)
@@ -238,7 +238,7 @@ def test_descriptors_with_a_hello(holder: Place, count: int) -> None:
 
 @pytest.mark.row("E4")
 def test_a_second_message(holder: Place) -> None:
-    """Only who was told to begin may hand over, and only once."""
+    """Only the peer that was told to begin may hand over, and only once."""
     reader, writer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     have = ANSWER.pack(MAGIC, HAVE, 0, 0, b"")
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [reader.fileno()]))]
@@ -263,7 +263,7 @@ def test_a_second_message(holder: Place) -> None:
 
 @pytest.mark.row("E3")
 def test_a_flood_of_foreign_connects(holder: Place) -> None:
-    """They are dropped, and the late peer gets in."""
+    """Their connections are dropped, and the late peer joins."""
     script = (
         "import os, socket, sys; os.setgid(65534); os.setuid(65534)\n"
         "while True:\n"
@@ -283,7 +283,7 @@ def test_a_flood_of_foreign_connects(holder: Place) -> None:
 
 @pytest.mark.row("E3")
 def test_callers_who_say_nothing(holder: Place) -> None:
-    """More of them than the holder has descriptors for would need the user's own hand; some don't matter."""
+    """Only the user could open more connections than the holder has descriptors for; fewer don't matter."""
     silent = [socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(50)]
     with as_user(holder.uid):
         for one in silent:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who has the join's name is known by more than a process's number, which is given again."""
+"""The process that has the join's name is identified by more than its pid, which may be reused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LAST_PID = Path("/proc/sys/kernel/ns_last_pid")
 
 
 def _takes_number(number: int, uid: int) -> int:
-    """Start a process of the user's that has that number, and waits."""
+    """Start a process of the user that has that pid, and waits."""
     for _ in range(100):
         LAST_PID.write_text(str(number - 1))
         child = os.fork()
@@ -35,7 +35,7 @@ def _takes_number(number: int, uid: int) -> int:
 
 @pytest.mark.row("E2")
 def test_whose_listener_has_ended_speaks_for_nobody(place: Place) -> None:
-    """A command in a container has a child listen, and waits until another process of the user's has its number."""
+    """A command in a container lets a child listen, and waits until another process of the user has its own pid."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(place.name)
         child = os.fork()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the kernel's policy refuses sockets: the peers meet by POSIX names, or say what is missing."""
+"""If the kernel's policy refuses sockets, the peers meet by POSIX names, or report what is missing."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _must(result: int) -> int:
 
 
 def refuse(name: str, error: int) -> Callable[[], None]:
-    """Have a process's calls of that name fail from now on, as a policy's of the whole machine would."""
+    """Have a process's calls of that name fail from now on, as by a policy of the whole machine."""
     number = _SYS[os.uname().machine][name]
     # Load the number; is it this one? the error : go on.
     program = [(0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0, _RET_ERRNO | error), (0x06, 0, 0, _RET_ALLOW)]
@@ -79,7 +79,7 @@ def test_all_are_refused(place: Place, call: str, error: int) -> None:
 
 @pytest.mark.row("E5")
 def test_all_are_in_one_landlock_domain(place: Place) -> None:
-    """As under a batch system's shell that is confined: they reach each other."""
+    """As under a confined shell of a batch system: the peers reach each other."""
     line = " & ".join([" ".join(place.command(count=2, command=("readlink", "/proc/self/ns/mnt")))] * 2) + "; wait"
     done = place.execute(["bash", "-c", line], env={"PATH": "/usr/bin:/bin"}, preexec_fn=scope).end()
     assert (done[0], done[2]) == (0, "")
@@ -88,7 +88,7 @@ def test_all_are_in_one_landlock_domain(place: Place) -> None:
 
 @pytest.mark.row("E5")
 def test_each_is_in_a_landlock_domain_of_its_own(place: Place) -> None:
-    """Whoever can't reach the others says that they didn't come; whoever was first runs."""
+    """A peer that can't reach the others reports that they did not come; the first peer runs."""
     first = place.start("--join-timeout=1", count=2, command=STAY, preexec_fn=scope)
     assert first.line()
     code, out, err = place.start("--join-timeout=1", count=2, preexec_fn=scope).end()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What starts a join's peers where there is no Slurm: xargs, GNU parallel, Open MPI's mpirun, MPICH's hydra.
+"""Programs that start a join's peers without Slurm: xargs, GNU parallel, Open MPI's mpirun, MPICH's hydra.
 
 More of Open MPI's: tests/engine/test_mpirun.py.
 """
@@ -24,7 +24,7 @@ Run = Callable[..., Counter[str]]
 
 @pytest.fixture
 def run(place: Place, open_tmp: Path) -> Run:
-    """Run a line of shell, in which JOIN is a peer of `count`; return how many were in which container."""
+    """Run a shell command in which JOIN is a peer of `count`; return how many peers each container had."""
 
     def call(line: str, count: int, join: str = "--join") -> Counter[str]:
         here = open_tmp / "here"
@@ -49,7 +49,7 @@ def run(place: Place, open_tmp: Path) -> Run:
 
 @pytest.mark.row("J1", "W2")
 def test_xargs(run: Run) -> None:
-    """Its children are a join's peers, if they are told how many they are."""
+    """Its children are a join's peers, if their number is given."""
     assert set(run("seq 4 | xargs -P4 -I{} JOIN", 4, "--join-ct=4").values()) == {4}
 
 
@@ -73,7 +73,7 @@ def test_mpirun(run: Run, starter: str) -> None:
 @pytest.mark.parametrize("starter", [OPEN_MPI, HYDRA], ids=["Open MPI", "MPICH"])
 @pytest.mark.row("J1", "W1")
 def test_two_at_once(place: Place, open_tmp: Path, starter: str) -> None:
-    """Started by one shell, the second's ranks all in between the first's two: each has its own container."""
+    """Started by one shell; the second's ranks all come between the first's two: each has its own container."""
     here, script = open_tmp / "here", open_tmp / "peer"
     here.touch()
     here.chmod(0o666)

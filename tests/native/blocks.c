@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The SquashFS server's caches with many threads in them, stopped where it matters.
+/* The SquashFS server's caches under several threads, which are stopped at critical places.
  *
  *   blocks IMAGE DIRECTORY NAME...
  *
@@ -68,7 +68,7 @@ static void __attribute__((format(printf, 1, 2))) complain(const char *format, .
 
 /* ---- What comes in between ---- */
 
-/* Stop here, if that's wanted; whether to fail then. */
+/* Stop here if that is set; return whether to fail then. */
 static bool pass(enum stop place, const char *copied)
 {
 	bool stops, fails;
@@ -138,7 +138,7 @@ int damaged(struct image *of, const char *what, uint64_t position)
 
 /* ---- Reading ---- */
 
-/* Compare one read with the source; 0, or -errno. */
+/* Compare one read with the source; return 0 or -errno. */
 static int compare(struct file *f, uint64_t start, size_t size)
 {
 	static _Thread_local char bytes[READ_MAX];
@@ -216,7 +216,7 @@ static void check(const char *scene, struct cache *cache)
 	}
 }
 
-/* Nothing is held any longer, or there twice. What one scene shows makes the next a mess. */
+/* No block is held any longer, and none is there twice. After a failed scene, further ones would mean nothing. */
 static void end(const char *scene)
 {
 	check(scene, &image.metadata);
@@ -233,7 +233,7 @@ static void start_threads(pthread_t *threads, int count, void *(*run)(void *), i
 			exit(2);
 }
 
-/* Wait until one has stopped, and `arrived` have come. */
+/* Wait until one thread has stopped, and `arrived` threads have come. */
 static void await(int arrived)
 {
 	pthread_mutex_lock(&gate.lock);
@@ -242,7 +242,7 @@ static void await(int arrived)
 	pthread_mutex_unlock(&gate.lock);
 }
 
-/* Let those go that have stopped, and perhaps stop the next. */
+/* Let the stopped threads go on, and perhaps stop the next. */
 static void open_gate(bool stop_next)
 {
 	pthread_mutex_lock(&gate.lock);
@@ -255,7 +255,7 @@ static void open_gate(bool stop_next)
 	pthread_mutex_unlock(&gate.lock);
 }
 
-/* Everything, by one thread. */
+/* One thread reads everything. */
 static void alone(void)
 {
 	begin(NOWHERE, false, false);
@@ -277,7 +277,7 @@ static void freely(void)
 	end("freely");
 }
 
-/* All want the block that one is loading: it's loaded for all. If that fails, another tries. */
+/* All threads want the block that one is loading: it is loaded for all. If that fails, another thread tries. */
 static void together(const char *scene, bool failing)
 {
 	pthread_t threads[THREADS];
@@ -303,7 +303,7 @@ static void together(const char *scene, bool failing)
 	end(scene);
 }
 
-/* One loads or copies a block for so long that all others of the cache are replaced. */
+/* One thread loads or copies a block for so long that all other blocks of the cache are replaced. */
 static void turnover(const char *scene, enum stop place)
 {
 	pthread_t thread;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the SquashFS server could still do, if an image had it in its power. */
+/* Tries what the SquashFS server could still do if an image controlled it. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -26,7 +26,7 @@ static void *thread(void *to)
 	return NULL;
 }
 
-/* Name what works, or fails for another reason. A process that was made after all says so itself. */
+/* Report an action that works, or fails for another reason. If it has created a process, that reports it. */
 #define TRY(call) TRY_FOR(EPERM, call)
 #define TRY_FOR(number, call) \
 	do { \
@@ -54,7 +54,7 @@ int main(void)
 	int seen = 0, status;
 
 	setvbuf(stdout, NULL, _IONBF, 0);
-	/* Another process of the user's, with threads to be signalled: it ends with this one. */
+	/* Another process of the user, with threads that could be signalled; it ends with this one. */
 	other = fork();
 	if (!other) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -80,7 +80,7 @@ int main(void)
 	TRY(syscall(SYS_prlimit64, other, 0, NULL, NULL));
 	TRY(syscall(SYS_ioctl, 0, 0, 0));
 	TRY(syscall(SYS_fcntl, 0, F_SETOWN, other));
-	/* Nobody is signalled but itself. */
+	/* It can signal only itself. */
 	TRY(kill(getppid(), 0));
 	TRY(kill(self, 0));
 	TRY(syscall(SYS_tkill, other, SIGTERM));
@@ -89,7 +89,7 @@ int main(void)
 	TRY(syscall(SYS_tgkill, -1, other, 0));
 	TRY(syscall(SYS_rt_sigqueueinfo, other, SIGTERM, NULL));
 	TRY(syscall(SYS_rt_tgsigqueueinfo, other, other, SIGTERM, NULL));
-	/* Neither processes nor namespaces, nor half of a thread. */
+	/* It can create neither processes nor namespaces, nor half of a thread. */
 	TRY(syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0));
 	TRY(syscall(SYS_clone, CLONE_VM | CLONE_VFORK | SIGCHLD, 0, 0, 0, 0));
 	TRY(syscall(SYS_clone, CLONE_VM | CLONE_SIGHAND, 0, 0, 0, 0));
@@ -101,13 +101,13 @@ int main(void)
 		TRY(syscall(SYS_clone, spaces[i] | SIGCHLD, 0, 0, 0, 0));
 		TRY(syscall(SYS_clone, A_THREAD | spaces[i], 0, 0, 0, 0));
 	}
-	/* As if the kernel were too old for it: so the C library goes back to clone. */
+	/* ENOSYS, as from a kernel that is too old for it: so the C library falls back to clone. */
 	TRY_FOR(ENOSYS, syscall(SYS_clone3, &process, sizeof(process)));
 #ifdef SYS_fork
 	TRY(syscall(SYS_fork));
 	TRY(syscall(SYS_vfork));
 #endif
-	/* And what it must: threads, memory, and its own end. */
+	/* It must be able to use threads and memory, and to end. */
 	for (int i = 0; i < 3; i++, seen = 0)
 		if (pthread_create(&id, NULL, thread, &seen) || pthread_join(id, NULL) || seen != 7)
 			puts("no threads");

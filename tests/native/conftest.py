@@ -45,7 +45,7 @@ def fakes(world_tmp: Path) -> dict[str, Path]:
 
 @pytest.fixture
 def fake(fakes: dict[str, Path]) -> Fake:
-    """Run the fake Slurm; its own environment is only what is given."""
+    """Run the fake Slurm, with no other environment than the given one."""
 
     def run(*words: object, way: str = "argv0", name: str = "srun", **env: str) -> subprocess.CompletedProcess[str]:
         command = [name, *map(str, words)]
@@ -60,7 +60,7 @@ def fake(fakes: dict[str, Path]) -> Fake:
 
 @pytest.fixture(scope="session")
 def ch_join_sanitized(world_tmp: Path) -> Path:
-    """ch-join with sanitizers, for what its parsers make of nonsense."""
+    """ch-join with sanitizers, to test how its parsers take nonsense."""
     to = world_tmp / "ch-join-sanitized"
     subprocess.run(["cc", *SANITIZE, "-o", to, *CH_JOIN_SOURCES], check=True, capture_output=True)
     return to
@@ -84,7 +84,7 @@ def relay(relay_program: Path, world_tmp: Path, request: pytest.FixtureRequest) 
     place.mkdir(mode=0o755)
     broker_stage.make_room(relay_program, place / "room")
     host = broker_stage.make_host(place / "host")
-    # What is no absolute path of the host's doesn't count.
+    # Entries that are no absolute paths on the host don't count.
     path = f":.:relative:{host}:/usr/bin:/bin"
     running = Relay(
         relay_program, place / "room", path, {**broker_stage.ASAN, **broker_stage.HOST}, ",".join(broker_stage.COMMANDS)

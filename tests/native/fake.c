@@ -113,7 +113,7 @@ static int call_in_child(void *data)
 	return 0;
 }
 
-/* As Slurm's _run_spank_func: the callback may see that it is another process. */
+/* As Slurm's _run_spank_func, with contain_spank: the callback may run in another process. */
 static int call(int (*callback)(spank_t, int, char **), int ac, char **av)
 {
 	static char stack[1 << 20] __attribute__((aligned(16)));
@@ -128,7 +128,7 @@ static int call(int (*callback)(spank_t, int, char **), int ac, char **av)
 	return c.rc;
 }
 
-/* As a plugin does that closes what it doesn't know, and another that opens a file. */
+/* As a plugin that closes unknown descriptors, and another that opens a file. */
 static void clobber(void)
 {
 	char path[64], target[64];

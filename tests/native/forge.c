@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* An image's ldconfig that means harm: it tells which descriptors it was given,
+/* A hostile ldconfig of an image: it reports which descriptors it was given,
  * what it can read from them, and answers the tasks in the launcher's place.
  *
  *   REPORT, PROGRAM: where it tells, and what it wants to be run on the host
@@ -43,7 +43,7 @@ static void forge(int sock)
 	sendmsg(sock, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
 }
 
-/* The launcher waits for us: its descriptors are a few calls away, if it can be reached. */
+/* The launcher waits for this process: try to reach its descriptors. */
 static void try_parent(FILE *report)
 {
 	char path[100];

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The SquashFS server, spoken to as the kernel speaks to it, but on a socket pair: no mount, and nothing is cached."""
+"""Requests to the SquashFS server as the kernel sends them, but over a socket pair: without a mount or the kernel's cache."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Server:
             )  # fmt: skip
 
     def end(self) -> tuple[int, str]:
-        """Take the mount away; returns the server's status and what it said."""
+        """End the mount; return the server's status and standard error."""
         self.socket.close()
         _, said = self.process.communicate(timeout=SECONDS)
         return self.process.returncode, said.decode()
@@ -95,7 +95,7 @@ class Server:
         return self.ask(READ, node, struct.pack("=QQI20x", 0, offset, size))
 
     def explore(self, room: int = 60) -> int:
-        """Ask everything of everything, as far as `room` entries; returns how many requests were answered by EIO."""
+        """Send every request about every file, up to `room` entries; return how many were answered by EIO."""
         refused = 0
         left, nodes = room, [ROOT]
         while nodes and left:

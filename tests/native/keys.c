@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A session keyring with a key in it, and who can find that.
+/* Makes a session keyring with a key in it, or looks for that key.
  *
  *   keys hold CMD...   run CMD with such a keyring
  *   keys look          say whether the key is found, and the keyring's number

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Our LZO decoder on streams that were cut, changed in each byte to each value, and given too little room.
+/* Runs our LZO decoder on streams that are truncated, changed in each byte to each value, or given too little room.
  *
  *   lzo FILE...
  *
@@ -45,7 +45,7 @@ static void try(uint8_t *stream, size_t size)
 	for (size_t cut = 0; cut < size; cut++)
 		if (inflate(stream, cut, ROOM) >= 0)
 			complain("a stream that was cut", cut);
-	/* It ends with 11 00 00, and nothing else does. */
+	/* Only the end of a stream has the bytes 11 00 00. */
 	if (inflate(stream, size + 1, ROOM) >= 0)
 		complain("a stream that goes on", size);
 	stream[size - 3]++;

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests of our C build with, and scripts."""
+"""How the tests build our C, and write scripts."""
 
 from __future__ import annotations
 

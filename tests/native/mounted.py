@@ -21,7 +21,7 @@ WHOLE = 64 << 20  # longer files are looked at in places
 
 @contextmanager
 def served(image: Path, *words: str, server: Path = SERVER) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
-    """Mount `image` by our server, at no place: the path goes through the mount's descriptor."""
+    """Mount `image` by our server, attached nowhere; return a path through the mount's descriptor."""
     fuse = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     mount = squashfs._mount_fuse(fuse, str(image))
     with open(image, "rb") as file:
@@ -65,7 +65,7 @@ def by_kernel(image: Path, offset: int = 0) -> Iterator[Path]:
 
 
 def differences(ours: Path, theirs: Path, seed: int = 1) -> list[str]:
-    """Ask everything of both; what isn't answered alike. `theirs` may be a directory, if not the kernel's mount."""
+    """Send every request to both; return the answers that differ. `theirs` is the kernel's mount, or a directory."""
     comparison = _Comparison(ours, theirs, random.Random(seed))
     comparison.directory("")
     if comparison.entries < 2:
@@ -82,13 +82,13 @@ class _Comparison:
         self.found: list[str] = []
 
     def alike(self, what: str, path: str, ask: Callable[[str], object]) -> object:
-        """Ask of both; the answer, where it's the same."""
+        """Ask both; return the answer if it is the same."""
         answers = []
         for root in self.roots:
             try:
                 answers.append(ask(root + path))
             except OSError as error:
-                # An image without any attributes: our server has the kernel not even ask.
+                # If an image has no attributes, our server tells the kernel not to ask for any.
                 number = errno.ENODATA if error.errno == errno.ENOTSUP else error.errno
                 answers.append(errno.errorcode[number or 0])
         if answers[0] != answers[1]:
@@ -114,7 +114,7 @@ class _Comparison:
         self.entries += 1
         self.alike("attributes", path, self._attributes)
         names = self.alike("attributes' names", path, self._attribute_names)
-        # The kernel lists trusted attributes to root only, and our server to nobody: but it knows them.
+        # The kernel lists trusted attributes to root only. Our server lists them to nobody, but returns their values.
         if isinstance(names, list):
             trusted = [name for name in _xattrs(self.roots[1] + path) if name not in names]
             for name in [*names, *trusted, "user.not-there"]:

@@ -42,7 +42,7 @@ def pack(place: Path) -> bytes:
 
 
 class Table:
-    """A table's metadata blocks, all stored plainly, as one row of bytes: where each of these is in the image."""
+    """A table's uncompressed metadata blocks as one sequence of bytes, with each byte's place in the image."""
 
     def __init__(self, image: Plain, start: int, end: int) -> None:
         self.places: list[int] = []
@@ -63,7 +63,7 @@ class Table:
 
 
 class Plain:
-    """An image with nothing compressed; fields are lists of places, which are written one byte each."""
+    """An uncompressed image; a field is a list of places, of one byte each."""
 
     def __init__(self, data: bytes) -> None:
         self.data = bytearray(data)
@@ -135,7 +135,7 @@ class Plain:
         return list(range(at, at + size))
 
     def attribute(self, text: bytes, place: int, size: int) -> list[int]:
-        """Return a field before (or in) the name of an attribute, which is there once."""
+        """Return a field before (or in) the name of an attribute, which must be unique."""
         assert self.data.count(text) == 1
         at = self.data.index(text) + place
         return list(range(at, at + size))

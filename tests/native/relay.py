@@ -16,13 +16,13 @@ from pathlib import Path
 
 from .made import SANITIZE, SPANK, write_script
 
-# A name with "!" after it is one that the caller must not steer.
+# The caller must not control a command whose name has "!" after it.
 COMMANDS = ("srun", "squeue", "sinfo!", "sleeper", "missing", "plain", "signals")
 NAMES = tuple(name.rstrip("!") for name in COMMANDS)
 HOST = {"HOME": "/host/home", "TMPDIR": "/host/tmp", "LD_LIBRARY_PATH": "/host/lib", "ONLY_HOST": "1"}
 SOURCES = [*sorted((SPANK / "ch-relay").glob("*.c")), SPANK / "common/message_line.c"]
 
-# LeakSanitizer can't look at a process that isn't dumpable, as the broker.
+# LeakSanitizer can't examine the broker, because that isn't dumpable.
 ASAN = {"ASAN_OPTIONS": "detect_leaks=0", "LSAN_OPTIONS": "detect_leaks=0"}
 
 SHOW = f"""#!{sys.executable} -I
@@ -35,7 +35,7 @@ json.dump({{
 }}, sys.stdout)
 """
 
-# Says what signals come, and ends with status 3 at SIGUSR2.
+# Prints the signals that it receives, and ends with status 3 at SIGUSR2.
 SIGNALS = f"""#!{sys.executable} -I
 import os, signal
 names = ("HUP", "INT", "QUIT", "TERM", "ALRM", "USR1", "USR2", "WINCH")
@@ -74,7 +74,7 @@ class Relay:
         self.errors = room / "broker.err"
         err = os.open(self.errors, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
         actions.append((os.POSIX_SPAWN_DUP2, err, 2))
-        # What pytest was started with is nothing that ch-join would leave open.
+        # Close pytest's own descriptors, which ch-join would not leave open.
         actions += [(os.POSIX_SPAWN_CLOSE, n) for n in map(int, os.listdir("/proc/self/fd")) if n > 4 and n not in high]
         self.pid = os.posix_spawn(
             program, ["ch-relay", "--serve", commands], {"PATH": host_path, **environment}, file_actions=actions
@@ -109,14 +109,14 @@ class Relay:
         return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
 
     def wait_until_idle(self) -> None:
-        """Return when no command runs, and it has its streams, socket, pidfd and signalfd only."""
+        """Wait until no command runs, and the broker has only its streams, socket, pidfd and signalfd."""
         deadline = time.monotonic() + 30
         while (count := len(os.listdir(f"/proc/{self.pid}/fd"))) > 6 or self.children():
             assert time.monotonic() < deadline, count
             os.sched_yield()
 
     def stop(self) -> None:
-        """End the watched process: the broker must end by itself, with nothing to complain of."""
+        """End the watched process: the broker must end by itself, without a message."""
         self.watched.kill()
         self.watched.wait()
         if not self.ended:

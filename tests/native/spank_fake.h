@@ -21,15 +21,15 @@ static int job_argc, task_id;
 static uint32_t job_step, job_tasks, job_id;
 static uid_t job_uid;
 
-/* ---- The includer's part ---- */
+/* ---- Defined by the file that includes this ---- */
 
 static bool api_fails(void);
 static void job_setenv(const char *name, const char *value);
 static void job_unsetenv(const char *name);
-/* What becomes of an error's text. */
+/* Take the text of an error. */
 static void show_error(const char *text);
 
-/* ---- Slurm's ---- */
+/* ---- Slurm's functions ---- */
 
 spank_context_t spank_context(void)
 {
@@ -103,7 +103,7 @@ spank_err_t spank_unsetenv(spank_t sp, const char *name)
 	return ESPANK_SUCCESS;
 }
 
-/* Every word is formatted, as Slurm does it. */
+/* Format the whole message, as Slurm does. */
 void slurm_error(const char *format, ...)
 {
 	char text[16384];

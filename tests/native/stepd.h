@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The fake as slurmstepd: what the plugin does to the process that it is loaded in.
+/* The fake as slurmstepd: checks what the plugin does to the process that has loaded it.
  *
  *   fake state CMD      every callback, the process compared before and after
  *   fake bare CALLBACK  one callback under a filter: which system calls it makes
@@ -16,7 +16,7 @@
 #include <sys/syscall.h>
 #include <sys/time.h>
 
-/* libasan has it; the header is clang's only. Weak: tests/chaos builds this without sanitizers. */
+/* libasan has this function, but only clang has the header. Weak, because tests/chaos builds this without sanitizers. */
 size_t __sanitizer_get_current_allocated_bytes(void) __attribute__((weak));
 int __lsan_do_recoverable_leak_check(void) __attribute__((weak));
 
@@ -135,7 +135,7 @@ static int state(char **argv, int argc)
 
 /* ---- Its system calls ---- */
 
-/* All but a few kill the process. */
+/* Any call but these few kills the process. */
 static void allow(const int *numbers, size_t count)
 {
 	struct sock_filter code[64] = { BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)) };
@@ -211,7 +211,7 @@ static int memory(char **argv, int argc)
 		context = S_CTX_REMOTE;
 		registered_count = 0;
 		calls = 0;
-		/* Whatever fails, here and there. */
+		/* Let calls fail now and then. */
 		fail_at = i % 3 ? 0 : 1 + i % 90;
 		slurm_spank_init(NULL, 0, NULL);
 		slurm_spank_init_post_opt(NULL, 0, NULL);

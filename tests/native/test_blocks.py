@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The SquashFS server's block cache: threads that stop where it hurts, under the thread sanitizer."""
+"""The SquashFS server's block cache: threads that stop at critical places, under the thread sanitizer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from .made import SPANK
 
-# First the one that the cache has no room for.
+# The cache has no room for the first one.
 NAMES = ("whole", "holes", "empty", *(f"small{number}" for number in range(9)))
 
 
@@ -20,7 +20,7 @@ def program(world_tmp: Path) -> Path:
     to = world_tmp / "blocks"
     server = SPANK / "ch-squashfuse_ll"
     sources = ("bytes", "decompress", "directory", "image", "inode", "lzo", "metadata", "xattr")
-    # Metadata's cache has no more blocks than all threads may hold at once.
+    # The metadata cache has only as many blocks as all threads together may hold.
     small = ["-DMETADATA_SETS=1", "-DMETADATA_WAYS=1"]
     flags = [
         "-std=gnu11",
@@ -76,7 +76,7 @@ def test_threads_share_blocks(program: Path, tree: Path, world_tmp: Path, size: 
     image = world_tmp / f"blocks-{size}.sqfs"
     command = ["mksquashfs", str(tree), str(image), "-b", str(size), *options, "-Xcompression-level", "1", "-quiet"]
     subprocess.run([*command, "-no-progress", "-noappend"], check=True, capture_output=True, text=True)
-    # The sanitizer can't do with addresses as random as some kernels have them.
+    # The sanitizer fails with the highly random addresses of some kernels.
     command = ["setarch", "--addr-no-randomize", str(program), str(image), str(tree), *NAMES]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
     assert (done.stdout, done.stderr, done.returncode) == ("done\n", "", 0)

@@ -139,7 +139,7 @@ def test_exit_codes_of_ch_run(command: str, code: int) -> None:
 
 
 def expanded(value: str, variables: dict[str, str]) -> str:
-    """Return what the rules for expansion make of a value, said otherwise."""
+    """Expand a value by the same rules, written in another way."""
     items = []
     for item in value.split(":"):
         if len(item) < 2 or item[0] != "$":
@@ -197,7 +197,7 @@ def test_path_has_bin(path: str, expected: str) -> None:
 def test_path_has_what_root_needs() -> None:
     records = [("P", "/usr/local/sbin:/usr/sbin:/sbin")]
     assert environment_after(records, PATH="/bin:/usr/sbin")["PATH"] == "/bin:/usr/sbin:/usr/local/sbin:/sbin"
-    # The command is found by it.
+    # The command is looked up in that PATH.
     assert environment_after([("U", "PATH"), ("P", ""), *records])["PATH"] == f"/bin:{records[0][1]}"
 
 
@@ -370,7 +370,7 @@ def test_many_tasks_and_one_ticket(namespaces: list[int]) -> None:
 
 @pytest.fixture(scope="session")
 def ch_join_flaky(world_tmp: Path) -> Path:
-    """ch-join whose setns fails with EINVAL, as the kernel's now and then does, as often as FLAKY says."""
+    """ch-join whose setns fails with EINVAL, as the kernel's sometimes does; FLAKY is how many times."""
     source = world_tmp / "flaky.c"
     source.write_text(
         "#include <errno.h>\n#include <stdlib.h>\n"
@@ -403,7 +403,7 @@ def test_the_command_that_was_replaced(namespaces: list[int]) -> None:
 
 
 def test_the_users_words_are_theirs(namespaces: list[int]) -> None:
-    # Before Slurm 23.02.5 the command is in the variable, and all words behind it look like ch-join's own.
+    # Before Slurm 23.02.5 the command is in the variable, and the words after it look like ch-join's own.
     tasks_end, launcher_end = pair()
     issue(launcher_end, namespaces)
     task = join(tasks_end, "--plan=3", "--", "true", value=f"{tasks_end.fileno()} echo")
@@ -447,7 +447,7 @@ def forged(
 
 
 def test_the_first_message_counts(namespaces: list[int]) -> None:
-    """A task looks at one message and takes none: what comes later is never read, by no task."""
+    """A task looks at the first message and takes none: no task ever reads a later one."""
     tasks_end, launcher_end = pair()
     message, fds = forged(namespaces, task_plan.encode([("E", "WHOSE=first")]))
     socket.send_fds(launcher_end, [message], fds)
@@ -459,7 +459,7 @@ def test_the_first_message_counts(namespaces: list[int]) -> None:
 
 
 def test_a_task_cannot_answer_another(namespaces: list[int]) -> None:
-    """What is sent into the tasks' end reaches the launcher's only, which nobody reads."""
+    """A message that is sent from the tasks' end only reaches the launcher's end, which nobody reads."""
     tasks_end, launcher_end = pair()
     message, fds = forged(namespaces, task_plan.encode([]))
     socket.send_fds(tasks_end, [message], fds)

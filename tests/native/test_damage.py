@@ -63,7 +63,7 @@ def target(path: str) -> Request:
 
 
 START, FRAGMENT, FRAGMENT_OFFSET, SIZE = ((16, 4), (20, 4), (24, 4), (28, 4))
-# What is damaged, the field, its new value (or one made of the old), what needs it, what needs it not, what is said.
+# What is damaged, the field, its new value (or how the old one changes), what needs it, what doesn't, the message.
 Case = tuple[
     str, Callable[[Plain], list[int]], Union[int, Callable[[int], int]], Request, Optional[Request], str,
 ]  # fmt: skip
@@ -260,7 +260,7 @@ def test_a_file_that_is_cut_off_while_it_is_served(plain: bytes, tmp_path: Path)
 
 @pytest.mark.parametrize("kind", [0, 15])
 def test_an_inode_of_no_type_that_nobody_looked_up(plain: bytes, tmp_path: Path, kind: int) -> None:
-    """A file may be changed while it is served: what was right when it was looked up may not be now."""
+    """A file may be changed while it is served: a value that was right at the look-up may be wrong later."""
     image = Plain(plain)
     number = image.entries(image.inode(""))[b"small"][1] + 2
     image.put(image.of("small", (0, 2)), kind)
@@ -279,7 +279,7 @@ def test_a_mode_has_no_say_in_the_type(plain: bytes, tmp_path: Path) -> None:
 
 
 def test_an_index_beyond_the_listing(plain: bytes, tmp_path: Path) -> None:
-    """Who goes on far behind a listing's end finds nothing, whatever the index says is there."""
+    """A listing that is continued far after its end finds nothing, whatever the index has."""
     image = Plain(plain)
     many = image.inode("many")
     image.put(image.inodes.field(many + 40, 4), image.listing(many)[1] + 100)
@@ -302,11 +302,11 @@ def test_a_block_of_metadata_beyond_its_table(plain: bytes, tmp_path: Path) -> N
 
 
 def test_empty_blocks_of_metadata(plain: bytes, tmp_path: Path) -> None:
-    """Else a table of nothing but their headers would be gone through for as long as there are any."""
+    """A metadata block must not be empty: a long row of empty ones would take as long to read."""
     image = Plain(plain)
     at, size = image.listing(image.inode("dir"))
     listing = bytes(image.data[place] for place in image.directories.field(at, size))
-    # In the place of some names of `many`: a block of no bytes, and behind it one that has the listing.
+    # Replace some names of `many` by an empty block, followed by one with the listing.
     place = image.directories.field(image.listing(image.inode("many"))[0] + 1000, 1)[0]
     image.data[place : place + 4 + size] = struct.pack("<HH", 0x8000, 0x8000 | size) + listing
     image.put(image.of("dir", (16, 4)), place - image.super(72, 8))
@@ -337,7 +337,7 @@ def test_a_block_of_users_before_the_first(world_tmp: Path, tmp_path: Path) -> N
 
 
 def test_a_value_elsewhere(plain: bytes, tmp_path: Path) -> None:
-    """Attributes that share a value: its place is in place of it, with a size of 8, and not again elsewhere."""
+    """Attributes that share a value have its place instead, with a size of 8; that place must not lead to another."""
     image = Plain(plain)
     shared = [m.start() for m in re.finditer(b"shared", plain)]
     elsewhere = [at for at in shared if image.word(at - 4, 2) & 0x100]
@@ -353,7 +353,7 @@ def test_a_value_elsewhere(plain: bytes, tmp_path: Path) -> None:
 
 
 def test_more_names_than_a_file_can_have(world_tmp: Path, tmp_path: Path) -> None:
-    """A count that takes in other files' attributes: what no file can have isn't looked at."""
+    """A count that includes other files' attributes: reading stops at the most that a file can have."""
     root = world_tmp / "damage-names"
     root.mkdir()
     for number in range(300):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a container's helpers are given: descriptors, and a say in what the tasks do.
+"""Which descriptors a container's helpers get, and that they can't influence the tasks.
 
 With the plugin under a fake Slurm, the real launcher and an image that means
 harm: its ldconfig, which CDI specs ask for, runs before any command.
@@ -35,7 +35,7 @@ Step = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture(scope="module")
 def place(world_tmp: Path, user: str) -> Path:
-    """A directory of the user's, which containers see in /tmp."""
+    """A directory of the user, which containers see in /tmp."""
     directory = world_tmp / "forging"
     directory.mkdir()
     os.chown(directory, pwd.getpwnam(user).pw_uid, -1)
@@ -104,7 +104,7 @@ def step(fakes: dict[str, Path], user: str, keys: Path) -> Step:
 
 
 def end(process: subprocess.Popen[str]) -> tuple[str, str]:
-    """Return what is left to read; not by communicate, which loses what readline took along."""
+    """Return the rest of the output; not by communicate, which loses what readline has buffered."""
     with process:
         return process.stdout.read(), process.stderr.read()  # type: ignore[union-attr]
 
@@ -119,7 +119,7 @@ def reported(place: Path) -> tuple[dict[str, str], str]:
 def test_an_image_s_ldconfig_has_nothing_to_forge_with(
     step: Step, forging: Path, specs: Path, place: Path, more: str
 ) -> None:
-    """It had the tasks' socket, and a ticket of its own ran a program on the host."""
+    """A hook once had the tasks' socket: a ticket that it forged ran a program on the host."""
     (place / "report").unlink(missing_ok=True)
     request = f"image={forging}\ndevice=fake.test/gpu\ncdi-dirs={specs}\nunset-env=*\n{more}"
     before = leftovers.Snapshot(1)
@@ -132,12 +132,12 @@ def test_an_image_s_ldconfig_has_nothing_to_forge_with(
     assert {descriptors[n].partition(":")[0] for n in "12"} == {"/memfd"}
     assert SECRET not in text
     assert "key found" not in text
-    # The launcher waits for it, in the same user namespace.
+    # The launcher waits for the hook, in the same user namespace.
     assert "parent" not in text
 
 
 def test_a_step_ends_with_its_streams(step: Step, forging: Path) -> None:
-    """The server had task 0's standard error, so that a process in the background kept the step."""
+    """The server once had task 0's standard error, so that a background process kept the step from ending."""
     before = leftovers.Snapshot(1)
     process = step(f"image={forging}\n", "/bin/sh", "-c", "sleep 30 > /dev/null 2>&1 & echo $!")
     pid = int(process.stdout.readline())  # type: ignore[union-attr]
@@ -187,7 +187,7 @@ KINDS = ("directory", "file", "pipe", "socket")
 
 
 def check_helpers(before: leftovers.Snapshot, image: Path) -> None:
-    """The server has its image, /dev/fuse, streams that lead nowhere, and what it made itself."""
+    """The server has its image, /dev/fuse, streams to /dev/null, and what it has opened itself."""
     found = descriptors(only("squashfuse", before))
     assert [kind for kind in found if kind != "anon_inode"] == sorted(
         ["/dev/fuse", "/dev/null", "/dev/null", str(image), "pipe"]
@@ -197,7 +197,7 @@ def check_helpers(before: leftovers.Snapshot, image: Path) -> None:
 def test_what_each_process_has_with_the_plugin(
     step: Step, forging: Path, place: Path, opened: dict[str, int], user: str
 ) -> None:
-    """The task's own descriptors are the command's, and nobody else's."""
+    """Only the command gets the task's own descriptors."""
     before = leftovers.Snapshot(1)
     commands = place / "commands"
     commands.mkdir()
@@ -207,13 +207,13 @@ def test_what_each_process_has_with_the_plugin(
     process = step(request, "/bin/sh", "-c", command, path=f"{commands}:/usr/bin:/bin", keep=list(opened.values()))
     pid = int(process.stdout.readline())  # type: ignore[union-attr]
     assert listed(lines_to_blank(process)) == STREAMS | set(map(str, opened.values()))
-    # The relayed command, on the host, has the streams of who called it.
+    # The relayed command, on the host, has its caller's streams.
     assert listed(lines_to_blank(process)) == STREAMS
     check_helpers(before, forging)
     broker = only("--serve", before)
-    # Its listening socket, its caller's; the process that it watches, and the signals.
+    # The broker has its listening socket, a caller's socket, a pidfd of the watched process, and a signalfd.
     assert descriptors(broker) == ["/dev/null"] * 3 + ["anon_inode"] * 2 + ["socket"] * 2
-    # The caller is the command, by exec: to what the task had it adds its own.
+    # The caller was executed as the command: it has the task's descriptors and its own.
     theirs = [os.readlink(f"/proc/self/fd/{fd}").partition(":[")[0] for fd in opened.values()]
     assert set(descriptors(pid)) == {*theirs, "/dev/null", "pipe", "anon_inode", "socket"}
     os.kill(pid, signal.SIGKILL)
@@ -251,7 +251,7 @@ def test_what_each_process_has_with_slurm_ch_run(
 
 
 def test_the_session_keyring_is_the_container_s_own(step: Step, forging: Path, keys: Path) -> None:
-    """What Kerberos and AFS keep there is not the image's; one keyring for all tasks, because keys are few."""
+    """The image can't reach what Kerberos and AFS keep there. All tasks have one keyring, because keys are few."""
     before = leftovers.Snapshot(1)
     assert (
         subprocess.run([keys, "hold", keys, "look"], check=True, capture_output=True, text=True).stdout[:5] == "found"
@@ -259,7 +259,7 @@ def test_the_session_keyring_is_the_container_s_own(step: Step, forging: Path, k
     seen = keys.with_name("keyrings-seen")
     seen.mkdir(exist_ok=True)
     seen.chmod(0o777)
-    # The keyring goes with its last holder: all stay until the last has looked.
+    # The keyring ends with its last holder, so all stay until the last has looked.
     stay = f"{keys} look; : > {seen}/$$; until set -- {seen}/*; [ $# = 5 ]; do :; done"
     for _ in range(16):
         for trace in seen.iterdir():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The image's own command, as ch-image writes it: any bytes, under sanitizers."""
+"""The image's own command, from the files that ch-image writes, with any bytes in them, under sanitizers."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Own:
     def run(entrypoint: bytes, cmd: bytes, *arguments: bytes) -> subprocess.CompletedProcess[bytes]:
         for name, data in (("entrypoint", entrypoint), ("cmd", cmd)):
             Path(where / name).write_bytes(data)
-        # What is kept for the exec is no leak.
+        # Memory that is kept for the exec is no leak.
         env = {"ASAN_OPTIONS": "detect_leaks=0"}
         return subprocess.run(
             [b"-", *arguments], executable=where / "own", check=False, capture_output=True, timeout=20, env=env
@@ -87,7 +87,7 @@ def test_strings_come_back(own: Own, entrypoint: list[bytes], cmd: list[bytes], 
 
 
 def test_random_bytes(own: Own) -> None:
-    """A fixed seed: what fails once fails again."""
+    """Random contents, with a fixed seed so that a failure can be repeated."""
     dice = random.Random(20261124)
     good = packed([b"/bin/sh", b"-c", b"echo hello", b""])
     for _ in range(200):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands that can't be executed: the line names what is missing, and binary files are never run by a shell."""
+"""Commands that can't be executed: the message names what is missing, and no shell runs a binary file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Failing = Callable[..., str]
 
 @pytest.fixture(params=["as shipped", "sanitized"])
 def failing(request: pytest.FixtureRequest, ch_join_sanitized: Path) -> Failing:
-    """Run a command that must fail with `code`, silent but for one line; return what that says of the command."""
+    """Run a command that must fail with `code` and one message; return the message's part about the command."""
     program = paths.CH_JOIN if request.param == "as shipped" else ch_join_sanitized
 
     def run(code: int, *command: str | Path, **env: str) -> str:
@@ -46,7 +46,7 @@ def executable(path: Path, content: bytes | str) -> Path:
 
 
 def elf(bits: int = 64, order: str = "<", kind: int = 2, machine: int = 62, loader: bytes = b"") -> bytes:
-    """Return an ELF file that names a loader, if any, and is no more than that."""
+    """Return an ELF file with nothing in it but a loader's name, if one is given."""
     form = "HHIQQQIHHHHHH" if bits == 64 else "HHIIIIIHHHHHH"
     size, entry = (64, 56) if bits == 64 else (52, 32)
     ident = b"\x7fELF" + bytes([bits // 32, 1 if order == "<" else 2, 1]) + bytes(9)
@@ -181,7 +181,7 @@ def test_a_file_system_without_programs(failing: Failing, noexec: Path) -> None:
 
 
 def test_the_search_goes_on(tmp_path: Path) -> None:
-    """As with execvp: what can't run doesn't hide what can."""
+    """As with execvp: a file that can't run doesn't hide one that can."""
     for name, text in (("a", "#!/nonexistent\n"), ("b", "x"), ("c", "#!/bin/sh\necho c\n")):
         (tmp_path / name).mkdir()
         executable(tmp_path / name / "app", text)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How our C programs are built: what makes a fault in them hard to use, and a packager's flags."""
+"""How our C programs are built: options that make a fault hard to exploit, and a packager's flags."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_the_headers_of_what_was_built(name: str) -> None:
     assert "GNU_RELRO" in segments
     assert re.search(r"\(FLAGS_1\).*\bNOW\b", dynamic)
     assert "TEXTREL" not in dynamic
-    # Nothing is both written and executed, the stack least of all.
+    # No memory is both writable and executable, not even the stack.
     loaded = re.findall(r"^  (LOAD|GNU_STACK) .* ([R ][W ][E ]) 0x", segments, re.M)
     assert ("GNU_STACK", "RW ") in loaded and len(loaded) >= 4
     assert not [one for one in loaded if one[1][1:] == "WE"]
@@ -40,7 +40,7 @@ def test_the_headers_of_what_was_built(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def unstripped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All of it with its symbols, built as ever."""
+    """The programs with their symbols, otherwise built as usual."""
     to = tmp_path_factory.mktemp("unstripped")
     subprocess.run(["make", "-s", "-C", SPANK, f"OUT={to}", "STRIP="], check=True, capture_output=True, text=True)
     return to
@@ -48,7 +48,7 @@ def unstripped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", [*PROGRAMS, "slurm_ch.so"])
 def test_each_source_has_the_stack_protector(unstripped: Path, name: str) -> None:
-    """The C library's own has it too, so that the symbol alone says nothing: functions of ours must call it."""
+    """The C library calls it too, so the symbol alone proves nothing: functions of ours must call it."""
     sources = {path.name for path in SPANK.glob("*/*.c")}
     ours = set()
     source = False

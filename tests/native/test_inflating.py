@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inflating: our decoder of LZO keeps within its memory, whatever a stream says; checksums of others' count."""
+"""Decompression: our LZO decoder stays within its memory for any stream; the libraries' checksums are checked."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from .fuse_wire import Server
 
 
 def first_block(data: bytes) -> int:
-    """Return where an image's first block of data is: behind the superblock, and its compressor's options if it has some."""
+    """Return where an image's first data block is: after the superblock and, if it has any, its compressor's options."""
     options = int.from_bytes(data[24:26], "little") & 0x400
     return 96 + (2 + (int.from_bytes(data[96:98], "little") & 0x7FFF) if options else 0)
 
 
 def streams(world_tmp: Path, to: Path) -> list[Path]:
-    """Compress short files, each a block of its own: text that repeats, long runs, and what is far apart."""
+    """Compress short files, each in its own block: repeated text, long runs, and repetitions that are far apart."""
     dice = random.Random(6)
     words = [dice.randbytes(dice.randint(2, 9)) for _ in range(12)]
     noise = dice.randbytes(180)
@@ -66,7 +66,7 @@ def test_streams_that_lie(world_tmp: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("compression", ["gzip", "xz"])
 def test_a_checksum(tmp_path: Path, compression: str) -> None:
-    """All of a block can be inflated, and it is another than was packed."""
+    """A block that can be inflated completely, but to other contents than were packed, is refused."""
     (tmp_path / "tree").mkdir()
     text = b"".join(b"%d" % number for number in range(1000))
     (tmp_path / "tree/file").write_bytes(text)

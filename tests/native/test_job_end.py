@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A job's end, where Slurm is root: what a job has kept is looked for, and removed, by nobody but its user."""
+"""A job's end, where Slurm is root: only a process of the job's user looks for what the job has kept, and removes it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ JOB = 4711
 
 
 class Place:
-    """A site's directory for containers, a job's own in it, and a Python that notes who calls it."""
+    """A site's directory for containers with a job's directory in it, and a Python that records its caller."""
 
     def __init__(self, top: Path, user: str) -> None:
         self.uid, self.gid = pwd.getpwnam(user).pw_uid, pwd.getpwnam(user).pw_gid
@@ -54,7 +54,7 @@ def ended(fakes: dict[str, Path], place: Place, pyxis: str = "yes") -> str:
         [fakes["argv0"], "epilog", str(place.uid), str(JOB)], check=False, capture_output=True, text=True, timeout=60,
         env={"ASAN_OPTIONS": "detect_leaks=1", "FAKE_SITE": place.site(pyxis)}, extra_groups=[4, 27],
     )  # fmt: skip
-    # Whatever it comes to: an epilog that fails drains the node.
+    # Always a success, because an epilog that fails drains the node.
     assert (done.returncode, done.stderr) == (0, "")
     return place.note.read_text()
 
@@ -64,7 +64,7 @@ def test_as_the_user_and_nobody_else(fakes: dict[str, Path], place: Place) -> No
     expected = f"{place.uid} {place.gid} -I -S /l.py --job-end {JOB} {place.root} env=0"
     said, descriptors = ended(fakes, place).splitlines()
     assert said == expected
-    # Three and the listing's own.
+    # Three, and the listing's own.
     assert descriptors == "4"
 
 
@@ -80,7 +80,7 @@ def test_nothing_is_started(fakes: dict[str, Path], place: Place, what: str) -> 
 
 
 def test_what_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of that job's, whatever its modes; nothing that a link leads to, and no other job's."""
+    """All files of that job go, whatever their modes; nothing behind a link, and no other job's files."""
     monkeypatch.setattr(job_end, "_SECONDS", 0)
     monkeypatch.chdir(tmp_path)
     own = Path(f"{tmp_path}{agreement.CONTAINERS_BELOW}{os.geteuid()}")
@@ -99,7 +99,7 @@ def test_what_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert job_end.main([str(JOB), str(tmp_path)]) == 0
     assert [path.name for path in own.iterdir()] == [f"{agreement.CONTAINERS_OF_JOB}{JOB + 1}"]
     assert (theirs / "precious").exists()
-    # A directory that others can write to is not believed.
+    # A directory that others can write to is not trusted.
     own.chmod(0o777)
     assert job_end.main([str(JOB + 1), str(tmp_path)]) == 1
     assert list(own.iterdir())

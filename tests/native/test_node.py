@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node's side: slurmstepd, the tasks, and the launcher's start."""
+"""The plugin on the node: slurmstepd, the tasks, and the launcher's start."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .made import SPANK, write_script
 WAYS = ["argv0", "api"]
 BATCH, EXTERN, INTERACTIVE = 0xFFFFFFFB, 0xFFFFFFFC, 0xFFFFFFFA
 
-# Stands in for the interpreter: says how it was started, and hands out a ticket or not.
+# Stands in for the interpreter: reports how it was started, and sends a ticket or not.
 LAUNCHER = """#!/usr/bin/python3 -I
 import json, os, signal, socket, sys
 facts = os.pread(3, 1 << 20, 0).split(b"\\0")
@@ -99,7 +99,7 @@ def test_one_launcher_well_started(fake: Fake, world_tmp: Path, way: str) -> Non
         SLURM_CH_REQUEST="image=i\ncd=/c\n",
         A="1\n2",
     )
-    # All four get the refusal's code; nobody needs to say more.
+    # All four tasks get the refusal's code; no other message is needed.
     assert done.stdout == "task: 77\n" * 4
     assert clean(done.stderr) == []
     (line,) = report.read_text().splitlines()
@@ -108,10 +108,10 @@ def test_one_launcher_well_started(fake: Fake, world_tmp: Path, way: str) -> Non
     assert set(found["env"]) <= {"LC_CTYPE"}
     assert found["sid"]
     assert int(found["blocked"], 16) == 0
-    # Python itself ignores SIGPIPE and SIGXFSZ; 32 and 33 are the C library's, out of reach.
+    # Python itself ignores SIGPIPE and SIGXFSZ; 32 and 33 are reserved by the C library.
     assert int(found["ignored"], 16) & ~(1 << 12 | 1 << 24 | 3 << 31) == 0
     names = {fd: to.split(":")[0] for fd, to in found["fds"].items()}
-    # The interpreter's own words go nowhere; standard error's descriptor is there for ours.
+    # The interpreter's own messages are discarded; the launcher has another descriptor for its own.
     assert {fd: names[fd] for fd in "012345"} == {
         "0": "/dev/null",
         "1": "/dev/null",
@@ -128,7 +128,7 @@ def test_one_launcher_well_started(fake: Fake, world_tmp: Path, way: str) -> Non
 
 
 def test_a_prolog_gets_no_descriptor_of_ours(fake: Fake, world_tmp: Path) -> None:
-    """What it left running would keep the ticket, and so the container and its server; not every Slurm closes them."""
+    """A process that it left running would keep the ticket, and so the container; not every Slurm closes descriptors."""
     interpreter, _ = launcher(world_tmp, REFUSE)
     prolog = write_script(world_tmp / "prolog", "#!/bin/sh\nls -l /proc/self/fd\n")
     done = fake(
@@ -187,7 +187,7 @@ def test_a_launcher_that_dies(fake: Fake, world_tmp: Path, way: str) -> None:
     ]
 
 
-# What Slurm's contain_spank does: user_init and others run where slurmstepd's descriptors are out of reach.
+# As with Slurm's contain_spank: user_init and others run in a process that can't reach slurmstepd's descriptors.
 CONTAINED = [{}, {"FAKE_CONTAIN": "1"}]
 
 
@@ -196,7 +196,7 @@ CONTAINED = [{}, {"FAKE_CONTAIN": "1"}]
 def test_callbacks_in_a_child_of_slurmstepds(
     fake: Fake, world_tmp: Path, contain: dict[str, str], then: str, code: int
 ) -> None:
-    """One launcher, whose death all tasks see, and slurmstepd with no descriptor more at the end."""
+    """There is one launcher, whose death all tasks notice; at the end slurmstepd has no further descriptor."""
     interpreter, report = launcher(world_tmp, then)
     env = {"FAKE_SITE": site(interpreter), "SLURM_CH_REQUEST": "image=i\n", "SLURM_LOCALID": "1", **contain}
     done = fake("remote", 8, 0, "/bin/true", **env)
@@ -207,7 +207,7 @@ def test_callbacks_in_a_child_of_slurmstepds(
 @pytest.mark.parametrize("contain", CONTAINED)
 @pytest.mark.parametrize("dead", [0, 2])
 def test_a_task_that_dies_before_all_else(fake: Fake, world_tmp: Path, contain: dict[str, str], dead: int) -> None:
-    """The others never wait for what it would have done: they fail at once, or another task does it."""
+    """The other tasks never wait for the launcher that it did not start: they fail, or another task starts it."""
     interpreter, report = launcher(world_tmp, REFUSE)
     env = {"FAKE_SITE": site(interpreter), "SLURM_CH_REQUEST": "image=i\n", "SLURM_LOCALID": "1", **contain}
     done = fake("remote", 4, 0, "/bin/true", FAKE_KILL=str(dead), **env)
@@ -218,7 +218,7 @@ def test_a_task_that_dies_before_all_else(fake: Fake, world_tmp: Path, contain: 
 
 
 def test_the_ticket_goes_with_the_last_task(fake: Fake, world_tmp: Path) -> None:
-    """Where slurmstepd keeps the tasks' end, what lies in it is dropped when all tasks are gone, and the launcher told."""
+    """If slurmstepd keeps the tasks' end, it drops the ticket when all tasks are gone, and the launcher notices."""
     gone = world_tmp / "gone"
     os.mkfifo(gone)
     send = f"""
@@ -245,7 +245,7 @@ def test_a_number_that_means_another_file_is_left_alone(fake: Fake, world_tmp: P
     env = {"FAKE_SITE": site(interpreter), "SLURM_CH_REQUEST": "image=i\n", "FAKE_CLOBBER": "1", **contain}
     done = fake("remote", 2, 0, "/bin/echo", "host", **env)
     assert done.stdout == "task: 31\n" * 2
-    # One line, and both files that took the places are still open at the end.
+    # One message; and both files that got these numbers are still open at the end.
     assert clean(done.stderr) == [
         "error: slurm_ch: the socket pair that was made for this step is gone; does another plugin close descriptors?"
     ]
@@ -282,10 +282,10 @@ def test_multi_prog_is_refused_where_it_cannot_work(fake: Fake, world_tmp: Path,
     done = fake("remote", 2, 0, "/bin/echo", text, **env)
     assert done.stdout == "task: 31\n" * 2
     assert done.stderr.count("need Slurm 23.02.5") == 1
-    # With Slurm's function it works, and a command that only looks like it is none.
+    # With Slurm's function it works, and a command that only looks like --multi-prog is an ordinary one.
     assert fake("remote", 2, 0, "/bin/echo", text, way="api", **env).stdout == "task: 77\n" * 2
     assert fake("remote", 2, 0, "/bin/echo", "x" + text, **env).stdout == "task: 77\n" * 2
-    # With ch-join in front of each task's command, what is in their place stays as it is.
+    # If ch-join is in front of each task's command already, the text stays unchanged.
     env["SLURM_CH_MULTI_PROG"] = "/x/ch-join"
     through = re.sub(r"([\d*]) +(?=\S+\n?$)", r"\1 /x/ch-join ", text)
     for way in WAYS:
@@ -305,10 +305,10 @@ def test_a_guarded_command_is_put_back(fake: Fake, world_tmp: Path, way: str) ->
     said = fake("remote", 1, 0, guard[1], "a", "b", way=way, **env).stdout.splitlines()[0]
     # ch-join's own variable is the only one of ours that is left.
     assert re.fullmatch(r"\d+ /app x\|a b\|1" if way == "argv0" else rf"\d+\+/app x\|{guard[1]} a b\|1", said), said
-    # A command of another name is none of the guard's.
+    # The guard leaves a command of another name alone.
     said = fake("remote", 1, 0, "/bin/c", "a", way=way, **env).stdout.splitlines()[0]
     assert re.fullmatch(r"\d+ /bin/c\|a\|1" if way == "argv0" else r"\d+\|/bin/c a\|1", said), said
-    # The guard alone is never a command.
+    # The guard without its variable never becomes a command.
     del env["SLURM_CH_COMMAND"]
     assert fake("remote", 1, 0, guard[1], way=way, **env).stdout == "task: 31\n"
 
@@ -327,7 +327,7 @@ BROKERS = [
 
 @pytest.mark.parametrize("way", WAYS)
 def test_the_plugin_says_which_broker_there_may_be(fake: Fake, world_tmp: Path, way: str) -> None:
-    """From what the site and the user say, as the launcher reads it; no ticket can make it more."""
+    """The site's and the user's options decide, as in the launcher; no ticket can allow more."""
     interpreter, _ = launcher(world_tmp, REFUSE)
     words = write_script(world_tmp / "words", '#!/bin/sh\necho "$SLURM_CH_JOIN"\n')
     for step, request, arguments, expected in BROKERS:
@@ -351,7 +351,7 @@ def test_slurmstepd_keeps_no_descriptor_over_many_steps(fake: Fake) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_every_call_of_slurms_may_fail(fake: Fake, world_tmp: Path, way: str) -> None:
-    """Whichever fails: no crash, no leak, and never the command on the host."""
+    """Whichever call fails: no crash, no leak, and the command never runs on the host."""
     interpreter, _ = launcher(world_tmp, REFUSE)
     options = 0
     for number in range(1, 60):
@@ -384,12 +384,12 @@ def test_every_call_of_slurms_may_fail(fake: Fake, world_tmp: Path, way: str) ->
     ],
 )
 def test_a_script_that_came_past_sbatch(fake: Fake, world_tmp: Path, text: str, refused: bool) -> None:
-    """Its lines ask for a container, and there is no request: pyslurm and slurmrestd read no lines."""
+    """Its lines request a container, but there is no request: pyslurm and slurmrestd don't read such lines."""
     script = write_script(world_tmp / "batch.sh", text)
     done = fake("remote", 1, BATCH, script)
     assert (done.stdout == "task: 31\n") is refused
     assert ("refusing to run it on the host" in done.stderr) is refused
-    # Only the batch step runs a script of Slurm's.
+    # Only the batch step runs a script.
     assert "refusing" not in fake("remote", 1, 0, script).stderr
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""pyxis' options where a user submits: there only if the site says so, and with pyxis' rules for variables."""
+"""pyxis' options where a user submits: only if the site enables them, and with pyxis' rules for variables."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_every_option_and_its_line(fake: Fake) -> None:
 
 @pytest.mark.parametrize("site", ["", "pyxis=no", "pyxis=yes\npyxis=no"])
 def test_none_of_it_is_there_by_default(fake: Fake, site: str) -> None:
-    # The fake ends by a signal where there is no such option.
+    # The fake ends by a signal if there is no such option.
     assert fake("submit", IMAGE, FAKE_SITE=site).returncode < 0
     env = {f"PYXIS_CONTAINER_{one.variable}": "1" for one in pyxis.OPTIONS}
     assert request(fake("submit", "--ch-image=i", FAKE_SITE=site, **env)) == ["image=i"]
@@ -86,7 +86,7 @@ def test_an_allocations_options_are_its_steps_defaults(fake: Fake) -> None:
         "PYXIS_CONTAINER_MOUNT_HOME": "no",
         "PYXIS_CONTAINER_WRITABLE": "yes",
     }
-    # Of which a step makes the same container.
+    # From these variables a step makes the same container.
     again = request(fake("submit", **{**found, **YES}))
     assert again[:2] == ["container-image=./i.sqsh", "container-mounts=/a,/b:/c"]
 
@@ -112,7 +112,7 @@ def test_an_option_without_an_image(fake: Fake) -> None:
     done = fake("submit", "--container-mounts=/a", **YES)
     assert (done.returncode, done.stdout) == (64, "")
     assert "slurm_ch: --container-mounts: --container-image is missing" in done.stderr
-    # A variable alone asks for nothing.
+    # A variable alone requests no container.
     assert fake("submit", PYXIS_CONTAINER_MOUNTS="/a", **YES).returncode == 0
 
 
@@ -129,13 +129,13 @@ def test_beside_a_loaded_pyxis(fake: Fake, world_tmp: Path) -> None:
 
 @pytest.mark.parametrize("option", [IMAGE, "--container-name=x"])
 def test_slurms_own_container_beside_them(fake: Fake, option: str) -> None:
-    """The option is called as it was typed."""
+    """The message has the option's name as it was typed."""
     done = fake("submit", option, SLURM_CONTAINER="bundle", **YES)
     words = f"{option.partition('=')[0]} and SLURM_CONTAINER: each makes a container; give one of them"
     assert (done.returncode, words in done.stderr) == (64, True)
 
 
 def test_a_name_is_enough(fake: Fake) -> None:
-    """Without an image it is that of the container, and so it is in the variable."""
+    """Without an image, that of the container is used, and so the variable has none."""
     assert request(fake("submit", "--container-name=x", **YES)) == ["container-name=x"]
     assert request(fake("submit", PYXIS_CONTAINER_NAME="x:exec", **YES)) == ["container-name=x:exec"]

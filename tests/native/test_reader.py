@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our reader of SquashFS beside the kernel's: the same answer to every question about the same image."""
+"""Our SquashFS reader against the kernel's: the same answer to every request about the same image."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .mounted import by_kernel, differences, served
 FULL = os.environ.get("CHAOS") == "full"
 SEED = int(os.environ.get("SEED", "17"))
 
-# The options of mksquashfs, and of gensquashfs and tar2sqfs, which have them alike.
+# The options of mksquashfs, and of gensquashfs and tar2sqfs, which share theirs.
 MKSQUASHFS = [
     "-comp gzip",
     "-comp xz -b 1M -Xbcj x86",
@@ -48,12 +48,12 @@ OTHERS = [
 
 
 def text(dice: random.Random, size: int) -> bytes:
-    """Return what can be compressed by half."""
+    """Return bytes that can be compressed to half."""
     return (b"".join(dice.randbytes(8) + bytes(8) for _ in range(size // 16 + 1)))[:size]
 
 
 def fill(root: Path) -> None:
-    """Make every kind of inode, in sizes around those that matter."""
+    """Make every kind of inode, in sizes around the critical ones."""
     dice = random.Random(SEED)
     for size in (0, 1, 4095, 4096, 4097, 8192, 65537, 131071, 131072, 131073, 1_200_001):
         (root / f"text{size}").write_bytes(text(dice, size))
@@ -174,7 +174,7 @@ def test_tables_of_many_blocks(image: Path, world_tmp: Path) -> None:
 
 
 def test_files_beyond_4_gib(image: Path, world_tmp: Path) -> None:
-    """Where a block lies follows from all before it: places at random, forth and back."""
+    """A block's position depends on all blocks before it: read at random places, forwards and backwards."""
     root = world_tmp / "reader-large"
     root.mkdir()
     with open(root / "large", "wb") as file:

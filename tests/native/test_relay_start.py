@@ -61,7 +61,7 @@ def test_the_broker_s_start(namespaces: list[int], world_tmp: Path, lifetime: st
     look = "for n in 0 1 2 3 4 5 6 7 8 9; do [ ! -e /proc/$$/fd/$n ] || echo $n; done"
     value = f"{tasks_end.fileno()}:{lifetime}srun,squeue"
     with open("/etc/hostname") as something:
-        # Whatever else the task has open is not the broker's.
+        # The broker does not get what else the task has open.
         high = fcntl.fcntl(something, fcntl.F_DUPFD, 50)
         env = {"SLURM_LOCALID": "0", "ONLY_HOST": "1"}
         task = join(tasks_end, "sh", "-c", f"{wait}; {look}", value=value, program=program, more_fds=[high], **env)
@@ -69,7 +69,7 @@ def test_the_broker_s_start(namespaces: list[int], world_tmp: Path, lifetime: st
     assert end(task) == (0, "1\n0\n1\n2\n", "")
     words, *lines = report.read_text().splitlines()
     assert words == "--serve srun,squeue"
-    # What it serves and watches; /dev/null; and what the script itself has opened.
+    # The socket and the watched process; /dev/null; and what the stand-in itself has opened.
     opened = {"1 socket", "1 anon_inode", "2 /dev/null", f"1 {report}.new"}
     assert set(lines[:-1]) == {*opened, "leader"}
     assert lines[-1].split()[:2] == ["1", os.getcwd()]
@@ -93,7 +93,7 @@ def test_one_broker_per_node(namespaces: list[int], world_tmp: Path) -> None:
 def test_a_ticket_cannot_ask_for_a_broker(
     namespaces: list[int], ch_join_sanitized: Path, world_tmp: Path, way: str
 ) -> None:
-    """Whether there may be one is the plugin's word; a plan that names a program is not carried out."""
+    """Only the plugin allows a broker; a plan that names a program is refused."""
     started, named = world_tmp / f"started{way}", world_tmp / f"named-by-a-plan{way}"
     program = ch_join_beside(f"#!/bin/sh\ntouch '{started}'\n", world_tmp / f"no-broker{way}", ch_join_sanitized)
     tasks_end, launcher_end = pair()

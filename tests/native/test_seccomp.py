@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Root emulation: the filter's bytes, run by an interpreter, for every architecture it knows."""
+"""Root emulation: the filter, run by an interpreter, for every architecture that it covers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CHOWNS = ("chown", "fchown", "lchown", "fchownat")
 IDS = ("setuid", "setgid", "setreuid", "setregid", "setgroups", "setresuid", "setresgid", "setfsuid", "setfsgid")
 FAKED = (*CHOWNS, *IDS, "capset", "kexec_load")
 
-# Where the numbers stand: the kernel's own headers.
+# The kernel's headers with the numbers.
 HEADERS = {
     X86_64: "/usr/include/x86_64-linux-gnu/asm/unistd_64.h",
     I386: "/usr/include/x86_64-linux-gnu/asm/unistd_32.h",

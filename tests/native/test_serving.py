@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The SquashFS server and images that mean harm: what it is asked on a socket pair, in the kernel's place."""
+"""The SquashFS server and hostile images, with requests over a socket pair in place of the kernel's."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def plain(tree: Path) -> Path:
-    """The tree with nothing compressed, so that its bytes can be changed where they are."""
+    """The tree without compression, so that its bytes can be changed in place."""
     return pack(tree, tree.with_name("plain.sqfs"), "-noI", "-noD", "-noF", "-noX")
 
 
@@ -78,7 +78,7 @@ def test_an_attribute_with_a_long_name(tree: Path, packing: tuple[str, ...]) -> 
 
 
 def test_an_image_of_nothing(tmp_path: Path) -> None:
-    """Its root is empty: the place of the root's listing is where there is none."""
+    """The root is empty, so the position of its listing is one where there is no listing."""
     (tmp_path / "nothing").mkdir()
     server = Server(pack(tmp_path / "nothing", tmp_path / "image.sqfs", "-no-exports", "-no-xattrs"))
     server.init()
@@ -87,9 +87,9 @@ def test_an_image_of_nothing(tmp_path: Path) -> None:
 
 
 def long_name(plain: Path, image: Path) -> None:
-    """Make `image` of `plain`: an entry says that its name has 64 KiB, and there is as much behind it."""
+    """Make `image` from `plain`: an entry claims a name of 64 KiB, and is followed by as many bytes."""
     data = plain.read_bytes()
-    # An entry of a directory: offset, inode number (a difference), type, the name's size less one, the name.
+    # An entry of a directory: offset, inode number (a difference), type, the name's size minus one, the name.
     places = [m.start() for m in re.finditer(rb"\x05\x00victim", data)]
     assert len(places) == 1
     image.write_bytes(data[: places[0]] + b"\xff\xff" + data[places[0] + 2 :])
@@ -108,7 +108,7 @@ def test_an_entry_with_a_name_of_64_kib(plain: Path, tmp_path: Path, how: str) -
             server.names(first, plus=how == "plus")
     except OSError as error:
         assert error.errno == errno.EIO
-    # It lives, and goes on serving what is whole.
+    # It lives, and goes on serving what is undamaged.
     assert len(server.names(server.lookup(b"many"))) == 902
     assert server.end()[0] == 0
 
@@ -116,7 +116,7 @@ def test_an_entry_with_a_name_of_64_kib(plain: Path, tmp_path: Path, how: str) -
 def test_an_index_with_a_name_beyond_all_bounds(plain: Path, tmp_path: Path) -> None:
     """The index of a large directory gives the size of a name in 32 bits."""
     data = plain.read_bytes()
-    # An index' entry: an offset, a block, the name's size less one, the name.
+    # An entry of an index: an offset, a block, the name's size minus one, the name.
     places = [m.start() for m in re.finditer(rb"\x52\x00\x00\x00\d\d\dn{80}", data)]
     assert places
     for place in places:
@@ -125,7 +125,7 @@ def test_an_index_with_a_name_beyond_all_bounds(plain: Path, tmp_path: Path) -> 
     server = Server(tmp_path / "image.sqfs")
     server.init()
     many = server.lookup(b"many")
-    # All that is lost is time.
+    # Only time is lost.
     assert server.lookup(b"899" + b"n" * 80, many) and not server.lookup(b"899", many)
     assert len(server.names(many)) == 902
     status, said = server.end()
@@ -151,7 +151,7 @@ def test_no_mutated_image_kills_its_server(tree: Path, plain: Path, tmp_path: Pa
         except Gone:
             ends["not taken"] += 1
         status, said = server.end()
-        # It has served, and may have told what is damaged; or didn't take the image, and said why. Nothing else.
+        # It has served, and may have reported damage; or has refused the image with a message. Nothing else.
         assert re.fullmatch(r"([^\n]* is damaged: [^\n]+\n)?" + (r"[^\n]+\n" if status else ""), said), (
             SEED,
             number,
@@ -162,21 +162,21 @@ def test_no_mutated_image_kills_its_server(tree: Path, plain: Path, tmp_path: Pa
 
 
 def test_no_answer_is_longer_than_there_is_room_for(plain: Path) -> None:
-    """The kernel asks for 128 KiB at the most: it was told so."""
+    """The kernel asks for 128 KiB at the most, as INIT has set."""
     server = Server(plain)
     server.init()
     for opcode, name in ((READ, b"big"), (READDIR, b"many"), (READDIRPLUS, b"many")):
         node = server.lookup(name)
         assert 64 << 10 < len(server.ask(opcode, node, struct.pack("=QQI20x", 0, 0, 1 << 20))) <= 132 << 10
     assert server.listxattr(server.lookup(b"small"), 1 << 20) == []
-    # Where a listing can't go on: its places have 32 bits, and two more for the dots.
+    # Positions where no listing can continue: they have 32 bits, plus two for the dots.
     for offset in ((1 << 32) + 2, (1 << 32) + 14, 1 << 40):
         assert server.ask(READDIR, server.lookup(b"many"), struct.pack("=QQI20x", 0, offset, 4096)) == b""
     assert server.end() == (0, "")
 
 
 def test_the_image_is_read_in_confinement(plain: Path, tmp_path: Path) -> None:
-    """Every call from the image's first byte on is one that the filter has seen."""
+    """Every system call after the first byte of the image passes the filter."""
     trace = tmp_path / "trace"
     os.set_inheritable(keep := os.open("/dev/null", os.O_RDONLY), True)
     server = Server(plain, before=("strace", "-f", "-qq", "-o", str(trace)), pass_fds=(keep,))
@@ -191,7 +191,7 @@ def test_the_image_is_read_in_confinement(plain: Path, tmp_path: Path) -> None:
     }
     assert list(places) == sorted(places, key=places.__getitem__)
     assert not [call for call in calls[: places["pread64"]] if re.match(r"read\(|mmap\([^)]*, [3-9]\d*, ", call)]
-    # Threads come after.
+    # Threads are created later.
     threads = [n for n, call in enumerate(calls) if re.match(r"clone\(.*CLONE_THREAD", call)]
     assert all(n > places["prctl(PR_SET_SECCOMP"] for n in threads)
 
@@ -268,7 +268,7 @@ def test_the_kernels_timeout(plain: Path, words: tuple[str, ...], flags: int, fl
 
 @pytest.mark.parametrize("logging", [True, False])
 def test_a_damaged_place_is_trouble_for_what_needs_it_and_told_once(tmp_path: Path, logging: bool) -> None:
-    """A block of `big` can't be inflated: it alone can't be read, and the node's log has a line on it."""
+    """A block of `big` can't be inflated: only that can't be read, and the node's log has one message."""
     (tmp_path / "tree").mkdir()
     text = b"".join(b"%d" % number for number in range(100_000))
     (tmp_path / "tree/big").write_bytes(text)

@@ -25,7 +25,7 @@ def test_no_state_of_the_process_is_changed(fake: Fake, env: dict[str, str]) -> 
 @pytest.mark.parametrize("contain", [{}, {"FAKE_CONTAIN": "1"}])
 @pytest.mark.parametrize("callback", ["init", "init_post_opt", "user_init", "task_post_fork", "task_exit", "exit"])
 def test_what_runs_as_root_makes_sockets_and_closes_them(fake: Fake, callback: str, contain: dict[str, str]) -> None:
-    """Under a filter that kills at any other system call; what the user wrote is only searched for a name.
+    """Under a filter that kills at any other system call; the user's values are only searched for a name.
 
     init_post_opt may make, look at and close sockets, and send one of its own; at the last task's
     end one may be shut down and what is in it dropped unread; all else looks and closes.
@@ -53,7 +53,7 @@ def test_a_thousand_steps_leave_no_byte(fake: Fake, env: dict[str, str]) -> None
 
 
 def test_no_code_of_ours_starts_a_thread_or_handles_a_signal() -> None:
-    """What slurmstepd loads, by the symbols that it wants."""
+    """The symbols that slurmstepd needs to load the plugin."""
     plugin = Path(SPANK).parent / "slurm_ch/native/slurm_ch.so"
     wanted = subprocess.run(
         ["nm", "-D", "--undefined-only", str(plugin)], check=True, capture_output=True, text=True
@@ -92,7 +92,7 @@ def test_signals_that_were_ignored_from_the_start_are_no_change(fakes: dict[str,
 
 
 def test_slurm_is_told_to_fail_the_job_and_not_the_node() -> None:
-    """Should the plugin not start; where Slurm's headers have the choice (25.05 and later)."""
+    """If the plugin can't start, the job fails; for Slurm's headers that have the choice (25.05 and later)."""
     plugin = Path(SPANK).parent / "slurm_ch/native/slurm_ch.so"
 
     def said(*command: str) -> str:

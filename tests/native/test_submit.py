@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The submitting side: options in, one request out."""
+"""The plugin where a user submits: options in, one request out."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_what_slurm_hands_on_is_dropped(fake: Fake) -> None:
     ("words", "marked"), [(["--multi-prog"], True), (["--multi"], True), (["-m"], False), ([], False)]
 )
 def test_multi_prog_is_marked(fake: Fake, words: list[str], marked: bool) -> None:
-    # Behind an option that the fake takes, where srun's own would be.
+    # After an option of the fake, at the place of srun's own options.
     done = fake("submit", "--ch-image=i", name=words[0] if words else "srun")
     assert ("SLURM_CH_MULTI_PROG" in variables(done.stdout)) is marked
 
@@ -187,7 +187,7 @@ def test_the_commands_of_multi_prog_go_through_ch_join(fake: Fake, world_tmp: Pa
     assert (found["COMMAND"], found["WORD"]) == (str(conf), through)
     assert found["SLURM_CH_MULTI_PROG"] == "/x/ch-join"
     assert "SLURM_CH_COMMAND" not in found
-    # Where Slurm puts it there, on the node, nothing is changed.
+    # If Slurm puts ch-join there on the node, the text stays unchanged.
     found = variables(fake("submit", "--ch-image=i", way="api", FAKE_COMMAND=conf, FAKE_WORD=text, **MULTI).stdout)
     assert (found["WORD"], found["SLURM_CH_MULTI_PROG"]) == (text, "1")
 
@@ -282,5 +282,5 @@ def test_a_container_of_slurms_own_as_well(fake: Fake, name: str, env: dict[str,
     done = fake("submit", "--ch-image=i", name=name, **env)
     words = f"slurm_ch: --ch-image and {said}: each makes a container; give one of them"
     assert (done.returncode, words in done.stderr) == ((64, True) if said else (0, False)), done
-    # Without an image it is nothing to us.
+    # Without an image it doesn't matter.
     assert fake("submit", name=name, **env).returncode == 0

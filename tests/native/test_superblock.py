@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Superblocks, and tables that they lead to, that can't be: such an image is not served at all."""
+"""Impossible superblocks, or tables that they lead to: such an image is not served at all."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def refused(image: Plain, tmp_path: Path, last: str) -> None:
 
 
 def test_tables_that_can_not_be(plain: bytes, tmp_path: Path) -> None:
-    """What an array's index and the attributes' header say is bounded like the superblock."""
+    """Values in an array's index and in the attributes' header are checked like those of the superblock."""
     for pointer, place, number in ((48, 0, 90), (80, 0, 90), (56, 16, 90), (56, 0, 1 << 40), (56, 8, EVERYTHING)):
         image = Plain(plain)
         at = image.super(pointer, 8) + place

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line in C is what it is in Python, or Python's: two parsers, held together by random words."""
+"""The C parser of the command line agrees with Python's, or leaves the line to Python; tried with random words."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from slurm_ch.request.words import OWN, TABLE, Words
 from .made import SANITIZE, SPANK
 
 END = b"\2\0"
-# What C says of a command line that it leaves to Python.
+# C's output for a command line that it leaves to Python.
 PYTHONS = None
 
 
@@ -39,7 +39,7 @@ Found = "tuple[int, int, bytes | None, bytes | None, int, int, int, bytes, bool]
 
 
 def in_c(program: Path, lines: list[list[bytes]]) -> list[tuple[object, ...] | None]:
-    """Return what C makes of each command line."""
+    """Return how C reads each command line."""
     data = b"".join(b"".join(word + b"\0" for word in line) + END for line in lines)
     out = subprocess.run([program], input=data, check=True, capture_output=True).stdout
     found: list[tuple[object, ...] | None] = []
@@ -59,7 +59,7 @@ def in_c(program: Path, lines: list[list[bytes]]) -> list[tuple[object, ...] | N
 
 
 def click_minds(words: list[str]) -> bool:
-    """Whether click finds something wrong, or to be shown in place of a container."""
+    """Whether click finds an error, or something to print instead of a container."""
     assert isinstance(run, OrderedCommand)
     try:
         ctx = run.make_context("run", list(words))
@@ -86,11 +86,11 @@ def compare(line: list[bytes], found: tuple[object, ...]) -> None:
     joins = any(name in values for name in ("join", "join-ct", "join-tag"))
     assert join == joins | ("join-pid" in values) << 1
     assert is_reference == (wanted is not None and reference.is_reference(wanted))
-    # What the launcher is given.
+    # The words that the launcher gets.
     again = Words(words[:count])
     assert again.words == ([wanted] if wanted is not None else [])
     assert [(one.name, one.value) for one in again.settings] == [(one.name, one.value) for one in python.settings]
-    # What Python gives back, when it has checked a line.
+    # The words that Python returns after it has checked a line.
     full = Words([*python.in_full(), "--", wanted or "", *argv])
     assert {one.name: one.value for one in full.settings} == {
         n: v for n, v in values.items() if n not in ("pull", "platform")
@@ -126,7 +126,7 @@ def test_random_words(program: Path, lines: list[list[bytes]]) -> None:
 
 
 def every_option() -> list[list[bytes]]:
-    """Every option alone: in full, cut short as far as that goes, by its letter, in clusters."""
+    """Every option alone: in full, in every unambiguous abbreviation, by its letter, in clusters."""
     lines = []
     for option in TABLE.values():
         value = {"join-ct": "3", "join-tag": "t", "join-timeout": "5", "join-pid": "7"}.get(option.name, "1")
@@ -146,7 +146,7 @@ def every_option() -> list[list[bytes]]:
 
 
 def test_every_option(program: Path) -> None:
-    """None of them is in doubt."""
+    """None of them may be left to Python."""
     lines = every_option()
     assert len(lines) > 200
     for line, found in zip(lines, in_c(program, lines)):
@@ -167,7 +167,7 @@ def test_what_is_left_to_python(program: Path, words: str) -> None:
 
 
 def test_rules_are_told_apart(program: Path) -> None:
-    """By what each task may have in its own way, and nothing else."""
+    """The hash depends on the options that may differ from task to task, and on nothing else."""
     same = [
         "img -- x",
         "-b /a img -- x",
@@ -182,7 +182,7 @@ def test_rules_are_told_apart(program: Path) -> None:
     assert len(hashes) == len(same) + len(other)
     assert len(set(hashes[: len(same)])) == 1
     assert len(set(hashes)) == 1 + len(other)
-    # A column of the table.
+    # These options are marked by a column of the table.
     assert set(TABLE) >= options.OF_EACH_TASK
 
 
@@ -224,7 +224,7 @@ def step_in_python(env: dict[str, bytes]) -> tuple[str, int] | None:
 @settings(max_examples=100, deadline=None)
 @given(STEP_CASES)
 def test_tag_and_count(program: Path, env: dict[str, bytes]) -> None:
-    """Not in doubt where Python is not; else Python has the words."""
+    """C decides if Python finds no error; else it leaves the step to Python."""
     assert step_in_c(program, env) == step_in_python(env)
 
 

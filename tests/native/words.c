@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What words.c makes of command lines, and step.c of this process's environment.
+/* Prints how words.c reads command lines, and how step.c reads this process's environment.
  *
  *   words          command lines from standard input: each word ends with NUL, each line with the word "\2"
  *   words step     tag, peers, rank: of no words

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests of the sandbox share: the command, on a terminal too, and what a cluster has left."""
+"""Helpers of the sandbox's tests: the command, on a terminal too, and what a cluster has left."""
 
 from __future__ import annotations
 

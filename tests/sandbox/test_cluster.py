@@ -42,7 +42,7 @@ def test_all_nodes_are_idle(cluster: Cluster) -> None:
 
 
 def test_a_slurm_with_one_slurmd_per_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As distributions other than Debian build it."""
+    """A Slurm as other distributions than Debian build it."""
     real = shutil.which("slurmctld", path="/usr/sbin:/usr/bin")
     said = "slurmctld: error: Duplicated NodeHostName localhost in the config file"
     other = tmp_path / "slurmctld"
@@ -88,7 +88,7 @@ def test_environment_is_the_users(cluster: Cluster, user: str, monkeypatch: pyte
 
 
 def test_jobs_share_the_nodes(cluster: Cluster, user: str) -> None:
-    """Jobs that ask for all CPUs run beside each other."""
+    """Jobs that request all CPUs run at the same time."""
     command = ["srun", "-Jpair", "-N2", "--overcommit", "-n64", "sleep", "60"]
     jobs = [cluster.popen(command, user=user, stderr=subprocess.DEVNULL) for _ in range(2)]
 

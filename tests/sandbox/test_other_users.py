@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What another user of the machine, or of the sandbox, gets of root's."""
+"""What another user of the machine, or of the sandbox, can get from root's cluster."""
 
 from __future__ import annotations
 

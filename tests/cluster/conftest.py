@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A cluster for the session, and what every test on it leaves behind: nothing."""
+"""A cluster for the session, on which no test may leave anything."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batch scripts, job arrays, heterogeneous jobs, requeued jobs: who is in which container."""
+"""Batch scripts, job arrays, heterogeneous jobs, requeued jobs: which processes are in which container."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def test_srun_copies_it_before_the_step(one: One) -> None:
 
 
 def test_once_per_job(one: One) -> None:
-    """Whether the steps come one after the other or at once, and from which command the option is."""
+    """Whether the steps run one after another or at the same time, and which command has the option."""
     (one.home / "job.sh").write_text(
         f"#!/bin/sh\n{SRUN} true & {SRUN} true & wait\n{SRUN} sh -c 'ls {one.copies}' > out\nsrun --quiet ls {one.copies}\n"
     )

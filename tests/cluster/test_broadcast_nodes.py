@@ -40,7 +40,7 @@ class Two:
         return done.returncode, done.stdout, done.stderr
 
     def batch(self, script: str) -> str:
-        """Run a script on both nodes, and return what it and its steps have said."""
+        """Run a script on both nodes, and return the output of it and its steps."""
         (self.home / "job.sh").write_text(f"#!/bin/bash\nset -e\n{script}echo finished\n")
         assert self.sh("sbatch -N2 -o said job.sh")[0] == 0
         until(lambda: self.sh("squeue -h")[1] == "")

@@ -21,7 +21,7 @@ On = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 class Configless(Cluster):
-    """A cluster whose slurmd is told where the controller is, and nothing else; `plugstack` is the controller's."""
+    """A cluster whose slurmd only gets the controller's address; `plugstack` is the controller's."""
 
     def __init__(self, plugstack: str, included: str = "") -> None:
         extra = f"SlurmctldParameters=enable_configless\nTaskProlog={ROOT}/etc/task-prolog"

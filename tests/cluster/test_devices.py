@@ -59,7 +59,7 @@ def test_every_task_of_every_node_has_the_devices(sh: Run, place: Path) -> None:
         f" --ch-device=fake.test/gpu=0,fake.test/gpu=1 --ch-device=fake.test/nic sh -c {SHOW}"
     )
     assert sorted(done.stdout.splitlines()) == [f"{rank} spec 0 1 0 library 1" for rank in range(6)], done
-    # What isn't done is said once a node.
+    # What isn't done is reported once per node.
     assert sorted(line.split(": ")[1] for line in done.stderr.splitlines() if "frobnicate" in line) == ["n1", "n2"]
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes wrong gets one clear line with the node's name, and leaves nothing."""
+"""Every error gets one clear message with the node's name, and leaves nothing."""
 
 from __future__ import annotations
 

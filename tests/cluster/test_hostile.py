@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Users who want more than a step in a container, and values that nobody sends."""
+"""Hostile users, and malformed values."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def exports(variables: dict[str, str]) -> str:
 
 @pytest.mark.parametrize("export", ["", "--export=ALL", "--export=NONE"])
 def test_our_own_variables_forged(good: Good, export: str) -> None:
-    """They steer nothing: a step is in the image that was asked for, or on the host as asked."""
+    """They influence nothing: a step runs in the image that was requested, or on the host as requested."""
     assert good(f"{exports(FORGED)} srun -n2 {export} --ch-image=$IMG /bin/cat /marker") == "one\none\n"
     assert good(f"{exports(FORGED)} srun -n2 {export} /bin/echo host") == "host\nhost\n"
 
@@ -48,7 +48,7 @@ def test_a_forged_request_in_roots_environment_does_nothing(cluster: Cluster, im
 
 @pytest.fixture
 def trap(other_sqfs: Path) -> Iterator[str]:
-    """Another user's image in /tmp, under a name that somebody means as his own."""
+    """Another user's image in /tmp, under a name that a user takes for their own."""
     handle, name = tempfile.mkstemp(prefix="slurm-ch-trap-", suffix=".sqfs", dir="/tmp")
     os.close(handle)
     place = Path(name)

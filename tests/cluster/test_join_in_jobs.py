@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Without the plugin, in jobs as people write them: who is in which container, and what is left of it.
+"""Joins without the plugin, in jobs as users write them: which peers are in which container, and what is left.
 
 Each peer prints its label and its container, and stays until all have done so: a namespace's number is given again
 once it is gone.

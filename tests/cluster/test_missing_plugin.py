@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A node without the plugin, or with one of another age, never runs a command on the host."""
+"""A node without the plugin, or with one of another version, never runs a command on the host."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ On = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture(scope="module")
 def older(world_tmp: Path) -> Path:
-    """A plugin that knows nothing of the word in the command's place."""
+    """A plugin that doesn't know the word that replaces the command."""
     out = world_tmp / "older"
     flags = "SLURM_CFLAGS=-DGUARD='\"/proc/other\"'"
     plugin = out / "slurm_ch.so"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scripts that say #SBATCH --ch-image and are submitted by what doesn't read such lines."""
+"""Scripts with #SBATCH --ch-image lines that are submitted by programs which don't read such lines."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ rm -r $d
 
 @pytest.fixture(scope="module")
 def submit(world_tmp: Path) -> Path:
-    """A program that hands a script to Slurm as slurmrestd and pyslurm do."""
+    """A program that submits a script as slurmrestd and pyslurm do."""
     to = world_tmp / "submit"
     source = Path(__file__).with_name("submit.c")
     subprocess.run(["cc", "-Wall", "-Wextra", "-Werror", "-o", to, source, "-lslurm"], check=True, capture_output=True)

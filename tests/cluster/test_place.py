@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a step finds itself, as Slurm starts it: directory, TMPDIR, names that srun resolves itself."""
+"""A step's surroundings, as Slurm starts it: directory, TMPDIR, names that srun resolves itself."""
 
 from __future__ import annotations
 

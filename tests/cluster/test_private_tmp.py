@@ -71,7 +71,7 @@ def outside_tmp() -> Iterator[Path]:
 
 
 def run_script(cluster: Cluster, user: str, place: Path, words: list[str], text: str) -> str:
-    """Run a batch script, and return what it and its steps have said."""
+    """Run a batch script, and return the output of it and its steps."""
     done, script, out = place / "done", place / "script", place / "out"
     os.mkfifo(done)
     done.chmod(0o666)

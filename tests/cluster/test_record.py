@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ran can be found afterwards: with -v, and, where a site asks for it, in Slurm's record of the job."""
+"""Which image has run can be found afterwards: with -v and, if the site enables it, in Slurm's record of the job."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be known where a step is submitted is refused there, with the node's own words."""
+"""Errors that can be detected at submission are reported there, with the same message as on the node."""
 
 from __future__ import annotations
 

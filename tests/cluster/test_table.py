@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/users.rst's table, "What the command sees": our column, line by line, as steps on a cluster have it."""
+"""docs/users.rst's table, "What the command sees": each row of our column holds for steps on a cluster."""
 
 from __future__ import annotations
 

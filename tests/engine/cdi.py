@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests of devices share: a driver's library, and specs of it."""
+"""Helpers of the device tests: a driver's library, and specs for it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`slurm-ch run` as an ordinary user, and what it must not leave behind."""
+"""`slurm-ch run` as an ordinary user, which must leave nothing."""
 
 from __future__ import annotations
 

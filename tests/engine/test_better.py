@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where ch-run fails and we don't: what outlives what, whom signals reach, and what is said."""
+"""Cases in which ch-run fails and slurm-ch doesn't: lifetimes of processes, signals, messages."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_a_locale_that_the_image_lacks_is_said(run: Run, world_tmp: Path, image_
 @pytest.mark.parametrize("command", [SLURM_CH, IN_PYTHON, CH_RUN])
 @pytest.mark.parametrize("options", ["", "--no-passwd", "--no-passwd -W"])
 def test_a_limit_on_files_is_an_error(image: Path, user: str, command: str, options: str) -> None:
-    """`ulimit -f 0` holds for files in memory too; nobody dies of it without a word."""
+    """`ulimit -f 0` holds for memory files too; no process dies of it without a message."""
     line = f"ulimit -f 0; exec {command} {'' if command == CH_RUN else 'run'} {options} {image} -- true"
     done = subprocess.run(["sh", "-c", line], check=False, capture_output=True, text=True, timeout=30, **settings(user))  # type: ignore[call-overload]
     assert (done.returncode, done.stdout) == (31, "")
@@ -181,7 +181,7 @@ def test_a_limit_on_files_is_an_error(image: Path, user: str, command: str, opti
 
 @pytest.mark.parametrize("command", [SLURM_CH, IN_PYTHON])
 def test_no_signal_is_ignored_that_was_not(image: Path, user: str, command: str) -> None:
-    """Python ignores two of its own; the command has them as they were."""
+    """Python ignores two signals; the command gets them as they were."""
     words = [command, "run", str(image), "--", "grep", "SigIgn", "/proc/self/status"]
     done = subprocess.run(words, check=True, capture_output=True, text=True, timeout=30, **settings(user))  # type: ignore[call-overload]
     own = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("SigIgn"))

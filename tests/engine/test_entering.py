@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes of ours on their way into a container: what a command that is there already makes of them."""
+"""Processes of ours on their way into a container: what a command that already runs there can do to them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PACKAGE = Path(slurm_ch.__file__).parent
 
 
 def wait_for(happened: Callable[[], bool], what: str) -> None:
-    """Return when it has happened; AssertionError if that takes too long."""
+    """Poll until it has happened; raise AssertionError if that takes too long."""
     deadline = time.monotonic() + 20
     while not happened():
         assert time.monotonic() < deadline, f"waited for {what}"
@@ -80,7 +80,7 @@ def overwrite(world_tmp: Path) -> Path:
 
 
 def full_pipe() -> tuple[int, int]:
-    """Return a pipe that holds up whoever writes to it."""
+    """Return a full pipe, which blocks every process that writes to it."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     try:
@@ -124,7 +124,7 @@ def test_nobody_inside_can_overwrite_ch_join(
     enter: Callable[[Installation, int, int], subprocess.Popen[bytes]],
     ids: tuple[str, ...],
 ) -> None:
-    """A command that leads to ch-join itself keeps it in the container, held up by its error message."""
+    """A command that leads to ch-join itself keeps it in the container, blocked by its error message."""
     before, program = leftovers.Snapshot(1), installation.ch_join.read_bytes()
     attacker = subprocess.Popen(
         installation.run(*ids, "-b", f"{overwrite}:/mnt", image_dir, "--", "/mnt/overwrite"),
@@ -162,7 +162,7 @@ run.run(wanted, ["sh", "-c", "srun & echo $!; exec /mnt/overwrite"], os.environ)
 def test_nobody_inside_can_overwrite_ch_relay(
     installation: Installation, overwrite: Path, image_dir: Path, ids: tuple[str, ...]
 ) -> None:
-    """It runs in the container, as srun: here held up by its message that nobody answers."""
+    """It runs in the container, as srun: here it is blocked by its message, which nobody reads."""
     program = (installation.root / "slurm_ch/native/ch-relay").read_bytes()
     reader, writer = full_pipe()
     process = subprocess.Popen(
@@ -185,7 +185,7 @@ def test_nobody_inside_can_overwrite_ch_relay(
 
 @pytest.mark.parametrize("how", ["link", "script"])
 def test_an_ldconfig_that_leads_to_whoever_starts_it(run: Run, image_dir: Path, world_tmp: Path, how: str) -> None:
-    """Not to the host's Python, which root would have to fear for."""
+    """It doesn't lead to the host's Python, which must be safe if root runs it."""
     root = make_image(world_tmp / f"self-{how}", "self")
     (root / "sbin").mkdir()
     if how == "link":
@@ -249,7 +249,7 @@ def readable(path: str) -> bool:
 
 
 def test_a_root_that_cant_be_replaced(run: Run, user: str, image_dir: Path) -> None:
-    """As with the initial ramfs: the kernel says EINVAL to pivot_root."""
+    """As on the initial ramfs: pivot_root fails with EINVAL."""
     words = ["-f", "-qq", "-o", "/dev/null", "-e", "trace=pivot_root", "-e", "inject=pivot_root:error=EINVAL:when=1"]
     program = [SLURM_CH, "run", str(image_dir), "--", "sh", "-c", "cat /marker; ls -d /usr/share"]
     done = subprocess.run(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A command that wants out: as the user, as root in the container, with a user namespace of its own."""
+"""A command that tries to escape: as the user, as root in the container, with its own user namespace."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images that were made to do harm: links, FIFOs, devices, setuid files, long and odd names."""
+"""Hostile images: links, FIFOs, devices, setuid files, long and odd names."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`slurm-ch run`, ch-join and the launcher in the hands of somebody who means no good."""
+"""`slurm-ch run`, ch-join and the launcher, called by a hostile user."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def container(image_sqfs: Path, user: str) -> Iterator[int]:
 
 
 def test_root_is_not_lured_into_a_users_container(container: int) -> None:
-    """There everything is the user's to decide, and uid 0 is still uid 0 to the devices that are bound."""
+    """There the user decides everything, and for bound devices uid 0 is still uid 0."""
     done = subprocess.run(
         [SLURM_CH, "run", f"--join-pid={container}", "--", "id"], check=False, capture_output=True, text=True
     )
@@ -69,7 +69,7 @@ def test_names_in_somebody_elses_storage(
     run: Run, image_sqfs: Path, image_dir: Path, other_sqfs: Path, user: str, world_tmp: Path
 ) -> None:
     storage = Path(f"/var/tmp/{user}.ch")
-    # Debian's ch-run makes it too, for whoever runs it.
+    # Debian's ch-run creates it too.
     shutil.rmtree(storage, ignore_errors=True)
     (storage / "img/image.sqfs").mkdir(parents=True)
     os.chown(storage, 1, 1)

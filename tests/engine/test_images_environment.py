@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The image's own environment, command and directory: from wherever it is, where asked or by itself."""
+"""The image's own environment, command and directory, from each place that may have them, by option or by default."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def see(command: list[str], words: list[str], user: str, world_tmp: Path) -> dic
 
 
 def mounts(lines: list[str]) -> dict[str, str]:
-    """Return each mount point's own options and what is mounted, less what tells nothing."""
+    """Return each mount point's own options and what is mounted, without irrelevant fields."""
     found = {}
     for line in lines:
         fields = line.split()
@@ -83,7 +83,7 @@ def mounts(lines: list[str]) -> dict[str, str]:
 
 
 def see_both(user: str, world_tmp: Path, words: list[str]) -> set[str]:
-    """Return what is not the same for both, as `section what: theirs / ours`."""
+    """Return the differences, as `section what: theirs / ours`."""
     theirs, ours = (see(command, words, user, world_tmp) for command in (THEIRS, OURS))
     found = set()
     for section in theirs:
@@ -141,7 +141,7 @@ CASES = (
 def test_a_command_sees_the_same(images: dict[str, Path], kind: str, user: str, world_tmp: Path) -> None:
     cases = [[*words, str(images[kind])] for words in CASES]
     if kind == "directory":
-        # Options behind the image, an image by name, and one that is written to.
+        # Options after the image, an image by name, and one that is written to.
         cases += [
             ["-s", f"{world_tmp}/like-storage", "named:1", "-t"],
             ["-w", "-b", "/usr/share:/made/here", str(images[kind])],

@@ -18,7 +18,7 @@ MPIRUN = ("mpirun", "--oversubscribe", "--bind-to", "none", "--mca", "plm_rsh_ag
 
 
 def mpirun(count: int, user: str, *words: object, killed: bool = False) -> subprocess.CompletedProcess[str]:
-    """Run words on `count` ranks as the user; nothing may be left, unless by whom is `killed`."""
+    """Run a command on `count` ranks as the user; nothing may be left, unless a process is `killed`."""
     before = leftovers.Snapshot(1)
     common = settings(user)
     done = subprocess.run(
@@ -89,7 +89,7 @@ def test_j1_nonsense_names_the_variable(image_dir: Path, user: str) -> None:
 
 @pytest.mark.row("J5")
 def test_j5_a_rank_that_is_killed_hurts_nobody(image_dir: Path, user: str, open_tmp: Path) -> None:
-    """mpirun then ends the others, as it does without a container; whoever came before that is in."""
+    """mpirun then ends the others, as it does without a container; ranks that came before that have joined."""
     gate = open_tmp / "gate"
     os.mkfifo(gate)
     os.chmod(gate, 0o666)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is named in an image's place: the line says what it is, and what makes an image of it."""
+"""Files that are no images: the message says what the file is, and how to make an image from it."""
 
 from __future__ import annotations
 

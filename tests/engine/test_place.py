@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the command finds itself, without being told: directory, home, users, temporary files."""
+"""The command's surroundings without options: directory, home, users, temporary files."""
 
 from __future__ import annotations
 

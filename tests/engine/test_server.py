@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our own server of SquashFS: an image through it is what went into it."""
+"""Our SquashFS server: an image has the contents that went into it."""
 
 from __future__ import annotations
 

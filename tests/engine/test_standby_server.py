@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An image that several processes could serve: one of them is enough, and with the last one it ends."""
+"""An image that several servers can serve: one of them is enough, and the image ends with the last."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def servers() -> set[int]:
 
 
 class Reader:
-    """A command in a container that reads the files it is told."""
+    """A command in a container that reads files on request."""
 
     def __init__(self, image: Path, user: str) -> None:
         before = servers()
@@ -93,7 +93,7 @@ def kill(pid: int) -> None:
 
 
 def stop(pid: int) -> None:
-    """Stop a process, all of its threads."""
+    """Stop all threads of a process."""
     os.kill(pid, signal.SIGSTOP)
     states = list(Path(f"/proc/{pid}/task").glob("*/stat"))
     wait_for(lambda: all(path.read_text().rpartition(")")[2].split()[0] == "T" for path in states), "its stop")
@@ -109,7 +109,7 @@ def reader(image: Path, user: str) -> Iterator[Reader]:
 
 
 def test_whoever_ends_first(reader: Reader, user: str) -> None:
-    """Of three, one after the other ends, and only with the last the image does."""
+    """Three servers end one after another; the image ends only with the last."""
     order = list(reader.servers)
     for _ in range(2):
         done = start_another(user, reader.pid)
@@ -126,7 +126,7 @@ def test_whoever_ends_first(reader: Reader, user: str) -> None:
 
 
 def test_what_was_asked_meanwhile(reader: Reader, user: str) -> None:
-    """What the server had taken when it was killed, and what it hadn't."""
+    """Requests that the server had read when it was killed, and others."""
     (first,) = reader.servers
     assert start_another(user, reader.pid).stdout == "True\n"
     stop(first)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may write to an image changes it between two looks of ours: nothing of the host's is shown or changed."""
+"""A user who may write to an image changes it between two looks of ours: nothing of the host is shown or changed."""
 
 from __future__ import annotations
 

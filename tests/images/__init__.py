@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images from registries and archives: the package slurm_ch.images and its commands."""
+"""Tests of images from registries and archives: the package slurm_ch.images and its commands."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests of pulling share."""
+"""Helpers of the tests that pull images."""
 
 from __future__ import annotations
 

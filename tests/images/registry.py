@@ -137,7 +137,7 @@ class Registry:
 
 
 class Slow:
-    """A registry with one image, which doesn't come to an end with a layer unless it is told to go on."""
+    """A registry with one image, whose layer it doesn't send completely until the test lets it."""
 
     def __init__(self, layout: object) -> None:
         directory = Path(str(layout).partition(":")[2])

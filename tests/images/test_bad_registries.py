@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Registries that fail, lie, stall, or have something else."""
+"""Registries that fail, lie, stall, or send something else."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def caller(world_tmp: Path, user: str, plain: Registry, request: pytest.FixtureR
 
 
 def test_pull_and_run(caller: Caller, plain: Registry, layout: Layout) -> None:
-    """A path on standard output; what is said goes to standard error; a container from the reference itself."""
+    """The path goes to standard output, messages go to standard error; the reference itself makes a container."""
     name = plain.push(layout, "org/app:1")
     status, out, err = caller.run("pull", name)
     assert status == 0 and out.startswith(f"{caller.cache}/images/sha256-") and out.endswith(".sqfs\n")

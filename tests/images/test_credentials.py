@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may be trusted with what: TLS, passwords, and plain HTTP."""
+"""Which registries are trusted with what: TLS, passwords, and plain HTTP."""
 
 from __future__ import annotations
 

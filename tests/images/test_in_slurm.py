@@ -189,7 +189,7 @@ def test_an_image_that_is_gone_is_pulled_again(me: User, plain: Registry, layout
 @pytest.mark.row("F15")
 def test_a_node_that_does_not_see_the_cache_says_so(me: User, plain: Registry, layout: Layout) -> None:
     ref = plain.push(layout, "slurm/unseen")
-    # What the launcher is told is what another host would have told it.
+    # The launcher gets the location that another host would have published.
     prolog = me.home / "prolog"
     prolog.write_text(f"#!/bin/sh\nmv {me.cache} {me.home}/elsewhere\n")
     prolog.chmod(0o755)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What pulls is killed, as where memory runs out: one line says so and what helps, and others go on."""
+"""A pull is killed, as when memory runs out: one message reports it and the remedy, and others go on."""
 
 from __future__ import annotations
 

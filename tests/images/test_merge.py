@@ -262,7 +262,7 @@ def test_sparse_files(tmp_path: Path, version: str) -> None:
 
 
 def test_more_in_one_member_than_there_is(tmp_path: Path) -> None:
-    """A gzip layer of several members, as pigz and stargz write, with padding behind."""
+    """A gzip layer of several members, as pigz and stargz write, with padding after it."""
     data = craft.layer([item("a", "a" * 100_000), item("b", "b")])
     half = len(data) // 2
     packed = craft.COMPRESSIONS["gzip"](data[:half])[0] + craft.COMPRESSIONS["gzip"](data[half:])[0] + bytes(1000)
@@ -297,7 +297,7 @@ def pax(**records: str) -> bytes:
 
 
 def hostile() -> Iterator[tuple[str, bytes, str]]:
-    """Yield a name, a layer, and what is said of it."""
+    """Yield a name, a layer, and the message about it."""
     end = bytes(1024)
     yield "dotdot", header(b"a/../../b") + end, r"a name with \.\. in it: a/\.\./\.\./b"
     yield "dotdot first", header(b"../b") + end, r"a name with \.\. in it"
@@ -415,7 +415,7 @@ def test_without_the_faster_modules(tmp_path: Path, how: str, monkeypatch: pytes
 
 
 def test_headers_as_tarfile_reads_them(tmp_path: Path) -> None:
-    """Archives of all forms with a bit changed here and there: what both take, both take for the same."""
+    """Archives of all forms with some bits changed: what both accept, both read alike."""
     full = os.environ.get("CHAOS") == "full"
     dice = random.Random(os.environ.get("SEED", "1"))
     items = [

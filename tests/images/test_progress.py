@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is shown of a pull: a bar on a terminal, a line every ten seconds elsewhere."""
+"""The progress of a pull: a bar on a terminal, elsewhere a line every ten seconds."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""References: parsed, brought into one form, told from paths; manifests and settings, which are text too."""
+"""References: parsed, normalized, distinguished from paths; manifests and settings, which are text too."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cache: many at once, killed ones, stale locks, what is removed when."""
+"""The cache: concurrent pulls, killed ones, stale locks, what is removed when."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ pack.pack = stand
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 @pytest.mark.row("F9")
 def test_a_killed_puller(plain: Registry, layout: Layout, env: dict[str, str], number: int) -> None:
-    """The next one on the host sees that it is gone, takes over at once, and removes what it left."""
+    """The next pull on the host sees that it is gone, takes over immediately, and removes what it left."""
     name = plain.push(layout, "killed:1")
     holder = start_puller(name, env, HOLDER)
     assert holder.stdout is not None and holder.stdin is not None
@@ -152,7 +152,7 @@ def test_children_end_with_a_killed_puller(
 
 @pytest.mark.row("F12", "F14")
 def test_the_lock_of_another_host(cache: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only its age counts, by the server's clock; who waits is told the host and how far it is."""
+    """Only the lock's age counts, by the server's clock; a waiting user sees the host and the progress."""
     path = Path(cache.directory, "lock", DIGEST.replace(":", "-"))
     lock = Lock.create(str(path))
     assert lock is not None and Lock.create(str(path)) is None
@@ -173,7 +173,7 @@ def test_the_lock_of_another_host(cache: Store, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.row("F12")
 def test_taking_over_what_has_just_been_renewed(cache: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It seemed stale, and was fresh when it was ours: it is put back."""
+    """A lock seemed stale, but was fresh when it was taken: it is put back."""
     path = Path(cache.directory, "lock", DIGEST.replace(":", "-"))
     path.write_text(json.dumps({"host": "n7", "pid": 1, "start": "1", "where": "x"}))
     os.utime(path, (time.time() - 100,) * 2)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a start at submission has to do where there is nothing to pull: as little as can be."""
+"""The checker's work at submission if there is nothing to pull: as little as possible."""
 
 from __future__ import annotations
 

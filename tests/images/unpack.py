@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An unpacking that has nothing of ours in it: GNU tar for each layer, whiteouts by hand. Needs root."""
+"""Unpacks an image without our code: GNU tar for each layer, whiteouts by hand. Needs root."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _make_room(layer: bytes, root: Path) -> None:
 
 
 def snapshot(root: Path) -> dict[str, Any]:
-    """Return what can be compared of a tree, by path: hard links by the first of their names."""
+    """Return a tree's properties to compare, by path: hard links by the first of their names."""
     found: dict[str, Any] = {}
     names: dict[tuple[int, int], list[str]] = {}
     for here, directories, files in os.walk(root):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What C and Python agree on is said once: in slurm_ch/agreement.py."""
+"""Values that C and Python share are defined once, in slurm_ch/agreement.py."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MAKE = [ROOT / "Makefile", *ROOT.glob("spank/Makefile"), ROOT / "tests/fuzz/Make
 
 CONSTANTS = {name: value for name, value in vars(agreement).items() if name.isupper()}
 KINDS = {value: name for name, value in CONSTANTS.items() if name.startswith(("FACT_", "PLAN_")) and len(value) == 1}
-# Each can be told from any other text; the command prefixes are parts of the variables' names.
+# Each is distinct from any other text; the command prefixes are parts of the variables' names.
 # Words of every day can't.
 EVERYDAY = {"SLURM_CH", "INTERPRETER_FILE", "CH_RUN", "IF_TERMINAL", "MEET_BY_SOCKET", "MEET_BY_NAME"}
 TEXTS = {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The launcher's modules in one file: loaded where it is as new as they are, and made by whoever can."""
+"""The launcher's modules in one file, which is loaded if it is as new as they are, and made by anyone who can write it."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_module_has_the_same_names_as_from_its_source(package: Path) -> None:
     plain = subprocess.run([DEFAULT_PYTHON, "-I", "-S", "-B", "-c", code], check=True, capture_output=True, text=True)
     bare, sources = eval(inside(package, show)), eval(plain.stdout)
     for name, (above, file, path, names) in sources.items():
-        # Not the import machinery's, which it isn't told of.
+        # Not those of the import machinery, which the bundle doesn't have.
         assert bare[name][:3] == (above, file, path)
         assert set(names) - set(bare[name][3]) <= {"__cached__", "__doc__"}, name
 
@@ -90,7 +90,7 @@ def test_what_is_loaded_on_demand_is_in_it(package: Path) -> None:
 
 
 def test_all_that_is_loaded_on_demand_loads_from_it_alone(package: Path) -> None:
-    """Each module with what it needs besides: none is looked for elsewhere."""
+    """Each module with all others that it needs: none is looked up elsewhere."""
     first = {name for name in LOADED if name.startswith("slurm_ch")}
     assert first.isdisjoint(bundle.LATER)
     show = (

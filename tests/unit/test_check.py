@@ -89,7 +89,7 @@ def test_whatever_is_asked_for_there_is_one_line(
 def test_a_file_without_a_slash(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], reference: str, told: bool
 ) -> None:
-    """It is a name in a registry, as with pyxis; who has such a file is told."""
+    """It is a name in a registry, as with pyxis; if there is such a file, a message mentions it."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here.sqsh").touch()
     (tmp_path / "here").touch()

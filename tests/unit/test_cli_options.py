@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: order kept, values that may be left out, options behind the image."""
+"""The command line: order is kept, some values may be left out, options may follow the image."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def parse(*words: str) -> tuple[list[tuple[str, str]], list[str]]:
         (["--cdi", "img", "cmd"], [("device", "all")], ["img", "cmd"]),
         (["-q2", "img", "cmd"], [("quiet", "2")], ["img", "cmd"]),
         (["-vt", "-v", "img", "cmd"], [("verbose", "1"), ("private-tmp", "yes"), ("verbose", "2")], ["img", "cmd"]),
-        # Options may follow the image; behind the command's first word all is the command's.
+        # Options may follow the image; all words after the command's first word belong to the command.
         (["img", "-t", "cmd", "-W"], [("private-tmp", "yes")], ["img", "cmd", "-W"]),
         (["img", "-b", "/a", "--home", "--", "-x"], [("bind", "/a"), ("home", "yes")], ["img", "-x"]),
         (

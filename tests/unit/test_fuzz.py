@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever a user writes: an error of one line and a documented code, never a traceback."""
+"""Any input of a user leads to an error of one line with a documented code, never to a traceback."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ CODES = {0, agreement.EXIT_SETUP, agreement.EXIT_JOIN, agreement.EXIT_USAGE, agr
 
 @pytest.fixture(scope="module")
 def no_kernel() -> Iterator[list[str]]:
-    """The engine up to the point where the first namespace is made; what is said to the user."""
+    """The engine up to the point where the first namespace is made; the messages to the user."""
     said: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
 

@@ -16,7 +16,7 @@ import slurm_ch
 
 PACKAGE = Path(slurm_ch.__file__).parent
 
-# What a folder may import besides itself: folders, or single modules of them. "." is the ground.
+# What else a folder may import: folders, or single modules of them. "." is the ground.
 MAY = {
     "devices": {"."}, "slurm": {"."}, "images": {"."},
     "request": {".", "devices/names"},

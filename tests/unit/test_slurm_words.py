@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be told from a command line of Slurm's, and what can't."""
+"""What can be found out from a command line of Slurm, and what can't."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `enroot import` leaves in an image besides its environment: /etc/fstab, /etc/rc.local, NVIDIA's variables."""
+"""What `enroot import` adds to an image in addition to its environment: /etc/fstab, /etc/rc.local, NVIDIA's variables."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ containerEdits: {env: [NVIDIA_VISIBLE_DEVICES=void]}
     done = sh(line.format("NVIDIA_VISIBLE_DEVICES=7", specs))
     assert done.returncode == 64
     assert "NVIDIA_VISIBLE_DEVICES=7" in done.stderr
-    # No specs, no driver's libraries: that is said, once per node.
+    # No specs, no driver's libraries: that is reported, once per node.
     done = sh(line.format("NVIDIA_VISIBLE_DEVICES=all", "/nonexistent"))
     assert (done.returncode, done.stdout) == (0, "GPU=\n")
     assert done.stderr.count("NVIDIA_VISIBLE_DEVICES=all: no specs of nvidia.com/gpu in /nonexistent, so") == 1

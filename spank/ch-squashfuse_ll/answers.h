@@ -10,7 +10,7 @@
 
 /* The kernel requires room for 8 KiB, and never sends more than this. */
 #define REQUEST_BYTES (16 << 10)
-#define READ_BYTES (128 << 10) /* the longest read: 32 pages unless told otherwise, which may be of 64 KiB */
+#define READ_BYTES (128 << 10) /* the longest read; INIT sets it, because the default is 32 pages, of up to 64 KiB each */
 #define REPLY_BYTES (READ_BYTES + (4 << 10))
 
 struct request {

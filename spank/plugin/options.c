@@ -129,7 +129,7 @@ static int argument_of(const struct option *o)
 
 int options_register(spank_t sp, int ac, char **av)
 {
-	has_pyxis_options = site_says_yes("pyxis", ac, av) && !beside_pyxis();
+	has_pyxis_options = site_says_yes("pyxis", ac, av) && !is_pyxis_loaded();
 	for (int i = 0; i < OPTION_COUNT; i++) {
 		const struct option *o = &options[i];
 		struct spank_option so = { (char *)o->name, (char *)o->arg, (char *)o->help,

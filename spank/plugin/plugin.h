@@ -93,8 +93,8 @@ int set_saver_variable(spank_t sp, const char *request, bool batch, int ac, char
 bool batch_script_has_ours(const char *path);
 bool batch_script_has(const char *path, bool is(const char *word));
 
-/* beside_pyxis.c: whether the plugin pyxis, which has the same options, is loaded too */
-bool beside_pyxis(void);
+/* pyxis_loaded.c: whether the plugin pyxis, which has the same options, is loaded too */
+bool is_pyxis_loaded(void);
 
 /* other_container.c: whether Slurm's own --container is requested as well */
 bool other_container(int command_words);

@@ -26,7 +26,7 @@ bool other_container(int command_words)
 }
 #undef exit
 
-bool beside_pyxis(void)
+bool is_pyxis_loaded(void)
 {
 	return false;
 }

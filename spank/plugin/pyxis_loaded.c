@@ -42,7 +42,7 @@ static bool is_pyxis(const char *path)
 }
 
 /* Whether pyxis is loaded; where a user submits, report it. Slurm has opened all plugins before it calls the first. */
-bool beside_pyxis(void)
+bool is_pyxis_loaded(void)
 {
 	struct objects loaded = { NULL, 0 };
 	const char *path = NULL;

@@ -68,7 +68,7 @@ debian-image: build
 
 # A test that hangs is interrupted by SIGINT, so that pytest reports where.
 test-here: build lint debian-image
-	timeout --foreground --signal=INT --kill-after=60 2700 $(VENV)/bin/python -m pytest
+	timeout --foreground --signal=INT --kill-after=60 2700 $(VENV)/bin/python -m pytest --side-by-side
 
 # The whole suite on Debian bullseye, bookworm, trixie and forky, each with its own
 # Slurm (20.11, 22.05, 24.11, 26.05), then `make docs-test`. Needs root, and a gigabyte per release below build/.

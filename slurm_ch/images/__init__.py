@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images from registries and archives: looked up, fetched, merged into one SquashFS file, and kept.
+"""Pull images from registries and archives, make one SquashFS file of each, and keep it in a cache.
 
-Loaded only where an image is a reference; a step whose image is a file never does.
+Loaded only if an image is a reference, or is packed or pushed; never for a step whose image is a file.
 
-    pull                    all of it, from a reference to a file
+    pull                    the whole way from a reference to a file
     reference resolve fetch manifest layout importer
-                            which image is meant, and where it comes from: registries, archives, a site's program
-    login credentials       who the user is there
+                            find the image that a reference means, and fetch it from a registry, an archive or a
+                            site's program
+    login credentials       the user's credentials for registries
     assemble layers stream merge additions flat pack
-                            from its layers to a SquashFS file
+                            make a SquashFS file from the layers
     store names cache_directory locks records settings
-                            the cache, and what the site says about it
+                            the cache, and the site's settings for images
     push pack_file directory container_tree
-                            back: to a registry, or from a directory or a container to a file
-    children progress       the programs that are started, and what is shown meanwhile
+                            push a file to a registry; pack a directory or a container into a file
+    children progress       run programs; show progress
 """

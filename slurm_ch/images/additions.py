@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an image is given besides its layers: its configuration as files in /ch, and places to mount at.
+"""Files that are added to an image's layers: its configuration as files in /ch, and mount points.
 
-ch-image writes the same files, and ch-join and the launcher read them.
+ch-image writes the same files; ch-join and the launcher read them.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from .merge import Tree
 
 METADATA_MAX = 16 << 20
-# Where Apptainer and enroot keep an environment.
+# The files in which Apptainer and enroot keep an image's environment.
 OTHERS_ENVIRONMENT = (agreement.APPTAINER_ENVIRONMENT[1:], agreement.ENROOT_START[1:])
 
-# What a container shows of the host, where the image has nothing of that name.
+# Mount points for the directories and files of the host that a container shows.
 DIRECTORIES = ("dev", "proc", "sys", "tmp", "root", "home", "mnt", "etc")
 FILES = ("etc/passwd", "etc/group", "etc/hosts", "etc/resolv.conf")
 
@@ -55,7 +55,7 @@ class Config:
 
 
 def parse(raw: bytes, what: str) -> Config:
-    """Return the configuration that an image's blob is; ChError if it is none. What can't be used is left out."""
+    """Return an image's configuration from its blob; ChError if it isn't a JSON object. Invalid parts are ignored."""
     try:
         value = json.loads(raw or b"{}")
     except (ValueError, RecursionError):
@@ -89,7 +89,7 @@ def _text(value: object) -> str:
 
 def _strings(value: object) -> list[str]:
     if isinstance(value, str):
-        # Docker's shell form, where a tool left it as it was.
+        # Docker's shell form, which some tools don't convert.
         return ["/bin/sh", "-c", value]
     return [one for one in value if isinstance(one, str) and "\0" not in one] if isinstance(value, list) else []
 
@@ -99,7 +99,7 @@ def _pairs(value: object) -> list[tuple[Any, Any]]:
 
 
 def _line(assignment: str) -> str:
-    """Return an assignment as environment files have it: one pair of single quotes around a value is taken off."""
+    """Return an assignment for an environment file: a value in single quotes is quoted again, as readers remove one."""
     name, _, value = assignment.partition("=")
     return f"{name}='{value}'" if len(value) >= 2 and value[0] == value[-1] == "'" else assignment
 
@@ -109,7 +109,7 @@ def _bytes(text: str) -> bytes:
 
 
 def strings_file(strings: list[str]) -> bytes:
-    """Return a list of strings as ch-image keeps it: "angi", and before each its length."""
+    """Return a list of strings in ch-image's format: "angi", then each string after its length."""
     parts = [b"angi"]
     for one in strings:
         data = _bytes(one)
@@ -118,7 +118,7 @@ def strings_file(strings: list[str]) -> bytes:
 
 
 def metadata(config: Config, origin: dict[str, str]) -> bytes:
-    """Return /ch/metadata.json: ch-image's form, and where the image comes from."""
+    """Return the text of /ch/metadata.json: ch-image's members, and those of `origin`."""
     value: dict[str, Any] = {
         "arch": config.architecture,
         "cwd": config.directory or "/",
@@ -142,12 +142,13 @@ def add(tree: Tree, config: Config, origin: dict[str, str]) -> None:
     def add_file(path: str, content: bytes) -> None:
         tree.file(own, os.path.basename(path), content)
 
-    # Ours would count in the place of another's: an image of Apptainer's may have been pushed as a layer.
+    # Not if the image has another tool's environment, as when an image of Apptainer's was pushed as a layer: these
+    # files would take precedence.
     if config.env or not any(tree.has(path) for path in OTHERS_ENVIRONMENT):
         add_file(
             agreement.IMAGE_ENVIRONMENT, _bytes("".join(_line(one) + "\n" for one in config.env if "\n" not in one))
         )
-        # For values with a newline, which the other form can't have.
+        # With NUL as separator, values may contain newlines.
         add_file(agreement.IMAGE_ENVIRONMENT0, _bytes("".join(_line(one) + "\0" for one in config.env)))
     lists = ((agreement.IMAGE_ENTRYPOINT, config.entrypoint), (agreement.IMAGE_COMMAND, config.command))
     for path, strings in lists:
@@ -163,7 +164,7 @@ def add(tree: Tree, config: Config, origin: dict[str, str]) -> None:
 
 
 def mount_points(tree: Tree) -> None:
-    """Add what a read-only image must have for the host's files to be shown in it."""
+    """Add the mount points that the host's files need in a read-only image."""
     for name in DIRECTORIES:
         tree.directory(name, 0o1777 if name == "tmp" else 0o755)
     for name in FILES:
@@ -171,7 +172,7 @@ def mount_points(tree: Tree) -> None:
 
 
 def from_metadata(raw: bytes | None) -> dict[str, Any]:
-    """Return what a metadata file says, as an image's configuration blob says it."""
+    """Convert the contents of /ch/metadata.json to the `config` object of an image's configuration."""
     try:
         value = json.loads(raw or b"{}")
     except (ValueError, RecursionError):
@@ -180,7 +181,7 @@ def from_metadata(raw: bytes | None) -> dict[str, Any]:
         value = {}
     found: dict[str, Any] = {}
     env = [f"{name}={text}" for name, text in _pairs(value.get("env"))]
-    for key, said in (
+    for key, member in (
         ("Env", env),
         ("Entrypoint", value.get("entrypoint")),
         ("Cmd", value.get("cmd")),
@@ -188,6 +189,6 @@ def from_metadata(raw: bytes | None) -> dict[str, Any]:
         ("User", value.get("user")),
         ("Labels", value.get("labels")),
     ):
-        if said:
-            found[key] = said
+        if member:
+            found[key] = member
     return found

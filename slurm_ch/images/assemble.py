@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An image fetched, merged and packed: what is loaded only where there is something to pull."""
+"""Fetch an image, merge its layers, and pack them. Loaded only if an image has to be pulled."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 
 def make(resolver: Resolver, resolved: Resolved, out: str, scratch: str, tick: Callable[[], None]) -> dict[str, Any]:
-    """Fetch, merge and pack an image into `out`; return what is to be known of it."""
+    """Fetch, merge and pack an image into the file `out`; return its record for the cache.
+
+    `scratch` is a private directory next to the result, `tick` is called often. ChError on failure.
+    """
     reference, what = resolved.reference, resolved.reference.text
     with ExitStack() as stack:
         if resolved.raw is None and reference.scheme == DOCKER:
@@ -34,7 +37,7 @@ def make(resolver: Resolver, resolved: Resolved, out: str, scratch: str, tick: C
         if isinstance(wanted, manifest.Index):
             raise ChError(f"{what}: an index within an index")
         if wanted is None or not wanted.squashfs:
-            # Not after the download.
+            # Before the download, so that a missing program is reported early.
             packer = pack.find(resolver.settings.packer, resolver.env.get("PATH"))
         resolver.progress.line(_announcement(resolved, wanted))
         if resolved.blobs is not None:
@@ -62,7 +65,7 @@ def make(resolver: Resolver, resolved: Resolved, out: str, scratch: str, tick: C
             "fetched": source.size,
         }
         if found.squashfs or (len(tree_layers) == 1 and _begins(tree_layers[0].path, pack.MAGIC)):
-            return {**info, "squashfs": True, "size": _as_it_is(tree_layers[0], out)}
+            return {**info, "squashfs": True, "size": _copy_squashfs(tree_layers[0], out)}
         config = additions.parse(_config(found, blobs, verified, what), what)
         info["architecture"] = config.architecture
         resolver.check_architecture(config.architecture, what)
@@ -91,7 +94,7 @@ def _merge(
         tree.add(layer)
     additions.add(tree, config, {name: str(info[name]) for name in ("reference", "digest", "manifest", "platform")})
     if config.user:
-        log.info(f"{info['reference']}: its user {config.user} is ignored: you stay yourself")
+        log.info(f"{info['reference']}: its user {config.user} is ignored: commands run as you")
     flat = Flat(tree)
     resolver.progress.to_pack = flat.bytes
 
@@ -108,7 +111,7 @@ def _merge(
 def _place_for_blobs(
     resolver: Resolver, stack: ExitStack, scratch: str, out: str, wanted: manifest.Manifest | None
 ) -> str:
-    """Return where the blobs are to be: on the local disk that TMPDIR names, or beside the result."""
+    """Return the directory for the blobs: on the disk that TMPDIR names, if it has room, else in `scratch`."""
     need = wanted.size if wanted is not None else 0
     local = resolver.env.get("TMPDIR")
     if local and os.path.isdir(local) and _free(local) > need + need // 10:
@@ -145,7 +148,7 @@ def _download(
     found = manifest.parse(raw, reference.text)
     if isinstance(found, manifest.Index):
         raise ChError(f"{reference.text}: an index within an index")
-    # The copy may have another form, and so another digest. Its layers may not, where their digests were pinned.
+    # skopeo may convert the manifest to another format, with another digest. The layers must be the pinned ones.
     pinned = wanted if wanted is not None and reference.scheme == DOCKER else found
     if [one.digest for one in found.layers] != [one.digest for one in pinned.layers]:
         raise ChError(f"{reference.text}: the fetched image has other layers than {resolved.manifest} lists")
@@ -181,8 +184,8 @@ def _read(path: str, what: str) -> bytes:
         raise ChError(f"{what}: can't read {path}") from error
 
 
-def _as_it_is(layer: merge.Layer, out: str) -> int:
-    """Take a layer that is a SquashFS file for the image."""
+def _copy_squashfs(layer: merge.Layer, out: str) -> int:
+    """Use a layer that is a SquashFS file as the image; return its size."""
     if layer.digest is None:
         os.rename(layer.path, out) if _same_device(layer.path, out) else copy(layer.path, out)
     else:
@@ -205,7 +208,7 @@ def _file_digest(path: str) -> str:
 
 
 def copy(source: str, to: str) -> None:
-    """Copy a file; ChError says what is wrong."""
+    """Copy a file; ChError on failure."""
     try:
         shutil.copyfile(source, to)
     except OSError as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cache's directory: whether it is safe to use, making it, and its tmp/."""
+"""The cache's directory: create it, check that it is safe to use, and clean up its tmp/."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import time
 from contextlib import contextmanager
 
 from .. import log
-from .locks import CacheError, Locks, identity, is_alive, is_dead, me
+from .locks import CacheError, Locks, identity, is_alive, is_dead, process_name
 from .records import read_record, remove, remove_tree
 from .settings import CACHE_VARIABLE
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
     from ..errors import ChError
 
-# What was being made, on another host, and hasn't been written to for so long.
+# Files of another host's pull are abandoned if they haven't changed for this time.
 _ABANDONED_SECONDS = 86400.0
 
-# What pulls leave in tmp/ when they are killed. A directory that somebody chose for a cache may have had a tmp/.
+# Names of a pull's files in tmp/. Other files are not touched: the user's directory may have had a tmp/ before.
 _OURS = re.compile(r".+\.\d+\.\d*\.\d+(\.json)?")
 
 
 class CacheDirectory:
-    """A user's cache, whatever is in it."""
+    """A user's cache as a directory, without its images."""
 
     def __init__(self, directory: str) -> None:
         self.directory = directory
@@ -40,7 +40,7 @@ class CacheDirectory:
         self._distrusted = False
 
     def prepare(self) -> None:
-        """Make the cache's directories; CacheError if it can't be used, or isn't safe to."""
+        """Create the cache's directories; CacheError if they can't be written to, or aren't safe to use."""
         umask = os.umask(0o077)
         try:
             os.makedirs(self.directory, mode=0o700, exist_ok=True)
@@ -52,7 +52,7 @@ class CacheDirectory:
                 if not os.path.isdir(path):
                     os.makedirs(path, mode=0o700, exist_ok=True)
                     if name in ("images", "refs"):
-                        # Who opened the cache for others means its images.
+                        # If the user has opened the cache for others, they mean its images.
                         os.chmod(path, shared)
         except OSError as error:
             raise self.unusable(error) from error
@@ -60,7 +60,7 @@ class CacheDirectory:
             os.umask(umask)
 
     def _check_owner(self, status: os.stat_result) -> None:
-        """Raise CacheError where the cache's directory, or a link in its place, is in another user's hands."""
+        """Raise CacheError if another user owns the cache's directory, or a link to it, or can write to it."""
         link = os.lstat(self.directory)
         if stat.S_ISLNK(link.st_mode) and link.st_uid not in (0, os.geteuid()):
             raise CacheError(f"{self.directory}: a link of uid {link.st_uid}, not yours; the cache isn't used")
@@ -70,7 +70,7 @@ class CacheDirectory:
             raise CacheError(f"{self.directory}: others can write to the cache: chmod go-w {self.directory}")
 
     def is_trusted(self) -> bool:
-        """Whether what lies in the cache is its user's own: names, digests and images are believed."""
+        """Whether the cache's contents are the user's own, and so its names, digests and images can be trusted."""
         try:
             self._check_owner(os.stat(self.directory))
         except CacheError as error:
@@ -79,11 +79,11 @@ class CacheDirectory:
             self._distrusted = True
             return False
         except OSError:
-            pass  # nothing is there
+            pass  # it doesn't exist
         return True
 
     def unusable(self, error: OSError) -> ChError:
-        """Return what to tell the user of an error that writing to the cache ended with."""
+        """Return the exception for an error while writing to the cache."""
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             from . import pack
 
@@ -91,9 +91,9 @@ class CacheDirectory:
         return CacheError(f"can't write to the cache {self.directory} ({CACHE_VARIABLE}=DIR puts it elsewhere)")
 
     def write_record(self, path: str, record: dict[str, Any]) -> None:
-        """Put a record in its place, whole; OSError."""
+        """Write a record's file atomically; OSError on failure."""
         self._serial += 1
-        private = os.path.join(self.directory, "tmp", f"{me()}.{self._serial}.json")
+        private = os.path.join(self.directory, "tmp", f"{process_name()}.{self._serial}.json")
         fd = os.open(private, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         try:
             with open(fd, "w") as file:
@@ -106,13 +106,13 @@ class CacheDirectory:
 
     @contextmanager
     def scratch(self, within: str | None = None, large: bool = True) -> Iterator[str]:
-        """Make a private directory in the cache, or `within` another one, and remove it with all that is in it.
+        """Create a private directory in the cache, or `within` another one; remove it at the end.
 
-        What is not `large` may stay for a day if we are killed.
+        If this process is killed, another one removes a `large` directory soon, others after a day.
         """
         self._serial += 1
         place = within or os.path.join(self.directory, "tmp")
-        path = os.path.join(place, f"{'slurm_ch.' if within else ''}{me()}.{self._serial}")
+        path = os.path.join(place, f"{'slurm_ch.' if within else ''}{process_name()}.{self._serial}")
         try:
             os.mkdir(path, 0o700)
             if large:
@@ -126,7 +126,7 @@ class CacheDirectory:
             remove_tree(path)
 
     def sweep(self, within: str | None = None) -> None:
-        """Remove what pulls left that were killed: those of this host at once, others after a day."""
+        """Remove the files of pulls that were killed: those of this host immediately, others after a day."""
         place = within or os.path.join(self.directory, "tmp")
         try:
             entries = os.listdir(place)

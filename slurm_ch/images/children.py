@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs that we start: they end with us, whatever ends us."""
+"""Start programs that are killed when this process ends, for whatever reason."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import IO, Any
 
-# So much of what a program has to say is kept.
-_WORDS = 16384
-# How often somebody looks how far they are.
+# The last bytes of a program's messages that are used.
+_MESSAGES_BYTES = 16384
+# The interval at which a program's progress is checked.
 POLL_SECONDS = 0.2
 
 
@@ -31,9 +31,10 @@ def start(
     stderr: int | IO[Any] = subprocess.DEVNULL,
     niceness: int = 0,
 ) -> subprocess.Popen[bytes]:
-    """Start `argv` in a process group of its own, so that Ctrl-C is ours to deal with; ChError if that can't be.
+    """Start `argv` in its own process group, so that Ctrl-C reaches only this process; ChError on failure.
 
-    Only from the main thread: the kernel takes a thread that ends for the parent.
+    The kernel kills the program when this process ends. Call it only from the main thread: the
+    kernel does so when the calling thread ends.
     """
     parent = os.getpid()
 
@@ -59,9 +60,9 @@ def start(
 
 
 def ended(child: subprocess.Popen[bytes], seconds: float) -> int | None:
-    """Return a child's status as soon as it has ended, or None after so many seconds.
+    """Return a child's status as soon as it has ended, or None after `seconds`.
 
-    Popen.wait with a time-out only looks from time to time, which doubles what a short look-up takes.
+    Popen.wait with a timeout polls, which doubles the time of a short look-up.
     """
     status = child.poll()
     if status is not None:
@@ -83,7 +84,7 @@ def ended(child: subprocess.Popen[bytes], seconds: float) -> int | None:
 
 
 def wait(child: subprocess.Popen[bytes], tick: Callable[[], None]) -> int:
-    """Return a child's status when it has ended; `tick` is called now and then."""
+    """Wait for a child and return its status; call `tick` every POLL_SECONDS."""
     while True:
         status = ended(child, POLL_SECONDS)
         if status is not None:
@@ -92,7 +93,7 @@ def wait(child: subprocess.Popen[bytes], tick: Callable[[], None]) -> int:
 
 
 def killed(name: str, status: int) -> str:
-    """Return what to say of a program whose negative status names a signal."""
+    """Return the message for a program that was killed by a signal; `status` is negative."""
     return (
         f"{name} was killed by signal {-status}: if memory ran out, ask for more, "
         "or pull the image before the job (`slurm-ch pull`)"
@@ -100,7 +101,7 @@ def killed(name: str, status: int) -> str:
 
 
 def stop(child: subprocess.Popen[bytes]) -> None:
-    """End a child and all that it started, unless it has ended."""
+    """Kill a child's process group and wait for the child, unless it has ended."""
     if child.poll() is None:
         try:
             os.killpg(child.pid, signal.SIGKILL)
@@ -109,13 +110,13 @@ def stop(child: subprocess.Popen[bytes]) -> None:
         child.wait()
 
 
-def words_file() -> IO[bytes]:
-    """Return a file in memory for what a program says: a pipe that nobody reads would stop it."""
+def memory_file() -> IO[bytes]:
+    """Return a memory file for a program's output: a pipe that nobody reads would block it."""
     return os.fdopen(os.memfd_create("words"), "w+b")
 
 
-def words(file: IO[bytes]) -> str:
-    """Return the last of what a program said."""
+def last_words(file: IO[bytes]) -> str:
+    """Return the end of a program's output."""
     size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - _WORDS))
+    file.seek(max(0, size - _MESSAGES_BYTES))
     return file.read().decode("utf-8", "replace").strip()

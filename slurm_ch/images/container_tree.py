@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tree that can be read only from within a container: by a child that goes there, or by a step of a job."""
+"""Sources for packing that can be read only inside a container: by a child that enters it, or by a step of a job."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from .flat import Flat
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-# Before the archive: what else comes by the same way isn't part of it.
+# On standard output, this precedes the archive: other output before it is ignored.
 MARK = b"\0slurm_ch archive\0"
-# On standard error, behind the archive: how many inodes it has.
+# On standard error, this line follows the archive, with its number of inodes.
 COUNT = "slurm_ch inodes "
 _CHUNK = 1 << 18
 
 
 class FromChild:
-    """What `read` returns in a child of ours, which may go where there is no way back from."""
+    """The tree that `read` returns. It is called in a child process, which may enter a container."""
 
     def __init__(self, read: Callable[[], merge.Tree]) -> None:
         self._read = read
@@ -33,7 +33,10 @@ class FromChild:
         self.written = 0
 
     def write(self, fd: int, tick: Callable[[int], None]) -> None:
-        """Have the child write the archive to `fd`; ChError with its words if it can't."""
+        """Write the archive to `fd` in a child; ChError with the child's message if it fails.
+
+        `tick` gets the number of bytes written. Raises BrokenPipeError if nobody reads `fd` any more.
+        """
         reader, writer = os.pipe()
         child = os.fork()
         if child == 0:
@@ -41,41 +44,42 @@ class FromChild:
             self._in_child(fd, writer)
             os._exit(0)
         os.close(writer)
-        said: dict[str, object] = {}
+        state: dict[str, object] = {}
         try:
             with open(reader, "rb") as lines:
                 for line in lines:
-                    said.update(json.loads(line))
-                    self.bytes, self.written = said.get("bytes", 0), said.get("written", 0)  # type: ignore[assignment]
+                    state.update(json.loads(line))
+                    self.bytes = state.get("bytes", 0)  # type: ignore[assignment]
+                    self.written = state.get("written", 0)  # type: ignore[assignment]
                     tick(self.written)
         finally:
             os.waitpid(child, 0)
-        if said.get("broken"):
+        if state.get("broken"):
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
-        inodes = said.get("inodes")
+        inodes = state.get("inodes")
         if not isinstance(inodes, int):
-            raise ChError(str(said.get("error", "what reads the image was killed")))
+            raise ChError(str(state.get("error", "the process that reads the image was killed")))
         self.inodes = inodes
 
     def _in_child(self, fd: int, writer: int) -> None:
-        """Write the archive to `fd`, and a line to `writer` for each thing that the parent is to know."""
+        """Write the archive to `fd`, and the progress and result to `writer`, as lines of JSON."""
 
-        def tell(**what: object) -> None:
-            os.write(writer, json.dumps(what).encode() + b"\n")
+        def report(**state: object) -> None:
+            os.write(writer, json.dumps(state).encode() + b"\n")
 
         try:
             flat = Flat(self._read())
-            tell(bytes=flat.bytes)
-            flat.write(fd, lambda written: tell(written=written))
-            tell(inodes=flat.inodes)
+            report(bytes=flat.bytes)
+            flat.write(fd, lambda written: report(written=written))
+            report(inodes=flat.inodes)
         except BrokenPipeError:
-            tell(broken=True)
+            report(broken=True)
         except Exception as error:
-            tell(error=describe(error))
+            report(error=describe(error))
 
 
 class FromProgram:
-    """What a program writes to its standard output behind MARK; it ends with COUNT on standard error."""
+    """The archive that a program writes to standard output after MARK; it writes COUNT to standard error at the end."""
 
     def __init__(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
         self._argv = argv
@@ -85,9 +89,9 @@ class FromProgram:
         self.written = 0
 
     def write(self, fd: int, tick: Callable[[int], None]) -> None:
-        """Pass the archive on to `fd`; ChError with the program's words if it fails."""
-        with children.words_file() as said:
-            program = children.start(self._argv, self._env, stdout=subprocess.PIPE, stderr=said)
+        """Copy the archive to `fd`; ChError with the program's message if it fails."""
+        with children.memory_file() as messages:
+            program = children.start(self._argv, self._env, stdout=subprocess.PIPE, stderr=messages)
             assert program.stdout is not None
             try:
                 with program.stdout:
@@ -95,11 +99,11 @@ class FromProgram:
                 status = program.wait()
             finally:
                 children.stop(program)
-            words = children.words(said).splitlines()
-        counts = [line[len(COUNT) :] for line in words if line.startswith(COUNT)]
+            lines = children.last_words(messages).splitlines()
+        counts = [line[len(COUNT) :] for line in lines if line.startswith(COUNT)]
         if status or not counts or not counts[-1].isdigit():
-            errors = [line for line in words if "error: " in line and not line.startswith("srun: error: ")] or words
-            reason = errors[0].rpartition("error: ")[2] if errors else "no word of what went wrong"
+            errors = [line for line in lines if "error: " in line and not line.startswith("srun: error: ")] or lines
+            reason = errors[0].rpartition("error: ")[2] if errors else "it gives no reason"
             raise ChError(reason)
         self.inodes = int(counts[-1])
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The user's credentials for registries: the files that skopeo reads."""
+"""The files in which skopeo looks for the user's credentials."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _RUN = "/run/containers"
 
-# What skopeo may know of the caller's environment.
+# The caller's variables that are passed on to skopeo.
 ENVIRONMENT = (
     "HOME", "PATH", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR", "DOCKER_CONFIG", "REGISTRY_AUTH_FILE",
     "http_proxy", "https_proxy", "no_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY",
@@ -24,7 +24,7 @@ ENVIRONMENT = (
 
 
 def auth_files(env: Mapping[str, str]) -> list[str]:
-    """Return the files that skopeo looks for credentials in, in its order."""
+    """Return the files in which skopeo looks for credentials, in its order."""
     found = []
     if env.get("REGISTRY_AUTH_FILE"):
         return [env["REGISTRY_AUTH_FILE"]]
@@ -37,9 +37,9 @@ def auth_files(env: Mapping[str, str]) -> list[str]:
 
 
 def runtime_directory(env: Mapping[str, str], scratch: str) -> dict[str, str]:
-    """Return XDG_RUNTIME_DIR for skopeo, where it must not look for credentials in /run/containers.
+    """Return XDG_RUNTIME_DIR for skopeo if /run/containers isn't accessible, else no variables.
 
-    root's podman makes that directory for itself alone, and older releases of skopeo end there.
+    Root's podman creates that directory for root only, and older releases of skopeo fail there.
     """
     if "REGISTRY_AUTH_FILE" not in env and not env.get("XDG_RUNTIME_DIR"):
         try:
@@ -52,7 +52,7 @@ def runtime_directory(env: Mapping[str, str], scratch: str) -> dict[str, str]:
 
 
 def login_file(env: Mapping[str, str]) -> str:
-    """Return where `slurm-ch login` keeps credentials: jobs see it too, unlike what is in /run."""
+    """Return the file for `slurm-ch login`. Unlike files in /run, it is visible in jobs too."""
     if env.get("REGISTRY_AUTH_FILE"):
         return env["REGISTRY_AUTH_FILE"]
     config = env.get("XDG_CONFIG_HOME") or os.path.join(env.get("HOME", "/"), ".config")
@@ -60,17 +60,17 @@ def login_file(env: Mapping[str, str]) -> str:
 
 
 def looked_at(env: Mapping[str, str]) -> str:
-    """Return where credentials were looked for, for a message."""
+    """Return the part of a message that lists the files in which credentials were looked for."""
     files = auth_files(env)
     there = [path for path in files if os.path.exists(path)]
     words = f" (credentials are in {', '.join(there)})" if there else f" (no credentials in {', '.join(files)})"
     if "SLURM_JOB_ID" in env and not there:
-        words += "; what podman keeps in /run/user is not seen in jobs"
+        words += "; podman's credentials in /run/user are not visible in jobs"
     return words
 
 
 def warn_of_open_auth_files(env: Mapping[str, str]) -> None:
-    """Say so where others can read the caller's credentials."""
+    """Warn if others can read the caller's credentials."""
     for path in auth_files(env):
         try:
             mode = os.stat(path).st_mode

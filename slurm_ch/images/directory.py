@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A directory of this host, as a tree to be packed."""
+"""Read a directory of this host into a tree that can be packed."""
 
 from __future__ import annotations
 
@@ -17,23 +17,22 @@ from .merge import DISK, ENTRIES_MAX, MEMORY, Node, Tree
 
 _KINDS = {stat.S_IFDIR: b"5", stat.S_IFREG: b"0", stat.S_IFLNK: b"2", stat.S_IFIFO: b"6"}
 
-
-# Bound over the image's, and made of them.
-_MADE_OF_THE_IMAGES = ("/etc/passwd", "/etc/group")
+# The container's files are bound over the image's, but have the image's entries: they are saved.
+_MADE_FROM_IMAGE = ("/etc/passwd", "/etc/group")
 
 
 def read(root: str, mounted: Collection[str] = ()) -> Tree:
-    """Return what is in the directory `root`, on its own file system; ChError at the first thing that can't be read.
+    """Return the contents of the directory `root`, on its own file system; ChError if something can't be read.
 
-    No part of the path `root` may be a link. Sockets and devices are left out. What is mounted below, as the
-    paths `mounted` are, becomes an empty directory or file.
+    No part of the path `root` may be a symbolic link. Sockets and devices are left out. Mount points, which
+    `mounted` lists, become empty directories or files.
     """
     tree = Tree()
     try:
         top = os.stat(root)
         if not stat.S_ISDIR(top.st_mode):
             raise ChError(f"{root}: not a directory")
-        tree.root = _node(root, top)
+        tree.root = _make_node(root, top)
         _walk(tree, root, top.st_dev, mounted)
     except OSError as error:
         raise ChError(f"can't pack {root}") from error
@@ -42,7 +41,7 @@ def read(root: str, mounted: Collection[str] = ()) -> Tree:
 
 
 def mount_points() -> set[str]:
-    """Return where something is mounted, besides on /, as this process sees it."""
+    """Return the mount points of this process's mount namespace, except /."""
     with open("/proc/self/mountinfo", "rb") as file:
         fields = [line.split()[4] for line in file]
     return {os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8)]), one)) for one in fields} - {
@@ -56,7 +55,7 @@ def _walk(tree: Tree, root: str, device: int, mounted: Collection[str]) -> None:
     count = 0
     while stack:
         path, node = stack.pop()
-        # Through no link: who may write there could put one in a directory's place meanwhile.
+        # No links: a user who can write there could replace a directory by one.
         fd = linux.openat2(linux.AT_FDCWD, path, os.O_RDONLY | os.O_DIRECTORY, linux.RESOLVE_NO_SYMLINKS)
         with ExitStack() as closing, os.scandir(fd) as entries:
             closing.callback(os.close, fd)
@@ -67,12 +66,12 @@ def _walk(tree: Tree, root: str, device: int, mounted: Collection[str]) -> None:
                     log.info(f"{at}: a socket or a device: left out")
                     continue
                 count += 1
-                covered = at in mounted and at not in _MADE_OF_THE_IMAGES
+                covered = at in mounted and at not in _MADE_FROM_IMAGE
                 if count > ENTRIES_MAX:
                     raise ChError(f"{root}: more than {ENTRIES_MAX} entries")
                 child = links.get(status.st_ino)
                 if child is None or covered:
-                    child = _node(at, status)
+                    child = _make_node(at, status)
                     if covered and child.layer == DISK:
                         child.layer, child.size, child.data = MEMORY, 0, b""
                     if status.st_nlink > 1 and child.children is None and status.st_dev == device:
@@ -85,7 +84,7 @@ def _walk(tree: Tree, root: str, device: int, mounted: Collection[str]) -> None:
                     stack.append((at, child))
 
 
-def _node(path: str, status: os.stat_result) -> Node:
+def _make_node(path: str, status: os.stat_result) -> Node:
     node = Node(_KINDS[stat.S_IFMT(status.st_mode)], stat.S_IMODE(status.st_mode), int(status.st_mtime))
     node.uid, node.gid = status.st_uid, status.st_gid
     if stat.S_ISREG(status.st_mode):

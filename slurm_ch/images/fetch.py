@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Questions to skopeo: the digest that a name has, and its blobs.
+"""Run skopeo to fetch manifests and images, and to push images.
 
-skopeo knows auth files and their helpers, mirrors, signature policies, proxies
-and all transports. It gets an environment of our choosing, and never a secret:
-those it reads from the files where `docker login` and similar commands keep them.
+skopeo handles credential files and their helpers, mirrors, signature policies, proxies
+and all transports. It gets only selected variables, and never a secret: it reads these
+from the files of `docker login` and similar commands.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-# Waits before the further tries, in seconds.
+# Seconds to wait before each further try.
 RETRIES = (2.0, 4.0, 8.0)
-# How long a registry may be silent.
+# Seconds without an answer, or without progress, after which a registry counts as unreachable.
 RESOLVE_SECONDS = 60.0
 STALL_SECONDS = 120.0
 
@@ -34,24 +34,27 @@ _POLICY = "/etc/containers/policy.json"
 
 
 class FetchError(ChError):
-    """A registry, or another source, does not give what was asked for."""
+    """A registry or another source doesn't provide the image."""
 
 
 class Unreachable(FetchError):
-    """Nobody answers, or not as a registry does: it may later."""
+    """The registry doesn't answer, or not as a registry does; it may work later."""
 
 
 class NotThere(FetchError):
-    """There is no such image, or it isn't for the caller; registries don't tell which."""
+    """There is no such image, or the user may not read it; registries don't tell which."""
 
 
 class Skopeo:
-    """skopeo and the private directory `scratch` that it may write to."""
+    """Runs skopeo, with `scratch` as the private directory for its files.
+
+    `retries`: seconds to wait before each further try, None for the default.
+    """
 
     def __init__(self, env: Mapping[str, str], scratch: str, niceness: int = 0, retries: Iterable[float] | None = None):
         program = shutil.which("skopeo", path=env.get("PATH"))
         if program is None:
-            raise FetchError("no skopeo here, which fetches images: install the package skopeo")
+            raise FetchError("skopeo, which fetches images, is not installed: install the package skopeo")
         self._program = program
         self._env = env
         self._scratch = scratch
@@ -59,14 +62,14 @@ class Skopeo:
         self._retries = tuple(RETRIES if retries is None else retries)
 
     def _arguments(self) -> list[str]:
-        """Return what stands before the command."""
+        """Return skopeo's global options."""
         found = [self._program, "--tmpdir", self._scratch]
         if self._env.get("CONTAINERS_REGISTRIES_CONF"):
-            # podman's variable, which skopeo only has as an option.
+            # skopeo doesn't read this variable of podman's, and has an option instead.
             found += ["--registries-conf", self._env["CONTAINERS_REGISTRIES_CONF"]]
         home = os.path.join(self._env.get("HOME", "/nonexistent"), ".config/containers/policy.json")
         if not os.path.exists(home) and not os.path.exists(_POLICY):
-            # It comes in a package of its own, and says the same.
+            # skopeo fails without a policy. This is the usual one, which a separate package brings.
             policy = os.path.join(self._scratch, "policy.json")
             with open(policy, "w") as file:
                 json.dump({"default": [{"type": "insecureAcceptAnything"}]}, file)
@@ -77,8 +80,8 @@ class Skopeo:
     def _environment(self, reference: Reference) -> dict[str, str]:
         env = {name: self._env[name] for name in ENVIRONMENT if name in self._env}
         env.update(LC_ALL="C", TMPDIR=self._scratch)
-        # A database of which blobs are where: on NFS its lock has been seen to hang. Where no
-        # directory can be made, skopeo keeps it in memory. The containers' storage is there too, though.
+        # In this directory, skopeo keeps a database of blobs, whose lock may hang on NFS. If the directory
+        # can't be created, it keeps the database in memory. containers-storage: needs the directory.
         if reference.scheme != "containers-storage":
             env["XDG_DATA_HOME"] = "/dev/null"
             env.update(runtime_directory(env, self._scratch))
@@ -89,7 +92,7 @@ class Skopeo:
     def manifest(
         self, reference: Reference, digest: str | None = None, tick: Callable[[], None] = lambda: None
     ) -> bytes:
-        """Return the manifest's bytes, compared with the digest where there is one."""
+        """Return the manifest's bytes; FetchError if they don't have the requested digest."""
         wanted = digest or reference.digest
         argv = ["inspect", "--raw", *_daemon(reference, self._env), reference.source(digest)]
         raw = self._tries(reference, argv, tick, None, RESOLVE_SECONDS)
@@ -102,7 +105,10 @@ class Skopeo:
     def copy(
         self, reference: Reference, digest: str, to: str, tick: Callable[[], None], platform: str | None = None
     ) -> None:
-        """Copy the image with that manifest, or for that platform, into an OCI layout at `to`, layers as they are."""
+        """Copy the image with the manifest `digest`, or for `platform`, into an OCI layout at `to`.
+
+        The layers keep their compression.
+        """
         source = reference.source(digest)
         argv = ["copy", "--quiet", "--dest-oci-accept-uncompressed-layers", *_daemon(reference, self._env, "src-")]
         if platform is not None:
@@ -111,7 +117,7 @@ class Skopeo:
         self._tries(reference, [*argv, source, f"oci:{to}:image"], tick, to, None)
 
     def push(self, layout: str, reference: Reference, tick: Callable[[], None]) -> None:
-        """Copy the OCI layout's image to where `reference` says."""
+        """Push the image in an OCI layout to `reference`."""
         self._tries(reference, ["copy", "--quiet", f"oci:{layout}:image", reference.source()], tick, layout, None)
 
     def _tries(
@@ -130,13 +136,14 @@ class Skopeo:
     def _once(
         self, reference: Reference, argv: list[str], tick: Callable[[], None], growing: str | None, limit: float | None
     ) -> bytes:
-        with children.words_file() as out, children.words_file() as said:
+        with children.memory_file() as out, children.memory_file() as messages:
             child = children.start(
                 [*self._arguments(), *argv],
                 self._environment(reference),
                 stdout=out,
-                stderr=said,
-                # Few milliseconds, which somebody waits for: on a busy host they would be ten times as many.
+                stderr=messages,
+                # A look-up takes milliseconds and the user waits for it: with a lower priority, it would take ten
+                # times as long on a busy host.
                 niceness=self._niceness if limit is None else 0,
             )
             try:
@@ -159,7 +166,7 @@ class Skopeo:
             if status == 0:
                 out.seek(0)
                 return out.read(manifest.BYTES_MAX + 1)
-            text = children.words(said)
+            text = children.last_words(messages)
         log.debug(f"skopeo {argv[0]}: status {status}: {text}")
         if status < 0:
             raise FetchError(f"{reference.text}: {children.killed('skopeo', status)}")
@@ -167,7 +174,7 @@ class Skopeo:
 
 
 def _daemon(reference: Reference, env: Mapping[str, str], prefix: str = "") -> list[str]:
-    """Return where Docker's daemon is: skopeo doesn't read the variable."""
+    """Return the option for the address of Docker's daemon; skopeo doesn't read DOCKER_HOST."""
     if reference.scheme != "docker-daemon" or not env.get("DOCKER_HOST"):
         return []
     return [f"--{prefix}daemon-host", env["DOCKER_HOST"]]
@@ -181,7 +188,7 @@ def _pause(seconds: float, tick: Callable[[], None]) -> None:
 
 
 def tree_size(directory: str) -> int:
-    """Return the bytes in the files below a directory that may be changing."""
+    """Return the total size of the files below a directory, which may be changing."""
     total = 0
     for here, _, names in os.walk(directory):
         for name in names:
@@ -192,21 +199,23 @@ def tree_size(directory: str) -> int:
     return total
 
 
-# What skopeo says, and what that means: the first that fits counts. {said} is its own last line.
 _MISSING_FILE = re.compile(r"no such file or directory|archive file not found|docker daemon", re.IGNORECASE)
 _DISK_FULL = re.compile(r"no space left|disk quota exceeded", re.IGNORECASE)
+# Patterns for skopeo's messages, and the error and message for each; the first match counts. {said} is skopeo's
+# last line.
 _MEANINGS: tuple[tuple[str, type[FetchError], str], ...] = (
     (
         r"server gave HTTP response to HTTPS client",
         FetchError,
-        "{host} speaks HTTP, not HTTPS; if that is meant, say so in registries.conf: "
+        "{host} speaks HTTP, not HTTPS; to allow that, add to registries.conf: "
         '[[registry]] location = "{host}" insecure = true',
     ),
     (
         r"x509:|certificate",
         FetchError,
-        "nobody known vouches for the certificate of {host}: put its CA's into /etc/containers/certs.d/{host}/ca.crt "
-        "or ~/.config/containers/certs.d/{host}/ca.crt, or name it in SSL_CERT_FILE ({said})",
+        "the certificate of {host} is not trusted: put its CA's certificate into "
+        "/etc/containers/certs.d/{host}/ca.crt or ~/.config/containers/certs.d/{host}/ca.crt, or name it in "
+        "SSL_CERT_FILE ({said})",
     ),
     (
         r"toomanyrequests|too many requests|rate limit|\b429\b",
@@ -246,7 +255,7 @@ _MEANINGS: tuple[tuple[str, type[FetchError], str], ...] = (
 
 
 def failure(reference: Reference, text: str, env: Mapping[str, str], scratch: str) -> ChError:
-    """Return the error that says in our words what skopeo said."""
+    """Return the exception for skopeo's message `text`."""
     said, what, host = last_message(text), reference.text, reference.registry
     if _DISK_FULL.search(text):
         return pack.disk_full(scratch)
@@ -261,7 +270,7 @@ _LEVEL = re.compile(r'^time="[^"]*" level=(\w+) msg=(".*")\s*$')
 
 
 def last_message(text: str) -> str:
-    """Return the last line that says something, without what logrus puts around it."""
+    """Return the message of the last line that has one, without the fields that the library logrus adds."""
     for line in reversed(text.splitlines()):
         said = _message(line)
         # "(Unable to determine exit status)" follows the reason.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A merged tree as one flat tar stream, for the program that packs it: nothing is unpacked.
+"""Write a merged tree as one tar stream, for the program that packs it. Nothing is unpacked to disk.
 
-The layers are read a second time, and the data of just the files that end up in
-the image are copied.
+The layers are read a second time, and only the data of files that end up in the image
+are copied.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _OUTPUT = 1 << 18
 
 
 class Flat:
-    """The tree as it is to be packed: what it amounts to is known before its first byte is written.
+    """A tree to be written as a tar archive. Its number of inodes and its size are known in advance.
 
-    Everything belongs to root and can be read by its owner, devices are left out,
-    and of the extended attributes only the user's stay; `faithful` leaves all as it was.
+    All files belong to root and are readable by their owner. Devices, and extended attributes
+    other than user.*, are left out. `faithful` changes and leaves out nothing.
     """
 
     def __init__(self, tree: Tree, faithful: bool = False) -> None:
@@ -60,7 +60,7 @@ class Flat:
             raise LayerError(f"unpacked, the image is larger than the limit of {tree.bytes_max >> 30} GiB")
 
     def _names(self) -> Iterator[tuple[bytes, Node]]:
-        """Yield every name with its inode, directories before what is in them."""
+        """Yield every name with its inode, a directory before its contents."""
         stack = [(b"./", self._tree.root)]
         yield stack[0]
         while stack:
@@ -77,7 +77,7 @@ class Flat:
                     yield path + name, child
 
     def write(self, fd: int, tick: Callable[[int], None] = lambda _: None) -> None:
-        """Write the tar archive to `fd`; `tick` hears from time to time how many bytes it has."""
+        """Write the tar archive to `fd`; call `tick` from time to time with the number of bytes written."""
         out = _Output(fd, tick)
         tree = self._tree
         first: dict[int, bytes] = {}
@@ -125,11 +125,11 @@ class Flat:
                     out.add(bytes(rest))
 
     def _header(self, path: bytes, node: Node, link: bytes | None = None) -> bytes:
-        """Return an entry's header, with what must stand in front of it."""
+        """Return an entry's header, with the extended headers before it."""
         kind, mode, owner, group, target, device = node.kind, node.mode, node.uid, node.gid, b"", (0, 0)
         xattrs = node.xattrs
         if not self._faithful:
-            # As `chmod u+rX`: whoever runs the image is its root.
+            # As `chmod u+rX`: the user who runs the image owns all its files.
             mode |= 0o500 if kind == DIRECTORY or mode & 0o111 else 0o400
             owner = group = 0
             if xattrs is not None:
@@ -155,12 +155,12 @@ class Flat:
 
 
 class _Output:
-    """The archive on its way: small pieces are gathered."""
+    """A buffered writer for the archive."""
 
     def __init__(self, fd: int, tick: Callable[[int], None]) -> None:
         self._fd = fd
         self._tick = tick
-        # Of one size for good: memory that comes and goes is mapped, and cleared by the kernel, each time.
+        # A buffer of constant size: new memory would be mapped, and cleared by the kernel, each time.
         self._buffer = bytearray(_OUTPUT)
         self._end = 0
         self.written = 0
@@ -190,11 +190,11 @@ class _Output:
 
 
 def _copy_file(out: _Output, node: Node) -> None:
-    """Copy a file of this host, as long as it was when it was looked at."""
+    """Copy a file of this host, with the size that it had before; ChError if it has become shorter."""
     assert isinstance(node.data, str)
     left = node.size
     try:
-        # Nobody may put something else in its place meanwhile.
+        # No links: somebody may have replaced a directory of the path by one.
         fd = linux.openat2(linux.AT_FDCWD, node.data, os.O_RDONLY | os.O_NONBLOCK, linux.RESOLVE_NO_SYMLINKS)
     except OSError as error:
         raise ChError(f"can't read {node.data}") from error
@@ -236,18 +236,18 @@ def _pax(key: bytes, value: bytes) -> bytes:
 
 
 def _long(kind: bytes, name: bytes) -> bytes:
-    """Return GNU's header for a name of more than 100 bytes; some readers get the newer form's links wrong."""
+    """Return GNU's header for a name of more than 100 bytes; some readers fail on links in the newer pax format."""
     return _block(b"././@LongLink", kind, len(name) + 1) + name + bytes(BLOCK - len(name) % BLOCK)
 
 
 def _field(value: int, width: int) -> bytes:
-    """Return a number as a header has it: octal, or binary where it doesn't fit."""
+    """Return a number as a header's field: octal, or binary if that is too long."""
     if 0 <= value < 8 ** (width - 1):
         return b"%0*o\0" % (width - 1, value)
     return (0x80 << 8 * (width - 1) | value).to_bytes(width, "big")
 
 
-def _block(  # noqa: PLR0917  as a header has them
+def _block(  # noqa: PLR0917  in a header's order
     name: bytes,
     kind: bytes,
     size: int,
@@ -276,6 +276,6 @@ def _block(  # noqa: PLR0917  as a header has them
         _field(device[1], 8),
         b"",
     )
-    # Adler-32 adds the bytes up; no header's sum reaches its modulus.
+    # The lower half of Adler-32 is 1 + the sum of the bytes; a header's sum is below its modulus.
     total = (zlib.adler32(block) & 0xFFFF) - 1
     return block[:148] + b"%06o\0 " % total + block[156:]

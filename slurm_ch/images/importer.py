@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A site's own program that provides images, with the protocol of pyxis' importer.
+"""Get images from a site's own program, which is called like pyxis' importer: `PROGRAM get REFERENCE`.
 
-pyxis calls `PROGRAM release` too. Our steps read the file itself, each until it ends and on all of its nodes,
-and that call doesn't say which image is meant: so it is not made.
+pyxis also calls `PROGRAM release`. slurm_ch doesn't: that call doesn't name the image, and other steps may still
+read the file.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 
 def get(program: str, reference: Reference, env: Mapping[str, str]) -> str:
-    """Have the site's importer get an image; return the path that it prints."""
-    with children.words_file() as out, children.words_file() as said:
-        child = children.start([program, "get", reference.text], env, stdout=out, stderr=said)
+    """Run the site's importer; return the path of the image that it prints. ChError on failure."""
+    with children.memory_file() as out, children.memory_file() as messages:
+        child = children.start([program, "get", reference.text], env, stdout=out, stderr=messages)
         try:
             status = child.wait()
         finally:
             children.stop(child)
-        words = children.words(said).splitlines()
+        lines = children.last_words(messages).splitlines()
         if status:
-            reason = "; ".join(words[-3:]) or "it gives no reason"
+            reason = "; ".join(lines[-3:]) or "it gives no reason"
             raise ChError(f"{reference.text}: the site's importer {program} failed with status {status}: {reason}")
         out.seek(0)
         lines = out.read(1 << 16).decode("utf-8", "surrogateescape").splitlines()

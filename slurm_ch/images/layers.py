@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers: compressed tar archives, read as a stream.
+"""Parse the tar archive of a layer, read as a stream.
 
-A layer comes from anybody, so nothing in it is believed: sizes, names and
-numbers are limited here, and what is wrong is a `LayerError` that names the
-layer. The headers are parsed by ourselves: tarfile takes twice as long, and reads
-extended headers of any size into memory.
+A layer is untrusted input: sizes, names and numbers are checked here, and a wrong one
+raises a LayerError that names the layer. The standard library's tarfile isn't used: it
+takes twice as long, and reads extended headers of any size into memory.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 BLOCK = 512
-# An extended header, or a long name: more than any that a tool writes.
+# Bytes of an extended header or a long name: more than any tool writes.
 HEADER_MAX = 1 << 20
-# The kernel's limits on a name and a path.
+# The kernel's limits for a name and a path.
 NAME_MAX = 255
 PATH_MAX = 4096
-# A file can't be larger anywhere.
+# No file system allows larger files.
 _SIZE_MAX = 1 << 62
 
 FILE, LINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO = b"0", b"1", b"2", b"3", b"4", b"5", b"6"
@@ -34,17 +33,17 @@ _KINDS = {b"\0": FILE, b"7": FILE, **{kind: kind for kind in (b"0", b"1", b"2", 
 _SPARSE = b"S"
 _LONG_NAME, _LONG_LINK = b"L", b"K"
 _PAX, _PAX_SOLARIS, _PAX_GLOBAL = b"x", b"X", b"g"
-# GNU's: a volume's label, a continued file, and a directory's list of names.
+# GNU's volume label, continued file, and directory with a list of names.
 _SKIPPED = (b"V", b"M", b"N")
 
 _HEADER = struct.Struct("100s8s8s8s12s12s8sc100s8s32s32s8s8s155s12x")
 _ZEROS = bytes(BLOCK)
-# The least significant half of Adler-32 is 1 + the sum of the bytes, modulo this.
+# The lower half of Adler-32 is 1 + the sum of the bytes, modulo this.
 _ADLER = 65521
 
 
 class Entry:
-    """One header, as it stands in the archive: `offset` is where its data begin in the inflated layer."""
+    """One header of the archive; `offset` is where its data begin in the inflated layer."""
 
     __slots__ = (
         "device", "gid", "kind", "link", "mode", "mtime", "name", "offset", "size", "sparse", "stored", "uid", "xattrs"
@@ -67,9 +66,9 @@ class Entry:
 
 
 def entries(stream: Stream) -> Iterator[Entry]:
-    """Yield what the archive holds, in order; LayerError at the first thing that is wrong.
+    """Yield the archive's entries in order; LayerError if something is wrong.
 
-    The data in between are skipped: whoever wants them reads the layer again.
+    The entries' data are skipped. To get them, the layer has to be read again.
     """
     common: dict[bytes, bytes] = {}
     extended: dict[bytes, bytes] = {}
@@ -151,7 +150,7 @@ def _until_nul(field: bytes) -> bytes:
 
 
 def _check_sum(stream: Stream, header: bytes, field: bytes) -> None:
-    # Adler-32 sums the bytes up for us, ten times as fast as Python.
+    # Adler-32 contains the sum of the bytes, and is ten times as fast as a sum in Python.
     blank = header[:148] + b"        " + header[156:]
     text = field.replace(b"\0", b" ").strip()
     if text.isdigit() and len(text) <= 8:
@@ -164,7 +163,10 @@ def _check_sum(stream: Stream, header: bytes, field: bytes) -> None:
 
 
 def _number(stream: Stream, *fields: bytes | None) -> int:
-    """Return the first field's number: decimal where it is of an extended header, else octal or binary."""
+    """Return the number of the first field that isn't None.
+
+    With two fields, the first one is of an extended header, and decimal. The last one is octal or binary.
+    """
     if len(fields) == 2 and fields[0] is not None:
         text = fields[0]
         if text.isdigit() and len(text) <= 20:
@@ -188,7 +190,7 @@ def _number(stream: Stream, *fields: bytes | None) -> int:
 
 
 def _seconds(stream: Stream, text: bytes) -> int:
-    """Return whole seconds, rounded down."""
+    """Return a time in whole seconds, rounded down."""
     whole, _, part = text.partition(b".")
     negative = whole[:1] == b"-"
     digits = whole[negative:] or b"0"
@@ -220,7 +222,7 @@ def _pax_records(stream: Stream, data: bytes) -> dict[bytes, bytes]:
         if not equals:
             raise LayerError(f"{stream.what}: a wrong extended header before byte {stream.position}")
         if key in (b"GNU.sparse.offset", b"GNU.sparse.numbytes"):
-            # The oldest form repeats its keys; the order is kept in the newer one's.
+            # The oldest format repeats these keys. They are collected in the newer format's map, in order.
             before = records.get(b"GNU.sparse.map")
             value = value if before is None else before + b"," + value
             key = b"GNU.sparse.map"
@@ -241,7 +243,7 @@ def _pax_sparse(stream: Stream, entry: Entry, extended: dict[bytes, bytes]) -> N
     real = extended.get(b"GNU.sparse.realsize", extended.get(b"GNU.sparse.size", b"%d" % entry.size))
     entry.size = _number(stream, real, b"")
     if extended.get(b"GNU.sparse.major") == b"1":
-        # The map is in front of the data: decimal lines, up to a whole block.
+        # The map precedes the data: lines of decimal numbers, padded to a whole block.
         blocks: list[bytes] = []
         lines, wanted = 0, 1
         while lines < wanted:
@@ -262,7 +264,7 @@ def _pax_sparse(stream: Stream, entry: Entry, extended: dict[bytes, bytes]) -> N
 
 
 def _old_sparse(stream: Stream, header: bytes) -> tuple[list[tuple[int, int]], int]:
-    """Return the map of GNU's old form, and the size of the file."""
+    """Return the map in GNU's old format, and the size of the file."""
     pairs: list[tuple[int, int]] = []
     size = _number(stream, header[483:495])
     where, count, more = header[386:], 4, header[482]

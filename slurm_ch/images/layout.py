@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images in a directory of this host, as skopeo and similar programs lay them out."""
+"""Read images in an OCI layout, a directory of this host as skopeo and similar programs write it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from .reference import OCI, Reference
 
 
 def local_layout(reference: Reference, platform: str) -> tuple[bytes, str]:
-    """Return the manifest's bytes of an image in an OCI layout on this host, and where its blobs are.
+    """Return the manifest's bytes of an image in an OCI layout on this host, and the directory of its blobs.
 
-    Read by ourselves: a copy of all blobs would be for nothing.
+    skopeo isn't used, because it would copy all blobs.
     """
     assert reference.scheme == OCI and reference.path is not None
     raw = _small_file(os.path.join(reference.path, "index.json"), reference)
@@ -47,12 +47,12 @@ def _manifest_blob(blobs: str, digest: str, reference: Reference) -> bytes:
 
 
 def layout_manifest(reference: Reference, digest: str, blobs: str) -> bytes:
-    """Return the manifest with that digest from a layout's blobs."""
+    """Return the manifest with this digest from a layout's blobs."""
     return _manifest_blob(blobs, digest, reference)
 
 
 def blob_path(blobs: str, digest: str) -> str:
-    """Return where a layout has the blob with that digest."""
+    """Return the path of the blob with this digest in a layout."""
     return os.path.join(blobs, manifest.check_digest(digest, blobs).partition(":")[2])
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who makes an image: a lock file, and whether the process that it names is still alive.
+"""Lock files for the cache. A lock names the process that makes an image, and whether it is alive can be checked.
 
-A lock only saves work: nothing goes wrong where two have the same one.
+Locks only save work: if two processes have the same lock, both make the image, and nothing else goes wrong.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     _Found = TypeVar("_Found")
 
-# A lock that nobody has touched for so long is nobody's.
+# A lock that hasn't been updated for this time may be taken over.
 STALE_SECONDS = 60.0
 _BEAT_SECONDS = 10.0
 _POLL_SECONDS = 0.5
@@ -34,7 +34,7 @@ class CacheError(ChError):
 
 
 class Lock:
-    """A file that says who makes an image."""
+    """A lock file that this process holds."""
 
     def __init__(self, path: str, fd: int) -> None:
         self._path = path
@@ -44,9 +44,9 @@ class Lock:
 
     @classmethod
     def create(cls, path: str) -> Lock | None:
-        """Return the lock at `path`, or None if somebody has it."""
+        """Create the lock file at `path`; return None if it exists. CacheError if it can't be written."""
         try:
-            # Atomic on NFS too, since version 3.
+            # O_EXCL is atomic, also on NFS since version 3.
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except FileExistsError:
             return None
@@ -55,7 +55,7 @@ class Lock:
         return cls(path, fd)
 
     def beat(self, progress: str) -> None:
-        """Show that we are alive, and how far."""
+        """Update the lock with `progress`, at most every 10 s, to show that this process is alive."""
         now = time.monotonic()
         if now - self._beaten < _BEAT_SECONDS:
             return
@@ -68,7 +68,7 @@ class Lock:
             log.debug(f"{self._path}: {error.strerror}")
 
     def release(self) -> None:
-        """Remove the lock, unless another has taken it over."""
+        """Remove the lock, unless another process has taken it over."""
         try:
             if os.fstat(self._fd).st_ino == os.stat(self._path).st_ino:
                 os.unlink(self._path)
@@ -82,7 +82,7 @@ def _host() -> str:
 
 
 def _start(pid: int) -> str:
-    """Return when a process began, by the kernel's clock ticks; empty if there is none."""
+    """Return the start time of a process in the kernel's clock ticks; "" if there is no such process."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()
@@ -100,28 +100,28 @@ def _namespace() -> str:
         return ""
 
 
-def me() -> str:
-    """Return what no other process of any host is called."""
+def process_name() -> str:
+    """Return a name for this process that is unique among all hosts."""
     return f"{_host()}.{os.getpid()}.{_start(os.getpid())}"
 
 
 def identity() -> dict[str, Any]:
-    """Return what tells others whether this process is alive."""
+    """Return a record by which `is_dead` and `is_alive` find this process."""
     return {"host": _host(), "pid": os.getpid(), "start": _start(os.getpid()), "where": _namespace()}
 
 
 def is_dead(record: dict[str, Any]) -> bool:
-    """Whether the process that a record names is gone for certain: only of this host, and of our own view of it."""
+    """Whether a record's process has certainly ended. False if it is on another host or in another pid namespace."""
     pid, start, where = record.get("pid"), record.get("start"), record.get("where")
     if not isinstance(pid, int) or not where or record.get("host") != _host():
         return False
     if str(where).split(" ")[0] != _namespace().split(" ")[0]:
-        return True  # the host has been started again since
+        return True  # this host has been rebooted since
     return where == _namespace() and _start(pid) != start
 
 
 def is_alive(record: dict[str, Any]) -> bool:
-    """Whether the process that a record names is one that we see."""
+    """Whether a record's process is certainly alive. False if it can't be seen from here."""
     pid, start = record.get("pid"), record.get("start")
     if not isinstance(pid, int) or record.get("host") != _host() or record.get("where") != _namespace():
         return False
@@ -141,9 +141,9 @@ class Locks:
         done: Callable[[], _Found | None],
         waiting: Callable[[str], None] | None = None,
     ) -> Iterator[tuple[_Found | None, Lock | None]]:
-        """Give what `done` returns as soon as that is something; else, when nobody has it any more, the lock `name`.
+        """Wait until `done` returns something, or the lock `name` is free; yield the result, or None and the lock.
 
-        `waiting` hears from time to time who has it and how far they are.
+        `waiting` is called from time to time with the holder's host and progress.
         """
         path = self._path(name)
         while True:
@@ -163,21 +163,21 @@ class Locks:
                 time.sleep(_POLL_SECONDS if waiting is not None else _QUICK_SECONDS)
 
     def beat(self, name: str) -> float | None:
-        """Return when who has the lock last showed to be alive, by the server's clock; None where nobody has it."""
+        """Return the time of the lock's last update, by the file server's clock; None if nobody holds it."""
         try:
             return os.stat(self._path(name)).st_mtime
         except OSError:
             return None
 
     def is_abandoned(self, name: str) -> bool:
-        """Whether who has the lock is gone for certain, which only their host can tell."""
+        """Whether the lock's holder has certainly ended, which can be determined only on the holder's host."""
         return is_dead(read_record(self._path(name)))
 
     def _path(self, name: str) -> str:
         return os.path.join(self._directory, name[:200])
 
     def holder(self, name: str) -> str | None:
-        """Return who has the lock and how far they are; None where nobody has it, any more."""
+        """Return the holder's host and progress; None if nobody holds the lock. Removes a stale lock."""
         path = self._path(name)
         age = self._age(path)
         if age is None:
@@ -185,8 +185,9 @@ class Locks:
         record = read_record(path)
         if age < STALE_SECONDS and not is_dead(record):
             return f"{record.get('host', 'another host')}: {record.get('progress') or 'has begun'}"
-        # Of several that see it stale, one gets it; and what it gets may be new.
-        private = f"{path}.{me()}"
+        # If several processes see the stale lock, one of them can rename it. What it renames may already be a new lock,
+        # which is then put back.
+        private = f"{path}.{process_name()}"
         try:
             os.rename(path, private)
         except OSError:
@@ -198,13 +199,13 @@ class Locks:
             except OSError as error:
                 log.debug(f"{path}: {error.strerror}")
         else:
-            log.debug(f"{path}: its holder is gone")
+            log.debug(f"{path}: its holder has ended")
         remove(private)
         return None
 
     def _age(self, path: str) -> float | None:
-        """Return how old a file is by its server's clock, which is not ours."""
-        probe = os.path.join(self._directory, f".now.{me()}")
+        """Return a file's age in seconds, by the file server's clock, which may differ from this host's."""
+        probe = os.path.join(self._directory, f".now.{process_name()}")
         try:
             with open(probe, "w") as file:
                 file.write(".")

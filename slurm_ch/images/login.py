@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A registry is told who the user is, and forgets it, by skopeo, which has the terminal."""
+"""Log in to a registry, and out of it, by skopeo, which asks the user on the terminal."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ if TYPE_CHECKING:
 
 
 def login(host: str, env: Mapping[str, str], options: list[str]) -> None:
-    """Have skopeo ask for user and password and keep them; ChError if the registry refuses them."""
+    """Run `skopeo login`, which asks for user and password and stores them; ChError if the registry refuses them."""
     path = login_file(env)
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     _interactive("login", host, env, ["--authfile", path, *options])
 
 
 def logout(host: str, env: Mapping[str, str]) -> None:
-    """Have skopeo forget a registry's credentials; ChError if it has none."""
+    """Run `skopeo logout`, which removes the registry's credentials; ChError if there are none."""
     _interactive("logout", host, env, ["--authfile", login_file(env)])
 
 
 def _interactive(command: str, host: str, env: Mapping[str, str], options: list[str]) -> None:
     program = shutil.which("skopeo", path=env.get("PATH"))
     if program is None:
-        raise ChError(f"no skopeo here, which does the {command}: install the package skopeo")
+        raise ChError(f"skopeo, which does the {command}, is not installed: install the package skopeo")
     kept = {name: env[name] for name in (*ENVIRONMENT, "TERM") if name in env}
     umask = os.umask(0o077)
-    # Ctrl-C on the terminal reaches it too.
+    # Ctrl-C on the terminal is for skopeo.
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        # It asks on standard output.
-        with children.words_file() as said:
+        # Standard output is the terminal, on which skopeo asks.
+        with children.memory_file() as messages:
             child = subprocess.Popen(
                 [program, command, *options, host],
                 env=kept,
-                stderr=said,
+                stderr=messages,
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,  # noqa: PLW1509  no threads
             )
             status = child.wait()
-            words = children.words(said)
+            words = children.last_words(messages)
     finally:
         signal.signal(signal.SIGINT, before)
         os.umask(umask)

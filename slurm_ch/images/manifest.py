@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Manifests: what an image consists of, by digest; and which of an index is for this machine."""
+"""Parse manifests, which list an image's parts by their digests, and choose one from an index by platform."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-# What a manifest may be large: registries refuse more.
+# The largest manifest that registries accept.
 BYTES_MAX = 4 << 20
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
@@ -23,11 +23,11 @@ _MACHINES = {
 
 
 class ManifestError(ChError):
-    """A manifest is not what it should be, or not of what we can run."""
+    """A manifest is invalid, or of an image that can't be used here."""
 
 
 class Blob:
-    """A manifest's word on one blob."""
+    """A manifest's description of a blob."""
 
     __slots__ = ("digest", "media_type", "size")
 
@@ -38,7 +38,7 @@ class Blob:
 
 
 class Manifest:
-    """An image of one platform."""
+    """The manifest of an image for one platform."""
 
     __slots__ = ("config", "digest", "layers", "raw")
 
@@ -50,17 +50,17 @@ class Manifest:
 
     @property
     def size(self) -> int:
-        """The bytes that have to be fetched."""
+        """The number of bytes to fetch."""
         return self.config.size + sum(layer.size for layer in self.layers)
 
     @property
     def squashfs(self) -> bool:
-        """Whether it is one SquashFS file, kept as an artifact."""
+        """Whether the image is one SquashFS file, stored as an artifact."""
         return len(self.layers) == 1 and "squashfs" in self.layers[0].media_type.lower()
 
 
 class Index:
-    """An image of several platforms: `manifests` are (platform, blob)."""
+    """The index of an image for several platforms: `manifests` are pairs of a platform and a blob."""
 
     __slots__ = ("digest", "manifests", "raw")
 
@@ -78,9 +78,9 @@ def digest_of(data: bytes) -> str:
 
 
 def check_digest(digest: object, what: str) -> str:
-    """Return `digest` if it is one of ours: it becomes part of a path."""
+    """Return `digest` if it is a valid sha256 digest, else ManifestError. It becomes part of a path."""
     if not isinstance(digest, str) or not _DIGEST.match(digest):
-        raise ManifestError(f"{what}: a digest that is not sha256: and 64 hexadecimal digits: {str(digest)[:80]}")
+        raise ManifestError(f"{what}: a digest that is not `sha256:` and 64 hexadecimal digits: {str(digest)[:80]}")
     return digest
 
 
@@ -94,7 +94,7 @@ def _blob(value: Any, what: str) -> Blob:
 
 
 def parse(raw: bytes, what: str) -> Manifest | Index:
-    """Return the manifest or the index that `raw` is; ManifestError if it is none that we can use."""
+    """Parse a manifest or an index; ManifestError if it is invalid or not supported."""
     try:
         value = json.loads(raw)
     except (ValueError, RecursionError):
@@ -127,25 +127,25 @@ def _platform(value: Any) -> str:
 
 
 def this_platform() -> str:
-    """Return this machine's platform, as registries call it."""
+    """Return this machine's platform, like linux/amd64."""
     machine = os.uname().machine
     return "linux/" + _MACHINES.get(machine, machine)
 
 
 def check_platform(text: str) -> str:
-    """Return `text` if it can be a platform; UsageError if not."""
+    """Return `text` if it has the form of a platform, else UsageError."""
     if not re.fullmatch(r"[a-z0-9]+/[a-z0-9_]+(/[a-z0-9.]+)?", text):
         raise UsageError(f"{text}: not a platform, which is OS/ARCHITECTURE[/VARIANT], such as linux/arm64")
     return text
 
 
 def choose(index: Index, platform: str, what: str) -> Blob:
-    """Return the manifest for `platform`; ManifestError lists what there is if there is none."""
+    """Return the manifest for `platform`; if there is none, ManifestError lists those that there are."""
     for exact in (True, False):
         for there, blob in index.manifests:
             if there == platform or (not exact and (there + "/").startswith(platform + "/")):
                 return blob
-    # linux/arm64/v8 is what linux/arm64 means; linux/arm/v7 can run what is for linux/arm.
+    # linux/arm64 means linux/arm64/v8, and linux/arm/v7 can run images for linux/arm.
     shorter = platform.rpartition("/")[0]
     for there, blob in index.manifests:
         if shorter.count("/") == 1 and there == shorter:

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers become one tree in memory, which flat.py makes one tar stream of: nothing is unpacked.
+"""Merge layers into one tree in memory, which flat.py writes as a tar stream. Nothing is unpacked to disk.
 
-The headers are replayed base first, as an unpacking would go: a layer's
-whiteouts act on the layers below it, then its entries replace what is there.
-What ends up in the image is known then.
+Layers are added from the base up, and only their headers are read. A layer's whiteouts
+remove files of the layers below; then its entries are added, and replace existing ones.
 """
 
 from __future__ import annotations
@@ -30,18 +29,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 ENTRIES_MAX = 5_000_000
-# Unpacked, unless the site says otherwise.
+# The largest unpacked image, unless the site sets another limit.
 BYTES_MAX = 512 << 30
 
 WHITEOUT = b".wh."
-# aufs's own; one of them says that a directory hides what is below.
+# Special names of aufs. OPAQUE in a directory hides the directory's contents in the layers below.
 _WHITEOUT_META = b".wh..wh."
 OPAQUE = b".wh..wh..opq"
 
-# As the kernel's, for symbolic links on the way.
+# The kernel's limit for symbolic links in a path.
 _LINKS_MAX = 40
 
-# Layers of our own: files in memory, and files of this host, whose `data` is the path.
+# In the place of a layer's number: files in memory, and files of this host, whose `data` is the path.
 MEMORY = -1
 DISK = -2
 
@@ -80,7 +79,7 @@ class Node:
 
 
 class Layer:
-    """Where a layer's bytes are, by which name messages know it, and what they must hash to, where that isn't known."""
+    """A layer's file, its name for messages, and the digest to check, or None if it has been checked."""
 
     __slots__ = ("digest", "path", "what")
 
@@ -91,69 +90,69 @@ class Layer:
 
 
 class Tree:
-    """The file system that the layers make."""
+    """The merged file system; `read` counts the inflated bytes of all layers."""
 
     def __init__(self, bytes_max: int = BYTES_MAX, tick: Callable[[], None] = lambda: None) -> None:
         self.root = Node(DIRECTORY, 0o755)
         self.layers: list[Layer] = []
-        self.read = 0  # inflated bytes so far, all layers
+        self.read = 0
         self.bytes_max = bytes_max
         self._left = bytes_max
         self._entries = 0
         self._tick = tick
         self._same: dict[int, int] = {}
-        # Inodes that have had a second name, by their id: kept, or the id could be another's.
+        # Inodes with more than one name, by their Python id. They are kept, so that no id is reused.
         self.linked: dict[int, Node] = {}
 
     def add(self, layer: Layer) -> None:
-        """Put a layer on top; LayerError if it isn't one."""
+        """Add a layer on top of the others; LayerError if it is invalid."""
         number = len(self.layers)
         self.layers.append(layer)
-        # Side by side: a pair for each entry would be a third more.
+        # Two lists: a tuple for each entry would take a third more memory.
         names: list[bytes] = []
         nodes: list[Node | bytes] = []
-        gone: list[bytes] = []
+        removed: list[bytes] = []
         with Stream(layer.path, layer.what, self._left, layer.digest, self._tick) as stream:
             for entry in layers.entries(stream):
                 self._entries += 1
                 if self._entries > ENTRIES_MAX:
                     raise LayerError(f"{layer.what}: more than {ENTRIES_MAX} entries")
-                name = _checked(entry.name, layer.what)
+                name = _check_name(entry.name, layer.what)
                 directory, _, last = name.rpartition(b"/")
-                if WHITEOUT in name and self._whiteout(directory, last, name, gone, layer.what):
+                if WHITEOUT in name and self._whiteout(directory, last, name, removed, layer.what):
                     continue
                 names.append(name)
                 nodes.append(self._node(entry, number, layer.what))
             stream.finish()
             self._left -= stream.position
             self.read += stream.position
-        for name in gone:
+        for name in removed:
             self._remove(name)
         parents: dict[bytes, Node] = {}
         names.reverse()
         nodes.reverse()
         while names:
-            self._put(names.pop(), nodes.pop(), parents, layer.what)
+            self._insert(names.pop(), nodes.pop(), parents, layer.what)
 
     @staticmethod
-    def _whiteout(directory: bytes, last: bytes, name: bytes, gone: list[bytes], what: str) -> bool:
-        """Note what a whiteout removes; whether the entry is one, or otherwise no part of the image."""
+    def _whiteout(directory: bytes, last: bytes, name: bytes, removed: list[bytes], what: str) -> bool:
+        """Return whether the entry is a whiteout, or in a directory named like one; append what it removes."""
         if last.startswith(WHITEOUT):
             if last.startswith(_WHITEOUT_META):
                 if last == OPAQUE:
-                    gone.append(directory + b"/")
+                    removed.append(directory + b"/")
                 return True
             hidden = last[len(WHITEOUT) :]
             if hidden in (b"", b".", b".."):
                 raise LayerError(f"{what}: a whiteout of nothing: {shown(name)}")
-            gone.append(directory + b"/" + hidden if directory else hidden)
+            removed.append(directory + b"/" + hidden if directory else hidden)
             return True
         return any(part.startswith(WHITEOUT) for part in directory.split(b"/"))
 
     def _node(self, entry: layers.Entry, number: int, what: str) -> Node | bytes:
-        """Return the inode that an entry stands for, or the name that it is another one of."""
+        """Return an entry's inode, or for a hard link the name of its target."""
         if entry.kind == LINK:
-            return _checked(entry.link.lstrip(b"/"), what)
+            return _check_name(entry.link.lstrip(b"/"), what)
         same = self._same.setdefault
         node = Node(entry.kind, same(entry.mode, entry.mode), same(entry.mtime, entry.mtime))
         node.uid, node.gid = same(entry.uid, entry.uid), same(entry.gid, entry.gid)
@@ -172,17 +171,17 @@ class Tree:
             node.data = entry.device
         return node
 
-    def _put(self, name: bytes, new: Node | bytes, parents: dict[bytes, Node], what: str) -> None:
+    def _insert(self, name: bytes, new: Node | bytes, parents: dict[bytes, Node], what: str) -> None:
         if isinstance(new, bytes):
             found = self._find(new)
             if found is None or found.children is not None:
-                raise LayerError(f"{what}: {shown(name)}: a hard link to {shown(new)}, which is no file")
+                raise LayerError(f"{what}: {shown(name)}: a hard link to {shown(new)}, which is not a file")
             node = self.linked[id(found)] = found
         else:
             node = new
         if not name:
             if node.children is None:
-                raise LayerError(f"{what}: the root is no directory")
+                raise LayerError(f"{what}: the root is not a directory")
             node.children, self.root = self.root.children, node
             parents.clear()
             return
@@ -197,25 +196,25 @@ class Tree:
         if old is not None and (old.children is not None or old.kind == SYMLINK) and old is not node:
             if old.children is not None and node.children is not None:
                 node.children = old.children
-            # What was found through it may be elsewhere now.
+            # Paths through the old entry may lead elsewhere now.
             parents.clear()
         children[last] = node
 
     def _walk(self, path: bytes, what: str) -> Node:
-        """Return the directory at `path`, links followed and what is missing made."""
+        """Return the directory at `path`; follow links, and create missing directories."""
         found = self._resolve(path, make=True)
         if found is None or found.children is None:
             raise LayerError(f"{what}: {shown(path)}: too many symbolic links")
         return found
 
     def _find(self, path: bytes) -> Node | None:
-        """Return what is at `path`, links followed but for a last one."""
+        """Return the node at `path`, or None; follow links except in the last part."""
         directory, _, last = path.rpartition(b"/")
         parent = self._resolve(directory, make=False)
         return parent.children.get(last) if parent is not None and parent.children is not None else None
 
     def _remove(self, path: bytes) -> None:
-        """Remove a name, or what is in a directory where the path ends with a slash."""
+        """Remove a name; if the path ends with a slash, remove the directory's contents."""
         directory, _, last = path.rpartition(b"/")
         parent = self._resolve(directory, make=False)
         if parent is None or parent.children is None:
@@ -226,9 +225,9 @@ class Tree:
             parent.children.clear()
 
     def _resolve(self, path: bytes, make: bool) -> Node | None:
-        """Return what is at `path`, all links followed within the tree; None if it isn't there.
+        """Return the node at `path`, or None; follow all links, within the tree.
 
-        With `make`, a missing directory is made, and what is in the way of one replaced.
+        With `make`, create missing directories, and replace files that are in their place.
         """
         todo = [part for part in reversed(path.split(b"/")) if part and part != b"."]
         trail = [self.root]
@@ -262,10 +261,10 @@ class Tree:
             trail.append(child)
         return trail[-1]
 
-    # What the image needs besides: no layer's links lead anything of it astray.
+    # Additions to the image. Links of the layers are followed only within the tree.
 
     def directory(self, path: str, mode: int = 0o755) -> Node:
-        """Return the directory at `path`, made where it is missing; links are followed."""
+        """Return the directory at `path`; follow links, and create it if it is missing."""
         name = os.fsencode(path).strip(b"/")
         there = self._resolve(name, make=False)
         if there is not None and there.children is not None:
@@ -275,7 +274,7 @@ class Tree:
         return made
 
     def own_directory(self, name: str) -> Node:
-        """Return the directory `name` in the root, in place of whatever else has that name."""
+        """Return the directory `name` in the root; create it if it is missing or not a directory."""
         children = self.root.children
         assert children is not None
         key = os.fsencode(name)
@@ -285,14 +284,14 @@ class Tree:
         return there
 
     def file(self, directory: Node, name: str, data: bytes) -> None:
-        """Put a file of ours into a directory, in place of whatever has that name."""
+        """Add a file to a directory, replacing an existing entry."""
         node = Node(FILE, 0o644)
         node.data, node.size = data, len(data)
         assert directory.children is not None
         directory.children[os.fsencode(name)] = node
 
     def empty_file(self, path: str) -> None:
-        """Make sure that there is something at `path`, even where a link leads nowhere."""
+        """Create an empty file at `path` if it doesn't exist; for a dangling link, create its target."""
         name = os.fsencode(path).strip(b"/")
         if self._resolve(name, make=False) is not None:
             return
@@ -309,18 +308,18 @@ class Tree:
             here, _, last = target.strip(b"/").rpartition(b"/")
             if last in (b"", b".", b".."):
                 break
-        # It leads round in a circle: as good as missing.
+        # The links form a circle: replace the first one.
         here, _, last = name.rpartition(b"/")
         children = self._walk(here, path).children
         assert children is not None
         children[last] = Node(FILE, 0o644)
 
     def has(self, path: str) -> bool:
-        """Whether there is something at `path`, links followed."""
+        """Whether `path` exists; follows links."""
         return self._resolve(os.fsencode(path), make=False) is not None
 
     def read_file(self, path: str, limit: int) -> bytes | None:
-        """Return a small file's bytes, or None where there is none of that size at `path`."""
+        """Return the contents of the file at `path`; None if it is missing or larger than `limit` bytes."""
         node = self._resolve(os.fsencode(path).strip(b"/"), make=False)
         if node is None or node.kind != FILE or node.size > limit or node.sparse is not None:
             return None
@@ -334,8 +333,8 @@ class Tree:
             return stream.read(node.size)
 
 
-def _checked(name: bytes, what: str) -> bytes:
-    """Return a name without `./`, doubled and trailing slashes; LayerError where it leads out, or can't be one."""
+def _check_name(name: bytes, what: str) -> bytes:
+    """Return a name without `./`, doubled and trailing slashes; LayerError if it is invalid or leads out."""
     if b"\0" in name:
         raise LayerError(f"{what}: a name with a NUL in it: {shown(name)!r}")
     plain = b"./" not in name and b"//" not in name and b"/." not in name and name[-1:] != b"/"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What names of images mean: the cache's refs/, and one meaning for the whole of a job."""
+"""The digests that images' names had when they were last resolved (the cache's refs/), and those pinned for a job."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from .cache_directory import CacheDirectory
     from .reference import Reference
 
-# What a job pinned is of no use to anybody long after its end.
+# A job's pinned names are removed after this time.
 _JOB_SECONDS = 60 * 86400.0
 
 
-class Known:
-    """What a name meant when it was last asked for."""
+class KnownDigests:
+    """The digests that a name had when it was last resolved, and the time."""
 
     __slots__ = ("digest", "manifest", "when")
 
@@ -35,14 +35,14 @@ class Known:
 
 
 def now_text() -> str:
-    """Return the time as people and programs can read it."""
+    """Return the current time in ISO 8601."""
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
 class Names:
-    """What names meant when they were last asked for: by `cache`, or by the site's caches.
+    """The names recorded in `cache` and in the site's caches.
 
-    `is_there` tells whether there is an image with a digest.
+    `is_there` returns whether an image with a digest is cached.
     """
 
     def __init__(self, cache: CacheDirectory, site: Sequence[str], is_there: Callable[[str], bool]) -> None:
@@ -50,18 +50,18 @@ class Names:
         self._site = site
         self._is_there = is_there
 
-    def recall(self, reference: Reference, platform: str) -> Known | None:
-        """Return what a name meant last, for a platform; the site's word counts where we have none."""
+    def recall(self, reference: Reference, platform: str) -> KnownDigests | None:
+        """Return what a name meant last, for a platform, or None; the user's own cache counts before the site's."""
         found = None
         for directory in (*([self._cache.directory] if self._cache.is_trusted() else []), *self._site):
-            known = _known(read_record(os.path.join(directory, "refs", _name(reference))), reference, platform)
+            known = _from_record(read_record(os.path.join(directory, "refs", _name(reference))), reference, platform)
             if known is not None and self._is_there(known.manifest):
                 return known
             found = found or known
         return found
 
     def remember(self, reference: Reference, digest: str, platform: str, manifest: str) -> None:
-        """Note what a name means now. A cache that can't be written to is no error here."""
+        """Record what a name means now. It is not an error if the cache can't be written."""
         path = os.path.join(self._cache.directory, "refs", _name(reference))
         record = read_record(path)
         manifests = record.get("manifests")
@@ -71,10 +71,10 @@ class Names:
             return
         self._note(os.path.join("refs", _name(reference)), reference, digest, {**manifests, platform: manifest})
 
-    def pinned(self, job: str, reference: Reference, platform: str, ask: Callable[[], Known]) -> Known:
-        """Return what a name means in a job: what it meant when the job first asked, which others wait for.
+    def pinned(self, job: str, reference: Reference, platform: str, ask: Callable[[], KnownDigests]) -> KnownDigests:
+        """Return what a name means in a job: the first process of the job calls `ask`, and others wait for its answer.
 
-        A cache that can't be written to remembers nothing: each asks for itself.
+        If the cache can't be written, each process calls `ask`.
         """
         place = os.path.join("refs", f"job-{job}")
         name = _name(reference)
@@ -99,13 +99,13 @@ class Names:
             )
             return found
 
-    def _pin(self, place: str, name: str, reference: Reference, platform: str) -> Known | None:
-        return _known(read_record(os.path.join(self._cache.directory, place, name)), reference, platform)
+    def _pin(self, place: str, name: str, reference: Reference, platform: str) -> KnownDigests | None:
+        return _from_record(read_record(os.path.join(self._cache.directory, place, name)), reference, platform)
 
     def once(self, job: str, name: str, make: Callable[[Callable[[], None]], str]) -> str:
-        """Return what `make` returned when the job first asked for `name`, which others wait for.
+        """Return the result of `make`: the job's first process calls it for `name`, and others wait for the result.
 
-        `make` is to call its argument often. A cache that can't be written to remembers nothing: each makes its own.
+        `make` has to call its argument often, to keep the lock. If the cache can't be written, every process calls it.
         """
         place = os.path.join(self._cache.directory, "refs", f"job-{job}")
         path = os.path.join(place, name)
@@ -132,7 +132,7 @@ class Names:
             log.debug(f"{self._cache.directory}: {error}")
 
     def by_digest(self) -> dict[str, list[str]]:
-        """Return the references by the digest of the manifest that each meant last."""
+        """Return, for each manifest's digest, the references that meant it last."""
         found: dict[str, list[str]] = {}
         for directory in (self._cache.directory, *self._site):
             place = os.path.join(directory, "refs")
@@ -150,7 +150,7 @@ class Names:
         return found
 
     def forget_jobs(self, now: float) -> None:
-        """Remove what jobs pinned that ended long ago."""
+        """Remove the pinned names of jobs that ended long ago."""
         place = os.path.join(self._cache.directory, "refs")
         try:
             entries = [entry for entry in os.listdir(place) if entry.startswith("job-")]
@@ -166,18 +166,18 @@ class Names:
 
 
 def _name(reference: Reference) -> str:
-    """Return a reference's file name, cut where it is too long for one."""
+    """Return a reference's file name, with a hash in place of the end if it is too long."""
     key = reference.key()
     if len(key) <= 200:
         return key
     return key[:120] + "+" + digest_of(key.encode())[7:39]
 
 
-def _known(record: dict[str, Any], reference: Reference, platform: str) -> Known | None:
+def _from_record(record: dict[str, Any], reference: Reference, platform: str) -> KnownDigests | None:
     manifests, digest, when = record.get("manifests"), record.get("digest"), record.get("when")
     if not isinstance(manifests, dict) or not isinstance(digest, str) or not isinstance(when, str):
         return None
     wanted = manifests.get(platform)
     if not isinstance(wanted, str):
         return None
-    return Known(check_digest(digest, reference.text), check_digest(wanted, reference.text), when)
+    return KnownDigests(check_digest(digest, reference.text), check_digest(wanted, reference.text), when)

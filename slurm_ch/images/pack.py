@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tar stream becomes a SquashFS file, by the best program there is.
+"""Pack a tar stream into a SquashFS file, by tar2sqfs or mksquashfs.
 
-zstd at level 3, said explicitly: both programs default to 15, which takes ten
+Compression is zstd at level 3. Both programs default to level 15, which takes ten
 times as long and saves an eighth.
 """
 
@@ -27,35 +27,35 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     class Source(Protocol):
-        """What is packed: how many inodes it has is known at the latest when it is written."""
+        """A source of a tar archive. `inodes` is known when `write` returns, `bytes` is the size of all files."""
 
         inodes: int
         bytes: int
         written: int
 
         def write(self, fd: int, tick: Callable[[int], None]) -> None:
-            """Write the tar archive."""
+            """Write the tar archive to `fd`; call `tick` with the number of bytes written."""
 
 
 _LEVEL = "3"
-# mksquashfs reads tar archives since 4.6, and from then on gets all of them right.
+# The first version of mksquashfs that reads all tar archives correctly.
 _MKSQUASHFS_SINCE = (4, 6)
 _F_SETPIPE_SZ = 1031
 _PIPE = 1 << 20
 
 MAGIC = SQUASHFS_MAGIC.encode()
 _SUPERBLOCK = struct.Struct("<4sI32sQ48x")
-# tar2sqfs's words for every error of a write; a failing disk is the rarer of them.
+# tar2sqfs reports every failed write like this; most often the disk is full.
 _WRITE_ERROR = re.compile(r"(?:finishing|flushing|writing|appending|adding).*I/O error", re.IGNORECASE | re.DOTALL)
 _DISK_FULL = re.compile(r"no space left|disk quota exceeded|file too large", re.IGNORECASE)
 
 
 class DiskFull(ChError):
-    """There is no room for what was to be written."""
+    """The disk or the quota is full."""
 
 
 class Packer:
-    """The program: its name, its path and its version."""
+    """A program that packs: its name, path and version."""
 
     __slots__ = ("name", "path", "version")
 
@@ -71,12 +71,15 @@ class Packer:
             return [self.path, *options, "--num-jobs", str(threads), out]
         options = ["-tar", "-noappend", "-quiet", "-no-progress", "-exit-on-error", "-comp", "zstd"]
         options += ["-Xcompression-level", _LEVEL, "-processors", str(threads), "-mem", "512M"]
-        # Else the root is the caller's, and writeable by all.
+        # Without these, the root directory would belong to the caller, and be writeable by everyone.
         return [self.path, "-", out, *options, "-root-mode", "0755", "-root-uid", "0", "-root-gid", "0"]
 
 
 def find(wanted: str | None = None, path: str | None = None) -> Packer:
-    """Return the program `wanted` (a name or a path), or the best one there is; ChError if there is none."""
+    """Return the program `wanted` (a name or a path), or else the best one installed; ChError if there is none.
+
+    `path`: the PATH to search, None for this process's.
+    """
     names = [wanted] if wanted else ["tar2sqfs", "mksquashfs"]
     reasons = []
     for name in names:
@@ -116,12 +119,12 @@ def pack(
     niceness: int = 0,
     tick: Callable[[int], None] = lambda _: None,
 ) -> int:
-    """Write the SquashFS file `out` and return its size; ChError, and no file, if anything is wrong with it.
+    """Write the SquashFS file `out` and return its size in bytes; on failure, ChError, and the file is removed.
 
-    `tick` hears, at least every fraction of a second, how much of the archive is done.
+    `tick` is called several times a second with the number of the archive's bytes that are packed.
     """
     reader, writer = os.pipe()
-    with children.words_file() as said:
+    with children.memory_file() as messages:
         try:
             _widen(writer)
             env = {name: os.environ[name] for name in ("PATH", "TMPDIR") if name in os.environ}
@@ -129,8 +132,8 @@ def pack(
                 packer.argv(out, threads),
                 {**env, "LC_ALL": "C"},
                 stdin=reader,
-                stdout=said,
-                stderr=said,
+                stdout=messages,
+                stderr=messages,
                 niceness=niceness,
             )
         except BaseException:
@@ -151,11 +154,11 @@ def pack(
                 os.close(writer)
             status = children.wait(child, lambda: tick(flat.written))
             if status or broken:
-                raise _failure(packer, status, children.words(said), out)
+                raise _failure(packer, status, children.last_words(messages), out)
             size = check(out, flat.inodes)
             good = True
         finally:
-            # Here we may be between two entries, and it must not take that for the end.
+            # After an exception, the pipe may have ended between two entries: the packer must not finish the file.
             children.stop(child)
             if not good:
                 _remove(out)
@@ -176,17 +179,17 @@ def _widen(pipe: int) -> None:
         log.debug(f"a pipe of {_PIPE} bytes: {error.strerror}")
 
 
-def _failure(packer: Packer, status: int, said: str, out: str) -> ChError:
-    if _DISK_FULL.search(said) or _WRITE_ERROR.search(said):
+def _failure(packer: Packer, status: int, text: str, out: str) -> ChError:
+    if _DISK_FULL.search(text) or _WRITE_ERROR.search(text):
         return disk_full(os.path.dirname(out))
     if status < 0:
         return ChError(children.killed(packer.name, status))
-    line = "; ".join(said.splitlines()[-3:])
+    line = "; ".join(text.splitlines()[-3:])
     return ChError(f"{packer.name} failed with status {status}: {line or 'it gives no reason'}")
 
 
 def disk_full(directory: str) -> DiskFull:
-    """Return the error for a file system, or a quota, that is used up."""
+    """Return the exception for a full file system or quota."""
     return DiskFull(
         f"{directory}: no room for the image (disk or quota full): `slurm-ch prune` removes cached images, "
         f"{CACHE_VARIABLE}=DIR puts them elsewhere"
@@ -194,14 +197,14 @@ def disk_full(directory: str) -> DiskFull:
 
 
 def write_error(error: OSError, path: str) -> ChError:
-    """Return the error for a file that could not be written."""
+    """Return the exception for a file that could not be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return disk_full(os.path.dirname(os.path.abspath(path)))
     return ChError(f"can't write {path}")
 
 
 def check(path: str, inodes: int | None = None) -> int:
-    """Return a SquashFS file's size; ChError if it isn't whole, or has not that many inodes."""
+    """Return a SquashFS file's size in bytes; ChError if it is truncated, or has another number of inodes."""
     try:
         with open(path, "rb") as file:
             block = file.read(_SUPERBLOCK.size)

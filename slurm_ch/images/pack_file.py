@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tree becomes a file of the user's, which replaces what is there as a whole or not at all."""
+"""Pack a tree into a file of the user's, which is replaced atomically."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def replaced(out: str) -> Iterator[str]:
-    """Give the name of a new file beside `out`, which takes its place at the end, if nothing was raised."""
+    """Yield the name of a new file in the same directory, and rename it to `out` at the end; remove it on failure.
+
+    OSError becomes ChError.
+    """
     directory, name = os.path.split(os.path.abspath(out))
     prefix = f".{name}.{os.uname().nodename}."
     private = os.path.join(directory, f"{prefix}{os.getpid()}")
@@ -37,7 +40,7 @@ def replaced(out: str) -> Iterator[str]:
 
 
 def _remove_abandoned(directory: str, prefix: str) -> None:
-    """Remove what processes of this host left that were killed."""
+    """Remove the files of processes of this host that were killed."""
     for name in os.listdir(directory):
         pid = name[len(prefix) :]
         if name.startswith(prefix) and pid.isdigit() and not os.path.exists(f"/proc/{pid}"):
@@ -45,12 +48,12 @@ def _remove_abandoned(directory: str, prefix: str) -> None:
 
 
 def write(tree: merge.Tree, out: str, settings: Settings, progress: Progress) -> int:
-    """Pack `tree` into the file `out` and return its size."""
+    """Pack `tree` into the file `out` and return its size in bytes; ChError on failure."""
     return write_from(Flat(tree), out, settings, progress)
 
 
 def write_from(flat: pack.Source, out: str, settings: Settings, progress: Progress) -> int:
-    """Pack what `flat` writes into the file `out` and return its size."""
+    """Pack the archive of `flat` into the file `out` and return its size in bytes; ChError on failure."""
     packer = pack.find(settings.packer)
 
     def packed(count: int) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far a pull is: a bar on a terminal, elsewhere a line every ten seconds.
+"""Show the progress of a pull: a bar on a terminal, elsewhere a line every ten seconds.
 
-Nothing is parsed: what has come is the size of the files, and what is packed is
-counted against what the first pass over the layers has found.
+The download's progress is the size of its files. That of packing is the number of bytes
+written, out of the total that merging has found.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _WIDTH = 16
 
 
 def size(count: float) -> str:
-    """Return a number of bytes for people."""
+    """Return a number of bytes with a unit, like 12 MB."""
     if count < 1e6:
         return f"{count / 1e3:.0f} kB"
     return f"{count / 1e6:.0f} MB" if count < 1e9 else f"{count / 1e9:.1f} GB"
@@ -35,7 +35,7 @@ def of(done: float, total: float) -> str:
 
 
 class Progress:
-    """Shows it on descriptor `fd`, each line begun with `prefix`; `quiet` for those who want none."""
+    """Shows the progress on descriptor `fd`, with `prefix` before each line; `quiet` shows nothing."""
 
     def __init__(
         self,
@@ -59,17 +59,17 @@ class Progress:
         self._since = self._begin
 
     def line(self, text: str) -> None:
-        """Show a line of its own."""
+        """Show a line that stays, above the bar."""
         if not self._quiet:
             self._clear()
             self._write(log.printable(self._prefix + text) + "\n")
 
     def begin(self, to_fetch: float) -> None:
-        """A download of so many bytes begins."""
+        """Start the count for a download of `to_fetch` bytes."""
         self.to_fetch, self.fetched, self._since = to_fetch, 0.0, self._clock()
 
     def show(self) -> None:
-        """Show how far it is, if it is time to."""
+        """Update what is shown, unless that happened a moment ago."""
         now = self._clock()
         if now - self._shown < (_BAR_SECONDS if self._terminal else LINE_SECONDS):
             return
@@ -78,7 +78,7 @@ class Progress:
         self._draw(f"{self._bar()} {self.text}")
 
     def wait(self, holder: str) -> None:
-        """Show that another pull of the same image is waited for."""
+        """Show that this process waits for another pull of the same image."""
         now = self._clock()
         if now - self._shown < (_BAR_SECONDS if self._terminal else LINE_SECONDS):
             return
@@ -90,7 +90,7 @@ class Progress:
         self._clear()
 
     def seconds(self) -> float:
-        """Return how long it has been."""
+        """Return the seconds since this object was created."""
         return self._clock() - self._begin
 
     def _words(self, now: float) -> str:
@@ -130,7 +130,7 @@ class Progress:
         try:
             os.write(self._fd, text.encode("utf-8", "replace"))
         except OSError:
-            # Nobody looks.
+            # Nobody reads it.
             self._quiet = True
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a reference to a SquashFS file: resolved, looked up, fetched, merged, packed, published."""
+"""Pull an image: resolve the reference, look into the cache, fetch, merge, pack, and put the file into the cache."""
 
 from __future__ import annotations
 
@@ -15,25 +15,28 @@ from .resolve import ALWAYS, AUTO, CACHED, NEVER, Resolved, Resolver
 
 
 class Puller(Resolver):
-    """Gets what it has looked up."""
+    """A resolver that also pulls."""
 
     def get(self, reference: Reference, mode: str = AUTO) -> tuple[Resolved, str]:
-        """Return the image's path in the cache, pulled if it has to be."""
+        """Resolve a reference; return the result and the image's path in the cache. Pull the image if necessary."""
         resolved = self.resolve(reference, mode)
         return resolved, self.fetch(resolved, mode)
 
     def fetch(self, resolved: Resolved, mode: str = AUTO) -> str:
-        """Return the path of an image that is resolved; pull it if it isn't there and `mode` allows it."""
+        """Return the path of a resolved image; pull it if it is missing, or `mode` is ALWAYS.
+
+        ChError if it is missing and `mode` or the site allows no pull.
+        """
         path = self.find(resolved)
         what = resolved.reference.text
         if mode == ALWAYS and path is not None and not path.startswith(self.store.directory + "/"):
-            mode = AUTO  # the site's is not ours to replace
+            mode = AUTO  # an image of the site's is not replaced
         if path is None and mode in (CACHED, NEVER):
             raise ChError(f"{what} ({resolved.manifest[:19]}): not in {self.store.directory}: `slurm-ch pull {what}`")
         if path is None and self.settings.pull == site.NO:
             raise ChError(f"{what}: this site allows no pulls, only its own images ({':'.join(self.settings.images)})")
         if path is not None and not self.any_platform:
-            # Of an image for one kind of machine only, the digest is the same for all who ask.
+            # The digest of a single-platform image says nothing about its platform.
             self.check_architecture(str(self.store.info(path).get("architecture", "")), what)
         if path is None or mode == ALWAYS:
             path = self._pull(resolved, mode == ALWAYS)
@@ -41,7 +44,7 @@ class Puller(Resolver):
         return path
 
     def _remember(self, resolved: Resolved) -> None:
-        """Note what the name means; and its digest, where that is an index's and so no file's name."""
+        """Record what the name means. Record also the pinned name if its digest is an index's, which names no file."""
         for one in {resolved.reference.text, resolved.pinned}:
             if one == resolved.reference.text or resolved.digest != resolved.manifest:
                 self.store.names.remember(parse(one), resolved.digest, resolved.platform, resolved.manifest)
@@ -80,7 +83,7 @@ class Puller(Resolver):
         self.progress.wait(holder)
 
     def to_file(self, reference: Reference, out: str, mode: str = AUTO) -> Resolved:
-        """Make a file of its own of an image, which doesn't go through the cache; `out` is replaced as a whole."""
+        """Pull an image into the file `out`, which is replaced atomically. The cache is used if it has the image."""
         from . import assemble, pack_file
 
         resolved = self.resolve(reference, mode)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A SquashFS file becomes an image in a registry.
+"""Push a SquashFS file to a registry.
 
-As one ordinary layer, which every tool runs, or as it is, which nobody has to
-pack again.
+Either its contents are pushed as one ordinary layer, which every tool can run. Or the
+file itself is pushed, which slurm_ch doesn't have to pack again.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 _CONFIG = "application/vnd.oci.image.config.v1+json"
 _LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
-# Any type with this word in it is taken for one when it is pulled.
+# When an image is pulled, every media type with "squashfs" in it is recognised.
 _SQUASHFS = "application/vnd.slurm-ch.image.layer.v1.squashfs"
 _CHUNK = 1 << 20
 _SIF_MAGIC = b"SIF_MAGIC\0"
 
 
-class Layout:
+class LayoutWriter:
     """An OCI layout that is being written."""
 
     def __init__(self, path: str) -> None:
@@ -45,11 +45,11 @@ class Layout:
             file.write('{"imageLayoutVersion": "1.0.0"}')
 
     def place(self, digest: str) -> str:
-        """Return where a blob is to be."""
+        """Return the path for a blob."""
         return layout.blob_path(self._blobs, digest)
 
     def json(self, value: Any) -> dict[str, Any]:
-        """Add a blob, and return its description without a type."""
+        """Add a value as a JSON blob; return its digest and size."""
         data = json.dumps(value, sort_keys=True).encode()
         digest = manifest.digest_of(data)
         with open(self.place(digest), "wb") as file:
@@ -57,7 +57,7 @@ class Layout:
         return {"digest": digest, "size": len(data)}
 
     def finish(self, config: dict[str, Any], layer: dict[str, Any], diff_id: str) -> None:
-        """Write configuration, manifest and index for the one layer."""
+        """Write configuration, manifest and index for an image with one layer."""
         whole = {
             "architecture": manifest.this_platform().split("/")[1],
             "os": "linux",
@@ -79,14 +79,17 @@ class Layout:
 def push(
     path: str, to: Reference, store: Store, env: Mapping[str, str], progress: Progress, *, as_squashfs: bool = False
 ) -> None:
-    """Push the SquashFS file at `path`; its environment, command and so on come from its /ch."""
+    """Push the SquashFS file at `path` to the reference `to`; ChError on failure.
+
+    The configuration comes from the image's /ch. `as_squashfs` pushes the file itself, not a layer.
+    """
     if to.scheme != DOCKER or to.digest is not None:
         raise UsageError(f"{to.text}: not where an image can be pushed to: docker://HOST/NAME[:TAG]")
     size = _check(path)
     store.prepare()
     store.sweep()
     with store.scratch() as scratch:
-        layout = Layout(os.path.join(scratch, "oci"))
+        layout = LayoutWriter(os.path.join(scratch, "oci"))
         config = additions.from_metadata(_metadata(path, env))
         progress.to_pack = size
         if as_squashfs:
@@ -102,11 +105,11 @@ def push(
 
 
 def _check(path: str) -> int:
-    """Return the SquashFS file's size; ChError if it is none."""
+    """Return the size of a SquashFS file; ChError if it isn't one."""
     try:
         return pack.check(path)
     except ChError as error:
-        if not isinstance(error.__cause__, OSError) and _is_apptainers(path):
+        if not isinstance(error.__cause__, OSError) and _is_sif(path):
             raise ChError(
                 f"{path}: an image of Apptainer's (SIF): "
                 f"`srun --ch-image={path} --ch-save=FILE.sqfs CMD` makes a SquashFS file of it"
@@ -114,7 +117,7 @@ def _check(path: str) -> int:
         raise
 
 
-def _is_apptainers(path: str) -> bool:
+def _is_sif(path: str) -> bool:
     with open(path, "rb") as file:
         return _SIF_MAGIC in file.read(64)
 
@@ -130,16 +133,16 @@ def _digest(path: str) -> str:
 def _program(name: str, env: Mapping[str, str]) -> str:
     found = shutil.which(name, path=env.get("PATH"))
     if found is None:
-        raise ChError(f"no {name} here, which reads SquashFS files: install squashfs-tools-ng")
+        raise ChError(f"{name}, which reads SquashFS files, is not installed: install squashfs-tools-ng")
     return found
 
 
 def _metadata(path: str, env: Mapping[str, str]) -> bytes | None:
-    """Return the image's /ch/metadata.json, or None if it has none."""
+    """Return the image's /ch/metadata.json; None if it has none, or rdsquashfs is missing."""
     program = shutil.which("rdsquashfs", path=env.get("PATH"))
     if program is None:
         return None
-    with children.words_file() as out:
+    with children.memory_file() as out:
         child = children.start([program, "-c", agreement.IMAGE_METADATA, path], {"LC_ALL": "C"}, stdout=out)
         try:
             status = child.wait()
@@ -150,16 +153,16 @@ def _metadata(path: str, env: Mapping[str, str]) -> bytes | None:
 
 
 def _as_layer(
-    path: str, layout: Layout, env: Mapping[str, str], tick: Callable[[], None]
+    path: str, layout: LayoutWriter, env: Mapping[str, str], tick: Callable[[], None]
 ) -> tuple[dict[str, Any], str]:
-    """Write the image's files as a compressed layer; return its description, and the digest of what is in it."""
+    """Write the image's files as a compressed layer; return its description, and the uncompressed archive's digest."""
     private = os.path.join(layout.path, "layer")
     inner, outer, size = hashlib.sha256(), hashlib.sha256(), 0
-    squeeze = zlib.compressobj(1, zlib.DEFLATED, 31)
-    with children.words_file() as said, open(private, "wb") as out:
+    gzip = zlib.compressobj(1, zlib.DEFLATED, 31)
+    with children.memory_file() as messages, open(private, "wb") as out:
         reader, writer = os.pipe()
         try:
-            child = children.start([_program("sqfs2tar", env), path], {"LC_ALL": "C"}, stdout=writer, stderr=said)
+            child = children.start([_program("sqfs2tar", env), path], {"LC_ALL": "C"}, stdout=writer, stderr=messages)
         except BaseException:
             os.close(reader)
             raise
@@ -169,11 +172,12 @@ def _as_layer(
             with open(reader, "rb", buffering=0) as archive:
                 while data := archive.read(_CHUNK):
                     inner.update(data)
-                    size += _write(out, outer, squeeze.compress(data))
+                    size += _write(out, outer, gzip.compress(data))
                     tick()
-            size += _write(out, outer, squeeze.flush())
+            size += _write(out, outer, gzip.flush())
             if child.wait():
-                raise ChError(f"{path}: can't be read: {children.words(said).splitlines()[-1:] or 'no reason given'}")
+                reason = (children.last_words(messages).splitlines() or ["no reason given"])[-1]
+                raise ChError(f"{path}: can't be read: {reason}")
         finally:
             children.stop(child)
     digest = "sha256:" + outer.hexdigest()

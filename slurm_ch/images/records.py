@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small files of JSON in the cache: beside an image, for a name, in a lock. One may be damaged, or gone."""
+"""The cache's small JSON files: next to an image, for a name, in a lock. A file may be damaged or missing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _RECORD_MAX = 1 << 20
 
 
 def read_record(path: str) -> dict[str, Any]:
-    """Return the record in a file; an empty one where there is none that can be read."""
+    """Return the record in a file; an empty one if it is missing, unreadable or damaged."""
     try:
         with open(path, "rb") as file:
             value = json.loads(file.read(_RECORD_MAX))
@@ -27,7 +27,7 @@ def read_record(path: str) -> dict[str, Any]:
 
 
 def remove(path: str) -> None:
-    """Remove a file that may be gone, or stay."""
+    """Remove a file; failures are ignored."""
     try:
         os.unlink(path)
     except OSError as error:
@@ -36,7 +36,7 @@ def remove(path: str) -> None:
 
 
 def remove_tree(path: str) -> None:
-    """Remove a directory with all that is in it, as far as that can be."""
-    import shutil  # loads compressors
+    """Remove a directory and its contents; failures are ignored."""
+    import shutil  # not at the top: it loads compression modules
 
     shutil.rmtree(path, ignore_errors=True)

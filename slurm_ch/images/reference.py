@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""References: strings that name an image in a registry, an archive or a store, and never a path.
+"""Parse references: strings that name an image in a registry, an archive or a store. A path is never a reference.
 
 docker://[HOST[:PORT]/]NAME[:TAG][@DIGEST]
 oci:DIR[:NAME]  oci-archive:FILE[:NAME]  docker-archive:FILE[:NAME]  dir:DIR
@@ -15,7 +15,7 @@ from ..errors import UsageError
 
 DOCKER = "docker"
 OCI = "oci"
-# Those whose name begins with a path of this host.
+# Schemes that are followed by a path on this host, and those that are followed by a name.
 _PATHS = (OCI, "oci-archive", "docker-archive", "dir")
 _NAMES = ("docker-daemon", "containers-storage")
 
@@ -27,7 +27,10 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
 
 
 class Reference:
-    """An image's name: `text` is all of it in one form, `registry`, `name`, `tag` and `digest` are docker's only."""
+    """A parsed reference.
+
+    `text` is its canonical form. `registry` and `digest` are only for docker://, `path` for files and directories.
+    """
 
     __slots__ = ("digest", "name", "path", "registry", "scheme", "tag", "text")
 
@@ -42,18 +45,18 @@ class Reference:
 
     @property
     def local(self) -> bool:
-        """Whether it is on this host, and may change there at any time."""
+        """Whether the image is on this host, where it may change at any time."""
         return self.scheme != DOCKER
 
     def source(self, digest: str | None = None) -> str:
-        """Return the name by which skopeo knows it, or its manifest `digest`."""
+        """Return the name for skopeo, of the image or of its manifest `digest`."""
         if self.scheme != DOCKER:
             return self.text
         wanted = digest or self.digest
         return f"docker://{self.registry}/{self.name}" + (f"@{wanted}" if wanted else f":{self.tag}")
 
     def key(self) -> str:
-        """Return a file name that stands for it."""
+        """Return a file name for the reference's record."""
         text = f"{self.registry}/{self.name}" if self.scheme == DOCKER else self.text
         name = text.replace("%", "%25").replace("/", "%").replace(":", "+")
         tag = (self.digest or self.tag).replace(":", "-")
@@ -61,7 +64,7 @@ class Reference:
 
 
 def is_reference(text: str) -> bool:
-    """Whether `text` names an image by a scheme: a path doesn't, whatever it looks like."""
+    """Whether `text` begins with a scheme of a reference; otherwise it is a path."""
     if text.startswith("docker://"):
         return True
     scheme, colon, _ = text.partition(":")
@@ -69,7 +72,7 @@ def is_reference(text: str) -> bool:
 
 
 def parse(text: str, cwd: str | None = None) -> Reference:
-    """Return the reference that `text` is, paths in it relative to `cwd`; UsageError says what is wrong with it."""
+    """Parse a reference, with its paths relative to `cwd` or else this process's; UsageError if it is invalid."""
     if text.startswith("docker://"):
         return _docker(text)
     scheme, colon, rest = text.partition(":")
@@ -94,7 +97,7 @@ def _docker(text: str) -> Reference:
     rest = text[len("docker://") :]
     name, at, digest = rest.partition("@")
     if at and not _DIGEST.match(digest):
-        # Not shown: what stands there may be a password.
+        # The message doesn't show the text before "@", which may be a password.
         if "/" in digest or not digest.startswith("sha"):
             raise UsageError(
                 "docker://: a reference has no user and no password in it (what is before the @ is not shown); "
@@ -120,7 +123,7 @@ def _docker(text: str) -> Reference:
     found = Reference(DOCKER, path)
     found.registry = registry
     found.digest = digest or None
-    # A digest says all; what stands beside it is for people.
+    # With a digest, the tag is only a comment.
     found.tag = tag or ("" if digest else "latest")
     found.text = (
         f"docker://{registry}/{path}" + (f":{found.tag}" if found.tag else "") + (f"@{digest}" if digest else "")
@@ -129,7 +132,7 @@ def _docker(text: str) -> Reference:
 
 
 def allowed(reference: Reference, registries: tuple[str, ...]) -> bool:
-    """Whether the site's list of registries, or of names in them, has this one; an empty list has all."""
+    """Whether the site's list of registries, or of repositories in them, allows the reference; an empty list does."""
     if not registries or reference.scheme != DOCKER:
         return True
     full = f"{reference.registry}/{reference.name}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which image a reference means: looked up in the cache, in a layout, or asked of a registry."""
+"""Resolve a reference to an image's digest, by the cache, an OCI layout, or the registry."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from .. import log
 from ..errors import ChError
 from . import manifest
-from .names import Known, now_text
+from .names import KnownDigests, now_text
 from .progress import Progress
 from .reference import DOCKER, OCI, Reference, allowed, parse
 from .store import Store
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from . import fetch
     from .settings import Settings
 
-# Ask for the digest and pull what is missing; also what is there; ask nobody; ask, but don't pull.
+# When to pull: AUTO asks the registry for the digest and pulls a missing image. ALWAYS pulls even if it is cached.
+# CACHED doesn't ask the registry, and uses the digest from the last time. NEVER asks, but doesn't pull.
 AUTO, ALWAYS, CACHED, NEVER = "auto", "always", "cached", "never"
 MODES = (AUTO, ALWAYS, CACHED, NEVER)
 
@@ -28,7 +29,7 @@ _NICENESS = 10
 
 
 class Resolved:
-    """What a reference means: `digest` is what to pin, `manifest` that of the image for the platform."""
+    """A resolved reference: `digest` identifies it for pinning, `manifest` is the digest of the platform's manifest."""
 
     __slots__ = ("blobs", "digest", "manifest", "platform", "raw", "reference")
 
@@ -37,12 +38,12 @@ class Resolved:
         self.platform = platform
         self.digest = digest
         self.manifest = manifest_digest
-        self.raw: bytes | None = None  # the manifest's bytes, where they are known
-        self.blobs: str | None = None  # where a local layout's blobs are
+        self.raw: bytes | None = None  # the manifest's bytes, if they are known
+        self.blobs: str | None = None  # the directory of a local layout's blobs
 
     @property
     def pinned(self) -> str:
-        """The reference with its digest: it means the same image for ever."""
+        """The reference with its digest, which always means the same image."""
         reference = self.reference
         if reference.scheme != DOCKER or reference.digest:
             return reference.text
@@ -50,7 +51,10 @@ class Resolved:
 
 
 class Resolver:
-    """What it takes to look up and to pull: the site's settings, the caller's environment, the cache."""
+    """Resolves references, with the site's settings, the caller's environment and the cache.
+
+    `platform`: OS/ARCHITECTURE[/VARIANT]; None for this machine's. Its time limit, if the site sets one, starts now.
+    """
 
     def __init__(
         self,
@@ -62,16 +66,20 @@ class Resolver:
         self.settings = settings
         self.env = env
         self.progress = progress or Progress()
-        self.option = "--pull"  # as the caller knows it
+        self.option = "--pull"  # the option's name for messages
         self.platform = manifest.check_platform(platform) if platform else manifest.this_platform()
         self.any_platform = platform is None
         self.store = Store(settings.cache, settings.images)
-        # Whoever waits for a node to start shouldn't be waited for.
+        # In a job, the nodes wait for the pull: don't lower its priority.
         self.niceness = 0 if "SLURM_JOB_ID" in env else _NICENESS
         self.end = time.monotonic() + settings.pull_timeout if settings.pull_timeout else None
 
     def resolve(self, reference: Reference, mode: str = AUTO) -> Resolved:
-        """Return what the reference means; asks the registry unless it is pinned and known, or `mode` is cached."""
+        """Resolve a reference; ChError if that fails or the site doesn't allow the registry.
+
+        Asks the registry, unless the reference has a digest that is known, or `mode` is CACHED. In a job, the same
+        reference always means the same image.
+        """
         if not allowed(reference, self.settings.registries):
             raise ChError(f"{reference.text}: not one of this site's registries: {', '.join(self.settings.registries)}")
         pinned = reference.digest is not None
@@ -89,21 +97,21 @@ class Resolver:
             from . import layout
 
             raw, blobs = layout.local_layout(reference, self.platform)
-            return self._chosen(reference, raw, blobs)
+            return self._choose_manifest(reference, raw, blobs)
         job = _job(self.env)
         if job is None or reference.local or pinned:
-            return self._asked(reference)
+            return self._ask_or_suggest_cached(reference)
         asked: list[Resolved] = []
 
-        def ask() -> Known:
-            asked.append(self._asked(reference))
-            return Known(asked[0].digest, asked[0].manifest, now_text())
+        def ask() -> KnownDigests:
+            asked.append(self._ask_or_suggest_cached(reference))
+            return KnownDigests(asked[0].digest, asked[0].manifest, now_text())
 
         known = self.store.names.pinned(job, reference, self.platform, ask)
         return asked[0] if asked else Resolved(reference, self.platform, known.digest, known.manifest)
 
-    def _asked(self, reference: Reference) -> Resolved:
-        """Ask the registry, and where it can't be reached say what is there."""
+    def _ask_or_suggest_cached(self, reference: Reference) -> Resolved:
+        """Ask the registry. If it can't be reached, the error mentions a cached image."""
         from . import fetch
 
         try:
@@ -121,9 +129,9 @@ class Resolver:
         self.store.prepare()
         with self.store.scratch(large=False) as scratch:
             raw = self.skopeo(scratch).manifest(reference, tick=self.tick)
-        return self._chosen(reference, raw, None)
+        return self._choose_manifest(reference, raw, None)
 
-    def _chosen(self, reference: Reference, raw: bytes, blobs: str | None) -> Resolved:
+    def _choose_manifest(self, reference: Reference, raw: bytes, blobs: str | None) -> Resolved:
         found = manifest.parse(raw, reference.text)
         digest = found.digest
         if isinstance(found, manifest.Index):
@@ -132,11 +140,11 @@ class Resolver:
                 from . import layout
 
                 raw = layout.layout_manifest(reference, chosen, blobs)
-                return self._chosen_one(reference, digest, chosen, raw, blobs)
-            return self._chosen_one(reference, digest, chosen, None, blobs)
-        return self._chosen_one(reference, digest, digest, raw, blobs)
+                return self._resolved(reference, digest, chosen, raw, blobs)
+            return self._resolved(reference, digest, chosen, None, blobs)
+        return self._resolved(reference, digest, digest, raw, blobs)
 
-    def _chosen_one(
+    def _resolved(
         self, reference: Reference, digest: str, chosen: str, raw: bytes | None, blobs: str | None
     ) -> Resolved:
         resolved = Resolved(reference, self.platform, digest, chosen)
@@ -144,23 +152,23 @@ class Resolver:
         return resolved
 
     def skopeo(self, scratch: str) -> fetch.Skopeo:
-        """Return who asks registries; `scratch` is a directory of ours."""
+        """Return an object that runs skopeo; `scratch` is a private directory for its files."""
         from . import fetch
 
         return fetch.Skopeo(self.env, scratch, self.niceness)
 
     def tick(self) -> None:
-        """Show how far it is; ChError if the site gives no more time."""
+        """Show the progress; ChError if the site's time limit has passed."""
         if self.end is not None and time.monotonic() > self.end:
             raise ChError(f"not done after {self.settings.pull_timeout:.0f} s (the site's pull_timeout)")
         self.progress.show()
 
     def find(self, resolved: Resolved) -> str | None:
-        """Return the path of the image if it is in the cache, or the site's."""
+        """Return the path of the image in the cache or the site's, or None."""
         return self.store.find(resolved.manifest)
 
     def check_architecture(self, architecture: str, what: str) -> None:
-        """Warn of an image for another kind of machine; ChError if one kind was asked for."""
+        """Warn if the image is for another platform; ChError if the user has named a platform."""
         there, wanted = f"linux/{architecture}", self.platform
         if not architecture or (there + "/").startswith(wanted + "/") or (wanted + "/").startswith(there + "/"):
             return
@@ -170,13 +178,13 @@ class Resolver:
             raise ChError(f"{what}: no image for {wanted}: there is one for {there} only")
 
     def pin(self, resolved: Resolved) -> None:
-        """Note which image the pinned name is of, so that nobody has to ask again."""
+        """Record the manifest of the pinned name, so that nobody has to ask the registry again."""
         if resolved.digest != resolved.manifest:
             self.store.names.remember(parse(resolved.pinned), resolved.digest, resolved.platform, resolved.manifest)
 
 
 def _job(env: Mapping[str, str]) -> str | None:
-    """Return a name of the job that this runs in: within one, a name means one image."""
+    """Return a name for the job in which this process runs, unique among clusters; None outside a job."""
     number = env.get("SLURM_ARRAY_JOB_ID") or env.get("SLURM_HET_JOB_ID") or env.get("SLURM_JOB_ID", "")
     cluster = env.get("SLURM_CLUSTER_NAME", "")
     if not number.isdigit() or not (cluster.replace("-", "").replace("_", "").isalnum() or not cluster):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the site says about images in plugstack.conf, and where the caller's cache is."""
+"""Parse plugstack.conf's arguments for images, and determine the path of the caller's cache."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
-# When a pull may be asked for: before a job is queued, when it is needed (at the latest by node 0), on node 0, never.
+# When images are pulled. SUBMIT: before a job is queued. AUTO: by srun, or by a step's first node. NODE: only by a
+# step's first node. NO: never.
 SUBMIT, AUTO, NODE, NO = "submit", "auto", "node", "no"
 
 _THREADS = 4
@@ -25,7 +26,7 @@ _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 class Settings:
-    """How images are pulled here."""
+    """The site's settings for pulling images. Times are in seconds, sizes in bytes; None means no limit."""
 
     __slots__ = (
         "cache", "cache_max", "images", "importer", "packer", "pull", "pull_max", "pull_threads", "pull_timeout",
@@ -46,7 +47,7 @@ class Settings:
 
 
 def size(text: str, label: str) -> int:
-    """Return a number of bytes like 200G; UsageError if it is none."""
+    """Parse a size like 200G into bytes; UsageError if it is invalid."""
     found = re.fullmatch(r"(\d{1,15})([kmgt]?)(?:i?b)?", text.lower())
     if not found:
         raise UsageError(f"{label}={text}: not a size, such as 200G")
@@ -54,7 +55,7 @@ def size(text: str, label: str) -> int:
 
 
 def duration(text: str, label: str) -> float:
-    """Return seconds from a number like 30d; UsageError if it is none."""
+    """Parse a duration like 30d into seconds; UsageError if it is invalid."""
     found = re.fullmatch(r"(\d{1,9})([smhd]?)", text.lower())
     if not found:
         raise UsageError(f"{label}={text}: not a time, such as 90s, 15m, 12h or 30d")
@@ -62,7 +63,10 @@ def duration(text: str, label: str) -> float:
 
 
 def parse(arguments: Sequence[tuple[str, str]], env: Mapping[str, str], user: str) -> Settings:
-    """Return the Settings for plugstack.conf's arguments (those of ARGUMENTS) and the caller's environment."""
+    """Return the Settings for plugstack.conf's arguments, all of them from ARGUMENTS; UsageError names a wrong one.
+
+    `env` and `user` are the caller's, for the cache's path and for %u and %h.
+    """
     found = Settings()
     for key, value in arguments:
         label = f"plugstack.conf: {key}"
@@ -97,7 +101,7 @@ def _place(text: str, env: Mapping[str, str], user: str, label: str) -> str:
 
 
 def _percent(letter: str, env: Mapping[str, str], user: str, what: str) -> str:
-    # As Slurm writes them.
+    # Slurm's own files have the same letters.
     if letter == "u":
         return user
     if letter == "h":
@@ -114,7 +118,7 @@ def _own_cache(env: Mapping[str, str]) -> str:
     return os.path.join(caches, "slurm_ch")
 
 
-# What each argument's value means, from the value, its label, the caller's environment and name.
+# A parser for each argument: (value, label, the caller's environment, the caller's name) -> setting.
 ARGUMENTS: dict[str, Callable[[str, str, Mapping[str, str], str], Any]] = {
     "cache": lambda value, label, env, user: _place(value, env, user, label),
     "images": lambda value, label, env, user: tuple(_place(one, env, user, label) for one in value.split(":") if one),

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cache: finished images under the digests of their manifests, and who is making one.
+"""The cache of images.
 
-    images/sha256-HEX.sqfs, .json   finished, never changed
-    refs/NAME                       which digest a name had when it was last asked for
-    lock/sha256-HEX                 who makes it just now
-    tmp/HOST.PID.START.N/           what is being made
+    images/sha256-HEX.sqfs, .json   a finished image and its record, named by the digest of its manifest; never changed
+    refs/NAME                       the digest that a name had when it was last resolved
+    lock/sha256-HEX                 the process that makes the image at the moment
+    tmp/HOST.PID.START.N/           files of a running pull
 
-A lock only saves work. What makes two pulls of one image right is that each
-writes a file of its own and the first to link it to its place wins: so a file
-system without locks, or a server with another clock, does no harm.
+Locks only save work. Two pulls of one image don't disturb each other, because each writes
+its own file, and the first one to link it to its final name wins. So a file system without
+locks, or a server with another clock, does no harm.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ if TYPE_CHECKING:
 
     from .locks import Lock
 
-# An image counts as used at this granularity: each note is a write to a shared file system.
+# An image's last use is recorded at most this often: each time is a write to a shared file system.
 _USED_SECONDS = 86400.0
-# An NFS server forgets an open file when another client removes it.
+# On NFS, images that were used within this time are not removed: a client loses an open file if another one removes it.
 _NFS_KEPT_SECONDS = 7 * 86400.0
 
-# Where there are no hard links.
+# Errors of link(2) on file systems without hard links.
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EMLINK, errno.EACCES)
 
 
 class Cached:
-    """A finished image."""
+    """A finished image: `size` in bytes, `used` the time of its last use, `site` whether it is in a site's cache."""
 
     __slots__ = ("digest", "path", "site", "size", "used")
 
@@ -55,7 +55,7 @@ class Cached:
 
 
 class Store(CacheDirectory):
-    """The cache in `directory`, and the site's, which nobody but root writes to."""
+    """The user's cache in `directory`, and the site's caches, which only root writes to."""
 
     def __init__(self, directory: str, site: Sequence[str] = ()) -> None:
         super().__init__(directory)
@@ -63,7 +63,7 @@ class Store(CacheDirectory):
         self.names = Names(self, self._site, lambda digest: self.find(digest) is not None)
 
     def find(self, digest: str) -> str | None:
-        """Return the path of the image whose manifest has that digest, or None; the site's come first."""
+        """Return the path of the image whose manifest has this digest, or None; the site's caches come first."""
         name = _file_name(digest)
         for directory in self._site:
             path = os.path.join(directory, "images", name)
@@ -87,11 +87,11 @@ class Store(CacheDirectory):
         return path
 
     def info(self, path: str) -> dict[str, Any]:
-        """Return what is known of the image at `path`."""
+        """Return the record of the image at `path`."""
         return read_record(path[: -len(".sqfs")] + ".json")
 
     def images(self) -> list[Cached]:
-        """Return all finished images, the site's first, the others by their last use."""
+        """Return all finished images: the site's first, then the user's, most recently used first."""
         found = []
         for directory in self._site:
             found += [one for one in _list(directory, True) if _is_roots(one.path)]
@@ -99,24 +99,24 @@ class Store(CacheDirectory):
 
     @contextmanager
     def making(self, digest: str, waiting: Callable[[str], None], again: bool = False) -> Iterator[Lock | None]:
-        """Give the lock of an image that isn't there, or None when somebody else has made it meanwhile.
+        """Wait for the lock of a missing image and yield it; yield None if another process has made the image.
 
-        `waiting` hears from time to time who makes it and how far they are.
-        With `again` an image that is there is no reason to stop.
+        `waiting` is called from time to time with the other's host and progress. With `again`, yield the
+        lock even if the image exists.
         """
         with self.locks.hold(_stem(digest), lambda: None if again else self.find(digest), waiting) as (_, lock):
             yield lock
 
     def beat(self, digest: str) -> float | None:
-        """Return when who makes an image last showed to be alive; None where nobody makes it."""
+        """Return the last sign of life of the process that makes an image; None if nobody makes it."""
         return self.locks.beat(_stem(digest))
 
     def is_abandoned(self, digest: str) -> bool:
-        """Whether who makes an image is gone for certain."""
+        """Whether the process that makes an image has certainly ended."""
         return self.locks.is_abandoned(_stem(digest))
 
     def publish(self, file: str, digest: str, info: dict[str, Any], replace: bool = False) -> str:
-        """Give a finished file its place and return that; where somebody was faster, theirs stays."""
+        """Move a finished file to its final path, and return that. If another process was faster, its file stays."""
         final = os.path.join(self.directory, "images", _file_name(digest))
         try:
             with open(file, "rb") as made:
@@ -132,30 +132,30 @@ class Store(CacheDirectory):
         return final
 
     def remove(self, image: Cached) -> None:
-        """Remove an image of the cache."""
+        """Remove an image from the cache."""
         remove(image.path)
         remove(image.path[: -len(".sqfs")] + ".json")
 
     def prune(self, older: float | None = None, limit: int | None = None, spare: Collection[str] = ()) -> list[Cached]:
-        """Remove images not used for `older` seconds, and the least recently used above `limit` bytes; return them.
+        """Remove images that were not used for `older` seconds, and the least recently used ones until `limit` bytes
+        are left; return the removed ones.
 
-        Those whose paths are in `spare` stay. On NFS nothing that was used within a week goes: a client loses an open
-        file that another one removes.
+        Images whose paths are in `spare` are kept, and on NFS those that were used within a week.
         """
         now = time.time()
         self.names.forget_jobs(now)
         kept = sorted(_list(self.directory, False), key=lambda one: one.used)
         total = sum(one.size for one in kept)
         youngest = now - (_NFS_KEPT_SECONDS if file_system(self.directory).startswith("nfs") else 0)
-        gone = []
+        removed = []
         for one in kept:
             if one.path in spare or one.used > youngest:
                 continue
             if (older is not None and now - one.used > older) or (limit is not None and total > limit):
                 self.remove(one)
                 total -= one.size
-                gone.append(one)
-        return gone
+                removed.append(one)
+        return removed
 
 
 def _link(file: str, final: str) -> None:
@@ -171,7 +171,10 @@ def _link(file: str, final: str) -> None:
 
 
 def _stem(digest: str) -> str:
-    """Return an image's file name without `.sqfs`; a new version of what we make of a manifest gets another one."""
+    """Return an image's file name without `.sqfs`.
+
+    If a later version of slurm_ch makes other files from the same manifests, it has to use other names.
+    """
     return check_digest(digest, "cache").replace(":", "-")
 
 
@@ -208,7 +211,7 @@ def _is_roots(path: str) -> bool:
 
 
 def file_system(path: str) -> str:
-    """Return the type of the file system that a directory is on."""
+    """Return the type of a directory's file system, as in mountinfo; "" if it can't be determined."""
     try:
         device = os.stat(path).st_dev
         wanted = f"{os.major(device)}:{os.minor(device)}"

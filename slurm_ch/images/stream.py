@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A layer as a stream of inflated bytes, whatever it was compressed by."""
+"""Read a layer as a stream of inflated bytes: gzip, bzip2, xz, zstd or uncompressed."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
-# What is read and inflated at a time: a bomb gets no more memory than this. So little that malloc has it at hand:
-# from 128 KiB on, each piece would be mapped, cleared by the kernel, and moved as it grows.
+# Bytes to read and to inflate at a time; so a decompression bomb can't use more memory. They are below malloc's
+# threshold of 128 KiB, above which each buffer would be mapped, cleared by the kernel, and moved as it grows.
 _COMPRESSED = 1 << 14
 _INFLATED = 1 << 16
 
 
 class LayerError(ChError):
-    """A layer is not what it should be."""
+    """A layer is invalid."""
 
 
 class Stream:
-    """An inflated layer: read, skipped and nothing else. `position` counts inflated bytes.
+    """A layer's inflated bytes, which can be read only forwards. `position` counts them.
 
-    With a `digest` ("sha256:HEX") the compressed bytes are compared with it at the end.
+    `what`: the layer's name for messages. `limit`: the largest number of inflated bytes. `digest`: "sha256:HEX", which
+    `finish` compares with the compressed bytes. `tick` is called often. LayerError if the file can't be read.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class Stream:
             raise
 
     def close(self) -> None:
-        """Let go of the file, and of what inflates it."""
+        """Close the file, and end the program that inflates it."""
         self._file.close()
         if self._child is not None:
             for pipe in (self._child.stdout, self._child.stderr):
@@ -91,7 +92,7 @@ class Stream:
         return data
 
     def _inflater(self, first: bytes, path: str) -> Callable[[], bytes]:
-        """Return the function that gives the next inflated bytes, none at the end."""
+        """Return a function that returns the next inflated bytes, and b"" at the end."""
         if first[:2] == b"\x1f\x8b":
             return _Members(self, _gzip_decompressor()).next
         if first[:3] == b"BZh":
@@ -107,7 +108,7 @@ class Stream:
         return data or self._raw()
 
     def _zstd(self, path: str) -> Callable[[], bytes]:
-        """Return what inflates zstd: a module, or the program, which gets the file itself."""
+        """Return such a function for zstd: by a module, or by the program zstd, which reads the file itself."""
         try:
             import zstandard
         except ImportError:
@@ -136,7 +137,7 @@ class Stream:
             words = self._child.stderr.read(4096).decode("utf-8", "replace").strip()
             if self._child.wait():
                 raise LayerError(f"{self.what}: damaged: {words}")
-            # It has read the file on its own; we, for the digest.
+            # The program has read the file by itself; here it is read for the digest.
             while self._hash is not None and self._raw():
                 pass
         return data
@@ -147,7 +148,7 @@ class Stream:
         return data or self._raw()
 
     def _fill(self) -> bool:
-        """Replace the used-up buffer; whether there is anything in it."""
+        """Fill the empty buffer; return False at the end of the layer."""
         if self._ended:
             return False
         self._tick()
@@ -156,7 +157,7 @@ class Stream:
         except ChError:
             raise
         except Exception as error:
-            # Each module that inflates has errors of its own.
+            # Each compression module has its own exceptions.
             raise LayerError(f"{self.what}: damaged: {error}") from None
         self._at = 0
         if not self._buffer:
@@ -165,7 +166,7 @@ class Stream:
         return True
 
     def read(self, size: int) -> bytes:
-        """Return exactly `size` bytes, fewer at the end only."""
+        """Return `size` bytes, or fewer at the end of the layer."""
         end = self._at + size
         if end <= len(self._buffer):
             data = self._buffer[self._at : end]
@@ -178,7 +179,7 @@ class Stream:
         return b"".join(parts)
 
     def pieces(self, size: int, short: bool = False) -> Iterator[memoryview]:
-        """Yield the next `size` bytes in pieces; LayerError where they are missing, unless it may be `short`."""
+        """Yield the next `size` bytes in pieces; LayerError if the layer ends before, unless `short`."""
         while size:
             have = len(self._buffer) - self._at
             if not have:
@@ -197,7 +198,7 @@ class Stream:
             yield piece
 
     def skip(self, size: int) -> None:
-        """Pass over `size` bytes; LayerError where they are missing."""
+        """Skip `size` bytes; LayerError if the layer ends before."""
         have = len(self._buffer) - self._at
         if size <= have:
             self._at += size
@@ -207,19 +208,19 @@ class Stream:
             pass
 
     def finish(self) -> None:
-        """Read to the end, and compare with the digest; LayerError where it differs."""
+        """Read to the end, and compare the digest; LayerError if it differs."""
         for _ in self.pieces(1 << 62, short=True):
             pass
         if self._hash is not None:
             while self._raw():
-                pass  # behind the last member
+                pass  # bytes after the last member
             found = "sha256:" + self._hash.hexdigest()
             if found != self._digest:
                 raise LayerError(f"{self.what}: its digest is {found}, not {self._digest}: damaged or changed")
 
 
 def _gzip_decompressor() -> Callable[[], Any]:
-    """Return what makes a gzip decompressor: Intel's where it is there, it takes half the time."""
+    """Return a function that creates a gzip decompressor: isal's if it is installed, as it takes half the time."""
     try:
         from isal import isal_zlib
     except ImportError:
@@ -228,7 +229,7 @@ def _gzip_decompressor() -> Callable[[], Any]:
 
 
 class _Members:
-    """Inflates one compressed member after the other: pigz, stargz and zstd:chunked write many."""
+    """Inflates all members of a compressed file: pigz, stargz and zstd:chunked write many."""
 
     def __init__(self, stream: Stream, make: Callable[[], Any]) -> None:
         self._stream = stream
@@ -242,7 +243,7 @@ class _Members:
                 data = self._rest or self._stream.take_raw()
                 if not data:
                     return b""
-                # Zeros may pad what was once on a tape.
+                # The file may be padded with zeros, as on a tape.
                 self._rest = data.lstrip(b"\0")
                 if not self._rest:
                     continue
@@ -261,7 +262,7 @@ class _Members:
 
 
 class _Zstandard:
-    """Inflates by the zstandard module, all frames. It takes a truncated frame for a whole one: the digest doesn't."""
+    """Inflates all frames by the module zstandard. It doesn't notice a truncated frame, but the digest shows it."""
 
     def __init__(self, stream: Stream, zstandard: Any) -> None:
         self._take = stream.take_raw

@@ -115,14 +115,16 @@ def _job(facts: Facts) -> str:
 
 def _sbcast(what: str, facts: Facts, source: str, path: str, beat: Callable[[], None]) -> None:
     """Copy a file to the job's nodes; ChError with sbcast's message on failure."""
-    with children.words_file() as errors:
+    with children.memory_file() as errors:
         argv = ["sbcast", f"--jobid={facts.broadcast}", source, path]
         child = children.start(argv, _environment(facts), stderr=errors)
         try:
             status = children.wait(child, beat)
         finally:
             children.stop(child)
-        lines = [line.removeprefix("sbcast: ").removeprefix("error: ") for line in children.words(errors).splitlines()]
+        lines = [
+            line.removeprefix("sbcast: ").removeprefix("error: ") for line in children.last_words(errors).splitlines()
+        ]
     if status:
         reason = "; ".join(lines[-2:]) or f"status {status}"
         if "Unspecified error" in reason:

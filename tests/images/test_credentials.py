@@ -24,7 +24,7 @@ def test_with_tls_and_a_ca_of_its_own(
     secure: Registry, layout: Layout, puller: Make, env: dict[str, str], ca: Path
 ) -> None:
     name = secure.push(layout, "app:1")
-    words = refused(puller(), name, "nobody known vouches for the certificate")
+    words = refused(puller(), name, "is not trusted: put its CA")
     assert f"/etc/containers/certs.d/{secure.host}/ca.crt" in words and "SSL_CERT_FILE" in words
     env["SSL_CERT_FILE"] = str(ca / "ca.crt")
     assert read(puller().get(parse(name))[1], "marker")
@@ -48,7 +48,7 @@ def test_with_a_password(
         in words
     )
     env["SLURM_JOB_ID"] = "1"
-    assert "what podman keeps in /run/user is not seen in jobs" in refused(puller(), name, "not there")
+    assert "podman's credentials in /run/user are not visible in jobs" in refused(puller(), name, "not there")
     del env["SLURM_JOB_ID"]
     auth = auth_file(Path(env["HOME"], ".config/containers/auth.json"), closed.host, "wrong")
     assert f"credentials are in {auth}" in refused(puller(), name, "not there, or you may not read it")

@@ -306,8 +306,8 @@ def hostile() -> Iterator[tuple[str, bytes, str]]:
     yield "long part", pax(path="n" * 300) + header() + end, "a name that is too long"
     yield "long path", pax(path="/".join(["n" * 200] * 30)) + header() + end, "a name that is too long"
     yield "link out", header(b"l", b"1", link=b"../../etc/shadow") + end, r"a name with \.\. in it"
-    yield "link to nothing", header(b"l", b"1", link=b"gone") + end, "a hard link to gone, which is no file"
-    yield "link to a directory", header(b"d/", b"5") + header(b"l", b"1", link=b"d") + end, "which is no file"
+    yield "link to nothing", header(b"l", b"1", link=b"gone") + end, "a hard link to gone, which is not a file"
+    yield "link to a directory", header(b"d/", b"5") + header(b"l", b"1", link=b"d") + end, "which is not a file"
     yield "empty symlink", header(b"l", b"2") + end, "a symbolic link to"
     yield "huge extended header", header(b"p", b"x", b"77777777777\0") + end, "an extended header of 8589934591 bytes"
     yield "huge long name", header(b"p", b"L", b"00010000000\0") + end, "an extended header of"
@@ -333,7 +333,7 @@ def hostile() -> Iterator[tuple[str, bytes, str]]:
     yield "pax time", pax(mtime="nan") + header() + end, "not a time: nan"
     yield "whiteout of the parent", header(b"a/.wh...") + end, "a whiteout of nothing"
     yield "whiteout of nothing", header(b".wh.") + end, "a whiteout of nothing"
-    yield "root is a file", header(b"./", b"1", link=b"x") + end, "which is no file"
+    yield "root is a file", header(b"./", b"1", link=b"x") + end, "which is not a file"
     sparse = {"GNU__sparse__map": "0,5,3,5", "GNU__sparse__size": "100"}
     yield (
         "sparse overlap",

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`slurm-ch enter` and `slurm-ch ps`: entering and listing the containers that run."""
+"""`slurm-ch enter`, `slurm-ch ps` and `slurm-ch rm`: enter, list and remove containers of jobs."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`slurm-ch enter`, `ps` and `pack` on a job's node: into the containers that run here."""
+"""The parts of `slurm-ch enter`, `ps` and `pack` that run on a job's node."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import NoReturn
 
-# What a line of `containers` begins with.
+# The beginning of each line of `containers`.
 MARK = "slurm_ch container "
 
 _SHELLS = ("/bin/bash", "/bin/sh")
-# What belongs to the one process that a task's MPI library talks for.
+# Variables that belong to a task's own MPI process.
 _TASKS_OWN = ("PMI_", "PMIX_")
 
 
 def containers(job: int) -> Iterator[str]:
-    """Yield a line for each of a job's containers on this node."""
+    """Yield a line of JSON, after MARK, for each of a job's containers on this node."""
     node = os.environ.get("SLURMD_NODENAME", "")
     left = kept_containers.all_here(str(job), node)
     for one in running.find(job, None, node):
@@ -39,8 +39,8 @@ def containers(job: int) -> Iterator[str]:
         yield MARK + json.dumps(kept_containers.row(rest, node))
 
 
-def _meant(job: int, label: str, step: str | None) -> running.Running:
-    """Return the one container of this node that is meant; ChError if there is none, or there are several."""
+def _find_one(job: int, label: str, step: str | None) -> running.Running:
+    """Return the container of a job or step on this node; ChError if there is none, or there are several."""
     node = os.environ.get("SLURMD_NODENAME", "")
     what = f"{label}.{step}" if step else f"job {label}"
     found = running.find(job, step, node)
@@ -53,12 +53,12 @@ def _meant(job: int, label: str, step: str | None) -> running.Running:
 
 
 def enter(job: int, label: str, step: str | None, argv: Sequence[str]) -> NoReturn:
-    """Become `argv`, or a shell, in the container of this node that is meant; ChError if there is none."""
-    container = _meant(job, label, step)
+    """Replace this process by `argv`, or a shell, in the container of a job or step on this node; ChError."""
+    container = _find_one(job, label, step)
     user_fd, mount_fd = container.open_namespaces()
     further = container.open_further()
     directory = container.open_directory()
-    _keep_served(user_fd)
+    _start_standby_server(user_fd)
     ch_join.drop_descriptors()
     program = ch_join.open_ch_join()
     env, plan = _environment(container)
@@ -66,8 +66,8 @@ def enter(job: int, label: str, step: str | None, argv: Sequence[str]) -> NoRetu
     ch_join.become(program, task_plan.encode(plan), argv or [_shell()], env, _change_to(directory))
 
 
-def _keep_served(user_fd: int) -> None:
-    """Have the image served by this step as well, for whoever is still here when the container's own step ends."""
+def _start_standby_server(user_fd: int) -> None:
+    """Start a standby image server in this step, so that its command can go on when the container's step ends."""
     try:
         if standby_server.is_needed():
             standby_server.start(user_fd)
@@ -76,7 +76,7 @@ def _keep_served(user_fd: int) -> None:
 
 
 def _environment(container: running.Running) -> tuple[dict[str, str], list[task_plan.Record]]:
-    """Return the task's environment, which has seen all rules; or our own, and the rules that there always are."""
+    """Return the environment of the container's task; if that isn't readable, our own and the basic rules for it."""
     if agreement.RUNNING_VARIABLE in container.environment:
         env, plan = container.environment, []
     else:
@@ -96,7 +96,7 @@ def _shell() -> str:
 
 
 def _change_to(directory: int | None) -> str:
-    """Return the path, in the container, of the directory that the task is in; / if it has none."""
+    """Change to the task's directory, and return its path in the container; "/" if that isn't possible."""
     try:
         if directory is not None:
             os.fchdir(directory)
@@ -107,8 +107,8 @@ def _change_to(directory: int | None) -> str:
 
 
 def pack(job: int, label: str, step: str | None) -> None:
-    """Write the archive of a container of this node to standard output."""
-    container = _meant(job, label, step)
+    """Write a tar archive of a container on this node to standard output, after MARK; COUNT to standard error."""
+    container = _find_one(job, label, step)
     user_fd, mount_fd = container.open_namespaces()
     namespaces.enter(user_fd, mount_fd, f"pid {container.pid}")
     flat = Flat(directory.read("/", directory.mount_points()))

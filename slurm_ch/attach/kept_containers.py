@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Containers with a name that no step uses just now, on this node: listing them for `slurm-ch ps`, and removing one."""
+"""List the named containers that no step uses at the moment, for `slurm-ch ps`, and remove them, for `slurm-ch rm`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from .. import slurm_conf
 from ..engine import named_containers
 from ..errors import ChError
 from ..request import pyxis_site
@@ -18,17 +17,13 @@ if TYPE_CHECKING:
 
 
 def _root() -> str | None:
-    """Return the site's directory for them, or None for the usual one."""
-    conf = slurm_conf.path(os.environ)
-    if conf is None:
-        return None
-    entries = list(plugstack.entries(plugstack.path_of(conf, slurm_conf.settings(conf))))
-    pairs = [word.partition("=") for entry in entries[:1] for word in entry.arguments]
-    return pyxis_site.containers([(key, value) for key, _, value in pairs if key == "containers"])
+    """Return the site's directory for named containers, or None for the default."""
+    pairs = [word.partition("=")[::2] for word in plugstack.arguments(os.environ)]
+    return pyxis_site.containers([(key, value) for key, value in pairs if key == "containers"])
 
 
 def all_here(job: str, node: str) -> dict[str, named_containers.NamedContainer]:
-    """Return a job's containers on this node, and those that outlive theirs, by what their overlay is called."""
+    """Return a job's containers on this node and those that outlive their jobs, by the source name of the overlay."""
     try:
         root = _root()
     except ChError:
@@ -39,7 +34,7 @@ def all_here(job: str, node: str) -> dict[str, named_containers.NamedContainer]:
 
 
 def images() -> set[str]:
-    """Return the images that the caller's containers on this node were made of."""
+    """Return the images from which the caller's containers on this node were made."""
     try:
         root = _root()
     except ChError:
@@ -52,16 +47,17 @@ def images() -> set[str]:
 
 
 def row(one: named_containers.NamedContainer, node: str) -> Mapping[str, object]:
-    """Return what `slurm-ch ps` shows of one that doesn't run: its age since it was last used."""
+    """Return the row of `slurm-ch ps` for a container that doesn't run; its age is the time since its last use."""
     seconds = max(0, int(time.time() - one.used()))
     record = {"step": "-", "node": node, "image": one.image(), "tasks": 0, "seconds": seconds, "name": one.name}
     return record if one.job is not None else {**record, "job": "-"}
 
 
 def remove(names: Sequence[str], job: str | None, node: str | None) -> Iterator[str]:
-    """Remove containers of this node, by their names, and yield where they were; ChError for one that is in use.
+    """Remove containers by their names, and yield their directories; ChError if one is in use or doesn't exist.
 
-    Without a job, those that outlive theirs are meant, and the current job's; without a node, all there are here.
+    Without `job`, look among those that outlive their jobs and the current job's; without `node`, among all nodes'
+    that are in the directory.
     """
     root = _root()
     job = job or os.environ.get("SLURM_JOB_ID")

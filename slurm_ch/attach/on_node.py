@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `slurm-ch enter`, `ps` and `pack` run on a job's node, as a step of the job.
+"""The program that `slurm-ch enter`, `ps`, `pack` and `rm` run on a job's node, as a step of the job.
 
 on_node.py list JOB | on_node.py enter JOB LABEL STEP|- [CMD...] | on_node.py pack JOB LABEL STEP|- |
 on_node.py remove JOB NAME...
@@ -17,7 +17,7 @@ from slurm_ch.errors import describe, exit_code
 
 
 def main(words: list[str]) -> None:
-    """Do what `words` say; ChError if it can't be done."""
+    """Carry out a command line; ChError on failure."""
     log.configure(node=os.environ.get("SLURMD_NODENAME", ""))
     if words[0] == "list":
         for line in here.containers(int(words[1])):

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Containers that run on this node, found by the processes that Slurm says are in a step.
+"""Find the containers that run on this node, by the processes of the job's steps.
 
-Nothing is remembered anywhere: `scontrol listpids` knows a step's processes,
-and the kernel knows their namespaces. A process is held by its directory in
-/proc, opened once: what is opened through it is that process's or fails, never
-that of another with the same number.
+There is no record of containers: `scontrol listpids` lists a step's processes, and the
+kernel knows their namespaces. The directory of a process in /proc is opened only once.
+What is opened through it belongs to that process, never to another one with the same pid.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ _OWN_STEP = ("SLURM_JOB_ID", "SLURM_STEP_ID")
 _FUSE_ROOT = re.compile(r" / / \S+ .*- fuse\.slurm_ch (\S+) ", re.ASCII)
 
 
-class Listed:
-    """One process that Slurm counts to a step; `local_id` for a task itself."""
+class StepProcess:
+    """A process of a step, as listed by Slurm; `local_id` is the task's local id, or None if it isn't a task itself."""
 
     __slots__ = ("local_id", "pid", "step")
 
@@ -37,11 +36,14 @@ class Listed:
 
 
 class Running:
-    """A container of a step: held by its first task, or else by its first process."""
+    """A running container of a step. It is represented by its first task, or else by its first process.
+
+    `tasks`: the number of its tasks. `seconds`: the age of that process.
+    """
 
     __slots__ = ("environment", "image", "pid", "proc_fd", "seconds", "step", "tasks")
 
-    def __init__(self, listed: Listed, proc_fd: int, environment: dict[str, str], image: str) -> None:
+    def __init__(self, listed: StepProcess, proc_fd: int, environment: dict[str, str], image: str) -> None:
         self.pid = listed.pid
         self.step = listed.step
         self.proc_fd = proc_fd
@@ -51,41 +53,41 @@ class Running:
         self.seconds = _age(proc_fd)
 
     def open_namespaces(self) -> tuple[int, int]:
-        """Return descriptors of its user and mount namespaces; ChError if it has ended."""
+        """Return descriptors of the user and mount namespaces; ChError if the process has ended."""
         return namespaces.open_at(self.proc_fd, self.pid)
 
     def open_further(self) -> Mapping[str, int]:
-        """Return descriptors of its further namespaces that aren't ours."""
+        """Return descriptors of its net, ipc and uts namespaces, as far as they differ from this process's."""
         return named_containers.open_further(self.proc_fd, self.pid)
 
     def has_overlay(self, mark: str) -> bool:
-        """Whether it is the container whose overlay is called so."""
+        """Whether the overlay with this source name is mounted in the container."""
         return named_containers.is_in(mark, _read(self.proc_fd, "mountinfo"))
 
     def open_directory(self) -> int | None:
-        """Return a descriptor of its working directory, or None if that can't be opened."""
+        """Return a descriptor of the process's working directory, or None if it can't be opened."""
         try:
             return os.open("cwd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.proc_fd)
         except OSError:
             return None
 
 
-def parse_listpids(text: str) -> list[Listed]:
-    """Return the processes of `scontrol listpids`: tasks first, in their order."""
+def parse_listpids(text: str) -> list[StepProcess]:
+    """Parse the output of `scontrol listpids`; in each step, the tasks come first, in order."""
     found = []
     for line in text.splitlines():
         words = line.split()
         if len(words) == 5 and words[0].isdigit():
-            found.append(Listed(int(words[0]), words[2], int(words[3]) if words[3].isdigit() else None))
+            found.append(StepProcess(int(words[0]), words[2], int(words[3]) if words[3].isdigit() else None))
     return sorted(found, key=lambda one: (one.step, one.local_id is None, one.local_id or 0, one.pid))
 
 
-def list_processes(job: int, step: str | None, node: str) -> list[Listed]:
-    """Return the processes of a job's steps, or of one step, on this node, without this very step's."""
-    # The whole job: Slurm takes a step's number here, but not `batch`.
+def list_processes(job: int, step: str | None, node: str) -> list[StepProcess]:
+    """Return the processes of a job's steps, or of one step, on this node; this process's own step is left out."""
+    # Of the whole job: scontrol accepts a step's number, but not `batch`.
     done = commands.run(["scontrol", "listpids", str(job), node])
     listed = parse_listpids(done.stdout)
-    # With nothing to list it fails too.
+    # It also fails if there is nothing to list.
     if not listed and done.returncode != 0 and "no steps" not in done.stderr:
         raise ChError(f"scontrol listpids {job} {node} failed: {commands.last_line(done)}")
     own_job, own_step = (os.environ.get(name) for name in _OWN_STEP)
@@ -96,8 +98,8 @@ def find(job: int, step: str | None, node: str) -> list[Running]:
     """Return the caller's containers in a job's steps, or in one step, on this node."""
     listed = list_processes(job, step, node)
     found = _group(listed)
-    # A process may have ended and its number been taken between the list and our look.
-    # One that we hold, that is still listed, and that still lives, is the one listed.
+    # Between the listing and the opening of /proc/PID, a process may have ended, and its pid been
+    # reused. If the pid is listed again afterwards, and the opened process lives, it is the listed one.
     still = {(one.pid, one.step) for one in list_processes(job, step, node)} if found else set()
     alive = []
     for container in found:
@@ -108,8 +110,8 @@ def find(job: int, step: str | None, node: str) -> list[Running]:
     return alive
 
 
-def _group(listed: list[Listed]) -> list[Running]:
-    """Hold one process of each container, and count the container's tasks."""
+def _group(listed: list[StepProcess]) -> list[Running]:
+    """Open one process of each container, and count the container's tasks."""
     host = os.stat("/proc/self/ns/user").st_ino
     found: dict[tuple[str, int], Running] = {}
     for one in listed:
@@ -131,7 +133,7 @@ def _group(listed: list[Listed]) -> list[Running]:
                 kept = True
             found[key].tasks += one.local_id is not None
         except OSError:
-            continue  # not ours to look at, or it has ended
+            continue  # no permission, or it has ended
         finally:
             if not kept:
                 os.close(proc_fd)
@@ -152,10 +154,9 @@ def _environment(proc_fd: int) -> dict[str, str]:
 
 
 def _image(proc_fd: int, environment: dict[str, str]) -> str | None:
-    """Return the image, or None for somebody else's namespaces.
+    """Return the container's image, or None if the namespaces aren't of slurm_ch.
 
-    A command may have been started without our variable (`env -i`): then the
-    mounts tell.
+    If a command was started without CH_RUNNING (`env -i`), the mounts show the image.
     """
     if RUNNING_VARIABLE in environment:
         return environment[RUNNING_VARIABLE]
@@ -167,9 +168,9 @@ def _image(proc_fd: int, environment: dict[str, str]) -> str | None:
 
 
 def _age(proc_fd: int) -> int:
-    """Return how long ago the process started, in whole seconds."""
+    """Return the process's age in whole seconds."""
     fields = _read(proc_fd, "stat").rpartition(b")")[2].split()
     with open("/proc/uptime") as file:
         uptime = float(file.read().split()[0])
-    # The 22nd field, in clock ticks; the two before ")" are gone.
+    # The start time is field 22 of stat, in clock ticks; the first two fields were cut off with ")".
     return max(0, int(uptime - int(fields[19]) / os.sysconf("SC_CLK_TCK"))) if len(fields) > 19 else 0

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`slurm-ch enter`, `ps` and `pack` where the user is: from there to the nodes of a job.
+"""The parts of `slurm-ch enter`, `ps`, `pack` and `rm` that run where the user is, and reach the nodes of a job.
 
-A node is reached by a step of the job's own, `srun --overlap`: no daemon, no
-port, and nothing that a site's rules for its nodes don't know. There, `on_node.py`
-is run by the same interpreter, from the same place.
+A node is reached by a step of the job itself, `srun --overlap`. That needs no daemon and no
+port, and the site's rules for access to nodes apply. The step runs `on_node.py` with the same
+interpreter and from the same path as here.
 """
 
 from __future__ import annotations
@@ -28,33 +28,33 @@ if TYPE_CHECKING:
 
 ON_NODE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "on_node.py")
 
-# How long one job's nodes may take to list their running.
+# The time in which a job's nodes have to list their containers.
 LIST_SECONDS = 60
 
-# Of a job that we are in, and the defaults of our own options, nothing may
-# reach the srun that goes into another job; how Slurm is reached may.
+# Variables that srun must not get: they describe the job in which this process runs, or are
+# defaults for options. Those in _KEPT say how to reach Slurm.
 _FOREIGN = ("SLURM_", "SLURMD_", "SRUN_", "SPANK_", "_SLURM_", "PMI_", "PMIX_")
 _KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")
 
 
 def user_name() -> str:
-    """Return the caller's name, as Slurm knows it."""
+    """Return the caller's user name, as Slurm knows it."""
     return accounts.user_name(os.geteuid())
 
 
 def clean_environment(env: Mapping[str, str]) -> dict[str, str]:
-    """Return `env` without what would steer srun."""
+    """Return `env` without the variables that would change what srun does."""
     return {name: value for name, value in env.items() if name in _KEPT or not name.startswith(_FOREIGN)}
 
 
 def srun(job: Job, nodes: Sequence[str], *words: str) -> list[str]:
-    """Return the srun that runs on_node.py once on each of `nodes` (all, if none is named)."""
+    """Return the command line of an srun that runs `words` once on each of `nodes`, or on all if `nodes` is empty."""
     count = len(nodes) or job.node_count or 1
     where = [f"--nodelist={','.join(nodes)}"] if nodes else []
-    # Whatever the job has, shared with its steps.
+    # Share the job's resources with its other steps.
     shared = ["--overlap", "--overcommit", "--mem=0", "--mpi=none", "--chdir=/", "--quiet"]
     size = [f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1"]
-    # A part of a het job is reached through the job's leader.
+    # A component of a het job is reached by the leader's id.
     leader, het, part = job.label.partition("+")
     which = [f"--jobid={leader}", f"--het-group={part}"] if het else [f"--jobid={job.id}"]
     return ["srun", *which, *where, *size, *shared, *words]
@@ -65,7 +65,7 @@ def _program(*words: str) -> list[str]:
 
 
 def find(reference: str, node: str | None) -> tuple[Job, Step | None, str]:
-    """Return the job, the step if one is named, and the node to go to; ChError if there is none."""
+    """Return the job, the step if one is named, and the node; ChError if one of them doesn't exist."""
     name, step_name = parse_reference(reference)
     user = user_name()
     try:
@@ -75,7 +75,7 @@ def find(reference: str, node: str | None) -> tuple[Job, Step | None, str]:
     step = find_step(job, step_name) if step_name else None
     nodes = commands.host_names(step.nodes if step else job.nodes)
     if node is None:
-        # Most often one step runs beside the batch script, and is meant.
+        # Without a step, take a node of the first numbered one: most often, the user means that, not the batch script.
         numbered = [one for one in job.steps if one.id.isdigit()]
         node = nodes[0] if step or not numbered else commands.host_names(numbered[0].nodes)[0]
     elif node not in nodes:
@@ -84,7 +84,10 @@ def find(reference: str, node: str | None) -> tuple[Job, Step | None, str]:
 
 
 def enter(reference: str, node: str | None, argv: Sequence[str], extra: Sequence[str], terminal: bool) -> NoReturn:
-    """Become the srun that runs `argv`, or a shell, in a container of the job; ChError if there is none."""
+    """Replace this process by an srun that runs `argv`, or a shell, in a container of the job.
+
+    `extra` are further options of srun, `terminal` gives the command a pseudoterminal. ChError if there is no such job.
+    """
     job, step, node = find(reference, node)
     words = [*(["--pty"] if terminal else []), *extra]
     program = _program("enter", str(job.id), job.label, step.id if step else "-", *argv)
@@ -97,14 +100,14 @@ def enter(reference: str, node: str | None, argv: Sequence[str], extra: Sequence
 
 
 def pack_source(reference: str, node: str | None) -> container_tree.FromProgram:
-    """Return what gets the file system of a running container, by a step of its job."""
+    """Return a source for packing that reads a running container by a step of its job."""
     job, step, node = find(reference, node)
     program = _program("pack", str(job.id), job.label, step.id if step else "-")
     return container_tree.FromProgram(srun(job, [node], *program), clean_environment(os.environ))
 
 
 def remove(reference: str, names: Sequence[str]) -> NoReturn:
-    """Become the srun that removes a job's containers of these names on all its nodes; ChError if there is no job."""
+    """Replace this process by an srun that removes a job's named containers on all its nodes; ChError."""
     job, _, _ = find(reference, None)
     command = srun(job, [], *_program("remove", str(job.id), *names))
     try:
@@ -127,6 +130,6 @@ def list_job(job: Job) -> list[dict[str, object]]:
         raise ChError(f"job {job.label}: no answer from {job.nodes} within {LIST_SECONDS} s") from None
     if done.returncode != 0:
         raise ChError(f"job {job.label}: can't ask {job.nodes}: {commands.last_line(done)}")
-    # What a TaskProlog prints arrives here too.
+    # Other lines are what a TaskProlog prints.
     records = [line.removeprefix(here.MARK) for line in done.stdout.splitlines() if line.startswith(here.MARK)]
     return [{"job": job.label, **json.loads(record)} for record in records]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What people read on standard output: columns, and color on a terminal."""
+"""Format standard output for users: columns, and color on a terminal."""
 
 from __future__ import annotations
 
@@ -14,22 +14,25 @@ if TYPE_CHECKING:
 
 
 def on_terminal() -> bool:
-    """Whether somebody reads along, and no program."""
+    """Whether standard output is a terminal."""
     return sys.stdout.isatty()
 
 
 def colored() -> bool:
-    """Whether to color: on a terminal that can, unless NO_COLOR is set (no-color.org)."""
+    """Whether to use color: on a terminal that supports it, unless NO_COLOR is set (no-color.org)."""
     return on_terminal() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def paint(text: str, **style: Any) -> str:
-    """Return `text` in a style of click's, where there is color."""
+    """Return `text` in a style of click's if color is used."""
     return click.style(text, **style) if text and colored() else text
 
 
 def columns(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[list[str]]:
-    """Return the rows' cells, all of a column as wide; numbers stand at the `right`, and nothing follows the last."""
+    """Return the rows with all cells of a column padded to the same width, except in the last column.
+
+    `right`: the columns to align on the right.
+    """
     widths = [max(map(len, cells)) for cells in zip(*rows)]
     last = len(widths) - 1
     return [
@@ -42,6 +45,6 @@ def columns(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[
 
 
 def table(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[str]:
-    """Return the lines of a table whose first row is its head."""
+    """Return the lines of a table whose first row is its header."""
     lines = ["  ".join(cells).rstrip() for cells in columns(rows, right)]
     return [paint(lines[0], bold=True), *lines[1:]]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`slurm-ch doctor`: what on this node would stop a step."""
+"""`slurm-ch doctor`: find what on this node would stop a step."""
 
 from __future__ import annotations
 

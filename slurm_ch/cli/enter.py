@@ -33,7 +33,7 @@ def enter(*, node: str | None, extra: Sequence[str], verbose: int, job: str, com
     container's first task. The exit status is CMD's.
     """
     log.configure(level=verbose)
-    # Both: with the output in a file or pipe, a terminal's line ends would be in it.
+    # Only if both are terminals: a pseudoterminal would write its line ends into a file or pipe.
     terminal = os.isatty(0) and os.isatty(1)
     words = command[1:] if command[:1] == ("--",) else command
     to_node.enter(job, node, words, extra, terminal)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`slurm-ch explain`: the plan of a container, without carrying it out."""
+"""`slurm-ch explain`: show the plan of a container without applying it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from slurm_ch.engine.caller import Caller
 from slurm_ch.request import options, parsers
 
 from . import display
-from .options import Bare, OrderedCommand, click_options, image_and_command
+from .options import OptionalValue, OrderedCommand, click_options, image_and_command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from slurm_ch.engine.action import Action
 
 
-# Options of srun and sbatch alone that have them do more than the container's own actions.
+# Options of srun and sbatch only, which add something before or after the container's own plan.
 STEPS = ("broadcast", "save")
 
 
@@ -60,7 +60,7 @@ def _explain(ctx: click.Context, /, **given: Any) -> None:
 
 
 def _for_people(plan: Sequence[Action]) -> list[str]:
-    """Return the plan with binds in columns, and what matters least in the background."""
+    """Return the plan's lines with binds in columns, and missing optional ones dimmed."""
     mounts = [one for one in plan if isinstance(one, binds.BindMount)]
     rows = [["bind", log.printable(one.src), log.printable(one.dst), ", ".join(one.notes())] for one in mounts]
     aligned = iter(display.columns(rows))
@@ -83,7 +83,7 @@ def _painted(line: str) -> str:
 def _step_option(option: options.Option) -> click.Option:
     if option.bare is None:
         return click.Option([f"--{option.name}"], metavar=option.arg, help=option.help)
-    return Bare(
+    return OptionalValue(
         [f"--{option.name}"], metavar=f"[{option.arg}]", help=option.help, is_flag=False, flag_value=option.bare
     )
 

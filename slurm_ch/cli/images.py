@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`slurm-ch images`, `rm` and `prune`: the cache of pulled images."""
+"""`slurm-ch images`, `rm` and `prune`: list and remove images of the cache; `rm` also removes named containers."""
 
 from __future__ import annotations
 
@@ -133,13 +133,13 @@ def prune(*, older: str | None, limit: str | None) -> None:
     if seconds is None and bytes_max is None:
         known = store.names.by_digest()
         unnamed = [one for one in store.images() if not one.site and one.digest not in known]
-        gone = [one for one in unnamed if one.path not in spare]
-        for one in gone:
+        removed = [one for one in unnamed if one.path not in spare]
+        for one in removed:
             store.remove(one)
     else:
-        gone = store.prune(seconds, bytes_max, spare)
-    for one in gone:
+        removed = store.prune(seconds, bytes_max, spare)
+    for one in removed:
         click.echo(one.path)
-    freed = sum(one.size for one in gone)
+    freed = sum(one.size for one in removed)
     log.configure(level=log.INFO)
-    log.info(f"removed {len(gone)} images, {size(freed)}")
+    log.info(f"removed {len(removed)} images, {size(freed)}")

@@ -35,7 +35,7 @@ _MODULES = {"rm": "images", "prune": "images", "logout": "login"}
 
 
 class _Lazy(click.Group):
-    """Loads a subcommand when it is called: each knows modules that the others don't need."""
+    """Loads only the module of the subcommand that is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -83,7 +83,7 @@ def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
 @click.pass_context
 def slurm_ch(ctx: click.Context) -> None:
     """Run Slurm job steps in unprivileged containers."""
-    # Not click's no_args_is_help, which is an error since 8.2 and was none before.
+    # Not by click's no_args_is_help: its exit status is an error since click 8.2, and was none before.
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
 
@@ -94,15 +94,15 @@ def main() -> None:
 
 
 def ch_run() -> None:
-    """Run the command line of `ch-run`: `slurm-ch run` under the name that scripts know."""
+    """Run the command line of `ch-run`: `slurm-ch run` under the name that existing scripts use."""
     from .run import run
 
-    # For ch-run's scripts, all that is wrong but the options' form is one exit code.
+    # As with ch-run, all errors have one exit code, except those in the form of the options.
     _call(run, CH_RUN, lambda error: EXIT_SETUP)
 
 
 def _call(command: click.Command, name: str, code: Callable[[BaseException], int] = exit_code) -> None:
-    """Run a command and exit, with the error's `code`; every failure is one line on standard error."""
+    """Run a command and exit; an error prints one line on standard error, and `code` returns its exit status."""
     try:
         sys.exit(command.main(prog_name=name, standalone_mode=False) or 0)
     except click.exceptions.Exit as done:

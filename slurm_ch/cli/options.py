@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""click options made from the option table; what they mean is read by request/words.py.
+"""Make click's options from the option table.
 
-click has the help, and says what is wrong.
+click prints the help, and reports wrong options. The values are parsed by request/words.py and request/parsers.py.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def click_options() -> list[click.Parameter]:
     return params
 
 
-# Where --help has each row of the table; what is in none of these is listed last.
+# The sections of --help. Options that are in none of them come last.
 _SECTIONS = {
     "Image": (
         "write", "write-fake", "overlay", "broadcast", "save", "storage", "pull", "platform", "fuse-single", "mount",
@@ -47,8 +47,8 @@ _SECTIONS = {
 }  # fmt: skip
 
 
-class Bare(click.Option):
-    """An option that can do without its value, which is attached to it."""
+class OptionalValue(click.Option):
+    """An option with an optional value, which has to be attached (--name=value)."""
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         record = super().get_help_record(ctx)
@@ -56,7 +56,7 @@ class Bare(click.Option):
 
 
 class OrderedCommand(click.Command):
-    """A command whose words are read in the order given; `ctx.obj` is what they are."""
+    """A command whose options keep their order; `ctx.obj` is its parsed command line, a Words."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         # The usage has the arguments; newer releases of click would list them here too.
@@ -68,7 +68,8 @@ class OrderedCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         own = {
-            name[2:]: isinstance(param, click.Option) and not (param.is_flag or param.count or isinstance(param, Bare))
+            name[2:]: isinstance(param, click.Option)
+            and not (param.is_flag or param.count or isinstance(param, OptionalValue))
             for param in self.get_params(ctx)
             for name in param.opts
             if name.startswith("--") and name[2:] not in TABLE
@@ -90,7 +91,7 @@ def _write_options(
 
 
 def image_and_command(ctx: click.Context) -> tuple[str | None, list[str]]:
-    """Return the image and the command; click's UsageError if there is no image."""
+    """Return the image and the command; click's UsageError if the image is missing."""
     words: Words = ctx.obj
     try:
         return words.image_and_command()

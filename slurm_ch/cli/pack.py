@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`slurm-ch pack`: a SquashFS file from a directory, a running container, or an image with its changes."""
+"""`slurm-ch pack`: make a SquashFS file from a directory, a running container, or an image with its kept changes."""
 
 from __future__ import annotations
 

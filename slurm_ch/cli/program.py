@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Python's part of the command, as a program: `python3 -I program.py NAME HOW WORDS...`.
 
-The static program becomes this for all but a plain `run`, and wherever it is in doubt.
-NAME is what it was called, HOW how the peers of a join are to meet.
+The static program executes it, unless the command is a `run` that the static program can handle by itself.
+NAME is the name by which the command was called, HOW is how the peers of a join meet.
 """
 
 import sys
@@ -20,7 +20,7 @@ try:
 except ModuleNotFoundError as error:
     if error.name != "click":
         raise
-    # The distribution's was removed, or belongs to the Python of before.
+    # The distribution's package was removed, or belongs to an older Python.
     remedy = "install python3-click, or make install again (docs/admins.rst)"
     sys.exit(f"slurm-ch: error: {sys.executable} has no click any more: {remedy}")
 

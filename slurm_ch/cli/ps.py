@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`slurm-ch ps`: the containers of the caller's running jobs."""
+"""`slurm-ch ps`: list the containers of the caller's running jobs."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from . import display
 
 COLUMNS = ("job", "step", "node", "image", "tasks", "age")
 
-# Each is an srun; the controller has others to serve.
-AT_ONCE = 4
+# Jobs that are asked at the same time, each by an srun: more would be a burden for slurmctld.
+PARALLEL = 4
 
 
 @click.command()
@@ -42,18 +42,18 @@ def ps(*, as_json: bool, verbose: int, names: Sequence[str]) -> None:
     if names:
         running = [records.find_job(running, name, user) for name in names]
     else:
-        # Where no step is, no container runs; one that is kept is shown to who asks for the job.
+        # A job without a step has no running container. Its kept ones are shown if the user names the job.
         running = [job for job in running if job.steps]
     rows: list[dict[str, object]] = []
     failed = False
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with ThreadPoolExecutor(PARALLEL) as pool:
         for answer in pool.map(_ask, running):
             if isinstance(answer, ChError):
                 failed = True
                 log.error(describe(answer))
             else:
                 rows += sorted(answer, key=lambda row: (str(row["step"]), str(row["node"])))
-    # One that outlives its job is seen by each job of its node.
+    # A container that outlives its job is listed by each job on its node.
     rows = [row for n, row in enumerate(rows) if row["job"] != "-" or row not in rows[:n]]
     for line in _lines(rows, as_json):
         click.echo(line)
@@ -73,7 +73,7 @@ def _lines(rows: list[dict[str, object]], as_json: bool) -> list[str]:
         return [json.dumps(row) for row in rows]
     last = ("name",) if any("name" in row for row in rows) else ()
     cells = [[name.upper() for name in (*COLUMNS, *last)]]
-    # What runs in a container may have told any name for its image.
+    # Processes in a container can change the name of its image, so it is escaped.
     cells += [
         [
             *(log.printable(str(row[name])) for name in COLUMNS[:-1]),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the commands about images share: the site's settings, and a reference that becomes a file."""
+"""Shared by the commands about images: the site's settings, and pulling the image of a spec."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import pwd
 from typing import TYPE_CHECKING
 
-from slurm_ch import log, slurm_conf
+from slurm_ch import log
 from slurm_ch.errors import ChError, UsageError
 from slurm_ch.images import pull, reference, resolve
 from slurm_ch.images import settings as site_settings
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def settings(env: Mapping[str, str]) -> site_settings.Settings:
-    """Return what plugstack.conf of this node says about images, and where the caller's cache is."""
+    """Return the settings for images, from this node's plugstack.conf and the caller's environment."""
     return site_settings.parse(_arguments(env), env, _user(env))
 
 
@@ -39,36 +39,32 @@ def _arguments(env: Mapping[str, str]) -> list[tuple[str, str]]:
 
 
 def _words(env: Mapping[str, str]) -> list[str]:
-    conf = slurm_conf.path(env)
-    if conf is None:
-        return []
     try:
-        entries = list(plugstack.entries(plugstack.path_of(conf, slurm_conf.settings(conf))))
+        return plugstack.arguments(env)
     except ChError as error:
         log.debug(f"the site's settings for images: {error}")
         return []
-    return [word for entry in entries[:1] for word in entry.arguments]
 
 
 def site_of(env: Mapping[str, str]) -> site.Site:
-    """Return what plugstack.conf of this node says."""
+    """Return the site's settings, from this node's plugstack.conf."""
     return site.parse(_words(env))
 
 
 def puller(env: Mapping[str, str], platform: str | None = None, quiet: bool = False) -> pull.Puller:
-    """Return what pulls for the caller."""
+    """Return a Puller with the site's settings and the caller's environment."""
     return pull.Puller(settings(env), env, Progress(quiet=quiet), platform)
 
 
 def mode(text: str | None, label: str) -> str:
-    """Return a value of --pull; UsageError if it is none."""
+    """Return a value of --pull, or the default for None; UsageError if it is invalid."""
     if text is not None and text not in resolve.MODES:
         raise UsageError(f"{label}={text}: not one of {', '.join(resolve.MODES)}")
     return text or resolve.AUTO
 
 
 def locate(spec: Spec, env: Mapping[str, str]) -> None:
-    """Find, or pull, the image of a spec that names it by a reference; a path stays what it is."""
+    """Set `spec.located` to the image's file if the image is a reference; pull it if necessary. ChError on failure."""
     if not reference.is_reference(spec.image):
         if spec.pull is not None or spec.platform is not None:
             label = spec.labels["pull" if spec.pull is not None else "platform"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`slurm-ch run`, or `ch-run` where it is installed: a command in a container, without the plugin."""
+"""`slurm-ch run`, or `ch-run` if that is installed: run a command in a container, without the plugin."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _run(ctx: click.Context, /, feature: str | None, test: str | None, **_: obje
 
 
 def _log_test(wanted: spec.Spec, test: str) -> None:
-    """Show a line of each kind that the options leave visible."""
+    """Print a message of each level that the options show."""
     if test not in ("log", "log-fail"):
         raise UsageError(f"--test={test}: neither log nor log-fail")
     runner.configure_log(wanted, os.environ)
@@ -74,7 +74,7 @@ def _usage(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
 def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
         if ctx.info_name == CH_RUN:
-            # What scripts compare is a number, and ch-run writes it there.
+            # Scripts expect a plain number, on standard error as ch-run prints it.
             click.echo(__version__, err=True)
         else:
             click.echo(f"slurm-ch, version {__version__}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`slurm-ch sandbox`: a command, or a shell, inside a Slurm cluster that lasts as long as it."""
+"""`slurm-ch sandbox`: run a command, or a shell, in a temporary Slurm cluster."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from slurm_ch.sandbox.supervisor import (
 )
 from slurm_ch.sandbox.terminal import Terminal
 
-# The terminal sends these to the command too; the sandbox must outlive it to clean up.
+# The terminal sends these to the command too. The sandbox must not end before the command, to clean up.
 _FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT)
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP)
 # A command that ignores a forwarded signal (an interactive shell does) is killed after this.
@@ -33,19 +33,19 @@ _GRACE_SECONDS = 5
 
 
 class _Signals:
-    """What a signal means to the sandbox in each of its phases."""
+    """Handles the sandbox's signals: before the command starts, while it runs, and during the clean-up."""
 
     def __init__(self) -> None:
-        # The pid stays the command's until this is None.
+        # The command's pid; it is set to None before the command is reaped.
         self.command: int | None = None
         self.terminal: Terminal | None = None
         self.ending = False
 
     def install(self) -> None:
-        """Handle what isn't ignored already (as nohup does): that stays so for the command too."""
+        """Install handlers, except for signals that are already ignored (by nohup): the command ignores these too."""
         for number in (*_FROM_TERMINAL, *_FORWARDED):
             if signal.getsignal(number) != signal.SIG_IGN:
-                # Not SIG_IGN, ever: the command would inherit it.
+                # A handler, never SIG_IGN: the command would inherit that.
                 signal.signal(number, self._handle)
         signal.signal(signal.SIGALRM, self._kill)
         signal.signal(signal.SIGWINCH, self._terminal_changed)
@@ -58,11 +58,11 @@ class _Signals:
                 self._send(signal.Signals(number))
                 signal.alarm(_GRACE_SECONDS)
             elif self.terminal is not None:
-                # In a session of its own: what our terminal sends us hasn't reached it.
+                # The command has its own session, so the terminal's signal hasn't reached it.
                 with suppress(ProcessLookupError):
                     os.killpg(self.terminal.foreground(self.command), number)
         elif not self.ending:
-            # Once: a second one must not interrupt the clean-up.
+            # Only once: a second signal must not interrupt the clean-up.
             self.ending = True
             raise SystemExit(128 + number)
 
@@ -127,7 +127,7 @@ def sandbox(
     if os.geteuid() != 0:
         raise errors.ChError("sandbox: must be root")
     signals = _Signals()
-    # What CMD leaves behind becomes ours, to be killed; not what was here before.
+    # As a subreaper, this process adopts CMD's orphans, and kills them at the end. Earlier children are spared.
     spared = frozenset(descendants(os.getpid()))
     set_child_subreaper(True)
     signals.install()
@@ -147,7 +147,7 @@ def sandbox(
 
 
 def _entry(user: str | None) -> pwd.struct_passwd:
-    """Return the password entry of `user`, of sudo's caller or of ours."""
+    """Return the password entry of `user`, or else of sudo's caller, or else of this process's user."""
     try:
         if user is not None:
             return pwd.getpwnam(user)
@@ -166,7 +166,7 @@ def _greeting(cluster: Cluster) -> str:
 def _run(cluster: Cluster, entry: pwd.struct_passwd, argv: Sequence[str], signals: _Signals) -> int:
     """Run `argv` in the foreground and return its exit status, 128 + signal if killed."""
     directory = _directory(cluster, entry)
-    # A signal must find either no command, or one that we know to forward it to.
+    # Block signals until the command's pid is known, so that they can be forwarded to it.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, (*_FROM_TERMINAL, *_FORWARDED))
     other = entry.pw_uid != os.geteuid()
     terminal = Terminal(entry.pw_uid) if other else None
@@ -175,7 +175,7 @@ def _run(cluster: Cluster, entry: pwd.struct_passwd, argv: Sequence[str], signal
         if terminal is not None:
             terminal.in_command()
             new_session_keyring()
-        # A killed sandbox takes its command along; set here as a new uid clears it.
+        # The command ends if the sandbox is killed. Set after the change of uid, which clears it.
         set_parent_death_signal(signal.SIGHUP)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
@@ -208,7 +208,7 @@ def _run(cluster: Cluster, entry: pwd.struct_passwd, argv: Sequence[str], signal
 
 
 def _has_ended(command: int) -> bool:
-    """Whether the command has, which is left to be reaped; reap its orphans: each srun leaves one."""
+    """Whether the command has ended; it isn't reaped. Orphans are reaped: each srun leaves one."""
     while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
         if ended.si_pid == command:
             return True
@@ -217,7 +217,7 @@ def _has_ended(command: int) -> bool:
 
 
 def _wait(wake: int, terminal: Terminal | None) -> None:
-    """Return when a signal has come; relay meanwhile."""
+    """Wait for a signal; meanwhile, relay the terminal."""
     if terminal is not None:
         terminal.wait(wake)
     else:
@@ -227,9 +227,9 @@ def _wait(wake: int, terminal: Terminal | None) -> None:
 
 
 def _directory(cluster: Cluster, entry: pwd.struct_passwd) -> str:
-    """Return the first of here, home and `/` that the user may enter."""
+    """Return the first directory that the user may enter: this process's, the user's home, or `/`."""
     for path in (_here(), entry.pw_dir):
-        # Asked as the user, from the top: root passes every check, and parents count.
+        # Tried as the user, because root may enter everything, and by a whole path, because its parents matter.
         entered = cluster.run(["/bin/sh", "-c", 'cd -- "$1"', "sh", path], user=entry.pw_name)
         if entered.returncode == 0:
             return path
@@ -240,4 +240,4 @@ def _here() -> str:
     try:
         return os.getcwd()
     except FileNotFoundError:
-        return "/"  # removed under our feet
+        return "/"  # the directory has been removed

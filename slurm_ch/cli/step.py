@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a step does before and after its containers, for `slurm-ch explain`: --ch-broadcast, --ch-save."""
+"""What --ch-broadcast and --ch-save add before and after a step's containers, for `slurm-ch explain`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def before(container: Container) -> list[str]:
-    """Return what precedes the job's first step with this image; ChError if that can't be."""
+    """Return lines for what happens before the job's first step with this image; ChError if that isn't possible."""
     wanted = container.spec
     if wanted.broadcast is None:
         return []
@@ -28,7 +28,7 @@ def before(container: Container) -> list[str]:
 
 
 def after(container: Container) -> list[str]:
-    """Return what follows the last task; ChError if that can't be, as far as it can be known."""
+    """Return lines for what happens after the last task; ChError if it is known not to be possible."""
     wanted = container.spec
     if wanted.save is None:
         return []

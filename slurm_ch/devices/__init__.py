@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Container Device Interface: what its files say, and what is to be done. Touches nothing."""
+"""The Container Device Interface: read its spec files, and find what they change in a container. Changes nothing."""

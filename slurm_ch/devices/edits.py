@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From devices' documents to what is to be done for a container.
+"""Merge the edits of the requested devices into what has to be done for a container.
 
-Hooks are understood, not run: what they are there for is done by our own means,
-or it is said that it isn't.
+The specs' hooks are never run. For known hooks, slurm_ch does the same by its own
+means; others are reported.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _HOOK_PROGRAMS = ("cdi-hook", "ctk-hook", "-ctk")
 
 
 class Injection:
-    """All that the devices asked for do to a container."""
+    """The merged edits of all requested devices."""
 
     __slots__ = (
         "cache",
@@ -43,36 +43,39 @@ class Injection:
         self.nodes: dict[str, Node] = {}
         self.mounts: dict[str, Mount] = {}
         self.links: dict[str, str] = {}  # target by link
-        self.cache = False  # whether the dynamic linker's cache is to be updated
-        self.folders: list[str] = []  # of libraries, for that
-        self.cuda_compat: str | None = None  # the driver's version, if newer CUDA libraries shall be preferred
-        self.gids: dict[int, str] = {}  # with where each was asked for
-        self.timeout: int | None = None  # seconds that the update of the cache may take
-        self.remarks: list[str] = []  # what can't be done
-        self.notes: list[str] = []  # what needn't be done
+        self.cache = False  # whether to update the dynamic linker's cache
+        self.folders: list[str] = []  # directories of libraries, for the cache
+        self.cuda_compat: str | None = None  # the driver's version, if a hook would enable newer CUDA libraries
+        self.gids: dict[int, str] = {}  # group id: the spec that asks for it
+        self.timeout: int | None = None  # of the cache's update, in seconds
+        self.remarks: list[str] = []  # warnings: what can't be done
+        self.notes: list[str] = []  # for --verbose: what needn't be done
 
     def add_folders(self, names: Sequence[str]) -> None:
-        """Have the dynamic linker's cache updated, with some more directories in it."""
+        """Update the dynamic linker's cache, with these directories."""
         self.cache = True
         self.folders += [name for name in names if name not in self.folders]
 
     def remark(self, text: str) -> None:
-        """Keep something to be said, once."""
+        """Add a warning, once."""
         if text not in self.remarks:
             self.remarks.append(text)
 
     def note(self, text: str) -> None:
-        """Keep something to be said to who wants details, once."""
+        """Add a note for --verbose, once."""
         if text not in self.notes:
             self.notes.append(text)
 
 
 def apply(injection: Injection, chosen: Iterable[tuple[Document, str]], applied: set[str]) -> list[str]:
-    """Add the chosen devices' edits, each document's common ones only once, and return those to the environment."""
+    """Add the chosen devices' edits to `injection`, and return their assignments of variables.
+
+    `applied` remembers what was added: a document's common edits are added only once.
+    """
     env: list[str] = []
     for document, name in chosen:
         for key, edits in ((document.file, document.edits), (f"{document.file}\0{name}", document.devices[name])):
-            # The environment is set again: rules between the two requests may have changed it.
+            # Variables are set for each request: rules between two requests may have changed them.
             env += [word for word in edits.env if word not in env]
             if key not in applied:
                 applied.add(key)
@@ -88,7 +91,7 @@ def _add(injection: Injection, edits: Edits, file: str) -> None:
         target = os.path.normpath(mount.target)
         injection.mounts[target] = mount
         folder, name = os.path.split(target)
-        # Not every spec has a hook for its libraries.
+        # A library: not every spec has a hook that updates the cache.
         if name.endswith(".so") or ".so." in name:
             injection.add_folders([folder])
     for hook in edits.hooks:
@@ -97,7 +100,7 @@ def _add(injection: Injection, edits: Edits, file: str) -> None:
     if edits.rdt:
         injection.remark(f"{file}: intelRdt: can't be set without privileges")
     for host, name in edits.networks:
-        # The host's interfaces are all there, under the host's names.
+        # The container sees all the host's interfaces, under the host's names.
         if host != name:
             injection.remark(f"{file}: netDevices: {host} keeps its name in the container, it isn't {name}")
 
@@ -138,10 +141,10 @@ def _add_hook(injection: Injection, hook: HookProgram) -> None:
 
 
 def _hook_words(hook: HookProgram) -> list[str]:
-    """Return a hook's arguments from its subcommand on.
+    """Return a hook's arguments, beginning with its subcommand.
 
-    Both `nvidia-cdi-hook CMD` and `nvidia-ctk hook CMD` are in use, and some
-    specs leave the program's name out.
+    The program is called as `nvidia-cdi-hook CMD` or `nvidia-ctk hook CMD`, and some
+    specs leave out the program's name.
     """
     words = list(hook.args)
     if words and (words[0] == hook.path or os.path.basename(words[0]).endswith(_HOOK_PROGRAMS)):
@@ -176,7 +179,7 @@ def _add_links(injection: Injection, words: Sequence[str], what: str) -> None:
 
 def _check_chmod(injection: Injection, words: Sequence[str], what: str) -> None:
     for path in _values(words, "path"):
-        # The host's own, which the user may use as ever.
+        # A device of the host, with the host's permissions.
         if path.startswith(_HOSTS):
             injection.note(f"{what}: not needed: {path} is the host's")
         else:

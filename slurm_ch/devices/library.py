@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Devices by the Container Device Interface: the spec files on this machine, and those asked for in them.
+"""Find the spec files of the Container Device Interface on this machine, and the requested devices in them.
 
-Spec files are looked for and read here, and nothing else is touched. Of a
-device that is in several directories the last directory's counts.
+Only spec files are read. If several directories have the same device, the last directory counts.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ if TYPE_CHECKING:
 
     from .records import Document
 
-# Far more than any vendor writes; a wrong path must not fill the memory.
+# Far more than any vendor's spec has. The limit is for files that are no specs.
 _MAX_BYTES = 16 << 20
 
-# What Slurm gives each task (or, outside of it, the user) must not become the same for all.
+# Variables with a value for each task: a spec must not set them to the same value for all.
 _TASKS_OWN = (
     "SLURM_", "PMI_", "PMIX_", "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES",
     "ZE_AFFINITY_MASK", "GPU_DEVICE_ORDINAL",
@@ -38,10 +37,11 @@ directories = cdinames.directories
 def find(
     requests: Sequence[tuple[str, str]], places: Sequence[str], cwd: str, environment: Mapping[str, str]
 ) -> Injection:
-    """Return what `requests`, pairs of value and label, amount to.
+    """Return the merged edits of the requested devices.
 
-    Relative paths are taken from `cwd`; `environment` is what a task has already. ChError when a spec that is needed is
-    malformed, UsageError when there is no such device.
+    `requests` are pairs of a device and the label of its option, `places` the directories of specs. Relative paths
+    start at `cwd`; `environment` is the tasks' own. ChError if a needed spec is malformed, UsageError if there is no
+    such device.
     """
     injection = Injection()
     kinds = {text.partition("=")[0] for text, _ in requests if not cdinames.is_file(text)}
@@ -66,12 +66,12 @@ def find(
 
 
 def has(kind: str, places: Sequence[str], cwd: str) -> bool:
-    """Return whether there are devices of a kind; ChError if their spec is malformed."""
+    """Whether there are devices of a kind; ChError if their spec is malformed."""
     return _Library({kind}, places, Injection()).read(cwd).knows(kind)
 
 
 def check_files(requests: Sequence[tuple[str, str]]) -> None:
-    """Raise UsageError if a spec file that was asked for by its absolute path is here, and malformed."""
+    """Raise UsageError if a spec file that is requested by its absolute path exists on this host and is malformed."""
     for text, label in requests:
         if text.startswith("/"):
             try:
@@ -91,12 +91,12 @@ def _read_named(path: str, text: str, label: str) -> Document:
 
 
 def _all_names(devices: Mapping[str, object]) -> list[str]:
-    """Return the names that together are all devices: one called so, or every one."""
+    """Return the names that stand for all devices: "all" if a device has that name, or else every name."""
     return ["all"] if "all" in devices else list(devices)
 
 
 def _read(path: str) -> bytes:
-    # Not blocking: it may be a FIFO that nobody writes to.
+    # O_NONBLOCK: the path may be of a FIFO that nobody writes to.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -111,7 +111,7 @@ def _read(path: str) -> bytes:
 
 
 class _Library:
-    """The specs of some kinds, or of every kind, in a list of directories."""
+    """The specs in a list of directories, for the given kinds of devices or for every kind."""
 
     __slots__ = ("_found", "_injection", "_kinds", "_places", "_skipped", "_twice")
 
@@ -129,7 +129,7 @@ class _Library:
         return self
 
     def knows(self, kind: str) -> bool:
-        """Return whether there are devices of a kind."""
+        """Whether there are devices of a kind."""
         return kind in self._found
 
     def _add(self, place: str) -> None:
@@ -143,7 +143,7 @@ class _Library:
                 if key in here:
                     self._twice[key] = f"{here[key].file} and {document.file}"
                 else:
-                    # What an earlier directory said of it, conflicts too, is void.
+                    # This directory replaces earlier ones, so a conflict there doesn't matter.
                     self._twice.pop(key, None)
                 here[key] = document
                 self._found.setdefault(document.kind, {})[name] = document
@@ -155,7 +155,7 @@ class _Library:
             if error.kind in self._kinds:
                 raise
             if error.kind is None or cdinames.EVERY in self._kinds:
-                # It might be about what was asked for; nobody can tell.
+                # The spec may be of a requested kind.
                 self._skip(f"device spec skipped: {error}")
             else:
                 self._injection.note(f"device spec skipped: {error}")
@@ -168,13 +168,13 @@ class _Library:
         self._injection.remark(text)
 
     def every(self) -> list[tuple[Document, str]]:
-        """Return all devices of all kinds; that there are none is no error."""
+        """Return all devices of all kinds. It is not an error if there are none."""
         if not self._found:
             self._injection.note(f"no devices in {':'.join(self._places)}")
         return [each for kind in self._found for each in self._documents(kind, _all_names(self._found[kind]))]
 
     def choose(self, text: str, label: str) -> list[tuple[Document, str]]:
-        """Return the devices that `text` means, each with the document it is in."""
+        """Return the devices that `text` names, each with its document; UsageError if there are none."""
         kind, name = cdinames.split(text)
         devices = self._found.get(kind, {})
         skipped = "".join(f"; {words}" for words in self._skipped)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names in the Container Device Interface: of kinds, of devices, of what a user asks for."""
+"""Names of the Container Device Interface: kinds of devices, devices, and what a user may request."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 _DIGITS = frozenset("0123456789")
 _ALPHANUMERIC = _LETTERS | _DIGITS
 
-EVERY = "all"  # every device of every kind there is
-NONE = "none"  # nothing, in place of a site's default
+EVERY = "all"  # every device of every kind
+NONE = "none"  # no device, instead of a site's default
 
 WHAT = (
     "neither a device (VENDOR/CLASS, VENDOR/CLASS=NAME, all) nor a file (begins with / or ., ends with .json or .yaml)"
@@ -37,7 +37,7 @@ def is_kind(text: str) -> bool:
 
 
 def is_device(text: str) -> bool:
-    """Whether `text` is a device's name within its kind."""
+    """Whether `text` can be a device's name within its kind."""
     return _is_name(text, _ALPHANUMERIC, "_-.:")
 
 
@@ -47,7 +47,7 @@ def is_file(text: str) -> bool:
 
 
 def split(text: str) -> tuple[str, str | None]:
-    """Return kind and name of a device, None for all of the kind; ValueError if it is neither."""
+    """Return kind and name of a device, with None as name for all of the kind; ValueError if `text` is invalid."""
     kind, equals, name = text.partition("=")
     if not is_kind(kind) or (equals and not is_device(name)):
         raise ValueError(text)
@@ -55,6 +55,6 @@ def split(text: str) -> tuple[str, str | None]:
 
 
 def directories(option: str | None, environment: Mapping[str, str]) -> list[str]:
-    """Return where specs are: the option, CH_RUN_CDI_DIRS, or the standard's directories."""
+    """Return the directories of specs: from the option, from CH_RUN_CDI_DIRS, or the standard ones."""
     text = option or environment.get("CH_RUN_CDI_DIRS") or DEFAULT_DIRECTORIES
     return [part for part in text.split(":") if part]

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a spec file of the Container Device Interface says: text in, values out.
+"""Parse a spec file of the Container Device Interface: text in, values out.
 
 https://github.com/cncf-tags/container-device-interface/blob/main/SPEC.md
 
-Loaded only when devices are asked for. As the specification wants it, a field
-that it doesn't know makes a spec malformed, and so does a field that is newer
-than the version the spec claims.
+As the specification requires, a spec is malformed if it has an unknown field, or a field
+that is newer than the version in the spec. Loaded only if devices are requested.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-# All releases of the specification; what a third number says never matters.
+# All versions of the specification; the third number never matters.
 VERSIONS = ((0, 1), (0, 2), (0, 3), (0, 4), (0, 5), (0, 6), (0, 7), (0, 8), (1, 0), (1, 1))
 
 _SPEC_FIELDS = ("cdiVersion", "kind", "annotations", "devices", "containerEdits")
@@ -38,7 +37,7 @@ _HOOK_NAMES = ("prestart", "createRuntime", "createContainer", "startContainer",
 
 
 def parse(data: bytes, file: str) -> Document:
-    """Return what `data` from `file` says (JSON, or YAML by the file's name); Malformed names the key."""
+    """Parse `data` from `file`: JSON, or YAML by the file's name. Malformed names the key that is wrong."""
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
@@ -54,9 +53,9 @@ def parse(data: bytes, file: str) -> Document:
 
 
 class _Reader:
-    """Takes a tree apart and says where it is wrong.
+    """Converts a tree of values to records, and raises Malformed where it is wrong.
 
-    `key` is always where a value stands: `devices[0].containerEdits.env[1]`.
+    A `key` is the place of a value, like `devices[0].containerEdits.env[1]`.
     """
 
     __slots__ = ("file", "needs", "yaml")
@@ -204,7 +203,7 @@ class _Reader:
     # ---- Single values ----
 
     def fields(self, value: object, key: str, known: Sequence[str]) -> dict[str, object]:
-        """Return the fields of an object that have a value."""
+        """Return the fields of an object that have a value; Malformed if one is not in `known`."""
         if not isinstance(value, dict):
             raise self.wrong(key, "not an object")
         for name in value:
@@ -213,7 +212,7 @@ class _Reader:
         return {name: item for name, item in value.items() if item is not None and item != ""}
 
     def items(self, fields: dict[str, object], name: str, above: str) -> Iterator[tuple[str, object]]:
-        """Yield each item of a list that may be missing, with where it stands."""
+        """Yield each item of a list with its key; the list may be missing."""
         value = fields.get(name, [])
         key = _join(above, name)
         if not isinstance(value, list):
@@ -280,7 +279,7 @@ def _encodes(text: str) -> bool:
 
 
 def _yaml_number(text: str) -> int | None:
-    """Return a whole number as YAML 1.1 and 1.2 write it, octals included."""
+    """Parse a whole number of YAML 1.1 or 1.2, which may be octal; None if it isn't one."""
     digits = text.removeprefix("0o") if text.startswith("0o") else text
     base = 8 if len(digits) > 1 and text.startswith("0") else 10
     if len(digits) > 20 or not digits.isascii() or not digits.isdigit():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a spec file of the Container Device Interface holds, as records. `where` is file and key, for messages."""
+"""The contents of a spec file of the Container Device Interface, as records. `where` is file and key, for messages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from ..errors import ChError
 
 
 class Malformed(ChError):
-    """A spec file that is none; `kind` is what it is about, where that can be told."""
+    """A spec file is invalid; `kind` is its kind of devices, or None if that can't be read."""
 
     def __init__(self, text: str, kind: str | None = None) -> None:
         super().__init__(text)
@@ -15,7 +15,7 @@ class Malformed(ChError):
 
 
 class Node:
-    """A device node: where it shall be, where it is on the host, what it is (None: not said)."""
+    """A device node: path in the container, `source` on the host, type and numbers (None if the spec has none)."""
 
     __slots__ = ("major", "minor", "path", "source", "type", "where")
 
@@ -41,7 +41,7 @@ class Mount:
 
 
 class HookProgram:
-    """A program to be run at the point `name`; `timeout` in seconds."""
+    """A hook of a spec: a program to be run at the point `name` of a container's life; `timeout` in seconds."""
 
     __slots__ = ("args", "name", "path", "timeout", "where")
 
@@ -54,7 +54,7 @@ class HookProgram:
 
 
 class Edits:
-    """What is to be done to a container."""
+    """A spec's changes to a container."""
 
     __slots__ = ("env", "gids", "hooks", "mounts", "networks", "nodes", "rdt")
 
@@ -69,7 +69,7 @@ class Edits:
 
 
 class Document:
-    """A spec file: the edits for each of its devices, and those for any of them."""
+    """A spec file: the edits of each device, and the common ones, which belong to every device."""
 
     __slots__ = ("devices", "edits", "file", "kind")
 

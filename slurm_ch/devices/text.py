@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the text of a spec file, JSON or YAML, to a tree of Python values."""
+"""Parse the text of a spec file, JSON or YAML, into a tree of Python values."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
-# Levels of YAML: far more than a spec has, and far fewer than a stack of 8 MiB bears.
+# The largest depth of YAML: far more than a spec needs, and far less than overflows a stack of 8 MiB.
 _DEEP = 1000
 
 
 def load_json(text: str, file: str) -> object:
-    """Return the tree of a JSON text; Malformed names the place."""
+    """Return the tree of a JSON text; Malformed names line and column."""
 
     def pairs(items: list[tuple[str, object]]) -> dict[str, object]:
         found: dict[str, object] = {}
@@ -42,9 +42,9 @@ def load_json(text: str, file: str) -> object:
 
 
 def load_yaml(text: str, file: str) -> object:
-    """Return the tree of a YAML text, its scalars as text; Malformed names the place."""
+    """Return the tree of a YAML text, with all scalars as str; Malformed names line and column."""
     yaml = import_yaml(file)
-    # Scalars stay text: a device called 0 and a version 1.1 are names here, whatever YAML takes them for.
+    # Scalars stay str: a device may be named 0, and 1.1 is a version, not a number.
     base: type = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 
     class Loader(base):  # type: ignore[misc]
@@ -59,7 +59,7 @@ def load_yaml(text: str, file: str) -> object:
 
     try:
         _check_depth(yaml, base, text, file)
-        # Nothing but text, lists and dicts comes out of a BaseLoader.
+        # A BaseLoader creates only str, lists and dicts.
         tree: object = yaml.load(text, Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -72,9 +72,9 @@ def load_yaml(text: str, file: str) -> object:
 
 
 def _check_depth(yaml: Any, loader: type, text: str, file: str) -> None:
-    """Raise Malformed for what is nested so deep that the C loader's recursion could end the process.
+    """Raise Malformed if the text is nested so deep that the C loader's recursion could overflow the stack.
 
-    Each level takes a bracket or half a column, so an ordinary file is not looked at twice.
+    Each level takes a bracket or at least half a column, so an ordinary file need not be parsed twice.
     """
     if 2 * max(map(len, text.split("\n"))) + text.count("[") + text.count("{") < _DEEP:
         return
@@ -86,10 +86,10 @@ def _check_depth(yaml: Any, loader: type, text: str, file: str) -> None:
 
 
 def import_yaml(file: str) -> Any:
-    """Return PyYAML; ChError if it isn't installed.
+    """Return the module yaml; ChError if it isn't installed.
 
-    The launcher's sys.path has only the package's own parent: the installed
-    copy's libraries and a checkout's are looked at too, last.
+    The launcher's sys.path has only the package's parent directory. Here, the directories
+    with slurm_ch's dependencies are searched too, last.
     """
     before = list(sys.path)
     sys.path += paths.library_directories()

@@ -12,6 +12,9 @@ from ..errors import ChError
 _APPTAINERS = ("library://", "shub://", "oras://")
 _URLS = ("http://", "https://", "ftp://", "file://", "s3://")
 
+# The endings of image files' names.
+ENDINGS = (".sqfs", ".sqsh", ".squashfs", ".sif", ".simg", ".img")
+
 _COMPRESSED = ((b"\x1f\x8b", "gzip"), (b"\xfd7zXZ\0", "xz"), (b"\x28\xb5\x2f\xfd", "zstd"), (b"BZh", "bzip2"))
 # Offset and bytes of a file's magic, and what to call the file.
 _OTHERS = (
@@ -52,7 +55,7 @@ def missing(reference: str, path: str, storage: str | None) -> str:
         return text + where_it_ends(path)
     text += f" (looked for {os.path.normpath(path)}" + (f", and in {storage}" if storage else "") + ")"
     name = reference.replace("#", "/")
-    if not reference.startswith(".") and not reference.endswith((".sqfs", ".sqsh", ".squashfs", ".sif", ".img")):
+    if not reference.startswith(".") and not reference.endswith(ENDINGS):
         text += f" (from a registry: docker://{name})"
     return text
 

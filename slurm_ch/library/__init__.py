@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `import slurm_ch` gives: containers from Python, and the environment of a job that runs in one."""
+"""The functions that `import slurm_ch` provides: containers in Python, and variables for a job that runs in one."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the library's arguments have to be: TypeError or UsageError, in one line that names the argument."""
+"""Check the library's arguments: TypeError or UsageError, each a line that names the argument."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ _ENV_RULES = ("file", "file0", "literal", "set", "set-anywhere", "unset")
 
 
 def wrong_type(name: str, expected: str, value: object) -> TypeError:
-    """Return the error for an argument of a wrong type."""
+    """Return the exception for an argument of a wrong type."""
     return TypeError(f"{name}: expected {expected}, not {type(value).__name__}")
 
 
 def path(name: str, value: object) -> str:
-    """Return a path as text."""
+    """Return a path as str; TypeError if it isn't one, UsageError for a NUL in it."""
     if not isinstance(value, _WORD):
         raise wrong_type(name, "a path", value)
     text = os.fsdecode(value)
@@ -48,7 +48,7 @@ def path(name: str, value: object) -> str:
 
 
 def command(argv: object) -> list[str]:
-    """Return a command's words."""
+    """Return a command's words as a list of str; TypeError or UsageError if it isn't a command."""
     if isinstance(argv, _WORD) or not isinstance(argv, Iterable):
         raise wrong_type("argv", "a list of words", argv)
     words = list(argv)
@@ -63,7 +63,7 @@ def command(argv: object) -> list[str]:
 
 
 def environment(env: object) -> list[tuple[str, str]]:
-    """Return the rules for `env`."""
+    """Return the environment rules for `env`, a dict of names and values, None to unset a variable."""
     if not isinstance(env, Mapping):
         raise wrong_type("env", "a dict", env)
     rules = []
@@ -84,7 +84,7 @@ def environment(env: object) -> list[tuple[str, str]]:
 
 
 def hooks(given: object) -> list[Hooks]:
-    """Return the hooks."""
+    """Return the hooks as a list; TypeError or UsageError if one is invalid."""
     if not isinstance(given, Iterable):
         raise wrong_type("hooks", "a list of Hooks", given)
     found = list(given)
@@ -97,7 +97,7 @@ def hooks(given: object) -> list[Hooks]:
 
 
 def spec(given: Spec) -> Spec:
-    """Return a Spec that was made by hand if each field has a value that it can have."""
+    """Check the fields of a Spec that was made by hand, and return it; TypeError or UsageError names a wrong one."""
     given.image = path("image", given.image)
     if not given.image and given.join_pid is None:
         raise UsageError("image: an image is required")

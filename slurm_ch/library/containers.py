@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Containers from Python: this very process in one, or a command.
+"""Containers in Python: put this process into one, or run a command in one.
 
 The keyword arguments are the options of `slurm-ch run`, with "_" for "-".
 """
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _FNM_EXTMATCH = 1 << 5
 _libc = ctypes.CDLL(None)
-# Options of which only `run` can make something: they are about the command.
+# Options for `run` only.
 _OF_A_COMMAND = ("seccomp", "quiet", "join", "join_ct", "join_tag", "join_pid", "join_timeout")
 
 
@@ -46,14 +46,13 @@ def containerize(
 ) -> engine.Container:
     """Put this process into a container made from `image`, and return the container; ChError if that fails.
 
-    `env` is set in the environment, or unset where the value is None, after all other rules.
+    `env`: variables to set, or to unset if the value is None, after all other rules.
 
-    What changes is the whole process, for good: its root and working directory,
-    os.environ, its user and mount namespaces, its user and group ids as the process
-    sees them, and no program that it starts can gain privileges any more
-    (no_new_privs). It stops being dumpable. The umask is as before. The process must have one thread. Modules that are
-    imported later come from the image. After a failure the process is in a
-    half-made container, and good for nothing but to exit: call this in a child.
+    This changes the whole process, and can't be undone: its root and working directory, os.environ,
+    its user and mount namespaces, and its user and group ids as it sees them. It is no longer
+    dumpable, and no program that it starts can gain privileges (no_new_privs). The umask is
+    restored. The process must have only one thread. Modules that are imported later are the image's.
+    After a failure, the process is in a half-made container and can only exit: call this in a child.
     """
     for name in _OF_A_COMMAND:
         if more.get(name):
@@ -80,10 +79,11 @@ def run(
     hooks: Iterable[Hooks] = (),
     **more: object,
 ) -> int:
-    """Run `argv` in a container made from `image` and return its exit status, below 0 for a signal.
+    """Run `argv` in a container made from `image` and return its exit status, negative for a signal.
 
-    ChError if there is no container; nothing changes in this process. A command that can't be
-    executed prints why and ends with 126 or 127, as a shell's does.
+    ChError if the container can't be made. Nothing changes in this process, except that standard output and
+    standard error are flushed. If the command can't be executed, a message is printed, and the status is 126 or
+    127, as in a shell.
     """
     spec = _spec(image, binds, write_fake, env, more)
     words, hooks = arguments.command(argv), arguments.hooks(hooks)
@@ -103,10 +103,10 @@ def run(
             os._exit(code)
     os.close(writer)
     with open(reader, "rb") as pipe:
-        told = pipe.read()
+        message = pipe.read()
     status = os.waitpid(child, 0)[1]
-    if told:
-        text, code = json.loads(told)
+    if message:
+        text, code = json.loads(message)
         raise _error(text, code)
     return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
@@ -119,7 +119,7 @@ def explain(
     env: Mapping[str, str | None] | None = None,
     **more: object,
 ) -> list[str]:
-    """Return what containerize() would do, one action a line; ChError where it would fail at once."""
+    """Return what containerize() would do, one line per action; ChError for errors that can be found beforehand."""
     spec = _spec(image, binds, write_fake, env, more)
     return list(engine.explain(engine.Container(spec, Caller(dict(os.environ)))))
 
@@ -133,7 +133,7 @@ def _spec(
 ) -> Spec:
     if isinstance(image, Spec):
         if binds or write_fake or env or more:
-            raise TypeError("a Spec has everything in it: no further options beside it")
+            raise TypeError("a Spec contains all options: no others can be given with it")
         return arguments.spec(image)
     given = settings({"binds": binds, "write_fake": write_fake, **more}, options.COMMAND)
     spec = parsers.make(arguments.path("image", image), given, "image")
@@ -153,11 +153,11 @@ def _error(text: str, code: int) -> errors.ChError:
     return error
 
 
-# ---- What ch-join does for a command, done to this process ----
+# ---- What ch-join does for a command, applied to this process ----
 
 
 def _carry_out(records: Iterable[task_plan.Record], environ: MutableMapping[str, str]) -> tuple[str | None, str | None]:
-    """Apply a plan's records to `environ`; return the directory that they ask for and the usual one, or None."""
+    """Apply a plan's records to `environ`; return the requested directory and the usual one, each or None."""
     directories: dict[str, str] = {}
     rest = iter(records)
     for kind, value in rest:
@@ -179,14 +179,14 @@ def _carry_out(records: Iterable[task_plan.Record], environ: MutableMapping[str,
 
 
 def _take_away(kind: str, value: str, environ: MutableMapping[str, str]) -> None:
-    """Unset what matches, or let no variable name a directory for temporary files that isn't there."""
+    """Unset the variables that match; for PLAN_TEMPORARY, set those that name a missing directory to /tmp."""
     if kind == agreement.PLAN_UNSET:
         for one in [one for one in environ if matches(value, one)]:
             del environ[one]
         return
     for one in agreement.TEMPORARY_VARIABLES:
         path = environ.get(one, "")
-        # A relative one is of the directory where this process goes on, which isn't entered yet.
+        # Not a relative path: it starts at the directory that this process will enter later.
         if path.startswith("/") and not os.path.isdir(path):
             if not value:
                 log.warning(f"{one}={path}: no such directory in the container; using /tmp")
@@ -203,7 +203,7 @@ def _path_has(environ: MutableMapping[str, str], directories: str, *, makes_one:
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Whether a variable's name matches, extended patterns included, as the C library has it."""
+    """Whether a variable's name matches a shell pattern, by the C library's fnmatch with extended patterns."""
     return bool(_libc.fnmatch(os.fsencode(pattern), os.fsencode(name), _FNM_EXTMATCH) == 0)
 
 
@@ -222,7 +222,7 @@ def _expand_anywhere(value: str, environ: Mapping[str, str]) -> str:
     items = []
     for item in value.split(":"):
         text = name.sub(lambda match: match[3] or environ.get(match[1] or match[2], ""), item)
-        # Nothing but names that are unset: in a search path an empty item would mean the working directory.
+        # Leave out an item of only unset variables: in a search path, an empty item means the working directory.
         only_names = item and not name.sub(lambda match: match[3] or "", item)
         if text or not only_names:
             items.append(text)
@@ -237,7 +237,7 @@ _EXPANDED: dict[str, Callable[[str, Mapping[str, str]], str]] = {
 
 
 def _change_directory(asked: str | None, usual: str) -> None:
-    """Go to the directory asked for, else to the usual one, else to the root."""
+    """Change to the requested directory (ChError), or else to the usual one or the root; set PWD."""
     try:
         os.chdir(asked or usual)
     except OSError as error:

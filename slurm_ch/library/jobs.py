@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Jobs that are submitted without our `sbatch`: the variables that have them run in a container."""
+"""Variables that make a job run in a container, for jobs that are submitted without `sbatch`."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 def job_environment(
     image: str | os.PathLike[str], *, bind: Iterable[Bind | str] = (), **more: object
 ) -> dict[str, str]:
-    """Return the variables that make a job, and the steps in it, run in a container, as `sbatch --ch-image` does.
+    """Return the variables that make a job and its steps run in a container, as `sbatch --ch-image` does.
 
-    For pyslurm's JobSubmitDescription(environment=...), slurmrestd and whatever else
-    submits jobs; they go beside the job's own variables. The keyword arguments are
-    the options of sbatch without `--ch-`, with "_" for "-". ChError where sbatch would
-    refuse them; a relative path as image is the job's directory's, and not looked at.
+    They are added to the job's own variables, in pyslurm's JobSubmitDescription(environment=...), by
+    slurmrestd, or by another program that submits jobs. The keyword arguments are the options of sbatch
+    without `--ch-`, with "_" for "-". ChError if sbatch would refuse them. A relative path of the image
+    starts at the job's directory, and is not checked.
     """
     given = settings({"image": path("image", image), "bind": bind, **more}, options.PLUGIN)
     for setting in given:
         if "\n" in setting.value:
             raise UsageError(f"{setting.label}={setting.value!r}: has a newline in it")
         if setting.name in ("bind", "device"):
-            # Here each is one; sbatch separates them by commas.
+            # Each value is one bind or device; sbatch would split it at commas.
             setting.value = setting.value.replace(",", "\\,")
     facts = Facts()
     facts.request = "".join(f"{setting.name}={setting.value}\n" for setting in given)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options as Python's keyword arguments."""
+"""Convert keyword arguments to options."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from .arguments import wrong_type
 
 
 def settings(options: Mapping[str, object], where: int) -> list[Setting]:
-    """Return the settings for `options`, by their names with "_" for "-"; TypeError if there is no such option."""
+    """Return the settings for `options`, named with "_" for "-"; TypeError if there is no such option.
+
+    `where`: PLUGIN or COMMAND.
+    """
     found = []
     for name, value in options.items():
         option = BY_NAME.get("bind" if name == "binds" else name.replace("_", "-"))

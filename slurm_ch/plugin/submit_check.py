@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 # This many bytes of a script are searched for #SBATCH lines.
 _SCRIPT_BYTES = 1 << 16
 
-# What files that are images are called.
-_ENDINGS = (".sqsh", ".sqfs", ".squashfs", ".simg", ".sif")
-
 
 def check(facts: Facts, command: Sequence[str]) -> str | None:
     """Raise ChError if no node can carry out the request. The error is the one that a node would raise.
@@ -77,8 +74,10 @@ def check(facts: Facts, command: Sequence[str]) -> str | None:
 
 def _warn_of_file(label: str, reference: str) -> None:
     """Warn if a file here has the name that is looked up in a registry: pyxis' paths need a slash."""
+    from ..engine import not_an_image
+
     name = reference.rpartition("/")[2]
-    if reference == f"docker://{name}" and name.endswith(_ENDINGS) and os.path.isfile(name):
+    if reference == f"docker://{name}" and name.endswith(not_an_image.ENDINGS) and os.path.isfile(name):
         log.warning(f"{label}={name}: looked for in a registry; for the file of that name here, say {label}=./{name}")
 
 

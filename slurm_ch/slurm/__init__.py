@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Questions to Slurm: its commands, its jobs and steps, its plugstack.conf."""
+"""Ask Slurm: run its commands, list its jobs and steps, read its plugstack.conf."""

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which jobs and steps run: asked of pyslurm if it fits, otherwise of Slurm's commands.
+"""Run Slurm's commands; list the running jobs and steps, by pyslurm if it can be used, otherwise by squeue.
 
-pyslurm ends the process when it finds no slurm.conf, waits for a controller
-that doesn't answer, and its library must be the site's very release: so it is
-loaded in a child, and only if its installed release is right. A child that dies
-or is too slow only means that the commands are asked instead.
+pyslurm exits the process if it finds no slurm.conf, hangs if slurmctld doesn't answer,
+and works only with its own release of Slurm. So it is loaded in a child process, and
+only if the installed release is the right one. If the child dies or is too slow, squeue
+is used instead.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _T = TypeVar("_T")
 
 
 def run(argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """Run one of Slurm's commands; ChError if it isn't there or doesn't end."""
+    """Run one of Slurm's commands; ChError if it isn't installed or doesn't end within COMMAND_SECONDS."""
     try:
         return subprocess.run(
             argv, check=False, capture_output=True, text=True, errors="replace", timeout=COMMAND_SECONDS,
@@ -49,19 +49,19 @@ def run(argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
 
 
 def last_line(done: subprocess.CompletedProcess[str]) -> str:
-    """Return what a failed command said last, else its status."""
+    """Return the last line of a failed command's messages, or its status if there are none."""
     lines = done.stderr.strip().splitlines()
     return lines[-1] if lines else f"status {done.returncode}"
 
 
 def parse_version(text: str) -> tuple[int, ...]:
-    """Return (22, 5, 8) for `slurm-wlm 22.05.8`, or () where there is no version."""
+    """Return (22, 5, 8) for `slurm-wlm 22.05.8`, or () if there is no version in `text`."""
     found = re.search(r"\b(\d+)\.(\d+)(?:\.(\d+))?", text)
     return tuple(int(part) for part in found.groups() if part) if found else ()
 
 
 def running_jobs(user: str | None) -> list[Job]:
-    """Return the running jobs, with their steps: one user's, or everybody's; ChError if Slurm doesn't say."""
+    """Return the running jobs with their steps, of one user or with None of all; ChError if Slurm doesn't answer."""
     found = _from_pyslurm()
     if found is None:
         log.info("asking Slurm's commands for the running jobs")
@@ -89,10 +89,10 @@ def _from_commands(user: str | None) -> list[Job]:
 
 
 def _parsed(parse: Callable[[Any], _T | None], argv: Sequence[str]) -> _T | None:
-    """Return what `parse` makes of a command's JSON, or None.
+    """Return what `parse` makes of a command's JSON.
 
-    None where the command has no JSON (its plugins may be a package of their
-    own), or one that this version doesn't know.
+    None if the command can't write JSON (the plugins for it may be a separate package), or in an
+    unknown format.
     """
     done = run(argv)
     try:
@@ -109,7 +109,7 @@ def _text(argv: Sequence[str]) -> str:
 
 
 def why_not(job: str, user: str) -> str:
-    """Return in one line why `job` is not among the user's running ones."""
+    """Return a message that says why `job` is not among the user's running jobs."""
     done = run(["squeue", "--noheader", "--format=%u %T", f"--jobs={job}"])
     if done.returncode == 0 and done.stdout.strip():
         owner, state = done.stdout.split(maxsplit=2)[:2]
@@ -122,7 +122,7 @@ def why_not(job: str, user: str) -> str:
 
 
 def host_names(nodes: str) -> list[str]:
-    """Return the nodes of Slurm's list `n[1-2]`, in order."""
+    """Return the nodes of a list of Slurm's like `n[1-2]`, in order."""
     return [nodes] if "[" not in nodes and "," not in nodes else _text(["scontrol", "show", "hostnames", nodes]).split()
 
 
@@ -130,7 +130,7 @@ def host_names(nodes: str) -> list[str]:
 
 
 def _from_pyslurm() -> list[Job] | None:
-    """Return everybody's running jobs from pyslurm, or None where that can't be."""
+    """Return all users' running jobs from pyslurm, or None if it can't be used."""
     if importlib.util.find_spec("pyslurm") is None:
         return None
     fits, release = _installed_pyslurm()
@@ -154,7 +154,7 @@ def _from_pyslurm() -> list[Job] | None:
 
 
 def _installed_pyslurm() -> tuple[bool, str]:
-    """Return whether the installed pyslurm is for this Slurm, and its release or why not; loads none of it."""
+    """Return whether the installed pyslurm fits this Slurm, and its release or the reason. Doesn't load pyslurm."""
     import importlib.metadata
 
     try:
@@ -168,12 +168,12 @@ def _installed_pyslurm() -> tuple[bool, str]:
 
 
 def _in_child(ask: Callable[[], Any]) -> bytes:
-    """Return as JSON what `ask` returns in a child; b"" if it dies, TimeoutError if it takes too long."""
+    """Call `ask` in a child, and return its result as JSON; b"" if the child dies, TimeoutError if it is too slow."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            # The library writes its complaints where it likes.
+            # Slurm's library writes messages to the standard streams.
             null = os.open(os.devnull, os.O_RDWR)
             for fd in (0, 1, 2):
                 os.dup2(null, fd)
@@ -192,7 +192,7 @@ def _in_child(ask: Callable[[], Any]) -> bytes:
 
 
 def _read_all(fd: int, deadline: float) -> bytes:
-    """Return all there is to read; TimeoutError if that takes longer than `deadline`."""
+    """Read to the end of the pipe; TimeoutError if that isn't reached by `deadline` (time.monotonic)."""
     found = b""
     while select.select([fd], [], [], max(0.0, deadline - time.monotonic()))[0]:
         chunk = os.read(fd, _CHUNK)
@@ -203,7 +203,7 @@ def _read_all(fd: int, deadline: float) -> bytes:
 
 
 def ask_pyslurm() -> dict[str, Any] | str:
-    """Return jobs and steps as plain values, or why pyslurm can't be asked. Loads pyslurm."""
+    """Return jobs and steps as plain values, or a text why pyslurm failed. Loads pyslurm."""
     try:
         import pyslurm
 
@@ -218,7 +218,7 @@ def ask_pyslurm() -> dict[str, Any] | str:
 
 
 def _job(job: Any) -> dict[str, Any]:
-    # Its numbers are None where they are 0. What runs of an array is an element of it: then that is the first.
+    # pyslurm has None for 0. In an array, a running job is always an element; None means the element 0.
     task = job.array_task_id or 0
     name = records.label(job.id, job.array_id, task, job.heterogeneous_id, job.heterogeneous_offset)
     return {

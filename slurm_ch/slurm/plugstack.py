@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""plugstack.conf: where it is, what it includes, and what it says of our plugin."""
+"""Find plugstack.conf, and read our plugin's lines in it and the files that it includes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ PLUGIN_DIRECTORIES = (
     "/usr/local/lib/slurm",
     *sorted(glob.glob("/usr/lib/*/slurm-wlm")),
 )
-# Includes may include; a circle ends here.
+# Included files may include others; this ends a circle.
 _DEPTH = 16
 
 
 class Entry:
-    """Our plugin's line: where it stands, `required` or `optional`, the plugin's path, its arguments."""
+    """A line for our plugin: `where` is FILE:LINE, `kind` required or optional, `path` the plugin's."""
 
     __slots__ = ("arguments", "kind", "path", "where")
 
@@ -36,12 +36,21 @@ class Entry:
 
 
 def path_of(conf: str, found: Mapping[str, str]) -> str:
-    """Return where slurm.conf at `conf`, with the settings `found`, has its plugstack.conf."""
+    """Return the path of plugstack.conf; `conf` is slurm.conf's path, `found` its settings."""
     return found.get("plugstackconfig") or os.path.join(os.path.dirname(conf), "plugstack.conf")
 
 
+def arguments(env: Mapping[str, str]) -> list[str]:
+    """Return our plugin's arguments on this node, [] if it isn't configured; ChError if a file can't be read."""
+    conf = slurm_conf.path(env)
+    if conf is None:
+        return []
+    found = list(entries(path_of(conf, slurm_conf.settings(conf))))
+    return found[0].arguments if found else []
+
+
 def entries(path: str, plugin_directories: tuple[str, ...] = PLUGIN_DIRECTORIES, depth: int = 0) -> Iterator[Entry]:
-    """Yield our plugin's lines in plugstack.conf and all that it includes; ChError if one can't be read."""
+    """Yield our plugin's lines in plugstack.conf and the files that it includes; ChError if one can't be read."""
     for number, line in enumerate(slurm_conf.text(path).splitlines(), 1):
         words = line.split()
         if not words or words[0].startswith("#"):
@@ -55,7 +64,7 @@ def entries(path: str, plugin_directories: tuple[str, ...] = PLUGIN_DIRECTORIES,
 
 
 def _find(name: str, directories: tuple[str, ...]) -> str:
-    """Return a plugin's path; a mere name is looked for where Slurm has its plugins."""
+    """Return a plugin's path; a name without a slash is looked up in Slurm's plugin directories."""
     if "/" in name:
         return name
     found = [path for path in (os.path.join(one, name) for one in directories) if os.path.exists(path)]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Running jobs and their steps: records, what Slurm's commands print, and how people name them.
+"""Records of running jobs and steps, parsers for squeue's output, and look-up by the user's name for a job.
 
-Strings in, values out. Formats: `squeue --json` and `squeue --steps --json` of
-Slurm 22.05 (which has no JSON for steps) to 26.05, and `squeue --Format` lines.
+Strings in, values out. The formats are `squeue --json` and `squeue --steps --json` of
+Slurm 22.05 (which has no JSON for steps) to 26.05, and lines of `squeue --Format`.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ JOB_FIELDS = ("JobID", "JobArrayID", "HetJobID", "HetJobOffset", "UserName", "No
 STEP_FIELDS = ("StepID", "StepName", "Nodes", "NumTasks", "TimeUsed")
 
 _REFERENCE = re.compile(r"(\d+(?:_\d+|\+\d+)?)(?:\.(\d+|batch|interactive))?", re.ASCII)
-# Steps in which no command of the user's runs in a container.
-_NOT_THE_USERS = ("extern", "pending")
+# Steps of Slurm's own, in which no command of the user's runs.
+_SLURM_STEPS = ("extern", "pending")
 
 
 class NoSuchJob(ChError):
-    """No running job of that name."""
+    """No running job has this name."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One running step: its id within the job (`0`, `batch`), and how long it has run, in seconds."""
+    """A running step: `id` is the one within the job (`0`, `batch`), `seconds` the time since its start."""
 
     id: str
     name: str
@@ -41,7 +41,7 @@ class Step:
 
 @dataclass
 class Job:
-    """One running job: Slurm's own number, and the label that people know (`12_3`, `12+1`)."""
+    """A running job: Slurm's own id, and the label that users see (`12_3`, `12+1`)."""
 
     id: int
     label: str
@@ -52,14 +52,14 @@ class Job:
 
 
 def label(job: int, array: int | None, task: int | None, het: int | None, offset: int | None) -> str:
-    """Return how Slurm's commands name a job: plain, element of an array, or het component."""
+    """Return a job's name in Slurm's commands: its id, or that of an array's element or a het component."""
     if array and task is not None:
         return f"{array}_{task}"
     return f"{het}+{offset or 0}" if het else str(job)
 
 
 def number(value: Any) -> int | None:
-    """Return a number of Slurm's JSON: plain, null, or since 23.11 with `set` and `infinite`."""
+    """Return a number of Slurm's JSON: a number, null, or since 23.11 an object with `set` and `infinite`."""
     if isinstance(value, dict):
         return int(value.get("number", 0)) if value.get("set") else None
     return value if isinstance(value, int) else None
@@ -109,7 +109,7 @@ def format_option(fields: Iterable[str]) -> str:
 
 def _rows(text: str, fields: tuple[str, ...]) -> Iterable[list[str]]:
     for line in text.splitlines():
-        # Only a name can have a bar in it: what is left over belongs there.
+        # Only a name, which is the second field, can contain a bar: additional parts belong to it.
         first, *rest = line.removesuffix("|").split("|")
         if len(rest) < len(fields) - 1:
             raise ValueError(f"not squeue's --Format: {line}")
@@ -158,21 +158,21 @@ def clock(seconds: int) -> str:
 
 
 def attach_steps(jobs: dict[int, Job], steps: Iterable[tuple[str, Step]]) -> list[Job]:
-    """Give each job its steps, without those that are Slurm's own; return the jobs."""
+    """Add to each job its steps, without Slurm's own; return the jobs."""
     by_name = {str(job.id): job for job in jobs.values()} | {job.label: job for job in jobs.values()}
     for name, step in steps:
-        if name in by_name and not step.id.lower().startswith(_NOT_THE_USERS):
+        if name in by_name and not step.id.lower().startswith(_SLURM_STEPS):
             by_name[name].steps.append(step)
     return list(jobs.values())
 
 
 def is_reference(text: str) -> bool:
-    """Whether `text` can be a job, or a step of one."""
+    """Whether `text` has the form of a job or a step of one."""
     return _REFERENCE.fullmatch(text) is not None
 
 
 def parse_reference(text: str) -> tuple[str, str | None]:
-    """Return job and step of `JOB[.STEP]`; UsageError if it is neither plain, array nor het."""
+    """Return job and step of `JOB[.STEP]`; UsageError if it has another form."""
     match = _REFERENCE.fullmatch(text)
     if not match:
         raise UsageError(f"{text}: not JOBID[.STEP], such as 12, 12.0, 12_3.batch or 12+1.0")
@@ -180,11 +180,11 @@ def parse_reference(text: str) -> tuple[str, str | None]:
 
 
 def find_job(jobs: Iterable[Job], name: str, user: str) -> Job:
-    """Return the job called `name`; NoSuchJob or ChError if there is none, several, or it is not `user`'s."""
+    """Return the job with this name; NoSuchJob if there is none, ChError if there are several, or it isn't `user`'s."""
     jobs = list(jobs)
     found = [job for job in jobs if job.label == name]
     if not found:
-        # An array's or a het job's number means its one running part; a part's own number means that part.
+        # The id of an array or a het job means its only running part; a part's own id means that part.
         found = [job for job in jobs if re.split(r"[_+]", job.label)[0] == name]
         found = found or [job for job in jobs if str(job.id) == name]
     if not found:
@@ -197,7 +197,7 @@ def find_job(jobs: Iterable[Job], name: str, user: str) -> Job:
 
 
 def find_step(job: Job, name: str) -> Step:
-    """Return the job's step `name`; ChError lists the steps that run."""
+    """Return the job's step with this name; if there is none, ChError lists the running steps."""
     for step in job.steps:
         if step.id == name:
             return step
@@ -205,7 +205,7 @@ def find_step(job: Job, name: str) -> Step:
 
 
 def running_steps(job: Job) -> str:
-    """Return the words that list a job's running steps."""
+    """Return the part of a message that lists a job's running steps."""
     if not job.steps:
         return f"job {job.label} has no running step"
     return "running: " + ", ".join(f"{job.label}.{step.id} ({step.name}) on {step.nodes}" for step in job.steps)

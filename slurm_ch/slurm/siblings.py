@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The other tasks of this step on this node."""
+"""Count the tasks of this step on this node."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import os
 
 
 def alive() -> int | None:
-    """Return how many of this step's tasks live here, or None when that can't be known.
+    """Return how many tasks of this step are alive on this node, or None if this can't be determined.
 
-    A task killed before it registers leaves no trace of its own. All tasks
-    of a node are children of one slurmstepd, forked before any runs.
-    Read as bytes: in the container, Python can't load a codec of the caller's locale any more.
+    All tasks of a node are children of one slurmstepd, which forks all of them before any
+    runs. So even tasks that are killed before they register are noticed.
+    Files are read as bytes: in the container, Python can't load the codec of the caller's locale.
     """
     parent = os.getppid()
     try:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`slurm-ch run`: a container without the plugin."""
+"""`slurm-ch run`: containers without the plugin, and named joins."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this build and this machine can do: the features that `ch-run --feature` knows."""
+"""Check for the features of `ch-run --feature`: whether this build and this machine have them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _seccomp() -> bool:
 
 
 def _overlayfs() -> bool:
-    # A module counts once it is loaded; an ordinary user can't load it.
+    # Only if the module is loaded: an ordinary user can't load it.
     return _mentions("/proc/filesystems", "overlay")
 
 
@@ -57,7 +57,7 @@ CHECKS = {
 
 
 def status(name: str) -> int:
-    """Return the exit status for the feature `name`; UsageError if it is none."""
+    """Return the exit status for the feature `name`: 0 if it is available; UsageError if it isn't known."""
     if name not in CHECKS:
         raise UsageError(f"--feature={name}: unknown; there are {', '.join(CHECKS)}")
     return 0 if CHECKS[name]() else EXIT_NO_FEATURE

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The meeting place of a named join: two POSIX objects, who owns them, and the locks on them.
+"""The meeting place of a named join: two POSIX objects, the check of their owner, and the locks on them.
 
-Both objects have mode 0600 and the name `slurm_ch-UID-TAG`: a shared-memory
-segment, whose exclusive creation makes the meeting place, and a semaphore that
-wakes waiters.
+Both objects have mode 0600 and the name `slurm_ch-UID-TAG`. The shared-memory
+segment is created exclusively, and that establishes the meeting place. The
+semaphore wakes waiting peers.
 
-The kernel doesn't release a semaphore when its holder is killed, so neither
-exclusion nor liveness rests on it. They rest on record locks on the segment,
-which the kernel drops at a process's death: byte 0 is a mutex for short
-sections, byte FIRST_SLOT + i is held by peer i for as long as it takes part.
+The kernel doesn't release a semaphore when its holder is killed. So exclusion and
+liveness depend on record locks on the segment, which the kernel releases when a
+process dies. Byte 0 is a mutex for short critical sections; peer i holds the lock on
+byte FIRST_SLOT + i as long as it takes part.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SHM = "/dev/shm"
 MUTEX = 0
 FIRST_SLOT = 2
 
-# What is younger may be somebody's who is just about to lock it.
+# The creator of a younger object may not have locked it yet.
 _NEWBORN_SECONDS = 5.0
 
 _SEMAPHORE_SIZE = 32  # sizeof(sem_t) where pointers have 64 bits
@@ -37,13 +37,13 @@ _FLOCK = struct.Struct("@hhqqi0q")
 
 
 class Meeting:
-    """The two objects of one tag, as one process has them open. All methods raise JoinError.
+    """The two objects of a tag, opened by this process. All methods raise JoinError.
 
-    `timeout` is in seconds: nobody waits longer for a lock, nor for a name that keeps disappearing.
+    `timeout`: seconds to wait for a lock, or for a name that keeps disappearing.
     """
 
     def __init__(self, tag: str, timeout: float) -> None:
-        # Kept, because inside the container the uid may be another.
+        # Looked up now: inside the container, the uid may differ.
         self._uid = os.geteuid()
         self._prefix = f"slurm_ch-{self._uid}-"
         self._object = self._prefix + tag
@@ -56,7 +56,7 @@ class Meeting:
         self._semaphore = self._open_semaphore()
 
     def is_late(self) -> bool:
-        """Whether the time is over."""
+        """Whether the timeout has passed."""
         return time.monotonic() > self._deadline
 
     # ---- Opening ----
@@ -71,7 +71,7 @@ class Meeting:
                 self._check_owner(name)
                 raise JoinError(f"join: can't open semaphore /{self._object}: {error}") from None
             status = self._check_owner(name)
-            # What was opened may be another's, who has taken the name away since.
+            # Check that the opened object still has the name: another user may have had the name for a moment.
             if status is not None and status.st_ino in _mapped(name):
                 if status.st_size < _SEMAPHORE_SIZE:
                     raise JoinError(f"join: {SHM}/{name} is not a semaphore; refusing to use it")
@@ -80,7 +80,7 @@ class Meeting:
             self._check_time()
 
     def _check_owner(self, name: str) -> os.stat_result | None:
-        """Refuse what another user made under our name, or what others can write."""
+        """Raise JoinError if another user made the object, or others can write to it; None if it doesn't exist."""
         try:
             status = os.stat(name, dir_fd=self._shm, follow_symlinks=False)
             if status.st_nlink > 1 and status.st_uid == self._uid:
@@ -92,9 +92,10 @@ class Meeting:
         return status
 
     def _unlink_first_name(self, inode: int) -> None:
-        """Remove the name that a semaphore was made under, for one who is about to, or was killed before.
+        """Remove a semaphore's temporary name, which its creator hasn't removed yet, or couldn't because it was killed.
 
-        sem_open(3) makes it as sem.XXXXXX, links it to its own name, and doesn't mind who unlinks the first.
+        sem_open(3) creates it as sem.XXXXXX, links it to its final name, and unlinks the first; it doesn't fail if
+        that name is already gone.
         """
         for name in os.listdir(SHM):
             if len(name) == len("sem.XXXXXX") and name.startswith("sem.") and self._inode(name) == inode:
@@ -107,7 +108,7 @@ class Meeting:
             return -1
 
     def _check_time(self) -> None:
-        """Raise JoinError when somebody has been in our way for too long."""
+        """Raise JoinError if an object has kept disappearing until the timeout."""
         if self.is_late():
             raise JoinError(f"join: {self.path} keeps disappearing (tried for {self._timeout:g} s)")
 
@@ -120,7 +121,7 @@ class Meeting:
             raise JoinError(f"join: {SHM}/{name} is open to others; refusing to use it")
 
     def open_segment(self, size: int) -> None:
-        """Make the segment, of `size` bytes, or open the one that is there."""
+        """Create the segment, of `size` bytes, or open the existing one."""
         self.fd = -1
         while self.fd < 0:
             self.fd = self._create_segment(size)
@@ -130,7 +131,7 @@ class Meeting:
         self._check_status(os.fstat(self.fd), self._object)
 
     def _create_segment(self, size: int) -> int:
-        """Return a new segment's descriptor, or -1 when there is one."""
+        """Create the segment and return its descriptor, or -1 if it exists."""
         try:
             memory = posix_ipc.SharedMemory("/" + self._object, posix_ipc.O_CREX, mode=0o600, size=size)
         except posix_ipc.ExistentialError:
@@ -139,7 +140,7 @@ class Meeting:
         return int(memory.fd)
 
     def _find_segment(self) -> int:
-        """Return the existing segment's descriptor, or -1 when it is gone again."""
+        """Return the existing segment's descriptor, or -1 if it has disappeared."""
         flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             return os.open(self._object, flags, dir_fd=self._shm)
@@ -150,20 +151,20 @@ class Meeting:
             raise JoinError(f"join: can't open {self.path}") from error
 
     def close_segment(self) -> None:
-        """Let go of the segment, as it stands."""
+        """Close the segment; it isn't changed."""
         os.close(self.fd)
         self.fd = -1
 
     def is_linked(self) -> bool:
-        """Whether the segment that we opened is still the one of that name."""
+        """Whether the opened segment still has its name."""
         try:
             status = os.stat(self._object, dir_fd=self._shm, follow_symlinks=False)
         except FileNotFoundError:
             return False
         return status.st_ino == os.fstat(self.fd).st_ino
 
-    def make_room(self, size: int, count: int) -> None:
-        """Empty the segment and give it its memory now: a write to a page that there is no room for would kill us."""
+    def allocate(self, size: int, count: int) -> None:
+        """Clear the segment and allocate its memory: without memory, a later write would kill this process (SIGBUS)."""
         os.ftruncate(self.fd, 0)
         try:
             os.posix_fallocate(self.fd, 0, size)
@@ -174,7 +175,7 @@ class Meeting:
     # ---- Locks ----
 
     def lock_mutex(self) -> None:
-        """Wait until no other peer is in a short section, and begin one."""
+        """Enter the critical section, after waiting for other peers to leave it."""
         while True:
             try:
                 fcntl.lockf(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, MUTEX)
@@ -187,32 +188,32 @@ class Meeting:
             self.pause(0.002)
 
     def unlock_mutex(self) -> None:
-        """End the short section."""
+        """Leave the critical section."""
         fcntl.lockf(self.fd, fcntl.LOCK_UN, 1, MUTEX)
 
     def take_slot(self, slot: int) -> None:
-        """Hold the place of a peer until this process ends."""
+        """Lock a peer's slot until this process ends."""
         try:
             fcntl.lockf(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, FIRST_SLOT + slot)
         except OSError as error:
             raise JoinError(f"join: {self.path}: the place of peer {slot} is taken") from error
 
     def leave_slot(self, slot: int) -> None:
-        """Let go of the place of a peer."""
+        """Unlock a peer's slot."""
         fcntl.lockf(self.fd, fcntl.LOCK_UN, 1, FIRST_SLOT + slot)
 
     def is_held(self, slot: int) -> bool:
-        """Whether another process holds the place of that peer."""
+        """Whether another process has locked this slot."""
         return _locked(self.fd, FIRST_SLOT + slot, 1)
 
     def anyone_alive(self) -> bool:
-        """Whether another process holds any place."""
+        """Whether another process has locked any slot."""
         return _locked(self.fd, FIRST_SLOT, 0)
 
     # ---- Waking ----
 
     def pause(self, seconds: float) -> None:
-        """Wait until somebody wakes us, for so long at the most."""
+        """Wait until another peer calls `wake`, or until `seconds` have passed."""
         try:
             self._semaphore.acquire(seconds)
         except posix_ipc.BusyError:
@@ -221,14 +222,14 @@ class Meeting:
             raise KeyboardInterrupt from None
 
     def wake(self, count: int) -> None:
-        """Wake so many waiters."""
+        """Wake `count` waiting peers."""
         for _ in range(count):
             self._semaphore.release()
 
     # ---- Leaving ----
 
     def sweep(self) -> None:
-        """Remove what killed joins of ours left behind on this node."""
+        """Remove the objects that this user's killed joins have left on this node."""
         for name in os.listdir(SHM):
             plain = name.removeprefix("sem.")
             if not plain.startswith(self._prefix) or plain == self._object:
@@ -243,7 +244,7 @@ class Meeting:
         if status.st_uid != self._uid or time.time() - status.st_ctime < _NEWBORN_SECONDS:
             return
         if name != plain:
-            # A semaphore goes with its segment.
+            # A semaphore is removed together with its segment, or if that is missing.
             try:
                 os.stat(plain, dir_fd=self._shm, follow_symlinks=False)
             except FileNotFoundError:
@@ -267,18 +268,18 @@ class Meeting:
         try:
             os.unlink(name, dir_fd=self._shm)
         except (FileNotFoundError, PermissionError, IsADirectoryError):
-            # Gone, or another's by now who has taken the name.
+            # It is gone, or another user has taken the name.
             pass
 
     def close(self) -> None:
-        """Close both objects, whoever else uses them."""
+        """Close both objects; other peers may still use them."""
         self.close_segment()
         self._semaphore.close()
         os.close(self._shm)
 
 
 def _mapped(name: str) -> set[int]:
-    """Return the inodes of what this process has mapped and whose file is or was called `name`."""
+    """Return the inodes of this process's mappings whose file in /dev/shm has or had this name."""
     with open("/proc/self/maps", "rb") as file:
         lines = [line.split() for line in file]
     return {int(line[4]) for line in lines if len(line) > 5 and line[5] == f"{SHM}/{name}".encode()}

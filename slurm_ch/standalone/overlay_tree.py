@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An image with what --overlay keeps of its changes, as one tree to be packed."""
+"""Read an image with the changes that --overlay keeps, as one tree for packing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ def is_kept(path: str) -> bool:
 
 
 def read(path: str, env: Mapping[str, str]) -> Tree:
-    """Return the image with the changes in the directory `path`; leaves this process good for nothing else."""
+    """Return the tree of the image with the changes in the directory `path`; ChError on failure.
+
+    Leaves this process in new namespaces, with another umask and working directory: call it in a child.
+    """
     with open(os.path.join(path, "image")) as file:
         image = file.read().removesuffix("\n")
     wanted = spec.Spec(image)

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The named join: unrelated processes of one node meet and share namespaces.
+"""The named join: unrelated processes of a node meet and share one container.
 
-What each peer must know of the others stands in the segment of their meeting
-place: a header, and a record per peer.
+The peers' states are kept in the segment of their meeting place: a header, and a
+record per peer.
 
-The first peer to register wins, containerizes and publishes. The others open
-its namespaces; when all have, the winner closes its door: it becomes undumpable,
-because it holds the host's /dev/shm, and root in the container could look at it.
-Then the others enter. All wait until the last one is in (so that a command that
-ends at once strands nobody); the last one unlinks both objects.
+The first peer to register is the winner: it makes the container, and publishes it.
+The others (the losers) open the winner's namespaces. When all have done so, the winner
+becomes undumpable, because it has the host's /dev/shm open, and root in the container could
+trace it. Then the others enter. All peers wait until the last one has entered, so that no
+namespace disappears when a short command ends. The last one unlinks both objects.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Waiters look around at least this often: a death wakes nobody.
-_LOOK_SECONDS = 0.05
-# For so long a failed join tells late peers so; then its tag is free again.
-_MOURNING_SECONDS = 30
+# The interval at which waiting peers check for dead ones, which wake nobody.
+_POLL_SECONDS = 0.05
+# For this time, late peers of a failed join fail too. Then the tag can be used again.
+_FAILURE_SECONDS = 30
 
 _MAGIC = 0x736C6A33
 _HEADER = struct.Struct("=IIIIiI")  # magic, state, count, arrived, code, time of failure
@@ -43,7 +43,7 @@ _ARRIVED, _JOINED, _OPENED = 1, 2, 3
 
 
 class JoinFailed(JoinError):
-    """Another peer failed and has said why; `code` is its exit status."""
+    """Another peer failed, and has reported it; `code` is its exit status."""
 
     silent = True
 
@@ -53,10 +53,10 @@ class JoinFailed(JoinError):
 
 
 class Peer:
-    """One process's part in a join of `count` peers under `tag`.
+    """This process as one of `count` peers of the join `tag`.
 
-    `timeout` is in seconds and bounds the whole join. All methods raise
-    JoinError; UsageError for a tag or count that can't be.
+    `timeout` is for the whole join, in seconds; `name` is for messages. All methods raise
+    JoinError; UsageError for an invalid tag or count.
     """
 
     def __init__(self, tag: str, count: int, timeout: float = 30.0, name: str = "peer") -> None:
@@ -84,18 +84,18 @@ class Peer:
             self._meeting.close_segment()
 
     def publish(self) -> None:
-        """Let the losers open the namespaces: this process is in the ones to be joined."""
+        """Let the losers open the namespaces of this process, which is in the container. It becomes dumpable."""
         linux.prctl_dumpable(True)
         self._set_slot(self._slot, _OPENED)
         self._set_state(_PUBLISHED)
 
     def fail(self, code: int) -> None:
-        """Tell the losers that the winner failed, and leave."""
+        """Make the losers fail too, with the exit status `code`, and leave."""
         self._set_state(_FAILED, code)
         self._leave()
 
     def wait_for_winner(self) -> tuple[int, int]:
-        """Return descriptors of the winner's user and mount namespace, when they may be entered."""
+        """Wait for the winner; return descriptors of its user and mount namespaces, which may be entered now."""
         self._wait(lambda: self._header()[1] in (_PUBLISHED, _CLOSED), "for the winner")
         pid = self._read_slot(0)[0]
         try:
@@ -103,7 +103,7 @@ class Peer:
         except OSError as error:
             raise self._abort(f"can't open the namespaces of the winner, pid {pid}") from error
         if not self._alive(0):
-            # Else the pid could be somebody else's by now.
+            # Otherwise the pid may have been reused.
             raise self._abort(f"the winner, {self._who(0)}, died")
         self._set_slot(self._slot, _OPENED)
         if self._all(_OPENED, _JOINED):
@@ -112,9 +112,9 @@ class Peer:
         return fds[0], fds[1]
 
     def done(self) -> None:
-        """Wait until every peer is in; the last one removes the objects."""
+        """Wait until every peer has entered; the last one removes the objects."""
         if self._slot == 0:
-            self._close_door()
+            self._admit_losers()
         self._set_slot(self._slot, _JOINED)
         if self._all(_JOINED):
             self._meeting.unlink()
@@ -123,8 +123,8 @@ class Peer:
             self._wait(lambda: self._all(_JOINED), "for all to join")
         self._close()
 
-    def _close_door(self) -> None:
-        """Let the losers enter, when none needs to look at this process any more."""
+    def _admit_losers(self) -> None:
+        """Wait until all losers have opened the namespaces, become undumpable, and let them enter."""
         self._wait(lambda: self._all(_OPENED, _JOINED), "for all to join")
         linux.prctl_dumpable(False)
         self._set_state(_CLOSED)
@@ -138,16 +138,16 @@ class Peer:
         magic, state, count, arrived, code, failed_at = fields
         failed = magic == _MAGIC and state in (_FAILED, _ABORTED)
         alive = self._meeting.anyone_alive()
-        if failed and arrived < count and (alive or _now() - failed_at < _MOURNING_SECONDS):
+        if failed and arrived < count and (alive or _now() - failed_at < _FAILURE_SECONDS):
             os.pwrite(self._meeting.fd, _HEADER.pack(magic, state, count, arrived + 1, code, failed_at), 0)
             if arrived + 1 == count and not alive:
                 self._meeting.unlink()
             raise JoinFailed(f"join: {self.tag} failed before", _status(code))
         if magic != _MAGIC or not alive:
-            # New, or of peers that are all dead: ours from now on.
+            # The segment is new, or all its peers are dead.
             if arrived:
                 log.info(f"join: taking over from {arrived} dead peers")
-            self._meeting.make_room(self._size(), self.count)
+            self._meeting.allocate(self._size(), self.count)
             state, count, arrived = _EMPTY, self.count, 0
         elif count != self.count or size < _HEADER.size + count * _SLOT.size:
             raise UsageError(f"--join-ct={self.count}: other peers of {self.tag} say {count}")
@@ -179,7 +179,7 @@ class Peer:
             magic, before, count, arrived, _ = self._header()
             changed = before not in (_FAILED, _ABORTED)
             if changed and state == _ABORTED:
-                count = self._still_to_hear(count, arrived)
+                count = self._peers_to_fail(count, arrived)
             if changed:
                 _HEADER.pack_into(self._map, 0, magic, state, count, arrived, code, _now())
         finally:
@@ -187,8 +187,8 @@ class Peer:
         self._meeting.wake(self.count)
         return changed
 
-    def _still_to_hear(self, count: int, arrived: int) -> int:
-        """Return how many peers will have come when all who live have heard of the failure."""
+    def _peers_to_fail(self, count: int, arrived: int) -> int:
+        """Return how many peers will have arrived when all that are alive have learned of the failure."""
         alive = siblings.alive()
         if alive is None:
             return count
@@ -229,7 +229,7 @@ class Peer:
             self._check_deaths()
             if self._meeting.is_late():
                 raise self._abort(self._missing(what))
-            self._meeting.pause(_LOOK_SECONDS)
+            self._meeting.pause(_POLL_SECONDS)
 
     def _has_failed(self) -> bool:
         return self._header()[1] in (_FAILED, _ABORTED)
@@ -241,14 +241,14 @@ class Peer:
             raise JoinFailed(f"join: {self.tag}: another peer failed", _status(code))
 
     def _check_deaths(self) -> None:
-        # Look at the lock first: a peer sets its state before it lets go.
+        # The lock first, then the state: a peer sets its state before it releases the lock.
         for slot in range(self._header()[3]):
             if not self._alive(slot) and self._read_slot(slot)[1] != _JOINED and not self._has_failed():
                 raise self._abort(f"{self._who(slot)} died")
         if self._header()[1] == _EMPTY and not self._alive(0):
             raise self._abort(f"the winner, {self._who(0)}, died")
         alive = siblings.alive()
-        # Who has joined may end at any time once all have: look at that last.
+        # Read last: once all have joined, a peer may end at any time.
         if alive is not None and alive < self.count and self._joined() < self.count:
             raise self._abort(f"only {alive} of {self.count} tasks are alive")
 
@@ -263,22 +263,22 @@ class Peer:
     # ---- Leaving ----
 
     def _abort(self, why: str) -> JoinError:
-        """Let everybody fail; return the error to raise: loud for the first who saw it."""
+        """Make all peers fail; return the error to raise. Only the first peer reports its error."""
         first = self._set_state(_ABORTED, EXIT_JOIN)
         self._leave()
         text = f"join: {self.tag}: {why}"
         return JoinError(text) if first else JoinFailed(text, EXIT_JOIN)
 
     def _leave(self) -> None:
-        """Go after a failure; the last one removes the objects, unless some are still to hear of it."""
+        """Leave after a failure; the last peer removes the objects, unless some have yet to learn of it."""
         if self._meeting.fd < 0:
             return
         try:
             self._meeting.lock_mutex()
             self._meeting.leave_slot(self._slot)
             _, _, count, arrived, _ = self._header()
-            nobody_to_come = arrived >= count or self._meeting.is_late()
-            if nobody_to_come and not self._meeting.anyone_alive() and self._meeting.is_linked():
+            all_arrived = arrived >= count or self._meeting.is_late()
+            if all_arrived and not self._meeting.anyone_alive() and self._meeting.is_linked():
                 self._meeting.unlink()
         finally:
             self._close()
@@ -289,7 +289,7 @@ class Peer:
 
 
 def _status(code: int) -> int:
-    """Return an exit status that is none of success's, whatever the segment says."""
+    """Return the exit status in the segment if it is a failure's, else EXIT_JOIN."""
     return code if 0 < code < 256 else EXIT_JOIN
 
 

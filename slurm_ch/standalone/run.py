@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A container without the plugin: for this process, alone or with its peers.
+"""Make or join a container without the plugin, for this process, alone or with its peers.
 
-Ends by becoming `ch-join`, which carries out the plan and runs the command.
+At the end, this process executes `ch-join`, which carries out the task plan and runs the command.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def configure_log(spec: Spec, env: Mapping[str, str]) -> None:
-    """Show what the options ask for, in the way they ask for it."""
+    """Set the log's level, color and node from the options and the environment."""
     color = os.isatty(2) and not env.get("NO_COLOR") if spec.color is None else spec.color
     log.configure(level=spec.verbosity, node=env.get("SLURMD_NODENAME", ""), color=color)
 
@@ -38,15 +38,16 @@ _sockets_refused = False
 
 
 def sockets_refused() -> None:
-    """Have peers meet by POSIX names from now on."""
+    """Make the peers of a join meet by POSIX names, not by a socket, in this process."""
     global _sockets_refused
     _sockets_refused = True
 
 
 def become_static(name: str, spec: Spec, words: Words) -> None:
-    """Become the static program, which meets the join's other peers; return if that is not for this one.
+    """Replace this process by the static program, which meets the join's other peers; return if that isn't possible.
 
-    It isn't where sockets are refused, nor for what only this process can open: a pipe of the shell's.
+    It isn't possible if sockets are refused, or if an option names a file that only this process can open, like a
+    shell's pipe.
     """
     image, command = words.image_and_command()
     _tag_and_count(spec, os.environ)
@@ -66,7 +67,7 @@ def _tag_and_count(spec: Spec, env: Mapping[str, str]) -> tuple[str, int]:
 
 
 def _starter(env: Mapping[str, str]) -> int:
-    """Return the pid of what started this process, or all ranks of MPICH's on this node."""
+    """Return this process's parent, or for MPICH the process that started all ranks on this node."""
     pid = os.getppid()
     while step.HYDRA_COUNT in env and pid > 1:
         try:
@@ -90,10 +91,10 @@ def run(
     env: Mapping[str, str],
     add_hooks: Callable[[Container], None] = no_hooks,
 ) -> NoReturn:
-    """Run `argv` in the container that `spec` asks for; ChError if that can't be.
+    """Run `argv` in the container that `spec` describes, in place of this process; ChError on failure.
 
-    `add_hooks` gets the container of whoever makes one, and of every peer that
-    joins it, where only the hooks for all run.
+    `add_hooks` is called with the container, in the process that makes it and in every peer that
+    joins it; in the latter, only the hooks for all run. The log is configured.
     """
     configure_log(spec, env)
     ch_join.drop_descriptors()
@@ -141,7 +142,7 @@ def _join(spec: Spec, caller: Caller, add_hooks: Callable[[Container], None]) ->
             container = Container(spec, caller, joining=True)
             environment = Environment(spec, caller, container.injection, joining=True)
         except ChError:
-            # The winner will have said the same, once for all.
+            # The winner has the same error, and reports it for all peers.
             peer.wait_for_winner()
             raise
         add_hooks(container)

@@ -301,7 +301,7 @@ def other() -> Iterator[subprocess.Popen[bytes]]:
 def test_a_process_that_is_no_longer_listed_is_not_entered(
     mocker: MockerFixture, other: subprocess.Popen[bytes]
 ) -> None:
-    one = containers.Listed(other.pid, "0", 0)
+    one = containers.StepProcess(other.pid, "0", 0)
     mocker.patch.object(containers, "list_processes", return_value=[one])
     (found,) = containers.find(1, None, "n1")
     assert (found.image, found.tasks) == ("x", 1)

@@ -79,7 +79,7 @@ def test_what_stands_in_the_place_is_not_touched(uid: int, kind: str, what: str,
     # A peer that was killed immediately leaves an empty segment of its own.
     assert code == (0 if own and what == "empty file" and not kind else 32), line
     assert code == 0 or line.startswith("error join: "), line
-    assert time.monotonic() - began < peers._MOURNING_SECONDS
+    assert time.monotonic() - began < peers._FAILURE_SECONDS
     assert victim.read_text() == "precious" * 100
     assert not victim.with_name("new").exists()
     assert code == 0 or path.is_symlink() or path.exists()

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`slurm-ch doctor`: what on this node, or in the installation, would stop a step."""
+"""`slurm-ch doctor`: find what on this node, or in the installation, would stop a step."""

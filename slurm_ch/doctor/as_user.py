@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trying it out: programs run, and containers made and left at once, as an ordinary user.
+"""Run programs and make containers as an ordinary user, for the doctor's trials.
 
-Whoever runs this as root becomes the user first, for good, in a child: nothing
-that a user can put in the way is ever looked at as root.
+If root calls the doctor, each trial runs in a child that becomes the user first, and can't
+become root again. So root never opens a file that a user may have placed.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
+# The time limit of a trial.
 SECONDS = 20
 
-# The program that makes a container and leaves it at once: KIND [SQUASHFUSE].
+# The program that makes a container and exits: KIND [SQUASHFUSE].
 MAKE_CONTAINER = os.path.join(paths.PACKAGE, "doctor", "make_container.py")
 
+# The trial's image: as a directory, and as a SquashFS file (mksquashfs -all-root -nopad).
 DIRECTORIES = ("dev", "etc", "proc", "root", "sys", "tmp")
 FILES = ("etc/passwd", "etc/group")
-# The same as a SquashFS archive (mksquashfs -all-root -nopad).
 SQUASHFS = base64.b64decode(
     "aHNxcwkAAAAAAAAAAAACAAAAAAABABEAwAIBAAQAAAAAAQAAAAAAAEQBAAAAAAAAPAEAAAAAAAD//////////2AAAAAAAAAArQAA"
     "AAAAAAAKAQAAAAAAAC4BAAAAAAAASwB42mNkeMvIAAUwBhMQMwMxJ5i9BC7PDKX/AwEDXC1CngWLPCOS+UxItBbUfGR5VhT71THk"
@@ -45,9 +46,9 @@ SQUASHFS = base64.b64decode(
 
 
 def become(user: pwd.struct_passwd) -> None:
-    """Become `user` with that user's groups, if this process is root; there is no way back. ChError if that fails.
+    """If this process is root, change to `user` and their groups, irreversibly; ChError if that fails.
 
-    Nothing of root's session goes along: no terminal to type into, no keys.
+    The process also gets a new session without a terminal, and an empty session keyring.
     """
     if os.geteuid() != 0:
         return
@@ -63,9 +64,9 @@ def become(user: pwd.struct_passwd) -> None:
 
 
 def in_child(function: Callable[[], Any], user: pwd.struct_passwd | None = None) -> Any:
-    """Return what `function` returns in a process of its own, of `user`'s if one is given; ChError if it fails.
+    """Call `function` in a child, as `user` if one is given, and return its result; ChError if it fails.
 
-    The value must be one that JSON has.
+    The result must be a value that JSON can express. The child is killed after SECONDS.
     """
     reader, writer = os.pipe()
     child = os.fork()
@@ -84,18 +85,18 @@ def in_child(function: Callable[[], Any], user: pwd.struct_passwd | None = None)
             os._exit(0)
     os.close(writer)
     with open(reader, "rb") as pipe:
-        said = pipe.read()
+        reply = pipe.read()
     os.waitpid(child, 0)
-    if not said:
+    if not reply:
         raise ChError(f"no end within {SECONDS} s, or killed")
-    kind, value = json.loads(said)
+    kind, value = json.loads(reply)
     if kind == "error":
         raise ChError(value)
     return value
 
 
 def containerize(kind: str, squashfuse: str | None) -> None:
-    """Make a container and leave it: `directory`, `overlay` or `squashfs`; ChError if that fails."""
+    """Make a container of a kind (`directory`, `overlay` or `squashfs`) in a child that exits; ChError on failure."""
     with tempfile.TemporaryDirectory(prefix="slurm-ch-doctor-") as where:
         image = os.path.join(where, "image")
         if kind == "squashfs":
@@ -103,7 +104,7 @@ def containerize(kind: str, squashfuse: str | None) -> None:
                 file.write(SQUASHFS)
         else:
             _make_directory(image)
-        # In a grandchild: this process has the directory to remove.
+        # In another child, because this process has to remove the directory.
         in_child(lambda: _enter(image, kind, squashfuse))
 
 
@@ -128,7 +129,7 @@ def _enter(image: str, kind: str, squashfuse: str | None) -> None:
 
 
 def run(argv: Sequence[str]) -> tuple[int, str]:
-    """Return a program's status and all that it says, with no environment but a PATH."""
+    """Run a program, with only PATH in its environment; return its status and its output, standard error included."""
     try:
         done = subprocess.run(
             argv, check=False, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,

@@ -9,7 +9,7 @@ PROBLEM = "problem"
 
 
 class Finding:
-    """One thing found: how grave it is, what it is about, the facts, and what helps."""
+    """A finding: its grade, its subject, a text, and a remedy or ""."""
 
     __slots__ = ("about", "grade", "remedy", "text")
 
@@ -20,10 +20,10 @@ class Finding:
         self.remedy = remedy
 
     def as_dict(self) -> dict[str, str]:
-        """Return the finding as JSON has it."""
+        """Return the finding as a dict for JSON."""
         return {"grade": self.grade, "about": self.about, "text": self.text, "remedy": self.remedy}
 
     def lines(self) -> list[str]:
-        """Return the finding as text: a line, and one for the remedy."""
+        """Return the finding as one line, and a second one for the remedy if there is one."""
         lines = [f"{self.grade}: {self.about}: {self.text}"]
         return [*lines, f"    {self.remedy}"] if self.remedy else lines

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a pull on this node would need: skopeo, what packs, and a cache that can be written to and that nodes share."""
+"""Check what a pull on this node needs: skopeo, a packer, and a writeable cache that nodes share."""
 
 from __future__ import annotations
 
@@ -22,24 +22,25 @@ if TYPE_CHECKING:
 
 _ABOUT = "images from registries"
 _WHERE = "needed where users submit, and nowhere else"
-# What no other node sees.
+# File systems that other nodes don't see.
 _LOCAL = ("tmpfs", "ramfs", "overlay", "ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs")
 _PATH = "/usr/local/bin:/usr/bin:/bin"
 
 
 def check(entry: plugstack.Entry, user: pwd.struct_passwd) -> Iterator[Finding]:
-    """Check what `user` would pull with, and where to."""
+    """Check the programs and the cache for `user`'s pulls, and the site's images."""
     pairs = [word.partition("=")[::2] for word in entry.arguments]
     mine = [(key, value) for key, value in pairs if key in site.IMAGE_ARGUMENTS]
     try:
         found = settings.parse(mine, {"HOME": user.pw_dir}, user.pw_name)
     except ChError:
-        return  # said already, of the other arguments
+        return  # reported by installation.check
     if found.pull != settings.NO and found.importer is None:
         if shutil.which("skopeo", path=_PATH):
             yield Finding(OK, _ABOUT, "skopeo is installed")
         else:
-            yield Finding(WARNING, _ABOUT, "no skopeo: nothing can be pulled here", f"install skopeo: {_WHERE}")
+            text = "skopeo is not installed: nothing can be pulled here"
+            yield Finding(WARNING, _ABOUT, text, f"install skopeo: {_WHERE}")
         try:
             packer = pack.find(found.packer, _PATH)
             yield Finding(OK, _ABOUT, f"{packer.name} {packer.version} packs them")
@@ -64,7 +65,7 @@ def _check_cache(path: str, user: pwd.struct_passwd, by_site: bool) -> Iterator[
         yield Finding(WARNING, _ABOUT, f"{path}: {describe(error)}")
         return
     if not writeable:
-        remedy = "make it for each user, 0700, or let cache= in plugstack.conf name another place"
+        remedy = "create it for each user with mode 0700, or set another directory by cache= in plugstack.conf"
         yield Finding(WARNING, _ABOUT, f"{path}: {user.pw_name} can't make a cache there", remedy)
     elif kind in _LOCAL and by_site:
         text = f"cache={path} is on {kind}, which no other node sees"

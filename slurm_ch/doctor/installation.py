@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The installation on this node: the plugin in plugstack.conf, and the parts that it starts."""
+"""Check the installation on this node: the plugin's line in plugstack.conf, and the programs that the plugin starts."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 PYTHON = (3, 9)
-# Where slurmd of a configless cluster keeps what it got from the controller.
+# The file that slurmd of a configless cluster gets from slurmctld.
 _CACHED = "/conf-cache/plugstack.conf"
-# What our task-prolog looks at; or a prolog that calls it.
+# Found in our task-prolog, and in a prolog that calls it.
 _GUARD = re.compile(agreement.REQUEST_VARIABLE + "|slurm_ch/task-prolog")
 _BUILT_FOR = re.compile(rb"slurm_ch for Slurm \0(\d+)\.(\d+)\0")
 _TOO_OLD = re.compile(r"version [`']GLIBC_\S+ not found")
@@ -32,7 +32,10 @@ _NEEDED = (
 
 
 def find(env: Mapping[str, str], conf: str | None) -> tuple[plugstack.Entry | None, list[Finding]]:
-    """Return our plugin's line, and what there is to say about how it was found."""
+    """Return our plugin's line in plugstack.conf, or None, and the findings about it.
+
+    `conf`: plugstack.conf's path; None for the one of slurm.conf.
+    """
     remedy = "put the installed plugstack.conf fragment into plugstack.conf, or include it there (docs/admins.rst)"
     try:
         if conf is None:
@@ -59,7 +62,7 @@ def find(env: Mapping[str, str], conf: str | None) -> tuple[plugstack.Entry | No
     entry = entries[0]
     if len(entries) > 1:
         text = f"in plugstack.conf more than once: {', '.join(one.where for one in entries)}"
-        # Harmless to steps: the plugin takes part once. But only the first line's arguments count.
+        # A warning only: the plugin acts once, with the first line's arguments.
         found.append(Finding(WARNING, "plugin", text, "keep one of the lines: the first line's arguments count"))
     if entry.kind != "required":
         text = f"{entry.where}: optional: a node that can't load it runs steps on the host"
@@ -68,14 +71,14 @@ def find(env: Mapping[str, str], conf: str | None) -> tuple[plugstack.Entry | No
 
 
 def check_guard(env: Mapping[str, str]) -> Iterator[Finding]:
-    """Check that a TaskProlog refuses what asks for a container on a node that lacks the plugin."""
+    """Check that a TaskProlog refuses steps in containers on a node without the plugin."""
     remedy = "set TaskProlog to the installed task-prolog, or put its lines at the beginning of yours (docs/admins.rst)"
     risk = "on a node without the plugin a batch script with --ch-image runs on the host"
     conf = slurm_conf.path(env)
     try:
         prologs = slurm_conf.settings(conf).get("taskprolog", "").split(":") if conf else []
     except errors.ChError:
-        return  # said already
+        return  # reported by find
     for prolog in prologs:
         if not prolog:
             yield Finding(WARNING, "TaskProlog", f"none in {conf}: {risk}", remedy)
@@ -95,12 +98,12 @@ def check_guard(env: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def check_slurm(env: Mapping[str, str]) -> Iterator[Finding]:
-    """Check the settings of Slurm's own that change what becomes of a step in a container."""
+    """Check Slurm's own settings that affect steps in containers."""
     conf = slurm_conf.path(env)
     try:
         found = slurm_conf.settings(conf) if conf else {}
     except errors.ChError:
-        return  # said already
+        return  # reported by find
     if "test_exec" in found.get("launchparameters", "").lower().split(","):
         text = f"test_exec in {conf}: srun refuses a command that the submission host lacks, though the image has it"
         yield Finding(
@@ -114,7 +117,7 @@ def check_slurm(env: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def argument(entry: plugstack.Entry, name: str) -> str | None:
-    """Return the first value of one of the plugin's arguments, as the plugin takes it."""
+    """Return the first value of an argument of the plugin's, which is the one that the plugin uses."""
     for one in entry.arguments:
         key, _, value = one.partition("=")
         if key == name and value:
@@ -123,18 +126,18 @@ def argument(entry: plugstack.Entry, name: str) -> str | None:
 
 
 def check(entry: plugstack.Entry, user: pwd.struct_passwd) -> Iterator[Finding]:
-    """Check the plugin, its arguments, and the parts that it starts, as `user` will find them."""
+    """Check the plugin, its arguments, and the programs that it starts; programs are run as `user`."""
     plugin = os.path.realpath(entry.path)
     native = os.path.dirname(plugin)
     yield from _check_plugin(entry)
     yield from check_libraries(entry.path, user)
     if not os.path.exists(plugin):
-        return  # the rest is where it would be
+        return  # the other parts would be next to it
     yield from parts.check(native, plugin)
     try:
         wanted = site.parse(entry.arguments)
     except errors.UsageError as error:
-        yield Finding(PROBLEM, "plugstack.conf", errors.describe(error), f"mend {entry.where}")
+        yield Finding(PROBLEM, "plugstack.conf", errors.describe(error), f"correct {entry.where}")
     else:
         for bind in wanted.binds:
             if not os.path.exists(bind.src):
@@ -144,9 +147,9 @@ def check(entry: plugstack.Entry, user: pwd.struct_passwd) -> Iterator[Finding]:
     yield from _check_python(_python(entry), _launcher(entry), user)
     yield from _check_program("ch-join", ch_join, "make install, or set ch_join=PATH in plugstack.conf", user)
     if argument(entry, "launcher") is None:
-        # Beside the launcher's modules, which are where the plugin is.
+        # ch-relay is next to the plugin, unless the launcher is elsewhere.
         relay = os.path.join(native, "ch-relay")
-        yield from _check_program("ch-relay", relay, "make install, or say relay=no in plugstack.conf", user)
+        yield from _check_program("ch-relay", relay, "make install, or set relay=no in plugstack.conf", user)
 
 
 def _native(entry: plugstack.Entry) -> str:
@@ -162,7 +165,7 @@ def _python(entry: plugstack.Entry) -> str:
 
 
 def check_files(entry: plugstack.Entry, squashfuse: str, user: pwd.struct_passwd) -> Iterator[Finding]:
-    """Check who can read, and who can change, all that a step runs and what says so."""
+    """Check who can read and who can change the files that a step runs, and plugstack.conf."""
     launcher = _launcher(entry)
     ch_join = argument(entry, "ch_join") or os.path.join(_native(entry), "ch-join")
     relay = os.path.join(_native(entry), "ch-relay")
@@ -172,7 +175,7 @@ def check_files(entry: plugstack.Entry, squashfuse: str, user: pwd.struct_passwd
     yield from trust.check(
         {**readable, "programs": programs},
         {**dict.fromkeys(readable, os.R_OK), "programs": os.X_OK},
-        # What lies around a launcher that is somewhere else may be anything.
+        # A launcher in another place may be next to unrelated files.
         package if os.path.exists(os.path.join(package, "errors.py")) else None,
         user,
     )
@@ -183,7 +186,7 @@ def _check_plugin(entry: plugstack.Entry) -> Iterator[Finding]:
         with open(entry.path, "rb") as file:
             built = _BUILT_FOR.search(file.read())
     except OSError as error:
-        remedy = f"make install, or mend {entry.where}"
+        remedy = f"make install, or correct {entry.where}"
         yield Finding(PROBLEM, "plugin", f"{entry.path}: {error.strerror}", remedy)
         return
     if not built:
@@ -204,17 +207,17 @@ def _check_plugin(entry: plugstack.Entry) -> Iterator[Finding]:
 
 
 def check_libraries(plugin: str, user: pwd.struct_passwd) -> Iterator[Finding]:
-    """Check that this node's C library is new enough for the plugin: loaded in a process of its own, as `user`."""
+    """Check that this node's C library is new enough for the plugin, by loading it in a child, as `user`."""
     if not os.path.exists(plugin):
-        return  # said already
+        return  # reported by _check_plugin
     words = [sys.executable, "-I", "-S", "-c", "import _ctypes, sys; _ctypes.dlopen(sys.argv[1], 1)", plugin]
     try:
-        status, said = as_user.in_child(lambda: as_user.run(words), user)
+        status, output = as_user.in_child(lambda: as_user.run(words), user)
     except errors.ChError as error:
         yield Finding(PROBLEM, "plugin", errors.describe(error))
         return
-    last = (said.strip().splitlines() or [""])[-1]
-    # Slurm's own functions are in Slurm's programs only: whoever misses those has found the C library's.
+    last = (output.strip().splitlines() or [""])[-1]
+    # Slurm's own symbols are only in Slurm's programs: if only those are missing, the C library is new enough.
     if status and "undefined symbol: s" not in last:
         text = f"can't be loaded on this node: {last.removeprefix('OSError: ')}"
         if _TOO_OLD.search(last):
@@ -236,7 +239,7 @@ def _slurm_release() -> tuple[int, ...] | None:
 
 
 def check_cluster() -> Iterator[Finding]:
-    """Ask the controller which nodes run another Slurm release than this one."""
+    """Ask slurmctld which nodes run another Slurm release than this node."""
     try:
         done = commands.run(["sinfo", "--noheader", "--Node", "--format=%N %v"])
     except errors.ChError as error:
@@ -263,16 +266,16 @@ def check_cluster() -> Iterator[Finding]:
 
 def _check_python(python: str, launcher: str, user: pwd.struct_passwd) -> Iterator[Finding]:
     """Check the interpreter and the launcher, and that the launcher is compiled for that interpreter."""
-    remedy = "install Python 3.9 or later there, or say python=PATH in plugstack.conf"
+    remedy = "install Python 3.9 or later there, or set python=PATH in plugstack.conf"
     try:
-        status, said = as_user.in_child(lambda: as_user.run([python, "-I", "-S", "-c", _NEEDED]), user)
+        status, output = as_user.in_child(lambda: as_user.run([python, "-I", "-S", "-c", _NEEDED]), user)
     except errors.ChError as error:
         yield Finding(PROBLEM, "python", errors.describe(error), remedy)
         return
-    match = re.match(r"python (\d+)\.(\d+) (\S+)", said)
+    match = re.match(r"python (\d+)\.(\d+) (\S+)", output)
     if status or not match:
-        last = said.strip().splitlines()[-1:] or [f"status {status}"]
-        yield Finding(PROBLEM, "python", f"{python} can't be the launcher's: {last[0]}", remedy)
+        last = output.strip().splitlines()[-1:] or [f"status {status}"]
+        yield Finding(PROBLEM, "python", f"{python} can't be used for the launcher: {last[0]}", remedy)
         return
     if (int(match[1]), int(match[2])) < PYTHON:
         yield Finding(PROBLEM, "python", f"{python} is too old: {match[1]}.{match[2]}", remedy)
@@ -282,14 +285,14 @@ def _check_python(python: str, launcher: str, user: pwd.struct_passwd) -> Iterat
 
 
 def _check_program(name: str, path: str, remedy: str, user: pwd.struct_passwd) -> Iterator[Finding]:
-    """Check one of our programs that run with the container's root."""
+    """Check a program of slurm_ch that is executed inside containers, so has to be linked statically."""
     remedy += "; the file system must not be mounted noexec"
     try:
-        status, said = as_user.in_child(lambda: as_user.run([path]), user)
+        status, output = as_user.in_child(lambda: as_user.run([path]), user)
     except errors.ChError as error:
         yield Finding(PROBLEM, name, errors.describe(error), remedy)
         return
-    if status != agreement.EXIT_USAGE or name not in said:
+    if status != agreement.EXIT_USAGE or name not in output:
         yield Finding(PROBLEM, name, f"{path}: not a program of slurm_ch", remedy)
     elif _interpreter(path):
         text = f"{path}: linked dynamically: its loader is not in the image"
@@ -299,7 +302,7 @@ def _check_program(name: str, path: str, remedy: str, user: pwd.struct_passwd) -
 
 
 def _interpreter(path: str) -> bool:
-    """Whether an ELF program asks for a loader (a PT_INTERP header); elf(5)."""
+    """Whether an ELF program needs a loader (it has a PT_INTERP header, elf(5))."""
     with open(path, "rb") as file:
         head = file.read(64)
         wide = head[4] == 2

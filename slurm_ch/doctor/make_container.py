@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `slurm-ch doctor` runs as an ordinary user: one container, made and left at once.
+"""The program that `slurm-ch doctor` runs as an ordinary user: make a container, and exit.
 
-make_container.py directory|overlay|squashfs [SQUASHFUSE], or named [ROOT] for one with a name: exit status 0,
-or a line on what failed.
+make_container.py directory|overlay|squashfs [SQUASHFUSE], or named [ROOT] for a named container.
+The exit status is 0, or it prints a line about what failed.
 
-A program of its own, run by the launcher's interpreter: who was root has
-/proc/self as root's until the next exec.
+It is a separate program, run by the launcher's interpreter, because /proc/self of a process that
+was root belongs to root until its next exec.
 """
 
 import sys

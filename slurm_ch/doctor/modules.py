@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The launcher's modules on this node: whether they can be loaded, and whether they are compiled."""
+"""Check the launcher's modules on this node: that they can be loaded, and that they are compiled."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pwd
     from collections.abc import Iterator
 
-# Reads the bundle as launch.py does, and looks at all sources as bundled.py does.
+# Reads the bundle like launch.py, and compares it with all sources like bundled.py.
 _BUNDLE = """
 import importlib.util, marshal, sys
 package = sys.argv[1]
@@ -41,13 +41,13 @@ def check(python: str, launcher: str, tag: str, user: pwd.struct_passwd) -> Iter
     package = os.path.dirname(os.path.dirname(launcher))
     remedy = "make install; every directory above it must be open to everybody"
     try:
-        # Called by hand it only says so: all of its modules were found and loaded.
-        status, said = as_user.in_child(lambda: as_user.run([python, "-I", "-S", launcher]), user)
+        # Called by hand, the launcher exits with EXIT_USAGE after it has loaded all its modules.
+        status, output = as_user.in_child(lambda: as_user.run([python, "-I", "-S", launcher]), user)
     except errors.ChError as error:
         yield Finding(PROBLEM, "launcher", errors.describe(error), remedy)
         return
     if status != agreement.EXIT_USAGE:
-        last = said.strip().splitlines()[-1:] or [f"status {status}"]
+        last = output.strip().splitlines()[-1:] or [f"status {status}"]
         yield Finding(PROBLEM, "launcher", f"{launcher}: {last[0]}", remedy)
         return
     bundle = f"{python} -I -B {package}/plugin/bundle.py"
@@ -65,17 +65,17 @@ def check(python: str, launcher: str, tag: str, user: pwd.struct_passwd) -> Iter
 
 
 def _bundle(python: str, package: str, user: pwd.struct_passwd) -> str:
-    """Return why a step finds no use for the file with all modules; nothing if it does."""
+    """Return why a step can't use the bundle, or ""."""
     try:
-        status, said = as_user.in_child(lambda: as_user.run([python, "-I", "-S", "-c", _BUNDLE, package]), user)
+        status, output = as_user.in_child(lambda: as_user.run([python, "-I", "-S", "-c", _BUNDLE, package]), user)
     except errors.ChError as error:
         return errors.describe(error)
-    last = said.strip().splitlines()[-1:] or [f"status {status}"]
-    return last[0] if status or said else ""
+    last = output.strip().splitlines()[-1:] or [f"status {status}"]
+    return last[0] if status or output else ""
 
 
 def _modules(package: str) -> list[str]:
-    """Return what the launcher may load: the files of the package, and of its folders."""
+    """Return the files of all modules in the package and its folders, relative to the package."""
     if not os.access(package, os.R_OK):
         return []
     folders = ["", *(one.name for one in os.scandir(package) if os.path.exists(f"{one.path}/__init__.py"))]
@@ -84,7 +84,7 @@ def _modules(package: str) -> list[str]:
 
 
 def _compiled(package: str, name: str, tag: str) -> bool:
-    """Whether a module's cached bytecode is there and up to date, by size and time as Python has it."""
+    """Whether a module's cached bytecode exists and is up to date, by the source's size and time, like Python."""
     source = os.path.join(package, name)
     folder, base = os.path.split(source)
     try:
@@ -94,7 +94,7 @@ def _compiled(package: str, name: str, tag: str) -> bool:
     except OSError:
         return False
     if int.from_bytes(head[4:8], "little"):
-        return True  # by hash, or unchecked
+        return True  # checked by a hash, or never
     stamp = (int(status.st_mtime) & 0xFFFFFFFF).to_bytes(4, "little") + (status.st_size & 0xFFFFFFFF).to_bytes(
         4, "little"
     )

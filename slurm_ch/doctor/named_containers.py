@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether containers with a name can be kept on this node; only where the site has pyxis' options."""
+"""Check that named containers can be kept on this node, if the site has turned on pyxis' options."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ KIND = "named"
 
 
 def check(entry: plugstack.Entry, user: pwd.struct_passwd) -> Iterator[Finding]:
-    """Make a place for one, as `user`, and lay an overlay there."""
+    """Make a named container's directory, as `user`, and mount an overlay of it."""
     if argument(entry, "pyxis") != "yes":
         return
     root = argument(entry, "containers")
     words = [argument(entry, "python") or agreement.DEFAULT_PYTHON, "-I", "-S", as_user.MAKE_CONTAINER, KIND]
     where = root or os.path.dirname(agreement.CONTAINERS_OWN)
     try:
-        status, said = as_user.in_child(lambda: as_user.run([*words, *([root] if root else [])]), user)
-        text = said.strip() if status else ""
+        status, output = as_user.in_child(lambda: as_user.run([*words, *([root] if root else [])]), user)
+        text = output.strip() if status else ""
     except ChError as error:
         text = describe(error)
     if text:
-        remedy = "containers= in plugstack.conf names a local directory like /var/tmp, on ext4, xfs, btrfs or tmpfs"
+        remedy = "set containers= in plugstack.conf to a local directory like /var/tmp, on ext4, xfs, btrfs or tmpfs"
         yield Finding(WARNING, _ABOUT, f"can't be kept in {where}: {text}", remedy)
     else:
         yield Finding(OK, _ABOUT, f"can be kept in {where}")
 
 
 def try_place(root: str | None) -> None:
-    """Make the place of a container, lay an overlay there, and remove it; ChError if that fails."""
+    """Make a named container's directory, mount an overlay of it, and remove it; ChError on failure."""
     job = f"doctor-{os.getpid()}"
     kept = named_containers.NamedContainer(root, job, "here", "trial")
     kept.make_place()

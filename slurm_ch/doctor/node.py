@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What on this node would stop a step, and what helps.
+"""Find what on this node would stop a step, and suggest remedies.
 
-Each check yields findings. What can be tried is tried, as an ordinary user;
-what is merely read only says why a trial failed, or would for others.
+Each check yields findings. Containers are actually made, as an ordinary user. The checks
+of settings explain why such a trial failed, or would fail for other users.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 KERNEL = (5, 12)
-# What images come in; our server has what there was a static library for when it was built.
+# Images' compressions. Our server supports those whose static library was installed when it was built.
 COMPRESSIONS = ("gzip", "lz4", "lzo", "xz", "zstd")
-# One step takes two; a node has many.
+# A limit below this is too low: each step needs two, and a node runs many steps.
 FEW_NAMESPACES = 1024
 FUSE_DEVICE = os.makedev(10, 229)
 
@@ -35,7 +35,7 @@ _TRIALS = (
     ("squashfs", "a container from a SquashFS file", "see the findings on /dev/fuse and ch-squashfuse_ll"),
 )
 _SWITCHES = (
-    # name, value that stops us, the better one, a better remedy
+    # name, value that prevents user namespaces, value that allows them, a better remedy
     ("kernel/unprivileged_userns_clone", "0", "1", ""),
     (
         "kernel/apparmor_restrict_unprivileged_userns",
@@ -48,7 +48,7 @@ _LIMITS = ("user/max_user_namespaces", "user/max_mnt_namespaces")
 
 
 def read_sysctl(name: str) -> str | None:
-    """Return the value of a sysctl, named by its path, or None where the kernel has no such."""
+    """Return the value of a sysctl, named by its path, or None if the kernel doesn't have it."""
     try:
         with open(_SYSCTL + name) as file:
             return file.read().strip()
@@ -67,7 +67,7 @@ def check_kernel() -> Iterator[Finding]:
 
 
 def check_user_namespaces() -> Iterator[Finding]:
-    """Check the switches that distributions and admins have for user namespaces, now and after the next boot."""
+    """Check the sysctls that limit user namespaces, now and after the next boot."""
     for name in _LIMITS:
         value = read_sysctl(name)
         dotted = name.replace("/", ".")
@@ -88,7 +88,7 @@ def check_user_namespaces() -> Iterator[Finding]:
 
 
 def _check_next_boot(name: str, bad: str, good: str) -> Iterator[Finding]:
-    """Check that a value that is right now was not only set by hand."""
+    """Check that a sysctl with a good value won't get a bad one at the next boot."""
     at_boot = sysctl.at_boot(name)
     if at_boot and at_boot[0] == bad:
         text = f"{name.replace('/', '.')} is right now, but {at_boot[1]} sets it to {bad} at the next boot"
@@ -96,7 +96,7 @@ def _check_next_boot(name: str, bad: str, good: str) -> Iterator[Finding]:
 
 
 def check_proc() -> Iterator[Finding]:
-    """Check how /proc is mounted."""
+    """Check that /proc is writeable, and report hidepid."""
     with open("/proc/self/mountinfo", errors="replace") as file:
         mounts = [line.split() for line in file]
     for fields in mounts:
@@ -130,19 +130,22 @@ def check_fuse() -> Iterator[Finding]:
 
 
 def check_server(user: pwd.struct_passwd, path: str | None) -> Iterator[Finding]:
-    """Check that what serves SquashFS is there, is ours, and can inflate what there is."""
+    """Check that the SquashFS server is installed, is slurm_ch's, and supports all compressions.
+
+    `path`: the server that the site names, or None.
+    """
     what = "ch-squashfuse_ll"
     server = path or squashfs.SERVER
     try:
-        _, said = as_user.in_child(lambda: as_user.run([server, "--help"]), user)
+        _, output = as_user.in_child(lambda: as_user.run([server, "--help"]), user)
     except errors.ChError as error:
         yield Finding(PROBLEM, what, errors.describe(error), "make install, or set squashfuse=PATH in plugstack.conf")
         return
-    if "usage: ch-squashfuse_ll" not in said:
+    if "usage: ch-squashfuse_ll" not in output:
         text = f"{server} is not slurm_ch's own: it reads images without confinement"
         yield Finding(WARNING, what, text, "remove squashfuse= from plugstack.conf")
         return
-    found = said.partition("compressions:")[2].split()
+    found = output.partition("compressions:")[2].split()
     missing = ", ".join(one for one in COMPRESSIONS if one not in found)
     if missing:
         text = f"{server}: was built without {missing}: images with that compression are refused"
@@ -156,8 +159,8 @@ def check_trials(user: pwd.struct_passwd, python: str, squashfuse: str | None) -
     for kind, what, remedy in _TRIALS:
         words = [python, "-I", "-S", as_user.MAKE_CONTAINER, kind, *([squashfuse] if squashfuse else [])]
         try:
-            status, said = as_user.in_child(lambda words=words: as_user.run(words), user)  # type: ignore[misc]
-            failed = (said.strip().splitlines()[-1:] or [f"status {status}"])[0] if status else ""
+            status, output = as_user.in_child(lambda words=words: as_user.run(words), user)  # type: ignore[misc]
+            failed = (output.strip().splitlines()[-1:] or [f"status {status}"])[0] if status else ""
         except errors.ChError as error:
             failed = errors.describe(error)
         if failed:
@@ -167,7 +170,7 @@ def check_trials(user: pwd.struct_passwd, python: str, squashfuse: str | None) -
 
 
 def examine(user: pwd.struct_passwd, env: Mapping[str, str], conf: str | None = None) -> Iterator[Finding]:
-    """Yield all findings for this node; trials are made as `user`, `conf` is the plugstack.conf to look at."""
+    """Yield all findings for this node. Trials run as `user`; `conf` is plugstack.conf's path, or None for Slurm's."""
     checks: list[Callable[[], Iterator[Finding]]] = [check_kernel, check_user_namespaces, check_proc, check_fuse]
     for check in checks:
         yield from check()

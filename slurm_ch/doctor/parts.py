@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Version, commit and parts of an installation, as its build wrote them down."""
+"""The version, commit and parts of an installation, from the file that its build has written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def build(native: str = paths.NATIVE) -> dict[str, object]:
-    """Return what the build of the programs in `native` wrote: version, commit, parts; empty if nothing can be read."""
+    """Return the build's record for the programs in `native`: version, commit, parts; empty if it can't be read."""
     try:
         with open(os.path.join(native, "parts.json")) as file:
             found = json.load(file)
@@ -26,13 +26,13 @@ def build(native: str = paths.NATIVE) -> dict[str, object]:
 
 
 def version(native: str = paths.NATIVE) -> str:
-    """Return the version of this package and, where that is known, the commit of the build."""
+    """Return the version of this package, with the build's commit if that is known."""
     commit = build(native).get("commit")
     return f"{__version__} ({commit})" if commit else __version__
 
 
 def check(native: str, plugin: str) -> Iterator[Finding]:
-    """Check that all parts are of one build: the programs in `native`, and the `plugin` that Slurm loads."""
+    """Check that the programs in `native` and the `plugin` that Slurm loads are all of the same build."""
     remedy = "make install again, all of it (docs/admins.rst)"
     known = build(native)
     listed = known.get("parts")
@@ -46,11 +46,11 @@ def check(native: str, plugin: str) -> Iterator[Finding]:
     wrong = []
     for name, digest in listed.items():
         try:
-            # The plugin that Slurm loads may lie elsewhere.
+            # The plugin that Slurm loads may be in another directory.
             with open(plugin if name == paths.PLUGIN_NAME else os.path.join(native, name), "rb") as file:
                 same = hashlib.sha256(file.read()).hexdigest() == digest
         except OSError:
-            continue  # the findings on each program say so
+            continue  # the checks of each program report that
         if not same:
             wrong.append(name)
     if wrong:

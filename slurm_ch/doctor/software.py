@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Other people's software that the `slurm-ch` command uses: modules of its Python, and programs in PATH.
+"""Check other software that the `slurm-ch` command uses: Python modules, and programs in PATH.
 
-Steps need none of it but PyYAML, and that only for device files in YAML. What a
-node lacks but need not have is told, and is no warning: images are made elsewhere.
+Steps need only PyYAML of it, and only for device files in YAML. Missing software that a
+node need not have is reported without a warning: images are usually made elsewhere.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _REMEDY = "install the distribution's package, or make install WHEELS=... again 
 
 
 def check(env: Mapping[str, str]) -> Iterator[Finding]:
-    """Check what the command of this installation finds, in its own `vendor` or on the machine."""
+    """Check which software this installation's command finds, in its own directory `vendor` or on the machine."""
     vendor = os.path.join(os.path.dirname(paths.PACKAGE), "vendor")
     for name, use in MODULES:
         try:
@@ -53,7 +53,7 @@ def check(env: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def _is_vendored(vendor: str, name: str) -> bool:
-    """Whether the module was installed beside the package, and so was meant to be there."""
+    """Whether the module was installed in `vendor`, and so should be found."""
     return bool(glob.glob(os.path.join(glob.escape(vendor), f"{name}*")))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What sysctls will be after the next boot, as the kernel's command line and sysctl.d(5) have it."""
+"""Find the values that sysctls will have after the next boot, from the kernel's command line and sysctl.d(5)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import fnmatch
 import os
 import re
 
-# Of files with one name the first directory's counts; files are read in the order of their names.
+# Of files with the same name, the one in the first directory counts. Files are read in the order of their names.
 DIRECTORIES = ("/etc/sysctl.d", "/run/sysctl.d", "/usr/local/lib/sysctl.d", "/usr/lib/sysctl.d", "/lib/sysctl.d")
 LAST = "/etc/sysctl.conf"
 COMMAND_LINE = "/proc/cmdline"
@@ -30,7 +30,7 @@ def _lines(path: str) -> list[str]:
 
 
 def files() -> list[str]:
-    """Return the files that set sysctls at boot, in the order in which they do."""
+    """Return the files that set sysctls at boot, in the order in which they are read."""
     found: dict[str, str] = {}
     for directory in DIRECTORIES:
         try:
@@ -44,7 +44,7 @@ def files() -> list[str]:
 
 
 def at_boot(name: str) -> tuple[str, str] | None:
-    """Return the value that a sysctl, named by its path, gets at boot, and what sets it; None if nothing does."""
+    """Return the value that a sysctl, named by its path, gets at boot, and the file that sets it; None if none does."""
     result = None
     for word in " ".join(_lines(COMMAND_LINE)).split():
         key, equals, value = word.partition("=")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who can read what steps run, and who could change it: owner and mode of each file, and of all above it up to `/`.
+"""Check who can read and who can change the files that steps run, by owner and mode of each file and its directories.
 
-Looked at as the user whose steps run it, with every link followed as the kernel does it.
+The checks run as the user whose steps run the files, and follow symbolic links as the kernel does.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     import pwd
     from collections.abc import Iterator, Mapping, Sequence
 
-# More of them have one cause.
+# The largest number of findings: more have the same cause.
 SHOWN = 5
 _LINKS = 40
 _ACCESS = {os.R_OK: "read", os.X_OK: "execute"}
 
 
 def looked_up(path: str) -> Iterator[tuple[str, os.stat_result]]:
-    """Yield each directory that the kernel goes through on its way to `path`, and at last what it is; OSError."""
+    """Yield each directory through which the kernel resolves `path`, and finally the file, with its status; OSError."""
     here, todo, links = "/", path.split("/")[::-1], 0
     yield here, os.lstat(here)
     while todo:
@@ -51,7 +51,7 @@ def looked_up(path: str) -> Iterator[tuple[str, os.stat_result]]:
 
 
 def _hidden_owner() -> int:
-    """Return the uid that all owners have which aren't mapped in this user namespace, -1 where root is root."""
+    """Return the uid that stands for all unmapped owners in this user namespace; -1 in the initial one."""
     try:
         with open("/proc/self/uid_map") as file:
             if file.read().split() == ["0", "0", "4294967295"]:
@@ -63,7 +63,7 @@ def _hidden_owner() -> int:
 
 
 def faults(files: Mapping[str, Sequence[str]], access: Mapping[str, int]) -> list[tuple[str, str, str]]:
-    """Return what is wrong with `files`, each as grade, path and text; `access` is what their user needs, by name."""
+    """Return what is wrong with `files`, as grade, path and text; `access` is the access that users need, by name."""
     found: dict[str, tuple[str, str]] = {}
     hidden = _hidden_owner()
     for name, paths in files.items():
@@ -83,9 +83,9 @@ def faults(files: Mapping[str, Sequence[str]], access: Mapping[str, int]) -> lis
 def _fault(status: os.stat_result, hidden: int) -> tuple[str, str] | None:
     mode = f"mode {stat.S_IMODE(status.st_mode):04o}"
     if status.st_uid not in (0, hidden):
-        # Some sites have an account for their software: no reason to drain a node.
+        # A warning only: some sites have an account for their software.
         return WARNING, f"belongs to uid {status.st_uid}, who can change what steps run"
-    # In a sticky directory nobody renames what is root's.
+    # In a sticky directory, only root can rename root's files.
     if status.st_mode & stat.S_IWOTH and not (stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX):
         return PROBLEM, f"everybody can change what steps run ({mode})"
     if status.st_mode & stat.S_IWGRP and not (stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX):
@@ -94,14 +94,14 @@ def _fault(status: os.stat_result, hidden: int) -> tuple[str, str] | None:
 
 
 def below(directory: str) -> list[str]:
-    """Return all files below a directory, as far as they can be seen."""
+    """Return all files below a directory that can be listed."""
     return [os.path.join(place, name) for place, _, names in os.walk(directory) for name in sorted(names)]
 
 
 def check(
     files: Mapping[str, Sequence[str]], access: Mapping[str, int], package: str | None, user: pwd.struct_passwd
 ) -> Iterator[Finding]:
-    """Check `files`, by what they are, and all files of `package`, as `user` sees them."""
+    """Check `files`, grouped by name, and all files of the directory `package`, as `user` sees them."""
 
     def look() -> tuple[int, list[tuple[str, str, str]]]:
         everything = {**files, "package": below(package) if package else []}

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real Slurm on this machine for as long as a `with` lasts."""
+"""A temporary Slurm cluster on this machine."""

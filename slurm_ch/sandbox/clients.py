@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands of users of a sandbox cluster, such as srun: started as those users, and ended with the cluster."""
+"""Run commands, such as srun, as users of a sandbox cluster; end them with the cluster."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ CLIENT_SECONDS = 1.0
 
 
 class Clients:
-    """The programs that were started as users of one cluster: `Cluster.popen` and `Cluster.run`."""
+    """The programs of one cluster's users, for `Cluster.popen` and `Cluster.run`."""
 
     def __init__(self) -> None:
         self._started: list[subprocess.Popen[Any]] = []
 
     def start(self, argv: Sequence[str], *, user: str, **kw: Any) -> subprocess.Popen[Any]:
-        """Start `argv` as `user`, in a session of its own if that is another user than the caller."""
+        """Start `argv` as `user`; another user than the caller gets its own session. `kw` as for subprocess.Popen."""
         entry = machine.user_entry(user)
         settings: dict[str, Any] = {
             "user": entry.pw_uid,
@@ -43,7 +43,7 @@ class Clients:
         return process
 
     def run(self, argv: Sequence[str], *, user: str, timeout: float, **kw: Any) -> subprocess.CompletedProcess[str]:
-        """Run `argv` as `user` to its end, or for `timeout` seconds; nothing is left running."""
+        """Run `argv` as `user`; after `timeout` seconds, end its process group and raise subprocess.TimeoutExpired."""
         text_in = kw.pop("input", None)
         settings: dict[str, Any] = {
             "stdin": subprocess.DEVNULL if text_in is None else subprocess.PIPE,
@@ -51,7 +51,7 @@ class Clients:
             "stderr": subprocess.PIPE,
             "text": True,
             "errors": "replace",
-            # A group of its own: with a shell in between, the signals must reach srun too.
+            # With its own process group, signals reach an srun that a shell has started.
             "start_new_session": True,
         }
         with self.start(argv, user=user, **{**settings, **kw}) as process:
@@ -65,16 +65,16 @@ class Clients:
         return subprocess.CompletedProcess(argv, process.returncode, out, err)
 
     def take_running(self) -> list[subprocess.Popen[Any]]:
-        """Return those that still run, and forget all."""
+        """Return the programs that still run, and forget all programs."""
         running = [client for client in self._started if client.poll() is None]
         self._started.clear()
         return running
 
 
 def end(clients: list[subprocess.Popen[Any]]) -> None:
-    """Give each client `CLIENT_SECONDS` to notice the end of its job, then end it.
+    """Wait `CLIENT_SECONDS` for the clients to end with their jobs, then send SIGTERM, then SIGKILL.
 
-    An srun that loses its controller instead tries to reach it for ten seconds more.
+    An srun that has lost slurmctld would try to reach it for another ten seconds.
     """
     for number in (None, signal.SIGTERM, signal.SIGKILL):
         deadline = time.monotonic() + CLIENT_SECONDS
@@ -87,9 +87,9 @@ def end(clients: list[subprocess.Popen[Any]]) -> None:
 
 
 def _no_terminals(opened: ExitStack) -> dict[str, int]:
-    """Return streams in place of those that are terminals of ours: nothing to read, and the same to write to.
+    """Return replacements for standard streams that are terminals: /dev/null for input, write-only ones for output.
 
-    Closed with `opened`. Who isn't their owner can't open them again to read what is typed there.
+    Another user could otherwise read from them what root types. The descriptors are closed with `opened`.
     """
     found = {}
     for stream, name in enumerate(("stdin", "stdout", "stderr")):
@@ -101,7 +101,7 @@ def _no_terminals(opened: ExitStack) -> dict[str, int]:
 
 
 def _end_group(process: subprocess.Popen[str]) -> tuple[str | None, str | None]:
-    """End the process group that `process` leads and return what else it wrote."""
+    """End the process group that `process` leads; return its remaining output."""
     for number, seconds in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real Slurm on this machine for as long as a `with` lasts: `Cluster`.
+"""`Cluster`: a temporary Slurm cluster on this machine, as a context manager.
 
-One munged, one slurmctld and a slurmd per virtual node run in a temporary
-directory, with a key, sockets and ports of their own. It needs root, Slurm and
-munge installed, and neither systemd nor cgroups.
+It runs a munged, a slurmctld, and a slurmd per virtual node, with their own key, sockets,
+ports and temporary directory. It needs root, and an installed Slurm and munge, but
+neither systemd nor cgroups.
 """
 
 from __future__ import annotations
@@ -37,22 +37,24 @@ JOBS_SECONDS = 5.0
 ATTEMPTS = 5
 LOG_LINES = 10
 _POLL_SECONDS = 0.004
-# What a Slurm says that has one slurmd per machine.
+# From the message of a Slurm that allows only one slurmd per machine.
 _ONE_SLURMD = "duplicated nodehostname"
 _SUPERVISOR = os.path.join(os.path.dirname(os.path.abspath(__file__)), "supervisor.py")
 
 
 class _AddressInUse(ClusterError):
-    """Somebody took one of our ports between our look and the daemon's bind."""
+    """Another process has taken a port between `free_ports` and the daemon's bind."""
 
 
 class Cluster:
     """A Slurm cluster of `nodes` virtual nodes with `cpus` CPUs each; a context manager.
 
-    `files` are further files beside slurm.conf (gres.conf, for instance); `node_conf` is added
-    to the nodes' line in it, `plugstack_of` replaces `plugstack_lines` for the nodes named there.
-    Only `only_user` and root can use the cluster; without it, every user of the machine.
-    Raises ClusterError, with the end of the log of the daemon to blame, when it can't start.
+    `plugstack_lines`: plugstack.conf; None for a line that loads the installed plugin. `plugstack_of`: other lines
+    for some nodes, by name. `slurm_conf_extra`: lines to add to slurm.conf. `node_conf`: text to add to the nodes'
+    line there. `files`: further files next to slurm.conf (gres.conf, for instance), by name. `only_user`: only this
+    user and root can use the cluster; None for every user of the machine. `directory_parent`: where the temporary
+    directory is made.
+    Raises ClusterError if it can't be started, with the end of the failed daemon's log.
     """
 
     def __init__(
@@ -85,7 +87,7 @@ class Cluster:
         self.directory = ""
         self.conf = ""
         self.version: tuple[int, ...] = ()
-        self._confs: dict[str, str] = {}  # as they are when all daemons run
+        self._confs: dict[str, str] = {}  # slurm.conf and its variants, in their final form
         self._port = 0
         self._supervisor: subprocess.Popen[bytes] | None = None
         self._clients = Clients()
@@ -105,12 +107,12 @@ class Cluster:
         self.stop()
 
     def start(self) -> None:
-        """Start all daemons and return when every node is idle; leaves nothing on failure."""
+        """Start all daemons and wait until every node is idle. On failure, everything is removed; ClusterError."""
         if os.geteuid() != 0:
             raise ClusterError("must be root to start a cluster")
         daemons = {name: machine.program(name) for name in ("munged", "slurmctld", "slurmd", "sinfo")}
-        said = subprocess.run([daemons["slurmctld"], "-V"], check=False, capture_output=True, text=True)
-        self.version = parse_version(said.stdout)
+        done = subprocess.run([daemons["slurmctld"], "-V"], check=False, capture_output=True, text=True)
+        self.version = parse_version(done.stdout)
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 self._prepare()
@@ -125,9 +127,9 @@ class Cluster:
                 raise
 
     def stop(self) -> None:
-        """End what `popen` started, cancel jobs, kill all from the daemons, remove the directory.
+        """Cancel jobs, end the programs that `popen` started, kill the daemons, and remove the directory.
 
-        Raises ClusterError when something can't be killed within `STOP_SECONDS`.
+        Raises ClusterError if something can't be killed within `STOP_SECONDS`.
         """
         supervisor, self._supervisor = self._supervisor, None
         clients = self._clients.take_running()
@@ -138,7 +140,7 @@ class Cluster:
                         _end_jobs(supervisor)
                         end(clients)
                 finally:
-                    # From this moment the supervisor does it all, even if we are interrupted.
+                    # This makes the supervisor end everything, even if this process is interrupted.
                     _close(supervisor)
                 supervisor.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired as error:
@@ -147,39 +149,39 @@ class Cluster:
             if self.directory:
                 shutil.rmtree(self.directory, ignore_errors=True)
 
-    # --- what it is good for -------------------------------------------------
+    # --- using the cluster ---------------------------------------------------
 
     def environ(self, user: str) -> dict[str, str]:
-        """Return the environment of `user`, with SLURM_CONF set and little of the caller's (`machine.environ_of`)."""
+        """Return an environment for `user` with SLURM_CONF; of the caller's, only a few variables are kept."""
         return {**machine.environ_of(user), "SLURM_CONF": self.conf}
 
     def popen(self, argv: Sequence[str], *, user: str, **kw: Any) -> subprocess.Popen[Any]:
         """Start `argv` as `user` with all their groups, in `/`; `kw` as for subprocess.Popen.
 
-        Another user than the caller gets a session of its own, and no terminal of the caller's to
-        read from; who wants it to have a terminal gives it one (`terminal.Terminal`).
+        If `user` isn't the caller, the program gets its own session, and can't read from the caller's
+        terminal. To give it a terminal, pass it one (`terminal.Terminal`).
 
-        What still runs when the cluster stops and its jobs are gone, gets SIGTERM, then SIGKILL.
+        When the cluster stops, programs that still run after its jobs have ended get SIGTERM, then SIGKILL.
         """
         return self._clients.start(argv, user=user, **{"env": self.environ(user), **kw})
 
     def run(
         self, argv: Sequence[str], *, user: str, timeout: float = 60, **kw: Any
     ) -> subprocess.CompletedProcess[str]:
-        """Run `argv` as `user`, and return its status and text; `kw` as for subprocess.Popen.
+        """Run `argv` as `user`, and return its status and output; `kw` as for subprocess.Popen.
 
-        Raises subprocess.TimeoutExpired after `timeout` seconds, with nothing left running:
-        SIGTERM comes first, so that srun cancels its job, then SIGKILL.
+        After `timeout` seconds, its process group is ended, and subprocess.TimeoutExpired is raised:
+        SIGTERM is sent first, so that srun cancels its job, then SIGKILL.
         """
         return self._clients.run(argv, user=user, timeout=timeout, **{"env": self.environ(user), **kw})
 
     def node_states(self) -> dict[str, str]:
-        """Return each node's state in Slurm's words (idle, mixed, down*), as sinfo has it.
+        """Return each node's state as sinfo prints it (idle, mixed, down*).
 
-        Raises ClusterError when the controller doesn't answer.
+        Raises ClusterError if slurmctld doesn't answer.
         """
         try:
-            said = subprocess.run(
+            done = subprocess.run(
                 [machine.program("sinfo"), "--noheader", "--Node", "--format=%N %T"],
                 env={"PATH": machine.search_path(), "SLURM_CONF": self.conf},
                 check=False,
@@ -189,26 +191,26 @@ class Cluster:
             )
         except subprocess.TimeoutExpired:
             raise ClusterError(f"sinfo: no answer within {SINFO_SECONDS:.0f} s") from None
-        if said.returncode != 0:
-            raise ClusterError(said.stderr.strip() or "sinfo failed")
-        return dict(line.split(maxsplit=1) for line in said.stdout.splitlines())
+        if done.returncode != 0:
+            raise ClusterError(done.stderr.strip() or "sinfo failed")
+        return dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
 
     def logs(self, name: str) -> str:
-        """Return what `name` (munged, slurmctld, n1, ...) has logged."""
+        """Return the log of the daemon `name` (munged, slurmctld, n1, ...)."""
         return self._log(name, ".log") or self._log(name, ".err")
 
-    # --- the way up ----------------------------------------------------------
+    # --- starting ------------------------------------------------------------
 
     def _prepare(self) -> None:
-        """Make the directory with all configuration, and the supervisor that will remove it."""
+        """Create the directory with all configuration files, and start the supervisor, which will remove it."""
         self._reports = b""
         nodes = len(self.node_names)
         self.directory = tempfile.mkdtemp(prefix="slurm-ch-", dir=self.directory_parent)
         self.conf = os.path.join(self.directory, "slurm.conf")
         if len(self._path("munge/socket")) > 100:
             raise ClusterError(f"{self.directory_parent}: path too long for a socket")
-        # Closed to all but root until everything is ready.
-        # Users go through munge/ to the socket; the key and the controller's state aren't theirs.
+        # The directory is mode 0700 until everything is ready. Users need munge/ for its socket, but
+        # must not read the key and slurmctld's state.
         secret, public = ["key", "state"], ["munge", "spool", "log", "run"]
         for name in secret + public + [f"spool/{node}" for node in self.node_names]:
             os.mkdir(self._path(name))
@@ -255,7 +257,7 @@ class Cluster:
             [
                 program["munged"],
                 "--foreground",
-                "--force",  # it doesn't like a socket that others can't reach yet
+                "--force",  # otherwise it refuses a socket that others can't reach yet
                 f"--key-file={self._path('key/munge.key')}",
                 f"--socket={self._path('munge/socket')}",
                 f"--pid-file={self._path('run/munged.pid')}",
@@ -273,8 +275,8 @@ class Cluster:
         self._order({"hostname": socket.gethostname()})
         self._wait("supervisor", self._has_hostname)
         if self.only_user is not None:
-            # Without the socket nobody has credentials. Its directory stays root's: who
-            # owns that could put a munged of their own there.
+            # Without the socket, nobody gets credentials. Its directory stays root's: its owner
+            # could put another munged's socket there.
             os.chown(self._path("munge/socket"), machine.user_entry(self.only_user).pw_uid, -1)
             os.chmod(self._path("munge/socket"), 0o600)
         for name, text in self._confs.items():
@@ -286,12 +288,12 @@ class Cluster:
         try:
             states = self.node_states()
         except ClusterError:
-            # Most likely another cluster's controller has our port; ours is about to say so.
+            # Most likely another cluster's slurmctld has the port, and ours is about to exit with that error.
             return False
         return [states.get(name) for name in self.node_names] == ["idle"] * len(self.node_names)
 
     def _has_hostname(self) -> bool:
-        """Whether the supervisor has put the machine's name back."""
+        """Whether the supervisor has restored the machine's host name."""
         line, newline, rest = self._reports.partition(b"\n")
         if not newline or line != b"hostname 0":
             return False
@@ -306,7 +308,7 @@ class Cluster:
         self._supervisor.stdin.write(json.dumps(order).encode() + b"\n")
 
     def _wait(self, name: str, ready: Callable[[], bool]) -> None:
-        """Return when `ready()`; raise ClusterError if a daemon exits or time is over."""
+        """Wait until `ready()` is true; ClusterError if a daemon exits, or the time limit has passed."""
         while not ready():
             self._raise_if_exited()
             if time.monotonic() > self._deadline:
@@ -314,7 +316,7 @@ class Cluster:
                 raise ClusterError(f"{name} is not ready after {START_SECONDS:.0f} s{self._end_of(name)}")
 
     def _raise_if_exited(self) -> None:
-        """Wait a moment for a daemon's end, and raise ClusterError for the first one."""
+        """Wait a few milliseconds for a daemon's exit; ClusterError if one has exited."""
         assert self._supervisor is not None and self._supervisor.stdout is not None
         if not select.select([self._supervisor.stdout], [], [], _POLL_SECONDS)[0]:
             return
@@ -328,9 +330,9 @@ class Cluster:
         raise (_AddressInUse if taken else ClusterError)(text)
 
     def _raise_if_one_node_only(self, name: str) -> None:
-        """Raise ClusterError if what is wrong is how this Slurm was built."""
-        said = self._log("slurmctld", ".err") + self._log(name, ".err")
-        if len(self.node_names) > 1 and _ONE_SLURMD in said.lower():
+        """Raise ClusterError if this Slurm was built without support for several nodes on one machine."""
+        text = self._log("slurmctld", ".err") + self._log(name, ".err")
+        if len(self.node_names) > 1 and _ONE_SLURMD in text.lower():
             raise ClusterError(
                 f"{len(self.node_names)} nodes on one machine need a Slurm that was built with"
                 " --enable-multiple-slurmd, which this isn't: start one node (--nodes 1)"
@@ -340,7 +342,7 @@ class Cluster:
         lines = self._log(name, ".err").splitlines()[-LOG_LINES:]
         return "; its log ends:\n" + "\n".join(lines) if lines else ""
 
-    # --- its files -----------------------------------------------------------
+    # --- files ---------------------------------------------------------------
 
     def _path(self, name: str) -> str:
         return os.path.join(self.directory, name)
@@ -370,16 +372,16 @@ def _close(supervisor: subprocess.Popen[bytes]) -> None:
 
 
 def _end_jobs(supervisor: subprocess.Popen[bytes]) -> None:
-    """Let the supervisor cancel all jobs, and wait for its word that they are gone."""
+    """Make the supervisor cancel all jobs, and wait until it reports that they have ended."""
     assert supervisor.stdin is not None and supervisor.stdout is not None
     try:
         supervisor.stdin.write(b'{"end": "jobs"}\n')
     except BrokenPipeError:
         return
     deadline = time.monotonic() + JOBS_SECONDS
-    said = b""
-    while b"jobs" not in said and (left := deadline - time.monotonic()) > 0:
+    reply = b""
+    while b"jobs" not in reply and (left := deadline - time.monotonic()) > 0:
         if select.select([supervisor.stdout], [], [], left)[0]:
             if not (data := supervisor.stdout.read(4096)):
                 return
-            said += data
+            reply += data

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-# The first Slurm whose cgroup.conf knows CgroupPlugin=disabled; older ones refuse to parse it.
+# The first release of Slurm that knows CgroupPlugin=disabled in cgroup.conf; older ones refuse it.
 _CGROUP_DISABLED_SINCE = (24, 5)
 
 
@@ -71,14 +71,14 @@ PartitionName=sandbox Nodes=n{span} Default=YES State=UP MaxTime=INFINITE OverSu
 
 
 def starting(text: str) -> str:
-    """Return slurm.conf as the daemons find it at their start: they listen on their machine's name only.
+    """Return slurm.conf for the daemons' start, with a line that makes them listen only on the host name's address.
 
-    Clients must not, so the line has to be gone when there are some: with a name that
-    isn't localhost, nodes would not reach them.
+    The line has to be removed before clients such as srun read the file: they would listen on that
+    address too, and nodes could not reach them if the host name isn't localhost.
     """
     return "CommunicationParameters=NoInAddrAny,NoCtldInAddrAny\n" + text
 
 
 def cgroup_conf(version: tuple[int, ...]) -> str | None:
-    """Return cgroup.conf, or None for a Slurm that needs and understands none."""
+    """Return cgroup.conf, or None for a release of Slurm that doesn't need it."""
     return "CgroupPlugin=disabled\n" if version >= _CGROUP_DISABLED_SINCE else None

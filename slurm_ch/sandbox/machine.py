@@ -10,23 +10,23 @@ import shutil
 
 from slurm_ch.errors import ChError
 
-# Below Linux's default range of ephemeral ports, which any connect() may grab meanwhile.
+# Below Linux's default range of ephemeral ports, which any connect() may use.
 PORTS = range(15000, 32000)
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-# What another user gets of root's environment: how to show things, and where programs are. All
-# else may be a secret, or mean root's own job, session and files.
+# The variables of root's that another user gets: about the display, and the path of programs. Others
+# may be secrets, or refer to root's own job, session and files.
 _PASSED = ("COLORTERM", "COLUMNS", "LANG", "LANGUAGE", "LINES", "NO_COLOR", "PATH", "TERM", "TZ")
 _PASSED_PREFIX = "LC_"
 
 
 class ClusterError(ChError):
-    """A sandbox cluster could not be started, or doesn't answer; a log's end may follow the line."""
+    """A sandbox cluster can't be started, or doesn't answer. The message may end with lines of a log."""
 
     has_log = True
 
 
 def search_path() -> str:
-    """Return the caller's PATH and, after it, where the system has its daemons."""
+    """Return the caller's PATH, followed by the system's directories of programs and daemons."""
     return os.environ.get("PATH", "") + ":" + _SYSTEM_PATH
 
 
@@ -47,7 +47,7 @@ def user_entry(name: str) -> pwd.struct_passwd:
 
 
 def environ_of(name: str) -> dict[str, str]:
-    """Return the environment of user `name`, outside of any job; of the caller's only what `_PASSED` lists."""
+    """Return an environment for the user `name`; of the caller's, only the variables in `_PASSED` are kept."""
     entry = user_entry(name)
     kept = {key: value for key, value in os.environ.items() if key in _PASSED or key.startswith(_PASSED_PREFIX)}
     return {
@@ -66,9 +66,9 @@ def memory_mib() -> int:
 
 
 def listening() -> set[int]:
-    """Return the TCP ports of this network namespace that somebody listens on.
+    """Return the TCP ports of this network namespace on which a process listens.
 
-    Unlike a connect, the look leaves no trace in the daemons' logs.
+    They are read from /proc, because a connect would leave messages in the daemons' logs.
     """
     ports = set()
     for name in ("tcp", "tcp6"):
@@ -85,7 +85,7 @@ def listening() -> set[int]:
 
 
 def free_ports(count: int) -> int:
-    """Return the first of `count` adjacent TCP ports that nobody listens on."""
+    """Return the first of `count` adjacent TCP ports on which no process listens."""
     taken = listening()
     for _ in range(200):
         first = random.randrange(PORTS.start, PORTS.stop - count)  # noqa: S311 no secret

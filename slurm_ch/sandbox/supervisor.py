@@ -1,29 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The process above all daemons of one sandbox cluster: starts them, and ends everything.
+"""The supervisor of a sandbox cluster: it starts the daemons, and ends all processes of the cluster.
 
-Orphans of a slurmd (each slurmstepd is one, and so is a FUSE server) reparent
-to the nearest subreaper. If that were the process that wants the cluster, its
-own orphans (a test runner's, say) would mix with ours. So the subreaper is a
-process of its own: whatever is beneath it belongs to the cluster and may be
-killed, with no guess from names or environments.
+Orphans of a slurmd (each slurmstepd is one, and so is a FUSE server) are adopted by the
+nearest subreaper. If that were the process that uses the cluster, the cluster's orphans
+would mix with its own (a test runner's, for instance). So the supervisor is a separate
+process and a subreaper: all its descendants belong to the cluster and can be killed,
+without guessing by names or environments.
 
-Slurm's daemons listen on every address, or on that of the machine's name. Outside of
-this machine nobody has any business with ours, so they start in a UTS namespace in which
-the machine is called localhost. Steps see the real name: it is put back when all listen,
-but for the controller, which has a namespace of its own and looks at the name again when
-it reads its configuration again.
+Slurm's daemons listen on every address, or on that of the host name. The sandbox must not
+be reachable from other machines. So the daemons start in a UTS namespace in which the host
+name is localhost. Steps should see the real name: it is restored when all daemons listen.
+slurmctld has its own UTS namespace in which the name stays localhost, because it looks it
+up again when it rereads its configuration.
 
-Above it is a guard, a subreaper too, that does nothing but wait for its end:
-should it be killed, what was beneath it becomes the guard's, to be killed.
+The supervisor's parent is a guard, which is a subreaper too and only waits. If the
+supervisor is killed, the guard adopts its descendants, and kills them.
 
-It runs by path under `python -I -S` and needs the standard library only.
+It runs by path under `python -I -S`, and needs only the standard library.
 
-    argument     the cluster's directory, removed at the end
-    stdin        one JSON object a line: {"name", "argv", "log"} of a daemon to start,
-                 {"hostname": NAME} when all of them listen, or {"end": "jobs"}
-    stdout       "NAME STATUS" a line when a daemon has exited, as waitpid(2) has it;
-                 "hostname 0" when that is set; "jobs 0" when all jobs have ended
-    end          on end of file (so also when our parent was killed), SIGTERM, SIGHUP, SIGINT
+    argument     the cluster's directory, which is removed at the end
+    stdin        one JSON object per line: {"name", "argv", "log"} to start a daemon,
+                 {"hostname": NAME} when all daemons listen, or {"end": "jobs"}
+    stdout       a line "NAME STATUS" when a daemon has exited, with waitpid(2)'s status;
+                 "hostname 0" when the name is set; "jobs 0" when all jobs have ended
+    end          on end of file (which comes also if the parent is killed), SIGTERM, SIGHUP, SIGINT
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
-# slurmstepd gets this long to end its tasks in good order; more than the cluster's KillWait.
+# Seconds for slurmstepd to end its tasks; more than the cluster's KillWait.
 JOBS_GRACE = 3.0
 
 _CLONE_NEWUTS = 0x04000000
@@ -56,12 +56,12 @@ def _prctl(option: int, value: int) -> None:
 
 
 def set_child_subreaper(on: bool) -> None:
-    """Adopt the orphans beneath this process, or stop doing so, as prctl(2)."""
+    """Make this process adopt orphans among its descendants, or stop that, as prctl(2)."""
     _prctl(_PR_SET_CHILD_SUBREAPER, int(on))
 
 
 def set_parent_death_signal(number: int) -> None:
-    """Get signal `number` when the thread that made this process ends, as prctl(2)."""
+    """Make the kernel send signal `number` to this process when its parent thread ends, as prctl(2)."""
     _prctl(_PR_SET_PDEATHSIG, number)
 
 
@@ -71,36 +71,36 @@ def _unshare_hostname() -> None:
         raise OSError(number, os.strerror(number))
 
 
-# keyctl(2)'s number; it isn't in the C library.
+# keyctl(2)'s number: the C library has no function for it.
 _SYS_KEYCTL = {"x86_64": 250, "aarch64": 219, "ppc64le": 271, "riscv64": 219, "s390x": 280}
 _KEYCTL_JOIN_SESSION_KEYRING = 1
 
 
 def new_session_keyring() -> None:
-    """Leave the caller's session keyring (Kerberos, AFS) for a new, empty one, if the kernel has such."""
+    """Replace the caller's session keyring (Kerberos, AFS) by a new, empty one, if the kernel supports keyrings."""
     number = _SYS_KEYCTL.get(os.uname().machine)
     if number is not None:
         _libc.syscall(ctypes.c_long(number), ctypes.c_long(_KEYCTL_JOIN_SESSION_KEYRING), None)
 
 
 def parents(*, zombies: bool = True) -> dict[int, int]:
-    """Return the parent of every process."""
+    """Return the parent's pid of every process, by pid."""
     found: dict[int, int] = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
             try:
                 with open(f"/proc/{name}/stat", "rb") as file:
-                    # The command's name is in parentheses and may hold anything.
+                    # The command's name, in parentheses, may contain any character.
                     state, parent = file.read().rpartition(b")")[2].split()[:2]
             except OSError:
-                continue  # it ended meanwhile
+                continue  # it has ended
             if zombies or state != b"Z":
                 found[int(name)] = int(parent)
     return found
 
 
 def descendants(root: int, spared: frozenset[int] = frozenset(), *, zombies: bool = True) -> list[int]:
-    """Return the processes beneath `root`, without those in `spared` and beneath them."""
+    """Return the descendants of `root`, without the processes in `spared` and their descendants."""
     children: dict[int, list[int]] = {}
     for pid, parent in parents(zombies=zombies).items():
         children.setdefault(parent, []).append(pid)
@@ -115,17 +115,17 @@ def descendants(root: int, spared: frozenset[int] = frozenset(), *, zombies: boo
 
 
 def kill_descendants(spared: frozenset[int] = frozenset()) -> None:
-    """Kill and reap all beneath this process, a child subreaper, but `spared` children's trees.
+    """Kill and reap all descendants of this process, which is a subreaper, except `spared` ones and theirs.
 
-    No death is missed though each wait blocks: what a victim forked after our look becomes our
-    child before the victim can be reaped, and every reaping is followed by another look.
+    New processes are not missed: what a victim has forked becomes a child of this process before the
+    victim can be reaped, and the descendants are listed again after each round.
     """
     while victims := descendants(os.getpid(), spared):
         for pid in victims:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         for pid in victims:
-            # Ours to reap, or a grandchild that becomes ours when its parent has been reaped.
+            # A grandchild can't be reaped here; it becomes a child when its parent has been reaped.
             with suppress(ChildProcessError):
                 os.waitpid(pid, 0)
 
@@ -139,13 +139,13 @@ def _command_name(pid: int) -> str:
 
 
 def _spawn(argv: list[str], log: str, own_hostname: bool = False) -> int:
-    """Start `argv` in a session of its own with its output in `log`; return its pid."""
+    """Start `argv` in its own session with its output in the file `log`; return its pid."""
     supervisor = os.getpid()
     pid = os.fork()
     if pid:
         return pid
     try:
-        # Whoever kills us with SIGKILL takes the daemons along.
+        # If the supervisor is killed, the daemons end too.
         set_parent_death_signal(signal.SIGKILL)
         if os.getppid() == supervisor:
             os.setsid()
@@ -165,12 +165,12 @@ def _spawn(argv: list[str], log: str, own_hostname: bool = False) -> int:
 
 
 def _end_jobs(directory: str) -> None:
-    """Cancel what still runs and give it `JOBS_GRACE` seconds, so that its own clean-up runs."""
+    """Cancel all jobs, and wait up to `JOBS_GRACE` seconds for them, so that their own clean-up runs."""
     steps = [p for p in descendants(os.getpid()) if _command_name(p) == "slurmstepd"]
     scancel = shutil.which("scancel")
     if not steps or scancel is None:
         return
-    # Jobs can be in any partition and any user's; all of them are on some node.
+    # By nodes, to cancel the jobs of all partitions and users.
     nodes = os.listdir(os.path.join(directory, "spool"))
     _spawn([scancel, "--nodelist=" + ",".join(nodes)], os.path.join(directory, "log/scancel.err"))
     poller = select.poll()
@@ -190,7 +190,7 @@ def _end_jobs(directory: str) -> None:
 
 
 def _serve(directory: str) -> None:
-    """Start what stdin asks for and report each daemon's end, until it is time to go."""
+    """Carry out the requests on stdin and report each daemon's exit, until end of file or a signal."""
     wake, wakeup = os.pipe()
     os.set_blocking(wakeup, False)
     signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
@@ -236,9 +236,9 @@ def _reap() -> list[tuple[int, int]]:
 
 
 def main(directory: str) -> int:
-    """Supervise until told to end, then leave no process and no file; return the exit status."""
+    """Supervise a cluster; at the end, no process and no file is left. Return the exit status."""
     set_child_subreaper(True)
-    # What root has in its keyring is nothing for the tasks of a slurmd.
+    # The tasks of a slurmd must not have access to root's keys.
     new_session_keyring()
     _unshare_hostname()
     socket.sethostname("localhost")
@@ -246,7 +246,7 @@ def main(directory: str) -> int:
     supervisor = os.fork()
     if supervisor:
         return _guard(supervisor, directory)
-    # A guard that is killed takes the cluster down in good order.
+    # If the guard is killed, the supervisor ends the cluster in the usual way.
     set_parent_death_signal(signal.SIGTERM)
     set_child_subreaper(True)
     if os.getppid() == guard:
@@ -255,10 +255,10 @@ def main(directory: str) -> int:
 
 
 def _guard(supervisor: int, directory: str) -> int:
-    """Wait for the supervisor's end, and finish what it left when it was killed."""
+    """Wait for the supervisor's end. If it was killed, kill its descendants and remove the directory."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _frame: os.kill(supervisor, number))
-    # The end of these streams is the supervisor's to see, and to be seen by.
+    # The guard must not keep these pipes open: the supervisor and the caller notice each other's end by them.
     for stream in (0, 1):
         os.dup2(os.open("/dev/null", os.O_RDWR), stream)
     status = 0
@@ -276,7 +276,7 @@ def _supervise(directory: str) -> None:
         _serve(directory)
         _end_jobs(directory)
     finally:
-        # From here on a signal must not stop us half way.
+        # From here on, a signal must not interrupt the clean-up.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         kill_descendants()

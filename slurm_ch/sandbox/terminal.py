@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A terminal of its own for a command of another user: what root types at is never that user's.
+"""A pseudoterminal for a command of another user, so that the command has no access to root's terminal.
 
-A process can type into its controlling terminal (TIOCSTI), and read what is typed at any
-terminal that it has open. So the command of another user gets a session of its own, and a
-pseudoterminal in place of each standard stream that is a terminal of ours; this relays between
-the two. Streams that are no terminals are the command's as they are.
+A process can inject input into its controlling terminal (TIOCSTI), and read what is typed at any
+terminal that it has open. So the command of another user gets its own session, and a
+pseudoterminal in place of each standard stream that is a terminal. This module relays between
+the two. The command inherits standard streams that are not terminals.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from typing import Any
 
 _CHUNK = 65536
 _LAST_READS = 64
-# How soon a sandbox in the background finds itself in the foreground: bash's `fg` says nothing to one that runs.
-_LOOK_MILLISECONDS = 500
+# The interval at which a sandbox in the background checks whether it is in the foreground: bash's `fg` sends no signal
+# to a process that runs.
+_POLL_MILLISECONDS = 500
 
 
 class Terminal:
-    """The pseudoterminal of one command that runs as `uid`; without a terminal among our streams, none."""
+    """The pseudoterminal for a command that runs as `uid`; there is none if no standard stream is a terminal."""
 
     def __init__(self, uid: int) -> None:
         ours = [stream for stream in (0, 1, 2) if os.isatty(stream)]
-        # With no terminal to read from, the command has none that controls it.
+        # Without standard input from a terminal, the command has no controlling terminal.
         self.controls = 0 in ours
-        # Else what comes after us in a pipeline would find the terminal raw.
+        # Only with standard output to it: otherwise, the next command of a pipeline would write to a raw terminal.
         self._raw = self.controls and 1 in ours
         self._saved: list[Any] | None = None
         self._reads = self.controls
@@ -50,7 +51,7 @@ class Terminal:
             }
 
     def _copy_settings(self, ours: int) -> None:
-        """Begin as our terminal is; where ours isn't raw, it echoes and ends lines itself."""
+        """Copy our terminal's settings; if ours won't be raw, it echoes and translates line ends, so turn that off."""
         with suppress(OSError, termios.error):
             settings = termios.tcgetattr(ours)
             if not self._raw:
@@ -60,12 +61,12 @@ class Terminal:
             self.resize()
 
     def in_command(self) -> None:
-        """Become the session's terminal: called in the command, when it leads its session."""
+        """Make this the session's controlling terminal; call it in the command's process, a session leader."""
         if self.controls:
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
     def foreground(self, leader: int) -> int:
-        """Return the process group that Ctrl-C is for, that of `leader` if there is no other; never ours."""
+        """Return the process group in the pseudoterminal's foreground, or else `leader`; never this process's."""
         group = 0
         if self.controls:
             with suppress(OSError):
@@ -75,14 +76,14 @@ class Terminal:
     # --- our own terminal ----------------------------------------------------
 
     def resize(self) -> None:
-        """Give the pseudoterminal our terminal's size."""
+        """Set the pseudoterminal's size to our terminal's."""
         if self._master >= 0:
             with suppress(OSError):
                 size = fcntl.ioctl(self._out, termios.TIOCGWINSZ, b"\0" * 8)
                 fcntl.ioctl(self._master, termios.TIOCSWINSZ, size)
 
     def resume(self) -> None:
-        """Take our terminal over if we are in its foreground: at the start, and when continued after a stop."""
+        """Make our terminal raw if this process is in its foreground; call it at the start and after SIGCONT."""
         if not self._raw or not _in_foreground():
             return
         with suppress(termios.error):
@@ -94,16 +95,16 @@ class Terminal:
         self.resize()
 
     def close(self) -> None:
-        """Show what is still to be shown, and put our terminal back as it was."""
+        """Write the remaining output, and restore our terminal's settings."""
         if self._master < 0:
             return
-        # What others left behind may go on writing; a terminal holds less than this.
+        # Limited, because processes that the command has left may go on writing. A terminal's buffer is smaller.
         for _ in range(_LAST_READS):
             if not self._show():
                 break
         if self._saved is not None and _in_foreground():
             with suppress(termios.error):
-                # What it answers to the command's questions isn't for root's shell to read.
+                # TCSAFLUSH discards the terminal's answers to the command's queries: root's shell must not read them.
                 termios.tcsetattr(0, termios.TCSAFLUSH, self._saved)
         os.close(self._master)
         os.close(self._slave)
@@ -112,7 +113,7 @@ class Terminal:
     # --- the relay -----------------------------------------------------------
 
     def wait(self, wake: int) -> None:
-        """Relay until there is something to read from `wake`."""
+        """Relay until `wake` is readable."""
         while True:
             poller = select.poll()
             poller.register(wake, select.POLLIN)
@@ -124,7 +125,7 @@ class Terminal:
                 poller.register(0, select.POLLIN)
             if self._master >= 0:
                 poller.register(self._master, select.POLLIN | (select.POLLOUT if self._pending else 0))
-            ready = dict(poller.poll(_LOOK_MILLISECONDS if reading and not here else None))
+            ready = dict(poller.poll(_POLL_MILLISECONDS if reading and not here else None))
             if 0 in ready:
                 self._read()
             if ready.get(self._master, 0) & select.POLLOUT:
@@ -142,11 +143,11 @@ class Terminal:
         if data:
             self._pending = data
         elif self._raw:
-            # Our terminal is gone. It may not be our controlling one: nobody else would tell us.
+            # Our terminal is gone. If it isn't the controlling one, the kernel sends no SIGHUP, so send it here.
             self._reads = False
             os.kill(os.getpid(), signal.SIGHUP)
         else:
-            # Ctrl-D at ours, which isn't raw: the same at the command's.
+            # Ctrl-D at our terminal, which isn't raw: pass it on.
             with suppress(termios.error):
                 self._pending = termios.tcgetattr(self._slave)[6][termios.VEOF]
 
@@ -158,7 +159,7 @@ class Terminal:
                 self._pending = b""
 
     def _show(self) -> bool:
-        """Show what there is of the command's output; whether there was any."""
+        """Copy available output of the command to our terminal; return whether there was any."""
         try:
             data = os.read(self._master, _CHUNK)
         except OSError:
@@ -177,7 +178,7 @@ def _in_foreground() -> bool:
     try:
         return os.tcgetpgrp(0) == os.getpgrp()
     except OSError:
-        return True  # not our controlling terminal: it stops nobody
+        return True  # not the controlling terminal: reading from it doesn't stop this process
 
 
 def _make_raw(settings: list[Any]) -> None:

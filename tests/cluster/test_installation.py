@@ -72,7 +72,7 @@ def findings(conf: Path) -> list[Finding]:
         ("required {plugin} bind=/nonexistent:/mnt", PROBLEM, "plugstack.conf: bind=/nonexistent: not on this node"),
         ("required {plugin} python=/nonexistent", PROBLEM, "python: can't execute /nonexistent: No such file"),
         ("required {plugin} python={parts}/old-python", PROBLEM, "python: {parts}/old-python is too old: 3.8"),
-        ("required {plugin} python={parts}/bare-python", PROBLEM, "can't be the launcher's: ModuleNotFoundError: No module named '_ctypes'"),
+        ("required {plugin} python={parts}/bare-python", PROBLEM, "can't be used for the launcher: ModuleNotFoundError: No module named '_ctypes'"),
         ("required {plugin} launcher=/nonexistent", PROBLEM, "launcher: /nonexistent: "),
         ("required {plugin} launcher={parts}/closed/launch.py", PROBLEM, "launcher: {parts}/closed/launch.py: "),
         ("required {plugin} launcher={parts}/uncompiled/slurm_ch/plugin/launch.py", WARNING, "modules are not compiled for /usr/bin/python3"),

@@ -32,7 +32,7 @@ def test_what_is_there(user: str) -> None:
 def test_what_is_missing(user: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "_PATH", "/nonexistent")
     said = warnings(look(user))
-    assert "no skopeo" in said and "no tar2sqfs, no mksquashfs" in said
+    assert "skopeo is not installed" in said and "no tar2sqfs, no mksquashfs" in said
     assert "skopeo" not in warnings(look(user, "pull=no"))
 
 

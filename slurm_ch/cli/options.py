@@ -28,7 +28,7 @@ def click_options() -> list[click.Parameter]:
         if option.kind == options.FLAG:
             params.append(click.Option(names, is_flag=True, multiple=False, help=option.help))
         elif option.bare is not None:
-            params.append(Bare(names, multiple=True, metavar=f"[{option.arg}]", help=option.help))
+            params.append(OptionalValue(names, multiple=True, metavar=f"[{option.arg}]", help=option.help))
         else:
             params.append(click.Option(names, multiple=True, metavar=option.arg, help=option.help))
     return params

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """slurm_ch: Slurm job steps in unprivileged containers.
 
-As a library (docs/library.rst) it has the names in `__all__`, each loaded when it
-is first used: the launcher, which needs none of them, pays for none.
+The names in `__all__` are the library's interface (docs/library.rst). Each is loaded
+when it is first used, because the launcher needs none of them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from .request.spec import Spec as Spec
     from .sandbox.cluster import Cluster as Cluster
 
-_HOMES = {
+# The module that defines each public name.
+_MODULES = {
     "Bind": "request.spec",
     "ChError": "errors",
     "Cluster": "sandbox.cluster",
@@ -38,19 +39,19 @@ _HOMES = {
     "job_environment": "library.jobs",
     "run": "library.containers",
 }
-__all__ = ("__version__", *_HOMES)  # noqa: PLE0604 (a checker wants them spelled out; a test compares)
+__all__ = ("__version__", *_MODULES)  # noqa: PLE0604 (a checker wants them spelled out; a test compares)
 
 
-# Who checks types has seen all names above, and refuses others.
+# Not for type checkers, which know the names above, and report others.
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> object:
-        if name not in _HOMES:
+        if name not in _MODULES:
             raise AttributeError(f"module 'slurm_ch' has no attribute {name!r}")
         import importlib
 
-        return getattr(importlib.import_module(f"slurm_ch.{_HOMES[name]}"), name)
+        return getattr(importlib.import_module(f"slurm_ch.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted((*globals(), *_HOMES))
+    return sorted((*globals(), *_MODULES))

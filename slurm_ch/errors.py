@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every exception that slurm_ch raises on purpose, and every exit code.
+"""The exceptions that slurm_ch raises, and its exit codes.
 
-    ChError                 a failure of ours                       exit 31
-    +-- UsageError          bad option, value or variable           exit 64
+    ChError                 slurm_ch failed                         exit 31
+    +-- UsageError          wrong option, value or variable         exit 64
     +-- JoinError           peers did not join                      exit 32
 
-A command's own exit status passes through untouched; a command that can't be
-executed gives 127 (not found) or 126, as in a shell. If the launcher ends
-without a message (killed), its tasks exit with 33.
+A command's own exit status is passed on unchanged. If a command can't be executed, the
+status is 127 (not found) or 126, as in a shell. If the launcher ends without a message,
+because it was killed, its tasks exit with 33.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from .agreement import EXIT_JOIN, EXIT_SETUP, EXIT_USAGE
 
 
 class ChError(Exception):
-    """A failure with one line of text for people; `code` is the exit status."""
+    """A failure with a message of one line; `code` is the exit status."""
 
     code = EXIT_SETUP
 
 
 class UsageError(ChError):
-    """The user (or the site) asked for something that makes no sense."""
+    """An option, a value or a variable of the user or the site is wrong."""
 
     code = EXIT_USAGE
 
 
 class JoinError(ChError):
-    """The peers of a join could not all get into one pair of namespaces."""
+    """Not all peers of a join could enter the shared namespaces."""
 
     code = EXIT_JOIN
 
@@ -45,12 +45,12 @@ def describe(error: BaseException) -> str:
 
 
 def os_error_text(error: OSError) -> str:
-    """Return `path -> path: errno's text`, with as many paths as there are."""
+    """Return the error's text after its paths: `PATH -> PATH: TEXT`, `PATH: TEXT`, or `TEXT`."""
     text = error.strerror or str(error) or type(error).__name__
     names = [str(n) for n in (error.filename, error.filename2) if n is not None]
     return " -> ".join(names) + ": " + text if names else text
 
 
 def exit_code(error: BaseException) -> int:
-    """Return the exit status that `error` stands for."""
+    """Return the exit status for `error`."""
     return error.code if isinstance(error, ChError) else EXIT_SETUP

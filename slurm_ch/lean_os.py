@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the launcher needs of `os`, which takes a millisecond to load: most of it for abstract collections.
+"""The parts of `os` that the launcher needs. Loading `os` takes a millisecond, most of it for abstract collections.
 
-The kernel's calls are the interpreter's own, under the names that `os` has. Paths are text.
+System calls are those of the interpreter's module `posix`. Paths are str, never bytes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    # The same names, which the checker knows by the usual module only.
+    # The type checker knows these names only from `os`.
     from os import *  # noqa: F403
     from os import _exit
 else:
@@ -20,23 +20,23 @@ else:
 
 
 def fsencode(name: str) -> bytes:  # type: ignore[no-redef]
-    """Return the bytes that the kernel takes for a name, as os.fsencode."""
+    """Return a file name as bytes, as os.fsencode does."""
     return name.encode(sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
 
 
 def fsdecode(name: bytes) -> str:  # type: ignore[no-redef]
-    """Return the text of a name of the kernel's, as os.fsdecode."""
+    """Return a file name as str, as os.fsdecode does."""
     return name.decode(sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
 
 
 class path:  # type: ignore[no-redef]
-    """What is needed of `os.path`, for text."""
+    """The functions of `os.path` that are needed, for str only."""
 
     __slots__ = ()
 
     @staticmethod
     def join(first: str, *others: str) -> str:
-        """Return the paths one after another, beginning with the last that is absolute."""
+        """Join paths; an absolute one replaces those before it."""
         for other in others:
             if other.startswith("/") or not first:
                 first = other
@@ -46,8 +46,8 @@ class path:  # type: ignore[no-redef]
 
     @staticmethod
     def normpath(name: str) -> str:
-        """Return the path without empty parts and dots, each ".." having taken away a part before it."""
-        # POSIX leaves it to the system what two slashes mean, and only two.
+        """Return the path without empty parts and "."; each ".." removes the part before it."""
+        # Exactly two leading slashes are kept, as in os.path: POSIX leaves their meaning to the system.
         begin = "/" * (name.startswith("/") + (name[:2] == "//" != name[1:3]))
         parts: list[str] = []
         for part in name.split("/"):
@@ -61,7 +61,7 @@ class path:  # type: ignore[no-redef]
 
     @staticmethod
     def split(name: str) -> tuple[str, str]:
-        """Return what is before the last slash, and what is after it."""
+        """Return the parts before and after the last slash."""
         before, slash, last = name.rpartition("/")
         return before.rstrip("/") or before + slash, last
 
@@ -75,7 +75,7 @@ class path:  # type: ignore[no-redef]
 
     @staticmethod
     def realpath(name: str) -> str:
-        """Return where what is there really is; the path in order where nothing is."""
+        """Return the path with all symbolic links resolved; if it doesn't exist, only normalised."""
         try:
             fd = open(name, O_PATH | O_CLOEXEC)  # noqa: F405, SIM115
         except (OSError, ValueError):
@@ -95,7 +95,7 @@ class path:  # type: ignore[no-redef]
 
     @staticmethod
     def samestat(one: stat_result, other: stat_result) -> bool:  # noqa: F405
-        """Whether both are of the same file."""
+        """Whether both describe the same file."""
         return one.st_ino == other.st_ino and one.st_dev == other.st_dev
 
 

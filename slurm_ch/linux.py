@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernel's calls that Python lacks, each under the kernel's own name.
+"""System calls that Python lacks, under the kernel's names.
 
-Every wrapper raises OSError with the errno and the paths it was about. Calls
-newer than glibc go through syscall(2); their numbers are the same on every
-architecture since 424 (pidfd_send_signal).
+Each wrapper raises OSError with the errno and the paths involved. Calls that older
+versions of glibc lack go through syscall(2): numbers from 424 (pidfd_send_signal) on
+are the same on all architectures.
 """
 
 from __future__ import annotations
@@ -73,15 +73,15 @@ _NR_PIDFD_GETFD = 438
 _NR_MOUNT_SETATTR = 442
 _NR_KEYCTL = {"x86_64": 250, "aarch64": 219, "riscv64": 219, "ppc64le": 271}
 
-# More CPUs than any kernel is built for.
+# A bit for each CPU: more than any kernel is built for.
 _CPU_BYTES = 2048
 
-# Each takes microseconds.
+# Each try takes microseconds.
 _OPENAT2_TRIES = 1000
 
 
-# Without the ctypes package, which only makes this prettier: loading it takes
-# longer than all the calls together.
+# The module behind ctypes is used directly: loading the package takes longer than
+# all the calls together.
 class _Int(_ctypes._SimpleCData):  # type: ignore[type-arg]
     _type_ = "i"
 
@@ -170,31 +170,31 @@ def pivot_root(new_root: str, put_old: str) -> None:
 
 
 def sched_setaffinity_any() -> None:
-    """Let this process run on every CPU that it may, whatever their numbers, as sched_setaffinity(2)."""
+    """Let this process run on every CPU that its cpuset allows, as sched_setaffinity(2)."""
     if _sched_setaffinity(0, _ULong(_CPU_BYTES), b"\xff" * _CPU_BYTES) != 0:
         raise _fail()
 
 
 def prctl_no_new_privs() -> None:
-    """Forbid this process and its children to gain privileges by exec, as prctl(2)."""
+    """Keep this process and its children from gaining privileges by exec, as prctl(2)."""
     if _prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         raise _fail()
 
 
 def prctl_dumpable(yes: bool) -> None:
-    """Let other processes trace this one and open what it has, or keep them from it until it execs, as prctl(2)."""
+    """Allow or forbid that other processes trace this one and open its descriptors, until it execs, as prctl(2)."""
     if _prctl(_PR_SET_DUMPABLE, int(yes), 0, 0, 0) != 0:
         raise _fail()
 
 
 def prctl_root_is_nobody() -> None:
-    """Let uid 0 get no capability from an exec any more, as prctl(2)."""
+    """Keep uid 0 from getting capabilities by exec, as prctl(2)."""
     if _prctl(_PR_SET_SECUREBITS, _SECBIT_NOROOT | _SECBIT_NOROOT_LOCKED, 0, 0, 0) != 0:
         raise _fail()
 
 
 def prctl_parent_death_signal(number: int) -> None:
-    """Have signal `number` sent to this process when its parent dies, as prctl(2)."""
+    """Make the kernel send signal `number` to this process when its parent dies, as prctl(2)."""
     if _prctl(_PR_SET_PDEATHSIG, _ULong(number), 0, 0, 0) != 0:
         raise _fail()
 
@@ -204,7 +204,7 @@ def sendmsg(fd: int, data: bytes, descriptors: Iterable[int]) -> None:
     rights = b"".join(one.to_bytes(4, sys.byteorder) for one in descriptors)
     kind = _SOL_SOCKET.to_bytes(4, sys.byteorder) + _SCM_RIGHTS.to_bytes(4, sys.byteorder)
     control = _words(16 + len(rights)) + kind + rights + bytes(-len(rights) % 8)
-    # Each has a name, because the kernel reads all of them by their places in memory.
+    # Each buffer is kept in a variable, because the kernel gets only its address.
     vector = bytes(_Pointer(data)) + _words(len(data))
     header = _words(0, 0) + bytes(_Pointer(vector)) + _words(1) + bytes(_Pointer(control)) + _words(len(control), 0)
     if _sendmsg(fd, header, 0) < 0:
@@ -212,7 +212,7 @@ def sendmsg(fd: int, data: bytes, descriptors: Iterable[int]) -> None:
 
 
 def close_range(first: int, flags: int) -> None:
-    """Close all descriptors from `first` on, or have them closed by exec, as close_range(2)."""
+    """Close all descriptors from `first` on, or mark them close-on-exec, as close_range(2)."""
     if _syscall(_Long(_NR_CLOSE_RANGE), _UInt(first), _UInt(0xFFFFFFFF), _UInt(flags)) != 0:
         raise _fail()
 
@@ -278,11 +278,10 @@ def fsmount(fd: int, flags: int, attributes: int) -> int:
 
 
 def openat2(dir_fd: int, path: str, flags: int, resolve: int, mode: int = 0) -> int:
-    """Open `path` with the lookup confined as `resolve` says, as openat2(2).
+    """Open `path` with the lookup confined by `resolve`, as openat2(2); O_CLOEXEC is always added.
 
-    O_CLOEXEC is always added. A ".." in the path (or in a link) makes the kernel
-    give up whenever anybody renames or mounts at that moment, anywhere: then it
-    is tried again.
+    For a path (or a link) with "..", the kernel fails with EAGAIN if any process renames or
+    mounts something at that moment. The call is then repeated.
     """
     how = _words(flags | os.O_CLOEXEC, mode, resolve)
     for _ in range(_OPENAT2_TRIES):
@@ -317,7 +316,7 @@ def new_filesystem(
 
 
 def mount_setattr(fd: int, flags: int, attr_set: int, propagation: int = 0) -> None:
-    """Add attributes to the mount at `fd` and keep all it has, as mount_setattr(2)."""
+    """Add attributes to those of the mount at `fd`, as mount_setattr(2)."""
     attributes = _words(attr_set, 0, propagation, 0)
     done = _syscall(
         _Long(_NR_MOUNT_SETATTR),

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lines on standard error: one prefix, four levels, nothing buffered.
+"""Messages on standard error: one prefix, four levels, no buffer.
 
-The standard library's logging costs more than the whole launcher may.
+The standard library's logging takes longer to load than the whole launcher may take.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ _prefix = "slurm-ch: "
 _colored = False
 _fd = 2
 
-# ANSI's select graphic rendition, as ch-run has it: red, and yellow for less.
+# ANSI color codes. Errors, warnings and notes have ch-run's colors.
 _COLORS = {"error": "31", "warning": "31", "info": "33", "debug": "36"}
 
 
 def configure(
     level: int | None = None, node: str | None = None, color: bool | None = None, fd: int | None = None
 ) -> None:
-    """Set what is shown (`NO_WARNINGS` to `DEBUG`), the node that lines name, whether in color, and where they go."""
+    """Set the level (`NO_WARNINGS` to `DEBUG`), the prefix's node, color and descriptor; None changes nothing."""
     global _level, _prefix, _colored, _fd
     if fd is not None:
         _fd = fd
@@ -40,27 +40,27 @@ def configure(
 
 
 def level() -> int:
-    """Return the level in force."""
+    """Return the current level."""
     return _level
 
 
 def target() -> tuple[int, str]:
-    """Return where lines go, and what they begin with."""
+    """Return the descriptor that messages are written to, and their prefix."""
     return _fd, _prefix
 
 
 def colored() -> bool:
-    """Whether lines are in color."""
+    """Whether messages are colored."""
     return _colored
 
 
 def on_terminal() -> bool:
-    """Whether lines go to a terminal."""
+    """Whether messages go to a terminal."""
     return os.isatty(_fd)
 
 
 def printable(text: str) -> str:
-    """Return `text` with what could steer a terminal, or isn't text at all, as an escape."""
+    """Return `text` with control characters, and bytes that are not UTF-8, as escapes."""
     if text.isprintable():
         return text
     return "".join(letter if letter.isprintable() else _escaped(letter) for letter in text)
@@ -74,7 +74,7 @@ def _escaped(letter: str) -> str:
 
 
 def line(kind: str, text: str) -> str:
-    """Return the line that says `text`."""
+    """Return the whole line for a message of this kind."""
     whole = printable(f"{_prefix}{kind}: {text}")
     return f"\033[0;{_COLORS[kind]}m{whole}\033[0m\n" if _colored else whole + "\n"
 
@@ -83,28 +83,28 @@ def _write(kind: str, text: str) -> None:
     try:
         os.write(_fd, line(kind, text).encode())
     except OSError:
-        # Nobody listens; there is no better place to say so.
+        # Nobody reads the messages, and there is no other place to report that.
         pass
 
 
 def error(text: str) -> None:
-    """Show a failure; always shown."""
+    """Write an error message; at all levels."""
     _write("error", text)
 
 
 def warning(text: str) -> None:
-    """Show something odd that doesn't stop us."""
+    """Write a warning, unless the level is NO_WARNINGS."""
     if _level > NO_WARNINGS:
         _write("warning", text)
 
 
 def info(text: str) -> None:
-    """Show what `-v` asks for."""
+    """Write a message for `-v`."""
     if _level >= INFO:
         _write("info", text)
 
 
 def debug(text: str) -> None:
-    """Show what `-vv` asks for."""
+    """Write a message for `-vv`."""
     if _level >= DEBUG:
         _write("debug", text)

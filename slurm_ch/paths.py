@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the parts of this installation are: all beside the package itself."""
+"""The paths of this installation's parts. All are relative to the package's directory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PLUGIN = os.path.join(NATIVE, PLUGIN_NAME)
 
 
 def library_directories() -> list[str]:
-    """Return where what we need from others may be, beside the package: installed, and in a checkout."""
+    """Return the existing directories with slurm_ch's dependencies: an installation's `vendor`, or `.venv`."""
     parent = os.path.dirname(PACKAGE)
     version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
     places = (os.path.join(parent, "vendor"), os.path.join(parent, ".venv", "lib", version, "site-packages"))

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""slurm.conf: where it is on this node, and what it says.
+"""Find and read this node's slurm.conf.
 
-Reads files, as Slurm does, and asks nobody: a node whose controller is down can
-be looked at too.
+It is read as a file, not by Slurm's commands: these need slurmctld, which may be down.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# Where Slurm looks: a node without files of its own gets copies from the controller.
+# The first two are copies that slurmd gets from slurmctld, on nodes without their own files.
 SLURM_CONFS = (
     "/run/slurm/conf/slurm.conf",
     "/var/spool/slurmd/conf-cache/slurm.conf",
@@ -24,7 +23,7 @@ SLURM_CONFS = (
     "/etc/slurm-llnl/slurm.conf",
     "/usr/local/etc/slurm.conf",
 )
-# Includes may include; a circle ends here.
+# Included files may include others; this ends a circle.
 _DEPTH = 16
 
 _SETTING = re.compile(r"\s*(\w+)\s*=\s*(\S+)")
@@ -48,7 +47,7 @@ def path(env: Mapping[str, str]) -> str | None:
 
 
 def settings(path: str, depth: int = 0) -> dict[str, str]:
-    """Return slurm.conf's settings that stand alone on a line, names in lower case; ChError if it can't be read."""
+    """Return the first setting of each line of slurm.conf and its includes, with names in lower case; ChError."""
     found: dict[str, str] = {}
     for line in text(path).splitlines():
         words = line.partition("#")[0]

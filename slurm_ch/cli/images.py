@@ -70,7 +70,7 @@ def rm(*, container: bool, job: str | None, names: Sequence[str]) -> None:
     uses the image, the step goes on if the cache is on a local disk or on Lustre; on NFS it may fail.
     """
     if job is not None and not container:
-        raise UsageError("--job: is for --container")
+        raise UsageError("--job: only with --container")
     if container:
         _remove_containers(names, job)
         return

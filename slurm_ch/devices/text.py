@@ -67,7 +67,7 @@ def load_yaml(text: str, file: str) -> object:
         where = f": line {mark.line + 1} column {mark.column + 1}" if mark else ""
         raise Malformed(f"{file}: not YAML: {why}{where}") from None
     except (RecursionError, ValueError, TypeError):
-        raise Malformed(f"{file}: not YAML: nested too deep, or a character that can't be") from None
+        raise Malformed(f"{file}: not YAML: nested too deep, or a character that isn't allowed") from None
     return tree
 
 

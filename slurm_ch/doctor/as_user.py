@@ -88,7 +88,7 @@ def in_child(function: Callable[[], Any], user: pwd.struct_passwd | None = None)
         reply = pipe.read()
     os.waitpid(child, 0)
     if not reply:
-        raise ChError(f"no end within {SECONDS} s, or killed")
+        raise ChError(f"it didn't end within {SECONDS} s, or was killed")
     kind, value = json.loads(reply)
     if kind == "error":
         raise ChError(value)
@@ -138,5 +138,5 @@ def run(argv: Sequence[str]) -> tuple[int, str]:
     except OSError as error:
         raise ChError(f"can't execute {argv[0]}") from error
     except subprocess.TimeoutExpired:
-        raise ChError(f"{argv[0]}: no end within {SECONDS / 2:.0f} s") from None
+        raise ChError(f"{argv[0]} didn't end within {SECONDS / 2:.0f} s") from None
     return done.returncode, done.stdout

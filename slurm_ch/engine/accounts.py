@@ -19,7 +19,7 @@ def field(text: str) -> str:
 
 
 def user_line(uid: int, gid: int, home: str) -> str:
-    """Return the container user's line of passwd."""
+    """Return the line of /etc/passwd for the container's user."""
     try:
         entry = pwd.getpwuid(uid)
         name, gecos = field(entry.pw_name), field(entry.pw_gecos)
@@ -29,7 +29,7 @@ def user_line(uid: int, gid: int, home: str) -> str:
 
 
 def group_line(gid: int) -> str:
-    """Return the container's group's line of group."""
+    """Return the line of /etc/group for the container's group."""
     try:
         name = field(grp.getgrgid(gid).gr_name)
     except KeyError:

@@ -101,7 +101,7 @@ def restore_signals() -> None:
 def execute(ch_join: int, plan: bytes, argv: Sequence[str], env: Mapping[str, str]) -> NoReturn:
     """Replace this process by ch-join, which carries out `plan` and executes `argv`.
 
-    OSError or ChError on failure. Python's signal settings are undone either way.
+    OSError or ChError on failure. Python's settings of signals are undone.
     """
     # Before the signals are restored: a file size limit (ulimit -f) applies to memory files too, and should be an
     # error, not SIGXFSZ.

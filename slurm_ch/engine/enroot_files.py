@@ -66,7 +66,7 @@ def mount(build: Build) -> None:
                 found = dict(word.split("=", 1) for word in options if word.partition("=")[0] in _TMPFS_OPTIONS)
                 _mount_at(build, places.tmpfs({"mode": "0755", **found}), place)
             elif own is None:
-                log.warning(f"{what}: {source} is the host's, and not the image's to show; --container-mounts does")
+                log.warning(f"{what}: {source} is on the host, which an image can't show; --container-mounts can")
             elif os.path.normpath(own) != os.path.normpath(place):
                 _mount_at(build, _clone(build, own), place)
             else:

@@ -294,8 +294,8 @@ class Environment(Action):
         if (status.st_dev, status.st_ino) != identity:
             label = self.given[path].removesuffix(path)
             log.warning(
-                f"{self.given[path]}: the host's file, and the image has one of that name too:"
-                f" {label}{_IMAGES}{path} for the image's, {label}{_HOSTS}{path} for the host's"
+                f"{self.given[path]}: the host's file is used, but the image has one of that name too:"
+                f" write {label}{_IMAGES}{path} for the image's, {label}{_HOSTS}{path} for the host's"
             )
 
     # --- the image's own -----------------------------------------------------

@@ -146,7 +146,7 @@ def check_owner(user_fd: int, whose: str) -> None:
     try:
         answer = fcntl.ioctl(user_fd, _NS_GET_OWNER_UID, bytes(4))
     except OSError as error:
-        raise ChError(f"can't find out whose the namespaces of {whose} are") from error
+        raise ChError(f"can't find out who owns the namespaces of {whose}") from error
     owner = int.from_bytes(answer, sys.byteorder)
     if owner != os.geteuid():
         raise ChError(f"can't join {whose}: its namespaces belong to uid {owner}")

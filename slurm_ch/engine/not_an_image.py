@@ -90,7 +90,7 @@ def check_directory(reference: str, path: str) -> None:
     elif {"img", "version"} <= names:
         what = f"ch-image's storage: name an image in it, with --ch-storage={reference}"
     if what:
-        raise ChError(f"no image: {reference}: {what}")
+        raise ChError(f"not an image: {reference}: {what}")
 
 
 def kind(reference: str, path: str) -> str:

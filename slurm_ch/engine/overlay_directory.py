@@ -81,7 +81,8 @@ class LayOverlay(Action):
                 merged = places.overlay(build.root, upper, work, index=False, volatile=False, source=self.source)
             except OSError as error:
                 raise ChError(
-                    f"{self.label}: can't overlay the image with this directory; can its file system? ({_SUPPORTED})"
+                    f"{self.label}: can't overlay the image with this directory; its file system has to support it"
+                    f" ({_SUPPORTED})"
                 ) from error
             self._write_image_path(fd)
         finally:

@@ -97,7 +97,7 @@ class Skopeo:
         argv = ["inspect", "--raw", *_daemon(reference, self._env), reference.source(digest)]
         raw = self._tries(reference, argv, tick, None, RESOLVE_SECONDS)
         if len(raw) > manifest.BYTES_MAX:
-            raise FetchError(f"{reference.text}: a manifest of {len(raw)} bytes")
+            raise FetchError(f"{reference.text}: its manifest is too large: more than {manifest.BYTES_MAX} bytes")
         if wanted and manifest.digest_of(raw) != wanted:
             raise FetchError(f"{reference.text}: its manifest has the digest {manifest.digest_of(raw)}, not {wanted}")
         return raw

@@ -20,7 +20,7 @@ def local_layout(reference: Reference, platform: str) -> tuple[bytes, str]:
     raw = _small_file(os.path.join(reference.path, "index.json"), reference)
     index = manifest.parse(raw, reference.text)
     if not isinstance(index, manifest.Index):
-        raise FetchError(f"{reference.text}: not an OCI layout: its index.json is no index")
+        raise FetchError(f"{reference.text}: not an OCI layout: its index.json is not an index")
     blobs = os.path.join(reference.path, "blobs", "sha256")
     named = _named(raw, reference.tag)
     if reference.tag and not named:

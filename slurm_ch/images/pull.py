@@ -74,7 +74,7 @@ class Puller(Resolver):
         self.progress.line(f"pulled in {took:.0f} s, {size(os.path.getsize(path))}: {path}")
         if self.settings.cache_max is not None:
             for one in self.store.prune(limit=self.settings.cache_max, spare=(path,)):
-                log.info(f"removed {one.path}: the cache may have {size(self.settings.cache_max)}")
+                log.info(f"removed {one.path}: the cache is limited to {size(self.settings.cache_max)}")
         return path
 
     def _waiting(self, holder: str) -> None:

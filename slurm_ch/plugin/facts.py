@@ -51,7 +51,7 @@ def read_facts(fd: int) -> Facts:
     try:
         data = os.pread(fd, os.fstat(fd).st_size, 0)
     except OSError as error:
-        raise ChError("can't read what the plugin knows of the step") from error
+        raise ChError("can't read the plugin's facts about the step") from error
     records = os.fsdecode(data).split("\0")
     if records[0] != agreement.FACTS_MAGIC or records[-1] != "":
         raise ChError("the plugin and the launcher are of different versions")

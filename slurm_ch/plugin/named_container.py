@@ -133,11 +133,14 @@ def _start_standby_server(
     else:
         try:
             if not standby_server.start(process.user_fd) and is_file:
-                raise ChError(f"{label}: step {maker} has ended, and with it what served the image; see slurm-ch ps")
+                raise ChError(f"{label}: step {maker} has ended, and with it the server of the image; see slurm-ch ps")
         except standby_server.CantStart as error:
             why = describe(error)
     if why:
-        log.warning(f"{label}: step {maker} serves its image, and who joined can't go on without that step ({why})")
+        log.warning(
+            f"{label}: step {maker} serves its image, and tasks that have joined it can't go on without that step"
+            f" ({why})"
+        )
 
 
 def _process_of_step(asked: ContainerName, job: str) -> named_containers.Process | None:
@@ -183,7 +186,7 @@ def _find_running(kept: named_containers.NamedContainer, asked: ContainerName) -
     ChError if that contradicts the user's flag (create, exec, no_exec).
     """
     if asked.how == CREATE:
-        raise ChError(f"{asked.label}: there is such a container already")
+        raise ChError(f"{asked.label}: a container of this name exists already")
     start = time.monotonic()
     warned = False
     while True:

@@ -303,7 +303,7 @@ def _pull(spec: Spec, setting: Setting) -> None:
 def _platform(spec: Spec, setting: Setting) -> None:
     parts = setting.value.split("/")
     if len(parts) not in (2, 3) or not all(part.isascii() and part.isalnum() for part in parts):
-        raise setting.wrong("not a platform, as linux/arm64")
+        raise setting.wrong("not a platform, such as linux/arm64")
     spec.platform = setting.value
 
 

@@ -166,7 +166,7 @@ def as_defaults(request: Sequence[Setting]) -> Mapping[str, str]:
 def _without_contradictions(defaults: list[Setting], request: Sequence[Setting]) -> list[Setting]:
     """Return the site's defaults without those that contradict the user's options for writing to the image.
 
-    A default device is kept, and so is its contradiction: only the user knows whether the container is useful
+    A default device is kept, so that `write` is an error: only the user knows whether the container is useful
     without the device.
     """
     asked = [setting for setting in request if setting.name in _OF_WRITING]

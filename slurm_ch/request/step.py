@@ -123,7 +123,7 @@ def local_task_count(env: Mapping[str, str]) -> int:
     else:
         raise UsageError("--join-ct: required outside Slurm")
     if not 0 < count <= MAX_TASKS:
-        raise UsageError(f"{name}={env[name]}: {count} tasks here")
+        raise UsageError(f"{name}={env[name]}: not a number of tasks from 1 to {MAX_TASKS}")
     return count
 
 

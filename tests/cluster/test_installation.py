@@ -254,7 +254,7 @@ def test_what_root_looks_at_it_runs_as_the_user(parts: Path) -> None:
 
 
 def test_a_trial_that_dies_or_fails() -> None:
-    with pytest.raises(ChError, match="no end within 20 s, or killed"):
+    with pytest.raises(ChError, match="it didn't end within 20 s, or was killed"):
         as_user.in_child(lambda: os.kill(os.getpid(), 9))
     with pytest.raises(ChError, match="^can't execute /nonexistent: No such file or directory$"):
         as_user.in_child(lambda: as_user.run(["/nonexistent"]))

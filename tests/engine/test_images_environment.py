@@ -224,7 +224,7 @@ def test_whose_file(run: Run, good: Good, fails: Fails, make: Make) -> None:
     show = ("--", "sh", "-c", "echo $ID")
     done = run(f"--set-env={path}", both, *show)
     assert done.stdout == host
-    both_said = f"--set-env={path}: the host's file, and the image has one of that name too: --set-env=image:{path} for"
+    both_said = f"--set-env={path}: the host's file is used, but the image has one of that name too: write --set-env=image:{path} for"
     assert both_said in done.stderr
     assert done.stderr.count("\n") == 1
     assert good(f"--set-env=image:{path}", both, *show) == "image\n"

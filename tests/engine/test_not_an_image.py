@@ -74,7 +74,7 @@ def test_directories(fails: Fails, world_tmp: Path, name: str) -> None:
     for file in files:
         (path / file).parent.mkdir(parents=True, exist_ok=True)
         (path / file).write_text("")
-    assert fails(31, path, "--", "true") == f"no image: {path}: {what.replace('{}', str(path))}"
+    assert fails(31, path, "--", "true") == f"not an image: {path}: {what.replace('{}', str(path))}"
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def test_what_the_cache_may_have(me: User, plain: Registry, tmp_path: Path) -> N
         said = mine.sh(f"srun -v --ch-verbose --ch-image={refs[1]} cat /marker").stderr
         said += mine.sh(f"srun --ch-verbose --ch-image={refs[2]} cat /marker").stderr
         assert oldest not in mine.images()
-        assert f"removed {mine.cache}/images/{oldest}: the cache may have 2 MB" in said
+        assert f"removed {mine.cache}/images/{oldest}: the cache is limited to 2 MB" in said
         assert sum((mine.cache / "images" / name).stat().st_size for name in mine.images()) <= 2 << 20
         assert first.communicate("\n", timeout=60)[0] == "max0\n"
         assert mine.good(f"srun -Q --ch-image={refs[0]} cat /marker") == "max0\n"

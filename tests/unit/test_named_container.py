@@ -55,7 +55,7 @@ def test_another_server_is_started(
 
 
 def test_a_container_that_nobody_serves_any_more(monkeypatch: pytest.MonkeyPatch, image: str) -> None:
-    with pytest.raises(ChError, match="c: step 3 has ended, and with it what served the image"):
+    with pytest.raises(ChError, match="c: step 3 has ended, and with it the server of the image"):
         keep(monkeypatch, image, False)
 
 
@@ -64,7 +64,7 @@ def test_where_there_can_t_be_another(
 ) -> None:
     """An older kernel, or another server."""
     keep(monkeypatch, image, standby_server.CantStart("Function not implemented"))
-    told = "c: step 3 serves its image, and who joined can't go on without that step"
+    told = "c: step 3 serves its image, and tasks that have joined it can't go on without that step"
     assert f"{told} (Function not implemented)" in capfd.readouterr().err
     keep(monkeypatch, image, RuntimeError("started"), words="squashfuse=/opt/squashfuse_ll")
     assert f"{told} (squashfuse=/opt/squashfuse_ll)" in capfd.readouterr().err

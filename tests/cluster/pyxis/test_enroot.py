@@ -62,7 +62,7 @@ def test_an_image_shows_nothing_of_the_hosts(sh: Run, make: Make, work: Path) ->
     done = sh(f"srun --container-image={make(fstab=fstab)} sh -c 'cat /data/*; ls /host'")
     assert (done.returncode, done.stdout.split()[:3]) == (0, ["of", "the", "image"]), done
     assert "shadow" not in done.stdout
-    words = f"/etc/fstab of the image: /data: {work} is the host's, and not the image's to show"
+    words = f"/etc/fstab of the image: /data: {work} is on the host, which an image can't show"
     assert done.stderr.count(words) == 1
 
 

@@ -103,7 +103,7 @@ def test_a_running_one_is_joined(good: Good, go: Path) -> None:
     )
     lines = out.splitlines()
     assert lines[:8] == [
-        "job", "/opt", "2", "/by-joiner", "/running", "c: it runs", "there is such a container already", "net: c runs without",
+        "job", "/opt", "2", "/by-joiner", "/running", "c: it runs", "a container of this name exists already", "net: c runs without",
     ]  # fmt: skip
     first, second = lines[8:10], lines[10:12]
     assert first == second

@@ -29,14 +29,14 @@ _TASKS_OWN = ("PMI_", "PMIX_")
 def containers(job: int) -> Iterator[str]:
     """Yield a line of JSON, after MARK, for each of a job's containers on this node."""
     node = os.environ.get("SLURMD_NODENAME", "")
-    left = kept_containers.all_here(str(job), node)
+    left = kept_containers.containers_on_node(str(job), node)
     for one in running.find(job, None, node):
         record = {"step": one.step, "node": node, "image": one.image, "tasks": one.tasks, "seconds": one.seconds}
         mark = next((mark for mark in left if one.has_overlay(mark)), None)
         name = {} if mark is None else {"name": left.pop(mark).name}
         yield MARK + json.dumps({**record, **name})
     for rest in left.values():
-        yield MARK + json.dumps(kept_containers.row(rest, node))
+        yield MARK + json.dumps(kept_containers.ps_row(rest, node))
 
 
 def _find_one(job: int, label: str, step: str | None) -> running.Running:
@@ -63,7 +63,7 @@ def enter(job: int, label: str, step: str | None, argv: Sequence[str]) -> NoRetu
     program = ch_join.open_ch_join()
     env, plan = _environment(container)
     namespaces.enter(user_fd, mount_fd, f"pid {container.pid}", further)
-    ch_join.become(program, task_plan.encode(plan), argv or [_shell()], env, _change_to(directory))
+    ch_join.become(program, task_plan.encode(plan), argv or [_shell()], env, _change_directory(directory))
 
 
 def _start_standby_server(user_fd: int) -> None:
@@ -95,7 +95,7 @@ def _shell() -> str:
     return next((path for path in _SHELLS if os.access(path, os.X_OK)), _SHELLS[-1])
 
 
-def _change_to(directory: int | None) -> str:
+def _change_directory(directory: int | None) -> str:
     """Change to the task's directory, and return its path in the container; "/" if that isn't possible."""
     try:
         if directory is not None:

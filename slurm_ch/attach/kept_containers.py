@@ -22,7 +22,7 @@ def _root() -> str | None:
     return pyxis_site.containers([(key, value) for key, value in pairs if key == "containers"])
 
 
-def all_here(job: str, node: str) -> dict[str, named_containers.NamedContainer]:
+def containers_on_node(job: str, node: str) -> dict[str, named_containers.NamedContainer]:
     """Return a job's containers on this node and those that outlive their jobs, by the source name of the overlay."""
     try:
         root = _root()
@@ -33,7 +33,7 @@ def all_here(job: str, node: str) -> dict[str, named_containers.NamedContainer]:
     }
 
 
-def images() -> set[str]:
+def images_in_use() -> set[str]:
     """Return the images from which the caller's containers on this node were made."""
     try:
         root = _root()
@@ -41,12 +41,12 @@ def images() -> set[str]:
         return set()
     found = set()
     for scope in (None, *named_containers.jobs(root)):
-        for one in _everywhere(root, scope, None):
+        for one in _named_containers(root, scope, None):
             found.add(one.image() or "")
     return found
 
 
-def row(one: named_containers.NamedContainer, node: str) -> Mapping[str, object]:
+def ps_row(one: named_containers.NamedContainer, node: str) -> Mapping[str, object]:
     """Return the row of `slurm-ch ps` for a container that doesn't run; its age is the time since its last use."""
     seconds = max(0, int(time.time() - one.used()))
     record = {"step": "-", "node": node, "image": one.image(), "tasks": 0, "seconds": seconds, "name": one.name}
@@ -62,7 +62,7 @@ def remove(names: Sequence[str], job: str | None, node: str | None) -> Iterator[
     root = _root()
     job = job or os.environ.get("SLURM_JOB_ID")
     for name in names:
-        found = [one for one in _everywhere(root, job, node) if one.name == name]
+        found = [one for one in _named_containers(root, job, node) if one.name == name]
         if not found:
             raise ChError(f"{name}: no container of yours has that name here")
         for one in found:
@@ -79,7 +79,7 @@ def remove(names: Sequence[str], job: str | None, node: str | None) -> Iterator[
             yield one.directory
 
 
-def _everywhere(root: str | None, job: str | None, node: str | None) -> Iterator[named_containers.NamedContainer]:
+def _named_containers(root: str | None, job: str | None, node: str | None) -> Iterator[named_containers.NamedContainer]:
     for scope in dict.fromkeys((job, None)):
         for one in [node] if node is not None else named_containers.nodes(root, scope):
             yield from named_containers.all_of(root, scope, one)

@@ -71,7 +71,7 @@ def find(reference: str, node: str | None) -> tuple[Job, Step | None, str]:
     try:
         job = find_job(commands.running_jobs(user), name, user)
     except NoSuchJob:
-        raise ChError(commands.why_not(name, user)) from None
+        raise ChError(commands.why_not_running(name, user)) from None
     step = find_step(job, step_name) if step_name else None
     nodes = commands.host_names(step.nodes if step else job.nodes)
     if node is None:

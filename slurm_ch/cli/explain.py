@@ -52,14 +52,14 @@ def _explain(ctx: click.Context, /, **given: Any) -> None:
 
         before, after = step.before(container), step.after(container)
     if display.on_terminal():
-        lines = [*map(_painted, before), *_for_people(container.plan()), *map(_painted, after)]
+        lines = [*map(_painted, before), *_formatted(container.plan()), *map(_painted, after)]
     else:
         lines = [log.printable(line) for line in (*before, *engine.explain(container), *after)]
     for line in lines:
         click.echo(line)
 
 
-def _for_people(plan: Sequence[Action]) -> list[str]:
+def _formatted(plan: Sequence[Action]) -> list[str]:
     """Return the plan's lines with binds in columns, and missing optional ones dimmed."""
     mounts = [one for one in plan if isinstance(one, binds.BindMount)]
     rows = [["bind", log.printable(one.src), log.printable(one.dst), ", ".join(one.notes())] for one in mounts]

@@ -129,7 +129,7 @@ def prune(*, older: str | None, limit: str | None) -> None:
     store.sweep()
     seconds = settings.duration(older, "--older") if older is not None else None
     bytes_max = settings.size(limit, "--max") if limit is not None else None
-    spare = kept_containers.images()
+    spare = kept_containers.images_in_use()
     if seconds is None and bytes_max is None:
         known = store.names.by_digest()
         unnamed = [one for one in store.images() if not one.site and one.digest not in known]

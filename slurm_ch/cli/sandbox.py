@@ -228,7 +228,7 @@ def _wait(wake: int, terminal: Terminal | None) -> None:
 
 def _directory(cluster: Cluster, entry: pwd.struct_passwd) -> str:
     """Return the first directory that the user may enter: this process's, the user's home, or `/`."""
-    for path in (_here(), entry.pw_dir):
+    for path in (_working_directory(), entry.pw_dir):
         # Tried as the user, because root may enter everything, and by a whole path, because its parents matter.
         entered = cluster.run(["/bin/sh", "-c", 'cd -- "$1"', "sh", path], user=entry.pw_name)
         if entered.returncode == 0:
@@ -236,7 +236,7 @@ def _directory(cluster: Cluster, entry: pwd.struct_passwd) -> str:
     return "/"
 
 
-def _here() -> str:
+def _working_directory() -> str:
     try:
         return os.getcwd()
     except FileNotFoundError:

@@ -24,7 +24,7 @@ _LINKS = 40
 _ACCESS = {os.R_OK: "read", os.X_OK: "execute"}
 
 
-def looked_up(path: str) -> Iterator[tuple[str, os.stat_result]]:
+def components(path: str) -> Iterator[tuple[str, os.stat_result]]:
     """Yield each directory through which the kernel resolves `path`, and finally the file, with its status; OSError."""
     here, todo, links = "/", path.split("/")[::-1], 0
     yield here, os.lstat(here)
@@ -69,7 +69,7 @@ def faults(files: Mapping[str, Sequence[str]], access: Mapping[str, int]) -> lis
     for name, paths in files.items():
         for path in paths:
             try:
-                for above, status in looked_up(path):
+                for above, status in components(path):
                     if above not in found and (fault := _fault(status, hidden)):
                         found[above] = fault
             except OSError as error:

@@ -111,7 +111,7 @@ class BindMount(Action):
             return ""
         return f"left out: {self.src}: not on this node"
 
-    def _why(self) -> str:
+    def _prefix(self) -> str:
         return f"{self.label}: can't bind" if self.label else "can't bind"
 
     def apply(self, build: Build) -> None:
@@ -130,7 +130,7 @@ class BindMount(Action):
                 return
             try:
                 if places.same_place(target, build.root_fd):
-                    raise ChError(f"{self._why()}: {self.dst} is the container's root")
+                    raise ChError(f"{self._prefix()}: {self.dst} is the container's root")
                 self._attach(source, target)
             finally:
                 os.close(target)
@@ -153,12 +153,12 @@ class BindMount(Action):
             from . import not_an_image
 
             raise ChError(
-                f"{self._why()}: source not found: {self.src}{not_an_image.where_it_ends(self.src)}"
+                f"{self._prefix()}: source not found: {self.src}{not_an_image.where_it_ends(self.src)}"
             ) from None
         except OSError as error:
             if self.src_optional and error.errno == errno.EACCES:
                 return -1
-            raise ChError(f"{self._why()}: source {self.src}") from error
+            raise ChError(f"{self._prefix()}: source {self.src}") from error
 
     def _open_target(self, build: Build, source: int) -> int:
         try:
@@ -167,7 +167,7 @@ class BindMount(Action):
             if self.dst_optional:
                 return -1
             if not self.dst_create:
-                raise ChError(f"{self._why()}: destination not found: {self.dst}") from None
+                raise ChError(f"{self._prefix()}: destination not found: {self.dst}") from None
         except OSError as error:
             self._refuse(error)
         directory = stat.S_ISDIR(os.fstat(source).st_mode)
@@ -179,12 +179,12 @@ class BindMount(Action):
                 remedy = ": make it there yourself, or choose another destination"
             elif not self.cover and isinstance(error.__cause__, OSError):
                 remedy = " (make it in the image yourself, or ask for write-fake instead of write)"
-            raise ChError(f"{self._why()}: {error}{remedy}") from error.__cause__
+            raise ChError(f"{self._prefix()}: {error}{remedy}") from error.__cause__
 
     def _refuse(self, error: OSError) -> NoReturn:
         if error.errno == errno.EXDEV:
-            raise ChError(f"{self._why()}: {self.dst} not subdirectory of the image's root") from None
-        raise ChError(f"{self._why()}: destination {self.dst}") from error
+            raise ChError(f"{self._prefix()}: {self.dst} not subdirectory of the image's root") from None
+        raise ChError(f"{self._prefix()}: destination {self.dst}") from error
 
     def _attach(self, source: int, target: int) -> None:
         flags = linux.MOVE_MOUNT_F_EMPTY_PATH | linux.MOVE_MOUNT_T_EMPTY_PATH
@@ -195,8 +195,10 @@ class BindMount(Action):
             linux.move_mount(source, "", target, "", flags)
         except OSError as error:
             if error.errno in (errno.ENOTDIR, errno.EINVAL) and _kinds_differ(source, target):
-                raise ChError(f"{self._why()} {self.src} at {self.dst}: one is a directory, the other is not") from None
-            raise ChError(f"{self._why()} {self.src} at {self.dst}") from error
+                raise ChError(
+                    f"{self._prefix()} {self.src} at {self.dst}: one is a directory, the other is not"
+                ) from None
+            raise ChError(f"{self._prefix()} {self.src} at {self.dst}") from error
 
     def _merge(self, build: Build, source: int) -> None:
         """Bind the source's parent once, and make the destination a symbolic link into that bind."""
@@ -214,13 +216,13 @@ class BindMount(Action):
         try:
             directory = places.writeable(build, directory, self.dst)
             if not _exists_at(directory, last) and not self.dst_create:
-                raise ChError(f"{self._why()}: destination not found: {self.dst}")
+                raise ChError(f"{self._prefix()}: destination not found: {self.dst}")
             if self._move_away(directory, last):
                 os.symlink(f"{point}/{name}", last, dir_fd=directory)
             else:
                 self._bind_plainly(build, source)
         except OSError as error:
-            raise ChError(f"{self._why()}: can't link {self.dst}") from error
+            raise ChError(f"{self._prefix()}: can't link {self.dst}") from error
         finally:
             os.close(directory)
 

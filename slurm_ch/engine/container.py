@@ -109,7 +109,7 @@ class Container:
             *([] if self.spec.userns or self.image.kind == image.HOST else [ForbidNesting()]),
             self._image_action(),
             root.OpenSources([action for action in actions if isinstance(action, binds.BindMount)]),
-            root.Stage(self.image.reference),
+            root.MountStaging(self.image.reference),
             *actions,
             RunHooks(self, self.hooks_host),
             *([] if self.spec.write or self.spec.write_fake else [root.ReadOnlyCovers()]),
@@ -124,7 +124,7 @@ class Container:
         return (
             NewNamespaces((self.caller.uid, self.caller.gid), (0, 0)),
             self._image_action(),
-            root.Stage(self.image.reference),
+            root.MountStaging(self.image.reference),
             *self._changes(),
         )
 
@@ -232,8 +232,10 @@ class Container:
         uid, gid = self.uid, self.gid
         if self.spec.like_ch_run:
             return [
-                root.Write("/etc/passwd", accounts.passwd_text(uid, accounts.user_line(uid, gid, "/")), create=False),
-                root.Write("/etc/group", accounts.group_text(gid, accounts.group_line(gid)), create=False),
+                root.WriteFile(
+                    "/etc/passwd", accounts.passwd_text(uid, accounts.user_line(uid, gid, "/")), create=False
+                ),
+                root.WriteFile("/etc/group", accounts.group_text(gid, accounts.group_line(gid)), create=False),
             ]
         # Names are looked up here, before any namespace is entered; the home is known only later.
         user, group = accounts.user_line(uid, gid, "\0"), accounts.group_line(gid)

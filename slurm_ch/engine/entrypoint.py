@@ -14,7 +14,7 @@ from .. import agreement, linux, log
 from ..errors import ChError, describe
 from . import ch_join, task_plan
 from .action import Action, Build
-from .environment import is_tasks_own
+from .environment import is_task_variable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class RunEntrypoint(Action):
         before, _ = self._run(plan, SHOW, False)
         after, directory = self._run(plan, self.argv, self.speaks)
         os.close(self.ch_join_fd)
-        names = [name for name in {**before, **after} if name not in _SHELLS and not is_tasks_own(name)]
+        names = [name for name in {**before, **after} if name not in _SHELLS and not is_task_variable(name)]
         for name in names:
             if name not in after:
                 build.records.append((agreement.PLAN_UNSET, name))

@@ -276,14 +276,14 @@ class Environment(Action):
         if path in self.host_files:
             text, identity = self.host_files[path]
             if path.startswith("/") and not self.joining and not self.spec.like_ch_run:
-                self._report_both(build, path, identity)
+                self._warn_of_both(build, path, identity)
             return text
         try:
             return text_of(places.open_file(build, path.removeprefix(_IMAGES)), path, self.given[path])
         except OSError as error:
             raise ChError(f"{self.given[path]}: can't read environment file") from error
 
-    def _report_both(self, build: Build, path: str, identity: tuple[int, int]) -> None:
+    def _warn_of_both(self, build: Build, path: str, identity: tuple[int, int]) -> None:
         """Warn that the host's file is used if the image has another one at that path."""
         try:
             fd = places.look_up(build, path, True)
@@ -412,7 +412,7 @@ def apply_inside(environment: Environment) -> Build:
     return build
 
 
-def is_tasks_own(name: str) -> bool:
+def is_task_variable(name: str) -> bool:
     """Whether the variable is one of Slurm's, MPI's or a device's, whose value may differ from task to task."""
     return name.startswith((*_SLURMS, *_TASKS)) or name.endswith(_TASKS_ENDINGS)
 

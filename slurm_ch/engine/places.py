@@ -244,7 +244,7 @@ def lay_over(build: Build, directory: int, cover: int, entries: Sequence[str] = 
     linux.move_mount(cover, "", directory, "", _ONTO)
     mounted = {name for name, _ in below}
     for name in entries:
-        _show(build, directory, cover, name, name in mounted)
+        _copy_entry(build, directory, cover, name, name in mounted)
     for name, fd in below:
         # The cover has the mount points, but not the mounts.
         _attach(fd, cover, name)
@@ -262,7 +262,7 @@ def _attach(mount: int, directory: int, name: str) -> None:
     os.close(place)
 
 
-def _show(build: Build, directory: int, cover: int, name: str, mounted: bool) -> None:
+def _copy_entry(build: Build, directory: int, cover: int, name: str, mounted: bool) -> None:
     """Make an entry of `directory` in its cover: a copy of a link, a mount point if `mounted`, else a bind."""
     # Looked up only once: a user who can write to the image could replace the entry by a link to the host.
     entry = linux.openat2(directory, name, os.O_PATH | os.O_NOFOLLOW, _PLAIN)

@@ -33,7 +33,7 @@ def directories(env: Mapping[str, str], munge: bool = False) -> list[str]:
     Never /tmp itself: a user who asks for a private /tmp should have one. Munge's socket
     only if `munge` allows it: a process that can reach it can submit jobs as the user.
     """
-    named = [*(env.get(name, "") for name in _VARIABLES), _session(env)]
+    named = [*(env.get(name, "") for name in _VARIABLES), _session_directory(env)]
     # lstrip, because normpath keeps two leading slashes.
     found = [os.path.normpath("/" + path.lstrip("/")) for path in named if path.startswith("/")]
     if munge and "munge" in _security_modes(env):
@@ -52,7 +52,7 @@ def needs_munge(env: Mapping[str, str]) -> bool:
     return _security_modes(env) == ["munge"]
 
 
-def _session(env: Mapping[str, str]) -> str:
+def _session_directory(env: Mapping[str, str]) -> str:
     """Return the directory for session files, which Slurm's plugin names like this."""
     names = (env.get("SLURM_JOB_UID"), env.get("SLURM_JOB_ID"), env.get("SLURM_STEP_ID"))
     if None in names:
@@ -60,11 +60,11 @@ def _session(env: Mapping[str, str]) -> str:
     name = "/spmix_appdir_{}_{}.{}".format(*names)
     base = env.get("SLURM_PMIX_TMPDIR")
     if not base:
-        base = "/tmp" if os.path.isdir("/tmp" + name) else _configured(env)
+        base = "/tmp" if os.path.isdir("/tmp" + name) else _site_directory(env)
     return base + name
 
 
-def _configured(env: Mapping[str, str]) -> str:
+def _site_directory(env: Mapping[str, str]) -> str:
     """Return the site's directory for session files: mpi.conf's setting, else slurm.conf's TmpFS, else /tmp."""
     from .. import slurm_conf
 

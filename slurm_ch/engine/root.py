@@ -68,7 +68,7 @@ class OpenSources(Action):
             bind.open_source()
 
 
-class Stage(Action):
+class MountStaging(Action):
     """Mount the staging tmpfs, and the image in it as the new root, with private propagation."""
 
     __slots__ = ("reference",)
@@ -184,7 +184,7 @@ class ReadOnlyCovers(Action):
         build.covers.clear()
 
 
-class Write(Action):
+class WriteFile(Action):
     """Put a file with the given text over one of the image's."""
 
     __slots__ = ("create", "path", "text")
@@ -269,7 +269,7 @@ class AddAccount(Action):
                 return
         new = accounts.merged(old, line, self.whole(line))
         if new != old and not (build.in_memory and self._rewrite(build, new)):
-            Write(self.path, new).apply(build)
+            WriteFile(self.path, new).apply(build)
 
     def _rewrite(self, build: Build, text: str) -> bool:
         try:

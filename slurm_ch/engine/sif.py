@@ -68,13 +68,13 @@ def offset(fd: int, reference: str) -> int | None:
         for one in used:
             # 201 bytes that all descriptors have are followed by the partition's file system and purpose.
             if _number(one, 0, 4) == _PARTITION and _number(one, 205, 4) == kind:
-                return _begin(fd, one, reference)
+                return _squashfs_offset(fd, one, reference)
     if any(_number(one, 0, 4) == _OCI_INDEX for one in used):
         raise _refused(reference, "that keeps its layers apart (OCI-SIF)")
     raise _refused(reference, "without a root file system")
 
 
-def _begin(fd: int, partition: bytes, reference: str) -> int:
+def _squashfs_offset(fd: int, partition: bytes, reference: str) -> int:
     kind, begin = _number(partition, 201, 4), _number(partition, 17, 8)
     if kind in _REFUSED:
         raise _refused(reference, _REFUSED[kind])

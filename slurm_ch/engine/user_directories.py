@@ -39,7 +39,7 @@ class UserDirectories:
     def home(self, build: Build) -> str:
         """Return HOME: the user's own home if the container shows it, else the image's /root, else /."""
         own = self._caller.environment.get("HOME", "")
-        if self._home is not None and _is(build, own, self._home):
+        if self._home is not None and _is_same_directory(build, own, self._home):
             return own
         if self._spec.home:
             return self._caller.home_directory()
@@ -53,7 +53,7 @@ class UserDirectories:
             return relayed, ""  # the directory of a script in a container, from which the step was started
         if self._here is not None:
             for path in self._candidates():
-                if _is(build, path, self._here):
+                if _is_same_directory(build, path, self._here):
                     return path, ""
         start = cwd if _exists(build, cwd) else _CONTAINERS_ROOT
         if cwd == _CONTAINERS_ROOT or (self._spec.private_tmp and cwd in TEMPORARY):
@@ -114,7 +114,7 @@ def _status(path: str) -> os.stat_result | None:
         return None
 
 
-def _is(build: Build, path: str, wanted: os.stat_result) -> bool:
+def _is_same_directory(build: Build, path: str, wanted: os.stat_result) -> bool:
     try:
         fd = places.look_up(build, path, True)
     except (OSError, ValueError):

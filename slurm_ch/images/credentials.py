@@ -59,7 +59,7 @@ def login_file(env: Mapping[str, str]) -> str:
     return os.path.join(config, "containers/auth.json")
 
 
-def looked_at(env: Mapping[str, str]) -> str:
+def credentials_hint(env: Mapping[str, str]) -> str:
     """Return the part of a message that lists the files in which credentials were looked for."""
     files = auth_files(env)
     there = [path for path in files if os.path.exists(path)]

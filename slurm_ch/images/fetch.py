@@ -17,7 +17,7 @@ import time
 from .. import log
 from ..errors import ChError
 from . import children, manifest, pack
-from .credentials import ENVIRONMENT, looked_at, runtime_directory
+from .credentials import ENVIRONMENT, credentials_hint, runtime_directory
 from .reference import DOCKER, Reference
 
 TYPE_CHECKING = False
@@ -95,7 +95,7 @@ class Skopeo:
         """Return the manifest's bytes; FetchError if they don't have the requested digest."""
         wanted = digest or reference.digest
         argv = ["inspect", "--raw", *_daemon(reference, self._env), reference.source(digest)]
-        raw = self._tries(reference, argv, tick, None, RESOLVE_SECONDS)
+        raw = self._with_retries(reference, argv, tick, None, RESOLVE_SECONDS)
         if len(raw) > manifest.BYTES_MAX:
             raise FetchError(f"{reference.text}: its manifest is too large: more than {manifest.BYTES_MAX} bytes")
         if wanted and manifest.digest_of(raw) != wanted:
@@ -114,18 +114,20 @@ class Skopeo:
         if platform is not None:
             words = ("--override-os", "--override-arch", "--override-variant")
             argv[:0] = [word for pair in zip(words, platform.split("/")) for word in pair]
-        self._tries(reference, [*argv, source, f"oci:{to}:image"], tick, to, None)
+        self._with_retries(reference, [*argv, source, f"oci:{to}:image"], tick, to, None)
 
     def push(self, layout: str, reference: Reference, tick: Callable[[], None]) -> None:
         """Push the image in an OCI layout to `reference`."""
-        self._tries(reference, ["copy", "--quiet", f"oci:{layout}:image", reference.source()], tick, layout, None)
+        self._with_retries(
+            reference, ["copy", "--quiet", f"oci:{layout}:image", reference.source()], tick, layout, None
+        )
 
-    def _tries(
+    def _with_retries(
         self, reference: Reference, argv: list[str], tick: Callable[[], None], growing: str | None, limit: float | None
     ) -> bytes:
         for wait in (*self._retries, None):
             try:
-                return self._once(reference, argv, tick, growing, limit)
+                return self._try_once(reference, argv, tick, growing, limit)
             except Unreachable as error:
                 if wait is None:
                     raise
@@ -133,7 +135,7 @@ class Skopeo:
                 _pause(wait, tick)
         raise AssertionError
 
-    def _once(
+    def _try_once(
         self, reference: Reference, argv: list[str], tick: Callable[[], None], growing: str | None, limit: float | None
     ) -> bytes:
         with children.memory_file() as out, children.memory_file() as messages:
@@ -236,7 +238,7 @@ _MEANINGS: tuple[tuple[str, type[FetchError], str], ...] = (
         r"|manifest unknown|name unknown|repository name not known|not found|\b40[134]\b"
         r"|invalid username/password|unable to retrieve auth token",
         NotThere,
-        "not there, or you may not read it; `slurm-ch login {host}`{looked_at}",
+        "not there, or you may not read it; `slurm-ch login {host}`{credentials_hint}",
     ),
     (
         r"Source image rejected|signature",
@@ -263,7 +265,7 @@ def failure(reference: Reference, text: str, env: Mapping[str, str], scratch: st
         missing = _MISSING_FILE.search(text)
         return NotThere(f"{what}: not there: {said}") if missing else FetchError(f"{what}: {said}")
     kind, words = next((kind, words) for found, kind, words in _MEANINGS if re.search(found, text, re.IGNORECASE))
-    return kind(f"{what}: " + words.format(host=host, said=said, looked_at=looked_at(env)))
+    return kind(f"{what}: " + words.format(host=host, said=said, credentials_hint=credentials_hint(env)))
 
 
 _LEVEL = re.compile(r'^time="[^"]*" level=(\w+) msg=(".*")\s*$')

@@ -69,7 +69,7 @@ class Names:
             manifests = {}
         if manifests.get(platform) == manifest and record.get("when", "")[:10] == now_text()[:10]:
             return
-        self._note(os.path.join("refs", _name(reference)), reference, digest, {**manifests, platform: manifest})
+        self._write_record(os.path.join("refs", _name(reference)), reference, digest, {**manifests, platform: manifest})
 
     def pinned(self, job: str, reference: Reference, platform: str, ask: Callable[[], KnownDigests]) -> KnownDigests:
         """Return what a name means in a job: the first process of the job calls `ask`, and others wait for its answer.
@@ -78,7 +78,7 @@ class Names:
         """
         place = os.path.join("refs", f"job-{job}")
         name = _name(reference)
-        known = self._pin(place, name, reference, platform) if self._cache.is_trusted() else None
+        known = self._read_pin(place, name, reference, platform) if self._cache.is_trusted() else None
         if known is not None:
             return known
         try:
@@ -88,18 +88,18 @@ class Names:
             log.debug(f"{self._cache.directory}: {error}")
             return ask()
         pin = f"job-{job}-{name}"
-        with self._cache.locks.hold(pin, lambda: self._pin(place, name, reference, platform)) as (noted, _):
+        with self._cache.locks.hold(pin, lambda: self._read_pin(place, name, reference, platform)) as (noted, _):
             if noted is not None:
                 return noted
             found = ask()
             record = read_record(os.path.join(self._cache.directory, place, name))
             manifests = record.get("manifests") if record.get("digest") == found.digest else None
-            self._note(
+            self._write_record(
                 os.path.join(place, name), reference, found.digest, {**(manifests or {}), platform: found.manifest}
             )
             return found
 
-    def _pin(self, place: str, name: str, reference: Reference, platform: str) -> KnownDigests | None:
+    def _read_pin(self, place: str, name: str, reference: Reference, platform: str) -> KnownDigests | None:
         return _from_record(read_record(os.path.join(self._cache.directory, place, name)), reference, platform)
 
     def once(self, job: str, name: str, make: Callable[[Callable[[], None]], str]) -> str:
@@ -123,7 +123,7 @@ class Names:
             self._cache.write_record(path, {"made": made})
             return made
 
-    def _note(self, name: str, reference: Reference, digest: str, manifests: dict[str, str]) -> None:
+    def _write_record(self, name: str, reference: Reference, digest: str, manifests: dict[str, str]) -> None:
         record = {"reference": reference.text, "digest": digest, "manifests": manifests, "when": now_text()}
         try:
             self._cache.prepare()

@@ -64,7 +64,7 @@ def containerize(
     _add_hooks(container, hooks)
     build = engine.containerize(container)
     linux.prctl_no_new_privs()
-    asked, usual = _carry_out(build.records, os.environ)
+    asked, usual = _apply_records(build.records, os.environ)
     _change_directory(asked, usual or "/")
     return container
 
@@ -156,7 +156,9 @@ def _error(text: str, code: int) -> errors.ChError:
 # ---- What ch-join does for a command, applied to this process ----
 
 
-def _carry_out(records: Iterable[task_plan.Record], environ: MutableMapping[str, str]) -> tuple[str | None, str | None]:
+def _apply_records(
+    records: Iterable[task_plan.Record], environ: MutableMapping[str, str]
+) -> tuple[str | None, str | None]:
     """Apply a plan's records to `environ`; return the requested directory and the usual one, each or None."""
     directories: dict[str, str] = {}
     rest = iter(records)
@@ -170,15 +172,15 @@ def _carry_out(records: Iterable[task_plan.Record], environ: MutableMapping[str,
             if environ.get(name) != text:
                 next(rest, None)
         elif kind == agreement.PLAN_PATH:
-            _path_has(environ, value if value[:1] == "/" else "/bin", makes_one=not value or value[0] == "/")
+            _add_to_path(environ, value if value[:1] == "/" else "/bin", makes_one=not value or value[0] == "/")
         elif kind in (agreement.PLAN_UNSET, agreement.PLAN_TEMPORARY):
-            _take_away(kind, value, environ)
+            _unset_or_replace(kind, value, environ)
         else:
             directories[kind] = value
     return directories.get(agreement.PLAN_DIRECTORY), directories.get(agreement.PLAN_USUAL_DIRECTORY)
 
 
-def _take_away(kind: str, value: str, environ: MutableMapping[str, str]) -> None:
+def _unset_or_replace(kind: str, value: str, environ: MutableMapping[str, str]) -> None:
     """Unset the variables that match; for PLAN_TEMPORARY, set those that name a missing directory to /tmp."""
     if kind == agreement.PLAN_UNSET:
         for one in [one for one in environ if matches(value, one)]:
@@ -193,7 +195,7 @@ def _take_away(kind: str, value: str, environ: MutableMapping[str, str]) -> None
             environ[one] = "/tmp"
 
 
-def _path_has(environ: MutableMapping[str, str], directories: str, *, makes_one: bool) -> None:
+def _add_to_path(environ: MutableMapping[str, str], directories: str, *, makes_one: bool) -> None:
     for one in directories.split(":"):
         path = environ.get("PATH")
         if path is None and not makes_one:

@@ -55,7 +55,7 @@ def _tmpfs_options(part: str, flags: str) -> dict[str, str]:
     return options
 
 
-def _here() -> str:
+def _working_directory() -> str:
     try:
         return os.getcwd()
     except OSError:
@@ -81,7 +81,7 @@ def _mount(part: str) -> Bind:
     for word in words:
         if word not in _IGNORED and word not in _KEPT:
             raise _wrong(part, f"{word or 'the empty word'} is not a flag that a user's mount can have")
-    dst = os.path.normpath(os.path.join(_here(), dst))
+    dst = os.path.normpath(os.path.join(_working_directory(), dst))
     if dst == "/":
         raise _wrong(part, "the destination can't be /")
     return Bind(src, dst, f"--container-mounts={part}", tuple(word for word in _KEPT if word in words))

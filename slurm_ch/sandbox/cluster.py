@@ -272,7 +272,7 @@ class Cluster:
             conf = self._path(f"slurm.{name}.conf") if name in self.plugstack_of else self.conf
             self._daemon(name, [program["slurmd"], "-D", "-f", conf, "-N", name])
         self._wait("slurmctld", self._all_idle)
-        self._order({"hostname": socket.gethostname()})
+        self._send_request({"hostname": socket.gethostname()})
         self._wait("supervisor", self._has_hostname)
         if self.only_user is not None:
             # Without the socket, nobody gets credentials. Its directory stays root's: its owner
@@ -301,9 +301,9 @@ class Cluster:
         return True
 
     def _daemon(self, name: str, argv: list[str]) -> None:
-        self._order({"name": name, "argv": argv, "log": self._path(f"log/{name}.err")})
+        self._send_request({"name": name, "argv": argv, "log": self._path(f"log/{name}.err")})
 
-    def _order(self, order: Mapping[str, object]) -> None:
+    def _send_request(self, order: Mapping[str, object]) -> None:
         assert self._supervisor is not None and self._supervisor.stdin is not None
         self._supervisor.stdin.write(json.dumps(order).encode() + b"\n")
 

@@ -211,10 +211,10 @@ def _serve(directory: str) -> None:
                 return
             *lines, orders = (orders + data).split(b"\n")
             for line in lines:
-                _obey(json.loads(line), names, directory)
+                _carry_out(json.loads(line), names, directory)
 
 
-def _obey(order: dict[str, Any], names: dict[int, str], directory: str) -> None:
+def _carry_out(order: dict[str, Any], names: dict[int, str], directory: str) -> None:
     if "argv" in order:
         names[_spawn(order["argv"], order["log"], order["name"] == "slurmctld")] = order["name"]
     elif "hostname" in order:

@@ -108,7 +108,7 @@ def _text(argv: Sequence[str]) -> str:
     return done.stdout
 
 
-def why_not(job: str, user: str) -> str:
+def why_not_running(job: str, user: str) -> str:
     """Return a message that says why `job` is not among the user's running jobs."""
     done = run(["squeue", "--noheader", "--format=%u %T", f"--jobs={job}"])
     if done.returncode == 0 and done.stdout.strip():

@@ -60,13 +60,13 @@ def become_static(name: str, spec: Spec, words: Words) -> None:
 
 
 def _tag_and_count(spec: Spec, env: Mapping[str, str]) -> tuple[str, int]:
-    tag = spec.join_tag or step.tag(env, ppid=_starter(env))
+    tag = spec.join_tag or step.tag(env, ppid=_starter_pid(env))
     count = spec.join_count or step.local_task_count(env)
     step.check_join(tag, count)
     return tag, count
 
 
-def _starter(env: Mapping[str, str]) -> int:
+def _starter_pid(env: Mapping[str, str]) -> int:
     """Return this process's parent, or for MPICH the process that started all ranks on this node."""
     pid = os.getppid()
     while step.HYDRA_COUNT in env and pid > 1:

@@ -80,7 +80,7 @@ def _in_memory(directory: Path) -> Build:
 def written(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is laid over a file of the image's."""
     found: list[str] = []
-    monkeypatch.setattr(root.Write, "apply", lambda self, _build: found.append(self.text))
+    monkeypatch.setattr(root.WriteFile, "apply", lambda self, _build: found.append(self.text))
     return found
 
 

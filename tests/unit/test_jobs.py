@@ -347,7 +347,7 @@ def test_pyslurm_is_loaded_in_one_place_and_late() -> None:
 )
 def test_why_not(mocker: MockerFixture, said: str | None, expected: str) -> None:
     commands(mocker, **({"text": said} if said else {}))
-    assert controller.why_not("7", "ada") == expected
+    assert controller.why_not_running("7", "ada") == expected
 
 
 def test_a_command_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

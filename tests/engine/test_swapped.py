@@ -158,7 +158,7 @@ def test_a_directory_that_becomes_a_link_while_it_is_packed(
     for place, text in ((image / "data", "of the image"), (secret, "of the host!")):
         place.mkdir(parents=True)
         (place / "file").write_text(text)
-    node = directory._node
+    node = directory._make_node
 
     def swap() -> None:
         (image / "data").rename(tmp_path / "away")
@@ -170,7 +170,7 @@ def test_a_directory_that_becomes_a_link_while_it_is_packed(
             swap()
         return found
 
-    monkeypatch.setattr(directory, "_node", seen)
+    monkeypatch.setattr(directory, "_make_node", seen)
     out = os.open(tmp_path / "archive", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         with pytest.raises(ChError, match="can't (pack|read)"):

@@ -68,7 +68,7 @@ def imported(path: Path) -> set[Path]:
 def at(name: str) -> Path:
     """Return where the module is; a name that the library gives is at home elsewhere."""
     name = name.removeprefix("slurm_ch.")
-    return PACKAGE.joinpath(*slurm_ch._HOMES.get(name, name).split("."))
+    return PACKAGE.joinpath(*slurm_ch._MODULES.get(name, name).split("."))
 
 
 def allowed(path: Path, other: Path) -> bool:

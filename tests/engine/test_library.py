@@ -192,7 +192,7 @@ os.wait()
         ("run('foo.sqfs', ['true'], uid='x')", "UsageError: uid=x: not a whole number"),
         ("run('foo.sqfs', ['/nowhere'])", ""),
         ("containerize('foo.sqfs', seccomp=True)", "UsageError: seccomp: only for commands that slurm_ch.run() runs"),
-        ("run(slurm_ch.Spec('foo.sqfs'), ['true'], uid=1)", "TypeError: a Spec has everything in it"),
+        ("run(slurm_ch.Spec('foo.sqfs'), ['true'], uid=1)", "TypeError: a Spec contains all options"),
         ("run('foo.sqfs', ['true'], hooks=[slurm_ch.Hooks('never')])", "UsageError: hooks run at host, guest or all, not at never"),
         ("job_environment(image='/etc/passwd')", "ChError: unknown image type: /etc/passwd"),
         ("job_environment(image='/', write=True, write_fake=True)", "UsageError: --ch-write=yes: contradicts --ch-write-fake"),

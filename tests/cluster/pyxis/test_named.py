@@ -92,7 +92,7 @@ def test_a_running_one_is_joined(good: Good, go: Path) -> None:
         srun -n1 --overlap --container-name=c --container-save=$PWD/joined.sqsh touch /by-joiner 2> /dev/null
         srun -n1 --overlap --container-image=$PWD/joined.sqsh ls /running /by-joiner
         srun -n1 --overlap --container-name=c:no_exec true 2>&1 | grep -o 'c: it runs'
-        srun -n1 --overlap --container-name=c:create --container-image=$IMG true 2>&1 | grep -o 'there is such .*'
+        srun -n1 --overlap --container-name=c:create --container-image=$IMG true 2>&1 | grep -o 'a container of this .*'
         srun -n1 --overlap --container-name=c --container-unshare=net true 2>&1 | grep -o 'net: c runs without'
         echo > go
         wait

@@ -76,7 +76,7 @@ static pid_t parent(pid_t pid, char name[32])
 	return atoi(end + 4);
 }
 
-/* The nearest ancestor whose name begins so; 0 if there is none. */
+/* Return the nearest ancestor whose name begins with `name`; 0 if there is none. */
 static pid_t ancestor(const char *name)
 {
 	char its[32];

@@ -181,9 +181,9 @@ void components_free(void)
 	parts_read = 0;
 }
 
-/* Return the rank of this step's component, if the components are in one job; -1 if it can't be told. Every Slurm
+/* Return the rank of this step's component, if the components are in one job; -1 if it can't be found out. Every Slurm
  * release with such steps shows the rank only in the name of slurmstepd's socket, NODE_JOB.STEP.RANK. If two
- * components run on one node, neither can be told. */
+ * components run on one node, it stays unknown for both. */
 static long rank_by_socket(const char *node, uint32_t job, uint32_t step)
 {
 	FILE *in = node ? fopen("/proc/net/unix", "re") : NULL;
@@ -225,8 +225,8 @@ static bool is_this_step(const char *line, unsigned long job, long socket, char 
 	return socket >= 0 ? rank == (unsigned long)socket : job_of_group(env, rank) == job;
 }
 
-/* Return this step's request from the requests of all components, or NULL if it can't be told which that is; freed
- * by the caller. */
+/* Return this step's request from the requests of all components, or NULL if it can't be found out which that is;
+ * freed by the caller. */
 char *component_request(spank_t sp, const char *text, char **env)
 {
 	size_t n = strlen(COMPONENT_LINE);

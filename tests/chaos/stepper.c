@@ -1,20 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* stepper: runs a program and does one thing to it at one of its system calls.
+/* stepper: runs a program and causes one fault at one of its system calls.
  *
- * Copied to where a site argument of the plugin's (python=, ch_join=,
- * squashfuse=) leads; what it does is in the file of its own name plus ".plan":
+ * A copy of it is put at the path of a site argument (python=, ch_join=,
+ * squashfuse=). The file with the copy's name and ".plan" has the fault:
  *
- *     real PATH         what to become
- *     rank N            only where SLURM_PROCID is N; else become it at once
+ *     real PATH         the program to run
+ *     rank N            only if SLURM_PROCID is N; else just become the program
  *     log PATH          one line per call: PROCESS CALL NUMBER ARGUMENTS
  *     at PROCESS CALL NUMBER  where to act: both count from 0; at that call, or the
  *                             next one that is system call NUMBER (-1 for any);
  *                             PROCESS -1 for whichever comes first
  *     errno N | kill | hold PATH
  *
- * Process 0 is the program itself, further ones are its children in the order
- * in which they are forked, until they execute something. The program keeps its
- * pid: who traces it is a process of a session of its own.
+ * Process 0 is the program itself. The others are its children, in the order in
+ * which they are forked, until they execute something. The program keeps its pid:
+ * the tracer is another process, in its own session.
  *
  * hold: writes the pid to the FIFO PATH.held and goes on when PATH.go can be read.
  */
@@ -55,7 +55,7 @@ static struct {
 static struct process {
 	pid_t pid;
 	int calls;
-	int failing; /* the errno that the call it is in shall return */
+	int failing; /* the errno that its current call is to return */
 	int counting;
 } processes[MAX_PROCESSES];
 static int process_count;
@@ -161,14 +161,14 @@ static void set_result(pid_t pid, long result)
 #endif
 }
 
-/* ---- What is done ---- */
+/* ---- The fault ---- */
 
 static void hold(pid_t pid)
 {
 	char path[PATH_MAX + 8], byte;
 	int fd;
 
-	/* Whoever lets go may have gone: then this process dies, and what is held goes on. */
+	/* The process that releases the held one may have ended: then this one dies, and the held one goes on. */
 	alarm(200);
 	snprintf(path, sizeof(path), "%s.held", plan.hold);
 	fd = open(path, O_WRONLY | O_CLOEXEC);
@@ -229,7 +229,7 @@ static void on_stop(pid_t pid, int status)
 	int event = status >> 16, signal = WSTOPSIG(status);
 	unsigned long child;
 
-	/* Once it's done, or at a child's own program, nothing is counted any more. */
+	/* After the fault, or when a child executes another program, count no further calls. */
 	int resume = acted && !(p && p->failing) ? PTRACE_CONT : PTRACE_SYSCALL;
 
 	if (signal == (SIGTRAP | 0x80)) {

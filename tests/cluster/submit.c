@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Submits a script as slurmrestd and pyslurm do: its text, with no look at its #SBATCH lines.
+/* Submits a script as slurmrestd and pyslurm do: its text, without reading its #SBATCH lines.
  *
  *   submit SCRIPT OUTPUT    prints the job's number
  */

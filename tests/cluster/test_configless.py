@@ -30,12 +30,12 @@ class Configless(Cluster):
 
     def _prepare(self) -> None:
         super()._prepare()
-        # Of plugstack.conf's place nothing is said: beside slurm.conf, wherever that is. And nodes
+        # slurm.conf doesn't name plugstack.conf, which is therefore looked up beside it. And nodes
         # keep the file that they get first, so it must be the one for clients too.
         mine = f"PlugStackConfig={self._path('plugstack.conf')}\n"
         self._confs["slurm.conf"] = self._confs["slurm.conf"].replace(mine, "")
         Path(self.conf).write_text(self._confs["slurm.conf"])
-        # What slurmd asks with before it knows of another: every cluster of the module has this one's place.
+        # slurmd uses this socket before it knows of another, so every cluster of the module has it.
         os.makedirs("/run/munge", exist_ok=True)
         if os.path.lexists("/run/munge/munge.socket.2"):
             os.unlink("/run/munge/munge.socket.2")

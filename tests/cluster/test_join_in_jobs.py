@@ -125,7 +125,7 @@ def test_steps_at_once_on_a_node(gathering: Gathering) -> None:
 @pytest.mark.parametrize("mpirun", [OPEN_MPI, HYDRA], ids=["Open MPI", "MPICH"])
 @pytest.mark.row("J1", "W1")
 def test_two_mpiruns_in_a_batch_script(gathering: Gathering, mpirun: str) -> None:
-    """At once, of two and of three ranks."""
+    """Two mpiruns at the same time, of two and of three ranks."""
     body = "\n".join(f"{mpirun} {n} {gathering.peer(5, f'of{n}')} &" for n in (2, 3))
     assert apart(gathering.batch(body, "-w n1 -n5 --overcommit")) == [2, 3]
 

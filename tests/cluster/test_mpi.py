@@ -205,7 +205,7 @@ def pmix(mpi: Callable[[str], str], cluster: Cluster) -> bool:
 
 
 def test_open_mpi_with_pmix(mpi: Callable[[str], str], world_tmp: Path, pmix: bool) -> None:
-    """What PMIx shares with its server is not in the image, and must be seen: `mpi` allows no message."""
+    """Files that PMIx shares with its server are not in the image, but must be visible: `mpi` allows no message."""
     if not pmix:
         return
     step = f"sh -c 'OMPI_MCA_btl_vader_backing_directory={world_tmp}/tmp-$SLURMD_NODENAME exec openmpi-program'"
@@ -282,7 +282,7 @@ def test_pmix_directories_are_there_once(mpi: Callable[[str], str], pmix: bool) 
 
 
 def test_ranks_of_a_node_read_each_others_memory(mpi: Callable[[str], str], user: str, world_tmp: Path) -> None:
-    """What MPI calls CMA: allowed in one container, and not between two."""
+    """MPI's CMA is allowed in one container, and not between two."""
     meeting = world_tmp / "meeting"
     meeting.mkdir()
     subprocess.run(["mkfifo", "-m", "666", meeting / "there", meeting / "back"], check=True)

@@ -133,7 +133,7 @@ def test_a_task_prologs_tmpdir_counts(sh: Run, good: Good, world_tmp: Path, outs
 
 
 def test_relative_paths_that_become_defaults(good: Good, image_sqfs: Path, outside: Path) -> None:
-    """In the words of the README: the script's image is its steps' image, wherever they start."""
+    """As the README says: the script's image is also that of its steps, wherever they start."""
     home = outside / "data"
     shutil.copy(image_sqfs, home / "foo.sqfs")
     (home / "vars").write_text("A=from the file\n")

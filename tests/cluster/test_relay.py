@@ -399,7 +399,7 @@ def test_a_terminal_inside(cluster: Cluster, user: str, image_sqfs: Path, sh: Ru
 
 
 def test_the_end_of_the_script_is_the_end(batch: Batch, cluster: Cluster) -> None:
-    """What it leaves running is over, the broker is gone, the node is free: `sh` looks."""
+    """Processes that it has left running end, the broker ends, and the node is free: `sh` checks that."""
     assert batch("srun -n1 -N1 sleep 1000 & srun -n1 -N1 echo done") == ["done"]
     assert set(cluster.node_states().values()) <= {"idle", "completing"}
 

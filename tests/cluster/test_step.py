@@ -194,7 +194,7 @@ def test_prologs_run_on_the_host(world_tmp: Path, user: str, where: str, good: G
 
 
 def test_a_prolog_gets_no_descriptor_of_ours(good: Good, world_tmp: Path) -> None:
-    """What it left running would keep the ticket, and so the container and its server."""
+    """A process that it left running would keep the ticket, and so the container and its server."""
     script, seen = world_tmp / "looks.sh", world_tmp / "seen"
     seen.touch()
     seen.chmod(0o666)

@@ -222,7 +222,7 @@ def test_words_of_the_command_are_its_own(sh: Run) -> None:
 
 
 def test_a_job_submitted_without_the_plugin(cluster: Cluster, user: str, image_sqfs: Path, world_tmp: Path) -> None:
-    """As pyslurm and slurmrestd do it: the job's environment is all that there is."""
+    """As with pyslurm and slurmrestd: only the job's environment requests the container."""
     conf = world_tmp / "without-plugin.conf"
     with open(cluster.conf) as file:
         conf.write_text(re.sub(r"(?m)^PlugStackConfig=.*$", "PlugStackConfig=/dev/null", file.read()))

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What a hostile command tries in order to leave its container.
+/* Tries to leave the container, as a hostile command would.
  *
  *   escape READ-ONLY-FILE PID...
  *
- * Prints what worked, one word a line; silence is good. With `--control` in the
- * place of the file it only tries the PIDs: proof that these tries can work.
+ * Prints what worked, one word per line; no output is good. With `--control` in place
+ * of the file it only tries the PIDs, which proves that these attempts can work.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -117,7 +117,7 @@ static void try_mount(const char *point)
 	mount(NULL, point, NULL, MS_REMOUNT, NULL);
 	if (!statvfs(point, &flags_after) && (flags.f_flag & locked & ~flags_after.f_flag))
 		worked("flags", point);
-	/* What is below a mount must not come to light. */
+	/* Files below a mount must stay hidden. */
 	if (strcmp(point, "/")) {
 		mkdir("/dev/shm/escape", 0700);
 		if (!mount(point, "/dev/shm/escape", NULL, MS_MOVE, NULL)) {
@@ -209,8 +209,8 @@ static int status_of(uint64_t id, struct answer *a)
 	return syscall(SYS_statmount, &one, a, sizeof(*a), 0);
 }
 
-/* From the root's mount up as far as the kernel answers, then all below that. The
- * initial ramfs is at the top of everything, everywhere. */
+/* Go up from the root's mount as far as the kernel answers, then look at all mounts below
+ * that. The initial ramfs is always the topmost. */
 static void try_below(void)
 {
 	static uint64_t ids[4096];
@@ -229,7 +229,7 @@ static void try_below(void)
 			worked("below-the-root", a.strings + a.fs_type);
 }
 
-/* A /proc of one's own that can be written: where a user namespace's maps are. */
+/* Mount a new /proc that can be written, because that has the maps of a user namespace. */
 static void try_fresh_proc(void)
 {
 	if (fork() == 0) {

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What overwrites the program of a process that it can see (CVE-2019-5736).
+/* Overwrites the program of a process that it can see (CVE-2019-5736).
  *
- * Reads a pid, holds that process's program, and says "held"; at the next line,
- * when nobody runs the program any more, writes into it, and says "written". Else
- * it says which call failed, and why.
+ * Reads a pid, opens that process's program, and prints "held". At the next line, when
+ * no process runs the program any more, it writes into it and prints "written". On
+ * failure it prints which call failed, and why.
  */
 #define _GNU_SOURCE
 #include <errno.h>

@@ -147,7 +147,7 @@ def test_a_place_that_the_image_lacks_is_said(run: Run, world_tmp: Path, image_d
 
 
 def test_a_locale_that_the_image_lacks_is_said(run: Run, world_tmp: Path, image_dir: Path, user: str) -> None:
-    """Not shown: a program that doesn't know a locale's form aborts."""
+    """The host's locales are not shown, because a program that doesn't know their format aborts."""
     root = world_tmp / "with-a-locale"
     subprocess.run(["cp", "-a", image_dir, root], check=True)
     (root / "usr/lib/locale/de_DE.utf8").mkdir(parents=True)

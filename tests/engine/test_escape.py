@@ -78,7 +78,7 @@ def test_no_way_out(
 
 
 def test_the_server_has_no_capabilities(image_sqfs: Path, user: str) -> None:
-    """What a malicious image talks its server into: with no more rights than the user has."""
+    """A server that an image controls has no more rights than the user."""
     before = leftovers.Snapshot(1)
     process = subprocess.Popen(
         [SLURM_CH, "run", str(image_sqfs), "--", "sh", "-c", "echo; read x"],

@@ -265,7 +265,7 @@ def test_a_link_and_a_directory_that_change_places(
 
 
 def test_a_damaged_archive(run: Run, evil: Path, world_tmp: Path) -> None:
-    """Whatever the server makes of it, and if it dies of it: an end, and nothing that stays."""
+    """Whatever the server does with it, even if it dies: the command ends, and nothing stays."""
     dice = random.Random(SEED)
     for name in ("big", "mnt/other", "mnt/third"):
         (evil / name).write_text(name * 3000)

@@ -83,7 +83,7 @@ def test_names_in_somebody_elses_storage(
 
 @pytest.mark.parametrize("umask", [0, 0o77, 0o777])
 def test_an_odd_umask(good: Good, image_sqfs: Path, umask: int) -> None:
-    """What is made in the container can be used, and the command has its umask."""
+    """Files that the set-up makes can be used, and the command has the caller's umask."""
     line = "umask; cat /etc/passwd > /dev/null && ls /x/y/z > /dev/null && cat /x/f > /dev/null && echo good"
     options = ("-W", "-b", "/etc:/x/y/z", "-b", "/etc/hostname:/x/f")
     assert good(*options, image_sqfs, "--", "sh", "-c", line, umask=umask) == f"{umask:04o}\ngood\n"

@@ -148,7 +148,7 @@ def test_a_wrong_value_in_a_spec_made_by_hand(field: str, value: object, message
 
 
 def test_a_name_is_no_pattern(place: Path, user: str) -> None:
-    """Who has a variable removed means that one."""
+    """Only the variables that the caller names are removed."""
     code = "import slurm_ch; slurm_ch.run('foo.sqfs', ['sh', '-c', 'echo $A $B'], env={'A': 'a', 'B': 'b', '*': None, '[AB]': None})"
     assert python(code, user, place).stdout == "a b\n"
 

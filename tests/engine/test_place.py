@@ -73,7 +73,7 @@ def test_the_directory_by_the_name_that_its_user_knows(good: Good, image: Path, 
 def test_a_name_that_nobody_gave_is_found_by_the_binds(
     good: Good, image: Path, outside: Path, user: str, pwd: str
 ) -> None:
-    """As `srun -D LINK` has it, or an sbatch script: PWD is not what it is."""
+    """As with `srun -D LINK` or an sbatch script: PWD is not the real path."""
     kw = {"cwd": f"{outside}/scratch/run", "env": env(user, **({"PWD": "/srv"} if pwd == "elsewhere" else {}))}
     for bind, there in (
         (f"{outside}/scratch", f"{outside}/scratch/run"),
@@ -233,7 +233,7 @@ def test_home_is_shown_at_its_own_path_too(good: Good, of_users: Path, outside: 
 
 
 def test_a_home_that_is_bound_is_home(good: Good, of_users: Path, outside: Path, user: str) -> None:
-    """As where a site binds /home for everybody."""
+    """As at a site that binds /home for all users."""
     kw = {"env": env(user, HOME=f"{outside}/data")}
     show = ("--", "sh", "-c", "echo $HOME; sed -n 1p /etc/passwd")
     assert good("-W", "-b", outside, of_users, *show, **kw) == f"{outside}/data\n{own_line(user, f'{outside}/data')}\n"
@@ -274,7 +274,7 @@ def test_a_directory_of_a_jobs_own_for_temporary_files(good: Good, image: Path, 
 
 
 def test_a_link_in_tmp_for_temporary_files(good: Good, image: Path, world_tmp: Path, outside: Path, user: str) -> None:
-    """To a directory elsewhere, as where a node's disk is: it is no part of /tmp."""
+    """The link leads out of /tmp, to a directory on the node's disk, for example."""
     (outside / "data/disk").mkdir()
     shutil.chown(outside / "data/disk", user)
     (outside / "data/disk/mine").touch()
@@ -342,7 +342,7 @@ def test_ch_run_makes_it_tmp(ch_run: Run, image: Path, world_tmp: Path, user: st
 
 
 def test_binds_below_a_private_tmp(good: Good, image: Path, world_tmp: Path) -> None:
-    """Also at the path that the host's /tmp has, and where the directories above are missing."""
+    """Also at the path of the host's /tmp, and if the directories above it are missing."""
     (world_tmp / "shown").mkdir(exist_ok=True)
     (world_tmp / "shown/file").write_text("x\n")
     for bind in (f"{world_tmp}/shown", f"{world_tmp}/shown:/tmp/a/b", f"{world_tmp}/shown:/var/tmp/c"):
@@ -372,7 +372,7 @@ def test_a_time_zone_that_can_t_be_read(monkeypatch: pytest.MonkeyPatch) -> None
 def test_the_time_zone_is_the_hosts_where_the_image_has_none(
     image_dir: Path, world_tmp: Path, user: str, there: str
 ) -> None:
-    """What a machine with UTC needn't show, an image has anyway."""
+    """With UTC, the machine's zone need not be shown: an image has UTC anyway."""
     copy = world_tmp / f"zone-{there}"
     subprocess.run(["cp", "-a", image_dir, copy], check=True)
     if there == "dangling":

@@ -145,7 +145,7 @@ def test_n5_command_is_as_it_would_be(good: Good, image: Path, user: str) -> Non
 
 
 def test_n5_environment_has_nothing_of_pythons(good: Good, image: Path) -> None:
-    """Where the locale is C, Python sets LC_CTYPE for itself and its children."""
+    """In the C locale, Python sets LC_CTYPE for itself and its children."""
     ours = {f"CH_RUNNING={image}", "HOME=/root", "PWD=/", "PATH=/bin"}
     assert set(good(image, "--", "env", env={"PATH": "/bin"}).splitlines()) == ours
     own = good(image, "--", "env", env={"PATH": "/bin", "LC_CTYPE": "C.UTF-8"}).splitlines()
@@ -210,7 +210,7 @@ def test_write_is_refused_where_it_cannot_be(fails: Fails, image_sqfs: Path) -> 
 
 @pytest.mark.row("T2")
 def test_t1_the_served_image_is_read_only_itself(good: Good, image_sqfs: Path) -> None:
-    """Not the mount alone: else each read asks the server for a file's attributes anew."""
+    """Not only the mount is read-only: else each read would ask the server for a file's attributes again."""
     root = mountinfo(good(image_sqfs, *MOUNTS))["/"]
     assert root[2] == "fuse.slurm_ch"
     assert root[4].split(",")[0] == "ro"

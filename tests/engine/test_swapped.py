@@ -78,7 +78,7 @@ def _in_memory(directory: Path) -> Build:
 
 @pytest.fixture
 def written(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is laid over a file of the image's."""
+    """The texts that are written over files of the image."""
     found: list[str] = []
     monkeypatch.setattr(root.WriteFile, "apply", lambda self, _build: found.append(self.text))
     return found
@@ -206,7 +206,7 @@ except slurm_ch.ChError as error:
     ("kind", "shown"), [("file", "first\n"), ("directory", "{}: another directory has taken its place\n")]
 )
 def test_an_image_that_is_replaced_after_it_was_checked(user: str, world_tmp: Path, kind: str, shown: str) -> None:
-    """What was checked is what is shown; of a directory, nothing is."""
+    """The file that was checked is shown; a replaced directory is refused."""
     place = world_tmp / f"replaced-{kind}"
     place.mkdir()
     images = [make_image(place / name, name, ("cat",)) for name in ("first", "second")]

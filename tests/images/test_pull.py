@@ -206,7 +206,7 @@ def test_images_for_other_machines(
 
 @pytest.mark.row("F7")
 def test_what_is_no_image(puller: Make, tmp_path: Path) -> None:
-    """In a layout of this host, where nobody has looked before: each is refused, nothing is published."""
+    """In a layout on this host, which no registry has checked: each is refused, and nothing is published."""
 
     def made(name: str) -> Layout:
         return Layout(tmp_path / name)
@@ -327,7 +327,7 @@ def test_a_dangling_resolv_conf(puller: Make, tmp_path: Path) -> None:
 
 
 def test_configurations_of_all_kinds() -> None:
-    """What can't be used is left out; nothing raises anything but our own error."""
+    """Unusable settings are left out; every error is our own."""
     config = additions.parse(
         json.dumps(
             {"config": {"Env": ["A=1", "=x", "B", 5, "C=\0"], "Cmd": "a b", "Labels": [1], "Volumes": None}}

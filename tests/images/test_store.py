@@ -367,7 +367,7 @@ def test_pruning(cache: Store, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.row("F9")
 def test_what_killed_pulls_left(cache: Store) -> None:
-    """Of this host and dead; of others after a day; never of one that lives."""
+    """Files of dead processes of this host go, those of other hosts after a day, those of living processes never."""
     place = Path(cache.directory, "tmp")
     alive = locks.identity()
     for who, owner, age in (

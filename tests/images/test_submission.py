@@ -66,7 +66,7 @@ def test_only_what_takes_long_gives_way_to_others(
 
 @pytest.mark.parametrize("new", [True, False])
 def test_a_child_that_ends_is_noticed(monkeypatch: pytest.MonkeyPatch, new: bool) -> None:
-    """Also by a kernel that can't watch a process."""
+    """Also with a kernel that can't watch a process."""
     if not new:
         monkeypatch.setattr(children.os, "pidfd_open", missing)
     child = children.start(["/bin/sh", "-c", "read x; exit 3"], {}, stdin=subprocess.PIPE)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* As much of Slurm's SPANK as the plugin uses, for whoever includes this: the job is in the variables here, and the
- * includer says which calls fail and what becomes of the environment. */
+/* A fake of the parts of Slurm's SPANK that the plugin uses. The variables here describe the job; the file that
+ * includes this decides which calls fail, and keeps the environment. */
 #ifndef SPANK_FAKE_H
 #define SPANK_FAKE_H
 

@@ -198,7 +198,7 @@ done
 
 
 def test_apt_as_root(good: Good, work: Path) -> None:
-    """What a script installs as root is there for the rest of it; nothing of it needs to be root on the host."""
+    """Packages that a script installs as root stay for the rest of the script; nothing needs root on the host."""
     apt = """\
 #!/bin/sh -e
 [ $(id -u) = 0 ] || { echo "E: are you root?"; exit 100; }
@@ -253,7 +253,7 @@ true
 
 
 def test_slurms_commands_in_a_script_in_a_container(good: Good, work: Path) -> None:
-    """What the script's own steps have by default is the container's options, the relay's among them."""
+    """The script's own steps have the container's options by default, and so that of the relay."""
     text = """\
 #SBATCH --ch-relay
 #SBATCH --container-mounts=/etc:/host-etc

@@ -57,8 +57,9 @@ int slurm_spank_init_post_opt(spank_t sp, int ac, char **av)
 
 	if (again(&calls))
 		return ESPANK_SUCCESS;
+	/* 20.11 goes on after an init that failed, not after this. */
 	if (submitting())
-		return request_post_opt(ac, av);
+		return version_is_of_other_release() ? ESPANK_ERROR : request_post_opt(ac, av);
 	return spank_context() == S_CTX_REMOTE ? node_init_post_opt(sp) : ESPANK_SUCCESS;
 }
 

@@ -22,7 +22,8 @@ def read(sqfs: str | Path, path: str) -> bytes:
 
 def names(sqfs: str | Path) -> set[str]:
     text = subprocess.run(["unsquashfs", "-ls", "-d", "", sqfs], check=True, capture_output=True, text=True).stdout
-    return set(text.splitlines())
+    # An older one has a heading too.
+    return {line for line in text.splitlines() if line[:1] in ("", "/")}
 
 
 def nothing_left(puller: pull.Puller) -> None:

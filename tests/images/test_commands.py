@@ -320,7 +320,7 @@ def test_an_environment_that_another_program_left(caller: Caller) -> None:
 
 def test_login(caller: Caller, closed: Registry, layout: Layout, ca: Path) -> None:
     """Kept where jobs see it, for nobody else to read; the password is nobody's to see."""
-    for path in (ca, *ca.parents[:1]):
+    for path in (ca, ca.parent):
         path.chmod(0o755)
     certificate = caller.home / "ca.crt"
     certificate.write_bytes((ca / "ca.crt").read_bytes())

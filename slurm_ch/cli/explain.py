@@ -44,6 +44,8 @@ def _explain(ctx: click.Context, /, **given: Any) -> None:
         from .pulling import locate
 
         locate(wanted, dict(os.environ))
+    else:
+        parsers.check_nothing_to_pull(wanted)
     container = engine.Container(wanted, Caller(dict(os.environ)))
     before: list[str] = []
     after: list[str] = []

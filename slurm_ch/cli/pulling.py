@@ -12,7 +12,7 @@ from slurm_ch.errors import ChError, UsageError
 from slurm_ch.images import pull, reference, resolve
 from slurm_ch.images import settings as site_settings
 from slurm_ch.images.progress import Progress
-from slurm_ch.request import site
+from slurm_ch.request import parsers, site
 from slurm_ch.slurm import plugstack
 
 if TYPE_CHECKING:
@@ -66,9 +66,7 @@ def mode(text: str | None, label: str) -> str:
 def locate(spec: Spec, env: Mapping[str, str]) -> None:
     """Set `spec.located` to the image's file if the image is a reference; pull it if necessary. ChError on failure."""
     if not reference.is_reference(spec.image):
-        if spec.pull is not None or spec.platform is not None:
-            label = spec.labels["pull" if spec.pull is not None else "platform"]
-            raise UsageError(f"{label}: {spec.image} is not a reference, so nothing is pulled")
+        parsers.check_nothing_to_pull(spec)
         return
     log.configure(level=spec.verbosity)
     one = puller(env, spec.platform, quiet=spec.verbosity < 0)

@@ -48,6 +48,8 @@ def _run(ctx: click.Context, /, feature: str | None, test: str | None, **_: obje
         from .pulling import locate
 
         locate(wanted, environment)
+    else:
+        parsers.check_nothing_to_pull(wanted)
     if wanted.join:
         runner.become_static(name, wanted, words)
     runner.run(wanted, argv, environment)

@@ -33,6 +33,8 @@ def wanted(given: Sequence[str], name: str, located: str | None) -> Spec:
     spec = parsers.make(words.words[0] if words.words else None, words.settings, "IMAGE")
     spec.like_ch_run = name == CH_RUN
     spec.located = located
+    if located is None:
+        parsers.check_nothing_to_pull(spec)
     log.configure(level=spec.verbosity, color=log.on_terminal() if spec.color is None else spec.color)
     return spec
 

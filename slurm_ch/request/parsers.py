@@ -433,6 +433,14 @@ def check_complete() -> None:
     assert set(_PARSERS) == set(BY_NAME)
 
 
+def check_nothing_to_pull(spec: Spec) -> None:
+    """Raise UsageError if a spec whose image is a path has an option about pulling."""
+    for name, value in (("pull", spec.pull), ("platform", spec.platform)):
+        if value is not None:
+            problem = f"{spec.image} is not a reference, so nothing is pulled"
+            raise UsageError(f"{spec.labels[name]}={value}: {problem}; leave the option out")
+
+
 def located(text: str) -> tuple[str, str] | None:
     """Return the host that pulled the image, and the file's path, if a step's request has them; else None."""
     for line in text.split("\n"):

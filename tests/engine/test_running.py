@@ -225,6 +225,8 @@ def test_explain_shows_the_plan_and_does_nothing(image_sqfs: Path, user: str) ->
         ([], "Missing argument 'IMAGE'"),
         (["--join-ct=0", "IMG", "--", "true"], "--join-ct=0: not a whole number"),
         (["--join", "IMG", "--", "true"], "--join-ct: required outside Slurm"),
+        (["--pull=always", "IMG", "--", "true"], "is not a reference, so nothing is pulled; leave the option out"),
+        (["--platform=linux/arm64", "IMG", "--", "true"], "--platform=linux/arm64: "),
         (["-j", "--join-pid=1", "IMG", "--", "true"], "contradicts"),
     ],
 )

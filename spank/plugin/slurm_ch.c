@@ -22,6 +22,9 @@ int slurm_spank_init_failure_mode = ESPANK_JOB_FAILURE;
 #endif
 #pragma GCC visibility pop
 
+/* Of what is not ESPANK_SUCCESS, Slurm 20.11 minds only what is below 0; later releases mind all. */
+#define FAILED (-1)
+
 #define UNUSED (void)sp, (void)ac, (void)av
 
 /* plugstack.conf may name this plugin twice: on Debian it includes plugstack.conf.d, and an
@@ -45,7 +48,7 @@ int slurm_spank_init(spank_t sp, int ac, char **av)
 		return ESPANK_SUCCESS;
 	/* Not on a node: that would drain it. */
 	if (submitting() && version_is_of_other_release())
-		return ESPANK_ERROR;
+		return FAILED;
 	if (submitting() || spank_context() == S_CTX_REMOTE)
 		return options_register(sp, ac, av);
 	return ESPANK_SUCCESS;
@@ -57,9 +60,8 @@ int slurm_spank_init_post_opt(spank_t sp, int ac, char **av)
 
 	if (again(&calls))
 		return ESPANK_SUCCESS;
-	/* 20.11 goes on after an init that failed, not after this. */
 	if (submitting())
-		return version_is_of_other_release() ? ESPANK_ERROR : request_post_opt(ac, av);
+		return request_post_opt(ac, av);
 	return spank_context() == S_CTX_REMOTE ? node_init_post_opt(sp) : ESPANK_SUCCESS;
 }
 
@@ -69,8 +71,10 @@ int slurm_spank_local_user_init(spank_t sp, int ac, char **av)
 
 	if (again(&calls))
 		return ESPANK_SUCCESS;
-	return guard_local_user_init(sp, ac, av) == ESPANK_SUCCESS ? broadcast_local_user_init(sp, ac, av) :
-								     ESPANK_ERROR;
+	return guard_local_user_init(sp, ac, av) == ESPANK_SUCCESS &&
+			       broadcast_local_user_init(sp, ac, av) == ESPANK_SUCCESS ?
+		       ESPANK_SUCCESS :
+		       FAILED;
 }
 
 int slurm_spank_user_init(spank_t sp, int ac, char **av)

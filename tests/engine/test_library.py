@@ -234,3 +234,40 @@ def test_wrong_arguments(place: Path, user: str, call: str, message: str) -> Non
 def test_a_command_that_is_killed(place: Path, user: str) -> None:
     code = "import slurm_ch; print(slurm_ch.run('foo.sqfs', ['sh', '-c', 'kill -9 $$']))"
     assert python(code, user, place).stdout == "-9\n"
+
+
+def test_a_join_that_fails(place: Path, user: str) -> None:
+    code = """
+import slurm_ch
+try:
+    slurm_ch.run("foo.sqfs", ["true"], join_ct=2, join_tag="library-alone", join_timeout=1)
+except slurm_ch.JoinError as error:
+    print(error.code)
+"""
+    assert python(code, user, place).stdout == "32\n"
+
+
+def test_what_containerize_does_to_the_process(place: Path, user: str) -> None:
+    """docs/library.rst has the list."""
+    code = """
+import ctypes, os, slurm_ch
+libc = ctypes.CDLL(None)
+os.umask(0o27)
+def process():
+    return [
+        os.umask(0o27), os.getcwd(), os.getuid(), os.path.exists("/marker"), os.environ.get("CH_RUNNING"),
+        libc.prctl(39, 0, 0, 0, 0), libc.prctl(3, 0, 0, 0, 0), *(os.readlink(f"/proc/self/ns/{one}") for one in ("user", "mnt")),
+    ]
+before = process()
+slurm_ch.containerize("foo.sqfs", cd="/etc", uid=0)
+after = process()
+print(after[:7], before[0] == 0o27, before[5:7], [one in before for one in after[7:]])
+"""
+    done = python(code, user, place)
+    assert done.stdout == "[23, '/etc', 0, True, 'foo.sqfs', 1, 0] True [0, 1] [False, False]\n", done
+
+
+def test_a_comma_in_a_value_of_a_job(place: Path) -> None:
+    variables = slurm_ch.job_environment(image="/images/foo.sqfs", bind=["/a,b:/mnt", slurm_ch.Bind("/c", "/d")])
+    assert variables["SLURM_CH_BIND"] == "/a\\,b:/mnt\n/c:/d"
+    assert "\nbind=/a\\,b:/mnt\nbind=/c:/d\n" in variables["SLURM_CH_REQUEST"]

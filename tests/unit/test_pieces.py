@@ -238,9 +238,15 @@ def test_bare_set_env_never_reads_the_hosts(mocker: MockerFixture) -> None:
 @pytest.mark.row("N3")
 def test_setns_is_tried_again_on_einval(mocker: MockerFixture) -> None:
     mocker.patch.object(namespaces, "check_owner")
-    mocker.patch.object(linux, "prctl_dumpable")
+    dumpable = mocker.patch.object(linux, "prctl_dumpable")
     fault = OSError(errno.EINVAL, "Invalid argument")
-    setns = mocker.patch.object(linux, "setns", side_effect=[fault, fault, None, None])
+
+    def none_can_trace_us(*_: int) -> None:
+        dumpable.assert_called_once_with(False)
+        if setns.call_count < 3:
+            raise fault
+
+    setns = mocker.patch.object(linux, "setns", side_effect=none_can_trace_us)
     namespaces.enter(10, 11, "pid 7")
     assert [call.args[0] for call in setns.call_args_list] == [10, 10, 10, 11]
 

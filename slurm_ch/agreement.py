@@ -146,6 +146,9 @@ JOIN_SECONDS_MAX = 86400
 # A standby server of an image waits for at most this many others. With more, several would start to serve at once.
 STANDBY_MAX = 32
 
+# setns(2) sometimes fails with EINVAL and succeeds when repeated (Charliecloud issue 1270): how often it is tried.
+SETNS_TRIES = 5
+
 # MPICH's starter, Hydra: the variable with the number of ranks on this node, and the name of the process that
 # starts them, cut to the length that the kernel keeps.
 HYDRA_COUNT = "MPI_LOCALNRANKS"

@@ -7,8 +7,8 @@ import errno
 import fcntl
 import sys
 
+from .. import agreement, linux, log
 from .. import lean_os as os
-from .. import linux, log
 from ..errors import ChError
 from .action import Action, Build
 
@@ -16,8 +16,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-# setns sometimes fails with EINVAL, and succeeds when it is repeated (Charliecloud issue 1270).
-_SETNS_TRIES = 5
 
 _NS_GET_OWNER_UID = 0xB704  # _IO(NSIO, 4), linux/nsfs.h
 
@@ -172,7 +170,7 @@ def enter(user_fd: int, mount_fd: int, whose: str, further: Mapping[str, int] | 
     # Between the two calls, this process still sees the host's files, and root in the container could trace it.
     linux.prctl_dumpable(False)
     for kind, fd in (("user", user_fd), *(further or {}).items(), ("mnt", mount_fd)):
-        for left in range(_SETNS_TRIES - 1, -1, -1):
+        for left in range(agreement.SETNS_TRIES - 1, -1, -1):
             try:
                 linux.setns(fd)
                 break

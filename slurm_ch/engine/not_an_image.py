@@ -9,6 +9,8 @@ import stat
 from ..agreement import REFERENCE_BEGINNINGS
 from ..errors import ChError
 
+# Endings of files that are images.
+ENDINGS = (".sqfs", ".sqsh", ".squashfs", ".sif", ".simg", ".img")
 _APPTAINERS = ("library://", "shub://", "oras://")
 _URLS = ("http://", "https://", "ftp://", "file://", "s3://")
 

@@ -92,17 +92,10 @@ static void __attribute__((noreturn)) run_by_ticket(const char *join, char **arg
 	task_run(&t, callers, argv);
 }
 
-static const char *base(const char *path)
-{
-	const char *slash = strrchr(path, '/');
-
-	return slash ? slash + 1 : path;
-}
-
 int main(int argc, char **argv)
 {
 	const char *join = getenv(JOIN_VARIABLE);
-	const char *name = base(argc ? argv[0] : "ch-join");
+	const char *name = basename(argc ? argv[0] : "ch-join");
 	const char *rest;
 	struct settings settings;
 	int plan;

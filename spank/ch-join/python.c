@@ -136,13 +136,6 @@ static char *interpreter_in(const char *script)
 	return *start == '/' ? need(strdup(start)) : NULL;
 }
 
-static const char *base(const char *path)
-{
-	const char *slash = strrchr(path, '/');
-
-	return slash ? slash + 1 : path;
-}
-
 void python_find(struct python *p)
 {
 	char *native = own_directory(), *script;
@@ -157,7 +150,7 @@ void python_find(struct python *p)
 			free(p->interpreter);
 			p->interpreter = in(native, "python3");
 		}
-		native = package_near(native, base(p->interpreter));
+		native = package_near(native, basename(p->interpreter));
 		if (!native)
 			die(EXIT_SETUP, "can't find the package slurm_ch: neither beside this program nor "
 					"in ../lib/python3*: install it anew");

@@ -131,7 +131,7 @@ void ticket_read(int sock, struct ticket *t, const struct waiting *w)
 static void enter(int fd, int type, const char *kind)
 {
 	/* setns sometimes fails with EINVAL, and then succeeds when tried again. */
-	for (int left = 4; setns(fd, type); left--)
+	for (int left = SETNS_TRIES - 1; setns(fd, type); left--)
 		if (errno != EINVAL || !left)
 			die(EXIT_SETUP, "can't join %s namespace of the container: %s", kind,
 			    strerror(errno));

@@ -111,7 +111,9 @@ class Steps:
 
     def stepd(self) -> list[int]:
         """Return the slurmstepds of steps; the end of a job has one, too."""
-        return [pid for pid, line in self._more().items() if _comm(pid) == "slurmstepd" and " spank " not in line]
+        return [
+            pid for pid, line in self._more().items() if leftovers.name(pid) == "slurmstepd" and " spank " not in line
+        ]
 
     def tasks(self) -> list[int]:
         """Return the tasks of the step, in the order of their start."""
@@ -121,13 +123,6 @@ class Steps:
     def server(self) -> list[int]:
         """Return the FUSE servers."""
         return [pid for pid, line in self._more().items() if re.search(r"squashfuse\S* -[fb] ", line)]
-
-
-def _comm(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    except OSError:
-        return ""
 
 
 def _end_group(leader: int) -> None:

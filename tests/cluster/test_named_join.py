@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests import leftovers
 from tests.command import SLURM_CH
 
 from .conftest import Run
@@ -16,10 +16,6 @@ from .conftest import Run
 Good = Callable[..., str]
 
 RUN = f"{SLURM_CH} run --join $IMG --"
-
-
-def ours_in_shm() -> list[str]:
-    return [name for name in os.listdir("/dev/shm") if "slurm_ch" in name]
 
 
 @pytest.mark.row("--join", "W1")
@@ -37,13 +33,13 @@ def test_peers_of_each_node_share_one_container(good: Good, world_tmp: Path) -> 
     for node in ("n1", "n2"):
         assert len({namespace for where, _, namespace in tasks if where == node}) == 1
     assert len({namespace for _, _, namespace in tasks}) == 2
-    assert ours_in_shm() == []
+    assert leftovers.in_shm() == []
 
 
 def test_a_command_that_ends_at_once(good: Good) -> None:
     for _ in range(5):
         good(f"srun -N1 --overcommit -n16 {RUN} true")
-    assert ours_in_shm() == []
+    assert leftovers.in_shm() == []
 
 
 @pytest.mark.row("L2")
@@ -61,7 +57,7 @@ def test_an_image_that_is_none_fails_all(sh: Run) -> None:
     done = sh(f"srun -N1 --overcommit -n4 {SLURM_CH} run --join /nonexistent -- true")
     assert done.returncode in (31, 32)
     assert "can't stat image: /nonexistent: No such file or directory" in done.stderr
-    assert ours_in_shm() == []
+    assert leftovers.in_shm() == []
 
 
 @pytest.mark.row("D3")

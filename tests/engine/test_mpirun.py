@@ -28,12 +28,8 @@ def mpirun(count: int, user: str, *words: object, killed: bool = False) -> subpr
     if killed:
         return done
     before.wait_until_clean()
-    assert ours_in_shm() == []
+    assert leftovers.in_shm() == []
     return done
-
-
-def ours_in_shm() -> list[str]:
-    return [name for name in os.listdir("/dev/shm") if "slurm_ch" in name]
 
 
 @pytest.mark.row("--join", "W2")

@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 import pytest
 
+from tests import leftovers
+
 from .conftest import Peer, Place
 
 STAY = ("sh", "-c", "readlink /proc/self/ns/mnt; read x")
@@ -54,10 +56,6 @@ def scope() -> None:
     os.close(ruleset)
 
 
-def ours_in_shm() -> list[str]:
-    return [name for name in os.listdir("/dev/shm") if "slurm_ch" in name]
-
-
 def together(peers: list[Peer]) -> None:
     """Assert that all are in one container."""
     assert len({peer.line() for peer in peers}) == 1
@@ -74,7 +72,7 @@ def together(peers: list[Peer]) -> None:
 def test_all_are_refused(place: Place, call: str, error: int) -> None:
     """They meet in shared memory, and leave nothing there."""
     together([place.start(count=3, command=STAY, preexec_fn=refuse(call, error)) for _ in range(3)])
-    assert not ours_in_shm()
+    assert not leftovers.in_shm()
 
 
 @pytest.mark.row("E5")
@@ -83,7 +81,7 @@ def test_all_are_in_one_landlock_domain(place: Place) -> None:
     line = " & ".join([" ".join(place.command(count=2, command=("readlink", "/proc/self/ns/mnt")))] * 2) + "; wait"
     done = place.execute(["bash", "-c", line], env={"PATH": "/usr/bin:/bin"}, preexec_fn=scope).end()
     assert (done[0], done[2]) == (0, "")
-    assert not ours_in_shm()
+    assert not leftovers.in_shm()
 
 
 @pytest.mark.row("E5")
@@ -97,4 +95,4 @@ def test_each_is_in_a_landlock_domain_of_its_own(place: Place) -> None:
     assert "1 never arrived" in err
     first.go()
     assert first.end() == (0, "", "")
-    assert not ours_in_shm()
+    assert not leftovers.in_shm()

@@ -64,7 +64,7 @@ def containerize(
     _add_hooks(container, hooks)
     build = engine.containerize(container)
     linux.prctl_no_new_privs()
-    asked, usual = _apply_records(build.records, os.environ)
+    asked, usual = apply_records(build.records, os.environ)
     _change_directory(asked, usual or "/")
     return container
 
@@ -156,7 +156,7 @@ def _error(text: str, code: int) -> errors.ChError:
 # ---- What ch-join does for a command, applied to this process ----
 
 
-def _apply_records(
+def apply_records(
     records: Iterable[task_plan.Record], environ: MutableMapping[str, str]
 ) -> tuple[str | None, str | None]:
     """Apply a plan's records to `environ`; return the requested directory and the usual one, each or None."""

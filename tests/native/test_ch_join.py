@@ -45,7 +45,7 @@ def environment_after(records: Sequence[tuple[str, str]], **env: str) -> dict[st
     found = dict(entry.split("=", 1) for entry in done.stdout.split("\0") if entry)
     # containerize() has the same done to a process in Python.
     in_python = {"PATH": "/usr/bin:/bin", **env}
-    containers._carry_out(records, in_python)
+    containers.apply_records(records, in_python)
     assert {**found, "PWD": ""} == {**in_python, "PWD": ""}
     return found
 

@@ -190,7 +190,7 @@ class BindMount(Action):
         flags = linux.MOVE_MOUNT_F_EMPTY_PATH | linux.MOVE_MOUNT_T_EMPTY_PATH
         try:
             if self.attributes:
-                # Of ours, only the mount itself: /dev/shm below /dev stays writeable.
+                # Not recursive for slurm_ch's own binds: /dev/shm below /dev stays writeable.
                 linux.mount_setattr(source, linux.AT_RECURSIVE if self.recursive else 0, self.attributes)
             linux.move_mount(source, "", target, "", flags)
         except OSError as error:

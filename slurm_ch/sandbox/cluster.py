@@ -152,7 +152,7 @@ class Cluster:
     # --- using the cluster ---------------------------------------------------
 
     def environ(self, user: str) -> dict[str, str]:
-        """Return an environment for `user` with SLURM_CONF; of the caller's, only a few variables are kept."""
+        """Return an environment for `user` with SLURM_CONF; only a few of the caller's variables are kept."""
         return {**machine.environ_of(user), "SLURM_CONF": self.conf}
 
     def popen(self, argv: Sequence[str], *, user: str, **kw: Any) -> subprocess.Popen[Any]:

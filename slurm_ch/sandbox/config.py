@@ -53,7 +53,7 @@ MpiDefault=none
 SlurmdParameters=config_overrides
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
-# sched/builtin queues a job behind one that has only just come, for seconds.
+# With sched/builtin, a job waits for seconds if another one was submitted just before it.
 SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
 ReturnToService=2

@@ -103,6 +103,11 @@ class _Runs:
         if what == "done":
             part.done = True
             return
+        if what == "stops":
+            if not self.session.shouldfail:
+                self.session.shouldstop = self.session.shouldstop or value
+            self._stop(part)
+            return
         if what == "broken":
             raise RuntimeError(f"{part.test}:\n{value}")
         if what == "start":
@@ -126,11 +131,15 @@ class _Runs:
                 report = hook.pytest_report_from_serializable(config=self.session.config, data=value)
                 hook.pytest_runtest_logreport(report=report)
         part.events.clear()
-        # No test is begun after the one that -x stops at; the other process hears of it before this one ends.
+        # No test is begun after the one that -x stops at.
         if self.session.shouldfail or self.session.shouldstop:
-            for connection in sorted(self.parts, key=lambda one: one is part.connection):
-                with suppress(OSError):
-                    connection.send(None)
+            self._stop(part)
+
+    def _stop(self, part: _Part) -> None:
+        """Tell both that it is enough, `part` last."""
+        for connection in sorted(self.parts, key=lambda one: one is part.connection):
+            with suppress(OSError):
+                connection.send(None)
 
     def _ended(self, part: _Part) -> None:
         del self.parts[part.connection]
@@ -214,7 +223,12 @@ def _taken(session: pytest.Session, reporter: Connection) -> Iterator[pytest.Ite
             return
         for item in of_modules[number]:
             # What comes unasked says that the other process's failures are enough.
-            if reporter.poll() or session.shouldfail or session.shouldstop:
+            if reporter.poll():
+                return
+            if why := session.shouldfail or session.shouldstop:
+                reporter.send(("stops", str(why)))
+                # The other one has heard of it by then.
+                reporter.recv()
                 return
             yield item
 

@@ -58,7 +58,8 @@ int main(void)
 	other = fork();
 	if (!other) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		pause();
+		if (getppid() == self) /* else it has ended already, and no signal comes */
+			pause();
 		_exit(0);
 	}
 	if (confine())

@@ -191,8 +191,10 @@ def _begin(config: pytest.Config, reporter: Connection) -> None:
     capture.stop_global_capturing()
     capture.start_global_capturing()
     capture.suspend_global_capture()
-    for name in ("terminalreporter", "terminalprogress"):
-        config.pluginmanager.unregister(name=name)
+    # Silent, but there: pytest 8 asks it how to explain a comparison.
+    terminal: Any = config.pluginmanager.getplugin("terminalreporter")
+    terminal._tw._file = open(os.devnull, "w")  # noqa: SIM115
+    config.pluginmanager.unregister(name="terminalprogress")
     config.pluginmanager.register(_Reporter(config, reporter))
 
 

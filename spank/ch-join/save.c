@@ -133,6 +133,7 @@ static char *variable(const char *name, const char *value)
 
 static void __attribute__((noreturn)) become_saver(const struct request *r)
 {
+	static const int for_commands[] = { SIGHUP, SIGUSR1, SIGUSR2, SIGALRM };
 	const char *node = getenv("SLURMD_NODENAME"), *path = getenv("PATH"), *tmp = getenv("TMPDIR");
 	char *envp[3] = { NULL }, *argv[11 + WORDS_MAX] = { NULL };
 	struct python p;
@@ -161,6 +162,10 @@ static void __attribute__((noreturn)) become_saver(const struct request *r)
 	close(PLAN_FD);
 	for (int s = 1; s < NSIG; s++)
 		signal(s, SIG_DFL);
+	/* Slurm signals the processes of a step one after the other. The command may have ended as such a signal asks
+	 * for before it reaches this process, which it isn't meant to end. */
+	for (size_t i = 0; i < sizeof(for_commands) / sizeof(*for_commands); i++)
+		signal(for_commands[i], SIG_IGN);
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
 	execve(p.interpreter, argv, envp);

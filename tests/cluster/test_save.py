@@ -135,6 +135,14 @@ def test_signals_come_once(sh: Run, started: Callable[..., subprocess.Popen[str]
     assert (out, "new.sqfs" in names(place)) == ("", True), err
 
 
+@pytest.mark.parametrize("name", ["HUP", "USR1", "USR2", "ALRM"])
+def test_a_signal_that_the_command_has_obeyed_does_not_end_the_saver(sh: Run, place: Path, name: str) -> None:
+    """The command may end before Slurm has signalled the process that becomes the saver."""
+    late = f"while [ -e /proc/$PPID ]; do grep -qs -e --save /proc/$PPID/cmdline && kill -{name} $PPID && break; done"
+    done = sh(f"{SRUN} --ch-cd=$PWD sh -c '({late}; : > sent-{name}) > /dev/null 2>&1 & exit 0'", cwd=place)
+    assert (done.returncode, names(place)) == (0, ["new.sqfs", f"sent-{name}"]), done
+
+
 def test_a_batch_script_is_saved_and_its_steps_are_not(sh: Run, good: Good, place: Path) -> None:
     (place / "job.sh").write_text(
         "#!/bin/sh\n#SBATCH --ch-image=$IMG\n".replace("$IMG", good("echo $IMG").strip())

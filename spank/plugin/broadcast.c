@@ -38,19 +38,15 @@ static bool is_requested(const char *request)
 static bool is_no_plain_step(void)
 {
 	static const char *const words[] = { "--jobi", "--interac" };
-	FILE *in = fopen("/proc/self/cmdline", "re");
-	bool found = !in;
-	char *word = NULL;
-	size_t size = 0;
+	char **line = command_line();
+	bool found = !line;
 
-	while (in && !found && getdelim(&word, &size, '\0', in) > 0) {
-		found = !strcmp(word, ":");
+	for (char **word = line; !found && *word; word++) {
+		found = !strcmp(*word, ":");
 		for (size_t i = 0; i < sizeof(words) / sizeof(*words); i++)
-			found |= !strncmp(word, words[i], strlen(words[i]));
+			found |= !strncmp(*word, words[i], strlen(words[i]));
 	}
-	free(word);
-	if (in)
-		fclose(in);
+	free(line);
 	return found;
 }
 

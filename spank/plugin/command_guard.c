@@ -40,29 +40,15 @@ static bool is_typed(char **words, size_t count, size_t first, int argc, char **
  * if there is no memory; freed by the caller. */
 static char *as_typed(int argc, char **argv)
 {
-	FILE *in = *argv[0] == '/' ? fopen("/proc/self/cmdline", "re") : NULL;
-	char **words = NULL, *one = NULL, *found = NULL;
-	size_t all = 0, count = 0, size = 0;
+	char **words = *argv[0] == '/' ? command_line() : NULL, *found = NULL;
+	size_t count = 0;
 
-	while (in && getdelim(&one, &size, '\0', in) > 0)
-		all++;
-	words = calloc(all + 1, sizeof(*words));
-	if (in && words)
-		rewind(in);
-	for (; words && count < all; count++) {
-		size = 0;
-		if (getdelim(&words[count], &size, '\0', in) <= 0)
-			break;
-	}
+	while (words && words[count])
+		count++;
 	for (size_t i = 1; i < count && !found; i++)
 		if (is_typed(words, count, i, argc, argv))
 			found = strdup(words[i]);
-	for (size_t i = 0; words && i < all; i++)
-		free(words[i]);
 	free(words);
-	free(one);
-	if (in)
-		fclose(in);
 	return found ? found : strdup(argv[0]);
 }
 

@@ -59,29 +59,26 @@ static void mark_groups(const char *list)
 /* Mark the groups that the words of one component name; `part` counts the components of the command line. */
 static void read_groups(unsigned part)
 {
-	FILE *in = fopen("/proc/self/cmdline", "re");
-	char *word = NULL;
-	size_t size = 0;
+	char **line = command_line();
 	bool found = false, next = false;
+	unsigned at = 0;
 
-	for (unsigned at = 0; in && !found && getdelim(&word, &size, '\0', in) > 0;) {
-		if (!strcmp(word, ":")) {
+	for (char **word = line; word && *word && !found; word++) {
+		if (!strcmp(*word, ":")) {
 			at++;
 		} else if (at == part && next) {
-			mark_groups(word);
+			mark_groups(*word);
 			found = true;
-		} else if (at == part && names_groups(word)) {
-			found = strchr(word, '=');
+		} else if (at == part && names_groups(*word)) {
+			found = strchr(*word, '=');
 			next = !found;
 			if (found)
-				mark_groups(strchr(word, '=') + 1);
+				mark_groups(strchr(*word, '=') + 1);
 		}
 	}
 	if (!found && part < MAX_COMPONENTS)
 		pending[part] = true;
-	free(word);
-	if (in)
-		fclose(in);
+	free(line);
 }
 
 /* Return the group for which srun is reading words. srun reads a component's words once for each group that they

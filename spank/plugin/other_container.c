@@ -39,30 +39,24 @@ static bool may_be_command(const char *word, bool script)
 static char *on_command_line(int command_words)
 {
 	bool script = !strcmp(submitter(), "sbatch"), several = false;
-	FILE *in = fopen("/proc/self/cmdline", "re");
-	char *word = NULL, *found = NULL;
-	size_t size = 0;
-	int words = 0, n;
+	char **words = command_line(), *found = NULL;
+	int count = 0, n = 0;
 
-	if (!in)
+	if (!words)
 		return NULL;
-	if (command_words) {
-		for (; getdelim(&word, &size, '\0', in) > 0; words++)
-			several |= !strcmp(word, ":");
-		rewind(in);
-	}
+	for (; words[count]; count++)
+		several |= command_words && !strcmp(words[count], ":");
 	/* With several components, the last words may belong to another component's command. */
-	for (n = 0; !several && !found && getdelim(&word, &size, '\0', in) > 0; n++) {
-		if (command_words ? n >= words - command_words : n && may_be_command(word, script))
+	for (; !several && !found && n < count; n++) {
+		if (command_words ? n >= count - command_words : n && may_be_command(words[n], script))
 			break;
-		if (names_runtime(word))
-			found = strndup(word, strcspn(word, "="));
+		if (names_runtime(words[n]))
+			found = strndup(words[n], strcspn(words[n], "="));
 	}
 	/* A script's #SBATCH lines may have it too. */
-	if (!found && script && n && word && batch_script_has(word, names_runtime))
+	if (!found && script && n && words[n] && batch_script_has(words[n], names_runtime))
 		found = strdup("#SBATCH --container");
-	free(word);
-	fclose(in);
+	free(words);
 	return found;
 }
 

@@ -26,6 +26,10 @@ bool version_is_of_other_release(void);
 /* submitter.c: "srun", "sbatch" or "salloc", even if the program has another name */
 const char *submitter(void);
 
+/* command_line.c: the words of this process's command line, NULL after the last; NULL if they can't be read; one block
+ * of memory, freed by the caller */
+char **command_line(void);
+
 /* anchor.c: make relative paths in the defaults of steps absolute; `kind` tells where in a value the paths are */
 enum paths { PATHS_NONE, PATHS_IMAGE, PATHS_DIRECTORY, PATHS_DIRECTORIES, PATHS_FILE, PATHS_BINDS, PATHS_DEVICES };
 bool is_reference(const char *image);

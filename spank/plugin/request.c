@@ -17,16 +17,12 @@
 /* Whether a word of the command line is `word`, or an abbreviation of it with at least `least` letters. */
 static bool command_line_has(const char *word, size_t least)
 {
-	FILE *in = fopen("/proc/self/cmdline", "re");
-	char *one = NULL;
-	size_t size = 0;
+	char **line = command_line();
 	bool found = false;
 
-	while (in && !found && getdelim(&one, &size, '\0', in) > 0)
-		found = strlen(one) >= least && !strncmp(one, word, strlen(one));
-	free(one);
-	if (in)
-		fclose(in);
+	for (char **one = line; one && *one && !found; one++)
+		found = strlen(*one) >= least && !strncmp(*one, word, strlen(*one));
+	free(line);
 	return found;
 }
 
@@ -36,28 +32,25 @@ static int publish_exported(void)
 {
 	static const char option[] = "--export";
 	const char *in_force = getenv("SLURM_EXPORT_ENV");
-	FILE *in = fopen("/proc/self/cmdline", "re");
-	char *text = strdup(in_force ? in_force : ""), *one = NULL;
-	size_t size = 0, n = strlen(option);
+	char *text = strdup(in_force ? in_force : ""), **line = command_line();
+	size_t n = strlen(option);
 	bool next = false;
 	int failed = !text;
 
-	while (in && !failed && getdelim(&one, &size, '\0', in) > 0) {
-		bool attached = !strncmp(one, option, n) && one[n] == '=';
+	for (char **one = line; one && *one && !failed; one++) {
+		bool attached = !strncmp(*one, option, n) && (*one)[n] == '=';
 
 		if (attached || next) {
 			free(text);
-			text = strdup(attached ? one + n + 1 : one);
+			text = strdup(attached ? *one + n + 1 : *one);
 			failed = !text;
 		}
-		next = !next && !strcmp(one, option);
+		next = !next && !strcmp(*one, option);
 	}
 	if (!failed && *text && strcasecmp(text, "all") && strcasecmp(text, "none"))
 		failed = setenv(EXPORTED_VARIABLE, text, 1);
 	free(text);
-	free(one);
-	if (in)
-		fclose(in);
+	free(line);
 	return failed;
 }
 

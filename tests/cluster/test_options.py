@@ -118,9 +118,9 @@ def test_batch_script_where_its_directory_is_not_in_the_image(user: str, image_s
 
 def test_srun_in_a_plain_batch_script(good: Good, world_tmp: Path, image_sqfs: Path) -> None:
     script = f"""#!/bin/bash
-srun --ch-image={image_sqfs} cat /marker
+srun -Q --ch-image={image_sqfs} cat /marker
 export SLURM_CH_IMAGE={image_sqfs}
-srun cat /marker
+srun -Q cat /marker
 echo host ${{CH_RUNNING-none}}
 """
     assert batch(good, world_tmp, script) == ["one", "one", "host none"]

@@ -52,6 +52,7 @@ static void *fuzz_dlsym(void *handle, const char *name)
 #include "../../spank/plugin/anchor.c"
 #include "../../spank/plugin/batch_script.c"
 #include "../../spank/plugin/command_guard.c"
+#include "../../spank/plugin/command_line.c"
 #include "../../spank/plugin/components.c"
 #include "../../spank/plugin/multi_prog.c"
 #include "../../spank/plugin/request_lines.c"

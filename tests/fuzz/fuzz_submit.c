@@ -12,6 +12,7 @@
 extern char **environ;
 
 #define exit fuzz_exit
+#include "../../spank/plugin/command_line.c"
 #include "../../spank/plugin/options.c"
 #include "../../spank/plugin/request.c"
 #include "../../spank/plugin/anchor.c"

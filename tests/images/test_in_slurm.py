@@ -317,6 +317,7 @@ def test_a_requeued_job_runs_what_was_pinned(me: User, plain: Registry, tmp_path
     ).strip()
     plain.push(image(tmp_path, "new"), "slurm/again:1")
     me.good(f"rm -rf $SLURM_CH_CACHE out; scontrol requeue {job}; scontrol update JobId={job} StartTime=now")
+    me.good("until [ $(grep -cxs -e old -e new out) = 2 ]; do sleep 0.1; done")
     finished(me)
     assert (me.home / "out").read_text().splitlines()[-2:] == ["old", "old"]
 

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -178,7 +178,8 @@ def meeting(user: str, image: Path, tag: str) -> Iterator[Place]:
         one.wait_until_clean()
     finally:
         for pid in one.holders().values():
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it may be about to end
+                os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture

@@ -316,7 +316,10 @@ def test_a_requeued_job_runs_what_was_pinned(me: User, plain: Registry, tmp_path
         f"sbatch-wait --parsable --requeue -o out --ch-image={ref} --wrap='cat /marker; srun cat /marker'"
     ).strip()
     plain.push(image(tmp_path, "new"), "slurm/again:1")
-    me.good(f"rm -rf $SLURM_CH_CACHE out; scontrol requeue {job}; scontrol update JobId={job} StartTime=now")
+    # A job that starts in the second in which it ended is killed by Slurm: its credential is revoked.
+    another_second = "now=$(date +%s); while [ $(date +%s) = $now ]; do sleep 0.1; done"
+    update = f"scontrol update JobId={job} StartTime=now"
+    me.good(f"rm -rf $SLURM_CH_CACHE out; scontrol requeue {job}; {another_second}; {update}")
     me.good("until [ $(grep -cxs -e old -e new out) = 2 ]; do sleep 0.1; done")
     finished(me)
     assert (me.home / "out").read_text().splitlines()[-2:] == ["old", "old"]

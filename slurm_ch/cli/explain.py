@@ -15,7 +15,7 @@ from slurm_ch.engine.caller import Caller
 from slurm_ch.request import options, parsers
 
 from . import display
-from .options import OptionalValue, OrderedCommand, click_options, image_and_command
+from .options import OptionalValue, OrderedCommand, click_options, image_and_command, locate_image
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,12 +40,7 @@ def _explain(ctx: click.Context, /, **given: Any) -> None:
         options.Setting(name, given[name], f"--{name}", options.PLUGIN) for name in STEPS if given[name] is not None
     ]
     wanted = parsers.make(image, [*ctx.obj.settings, *steps], "IMAGE")
-    if image is not None and ":" in image:
-        from .pulling import locate
-
-        locate(wanted, dict(os.environ))
-    else:
-        parsers.check_nothing_to_pull(wanted)
+    locate_image(wanted, dict(os.environ))
     container = engine.Container(wanted, Caller(dict(os.environ)))
     before: list[str] = []
     after: list[str] = []

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 import click
 
 from slurm_ch.errors import UsageError
-from slurm_ch.request import options
+from slurm_ch.request import options, parsers
 from slurm_ch.request.words import TABLE, Words
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+
+    from slurm_ch.request.spec import Spec
 
 
 def click_options() -> list[click.Parameter]:
@@ -97,3 +99,13 @@ def image_and_command(ctx: click.Context) -> tuple[str | None, list[str]]:
         return words.image_and_command()
     except UsageError as error:
         raise click.UsageError(str(error), ctx) from None
+
+
+def locate_image(spec: Spec, env: Mapping[str, str]) -> None:
+    """Find, or pull, the image if it may be a reference; what that needs is not loaded for a path without a colon."""
+    if ":" in spec.image:
+        from .pulling import locate
+
+        locate(spec, env)
+    else:
+        parsers.check_nothing_to_pull(spec)

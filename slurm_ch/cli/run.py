@@ -16,7 +16,7 @@ from slurm_ch.request.words import Words
 from slurm_ch.standalone import features
 from slurm_ch.standalone import run as runner
 
-from .options import OrderedCommand, click_options, image_and_command
+from .options import OrderedCommand, click_options, image_and_command, locate_image
 
 
 @click.pass_context
@@ -44,12 +44,7 @@ def _run(ctx: click.Context, /, feature: str | None, test: str | None, **_: obje
         missing = "Missing argument 'CMD'."
         raise UsageError(f"{missing} (see {CH_RUN} --help)") if wanted.like_ch_run else click.UsageError(missing, ctx)
     environment = ch_join.given_environment()
-    if image is not None and ":" in image:
-        from .pulling import locate
-
-        locate(wanted, environment)
-    else:
-        parsers.check_nothing_to_pull(wanted)
+    locate_image(wanted, environment)
     if wanted.join:
         runner.become_static(name, wanted, words)
     runner.run(wanted, argv, environment)

@@ -25,13 +25,12 @@ class Build:
     """
 
     __slots__ = (
-        "ch_join_fd", "covers", "home", "image_fd", "in_memory", "mounts", "overmounts", "proc_fd", "read_only",
+        "covers", "home", "image_fd", "in_memory", "mounts", "overmounts", "proc_fd", "read_only",
         "records", "relay_fd", "root", "root_fd", "server_pid", "server_stderr", "uncovered_fd",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.image_fd = -1  # the image, as a detached mount
-        self.ch_join_fd = -1  # ch-join, opened while its path is the host's; it executes a program of the image
         self.root = ""  # the new root, relative to the staging directory
         self.root_fd = -1
         self.mounts: set[int] = set()  # ids of mounts that are the container's own: files may be created in them

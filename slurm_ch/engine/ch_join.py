@@ -11,11 +11,20 @@ import stat
 from .. import agreement, paths
 from ..errors import ChError
 from . import task_plan
+from .action import Action
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from typing import NoReturn
+    from typing import NoReturn, Protocol
+
+    from .action import Build
+
+    class RunsProgram(Protocol):
+        """An action that executes a program of the image by ch-join, and closes the descriptor after that."""
+
+        ch_join_fd: int
+
 
 _MFD_EXEC = 0x10  # since Linux 6.3
 _CHUNK_BYTES = 1 << 24
@@ -49,6 +58,23 @@ def drop_descriptors() -> None:
             mode = 0  # a file of an image whose server answers only to its own container
         if fd > 2 and not stat.S_ISFIFO(mode) and not stat.S_ISSOCK(mode):
             os.set_inheritable(fd, False)
+
+
+class OpenChJoin(Action):
+    """Open ch-join, which later executes a program of the image, while its path still leads to the host."""
+
+    __slots__ = ("runs", "what")
+
+    def __init__(self, runs: RunsProgram, what: str) -> None:
+        self.runs = runs
+        self.what = what
+
+    def describe(self) -> str:
+        return f"open ch-join, to run {self.what} with"
+
+    def apply(self, build: Build) -> None:
+        del build
+        self.runs.ch_join_fd = open_ch_join()
 
 
 def open_ch_join() -> int:

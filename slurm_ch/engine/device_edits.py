@@ -60,8 +60,9 @@ def actions(injection: Injection, groups: Iterable[int]) -> MoreActions:
         extra.in_tree.append(CheckCudaCompat(injection.cuda_compat))
     if injection.cache:
         extra.before_binds.append(MakeWriteable((_CACHE_DIRECTORY, *injection.folders)))
-        extra.before_binds.append(OpenChJoin())
-        extra.inside.append(UpdateCache(injection.folders, injection.timeout or _LDCONFIG_TIMEOUT_SECONDS))
+        update = UpdateCache(injection.folders, injection.timeout or _LDCONFIG_TIMEOUT_SECONDS)
+        extra.before_binds.append(ch_join.OpenChJoin(update, "ldconfig"))
+        extra.inside.append(update)
     return extra
 
 
@@ -247,24 +248,13 @@ def _link_at(directory: int, name: str) -> str | None:
         return None
 
 
-class OpenChJoin(Action):
-    """Open ch-join, which later executes the image's ldconfig, while its path still leads to the host."""
-
-    __slots__ = ()
-
-    def describe(self) -> str:
-        return "open ch-join, to run ldconfig with"
-
-    def apply(self, build: Build) -> None:
-        build.ch_join_fd = ch_join.open_ch_join()
-
-
 class UpdateCache(Action):
     """Run the image's ldconfig for the directories with new libraries; `timeout` is in seconds."""
 
-    __slots__ = ("folders", "timeout")
+    __slots__ = ("ch_join_fd", "folders", "timeout")
 
     def __init__(self, folders: Sequence[str], timeout: int) -> None:
+        self.ch_join_fd = -1
         self.folders = folders
         self.timeout = timeout
 
@@ -276,7 +266,7 @@ class UpdateCache(Action):
         if program is None:
             where = f" in {':'.join(self.folders)}" if self.folders else ""
             log.warning(f"the image has no ldconfig: its programs may not find libraries{where}")
-            os.close(build.ch_join_fd)
+            os.close(self.ch_join_fd)
             return
         output = os.memfd_create("slurm_ch-ldconfig", os.MFD_CLOEXEC)
         # A process that ignores SIGCHLD can't wait for its children's status.
@@ -284,7 +274,7 @@ class UpdateCache(Action):
         try:
             pid = os.fork()
             if pid == 0:
-                _execute(build.ch_join_fd, program, self.folders, output)
+                _execute(self.ch_join_fd, program, self.folders, output)
             status = self._wait(pid, program)
             if status != 0:
                 words = os.pread(output, 1000, 0).decode("utf-8", "replace").strip().replace("\n", "; ")
@@ -292,7 +282,7 @@ class UpdateCache(Action):
         finally:
             _signal.signal(_signal.SIGCHLD, before)
             os.close(output)
-            os.close(build.ch_join_fd)
+            os.close(self.ch_join_fd)
 
     def _wait(self, pid: int, program: str) -> int:
         pidfd = os.pidfd_open(pid)

@@ -27,22 +27,6 @@ _SHOWN_MAX = 4 << 20
 _SHELLS = ("_", "PWD", "OLDPWD", "SHLVL")
 
 
-class OpenChJoin(Action):
-    """Open ch-join, which later executes the entrypoint, while its path still leads to the host."""
-
-    __slots__ = ("runs",)
-
-    def __init__(self, runs: RunEntrypoint) -> None:
-        self.runs = runs
-
-    def describe(self) -> str:
-        return "open ch-join, to run the image's entrypoint with"
-
-    def apply(self, build: Build) -> None:
-        del build
-        self.runs.ch_join_fd = ch_join.open_ch_join()
-
-
 class RunEntrypoint(Action):
     """Run the image's entrypoint, and record its changes to the environment and directory for each task.
 

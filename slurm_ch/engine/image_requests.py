@@ -44,12 +44,12 @@ def actions(
         extra.inside.append(start)
     else:
         # enroot's entrypoint sources the file by itself.
-        from . import entrypoint
+        from . import ch_join, entrypoint
 
         label, speaks = compatibility.entrypoint
         label += ": the image's entrypoint"
         run = entrypoint.RunEntrypoint(label, caller.environment, speaks=speaks, directory=spec.cd is None)
-        extra.before_binds.append(entrypoint.OpenChJoin(run))
+        extra.before_binds.append(ch_join.OpenChJoin(run, "the image's entrypoint"))
         extra.inside.append(run)
     return extra
 
@@ -139,7 +139,7 @@ class ApplyEnrootFiles(Action):
         mounts, starts = (_has_text(build, path) for path in ("/etc/fstab", "/etc/rc.local"))
         if not mounts and not starts:
             return
-        from . import enroot_files, entrypoint
+        from . import ch_join, enroot_files
 
         if not enroot_files.is_image(build):
             return
@@ -147,7 +147,7 @@ class ApplyEnrootFiles(Action):
             enroot_files.mount(build)
         if starts:
             run = enroot_files.start(self.start.env, speaks=self.start.speaks, directory=self.start.directory)
-            entrypoint.OpenChJoin(run).apply(build)
+            ch_join.OpenChJoin(run, "the image's entrypoint").apply(build)
             self.start.run = run
 
 

@@ -177,7 +177,7 @@ class Environment(Action):
             records.append((agreement.PLAN_LIKE_CH_RUN, ""))
         present: list[str] = []
         if in_image and not spec.like_ch_run:
-            present = [path for path in _PLACES if _exists(build, path)]
+            present = [path for path in _PLACES if places.exists(build, path)]
             records += self._image_environment(build, present)
         records += self._relayed(in_image)
         if in_image:
@@ -385,7 +385,7 @@ def _images_directory(build: Build, present: Sequence[str]) -> str:
         from . import image_environment
 
         directory = image_environment.enroot_directory(build, try_image)
-    return directory if directory.strip("/") and _exists(build, directory + "/.") else ""
+    return directory if directory.strip("/") and places.exists(build, directory + "/.") else ""
 
 
 def _literal_records(text: str) -> list[Record]:
@@ -415,11 +415,3 @@ def apply_inside(environment: Environment) -> Build:
 def is_task_variable(name: str) -> bool:
     """Whether the variable is one of Slurm's, MPI's or a device's, whose value may differ from task to task."""
     return name.startswith((*_SLURMS, *_TASKS)) or name.endswith(_TASKS_ENDINGS)
-
-
-def _exists(build: Build, path: str) -> bool:
-    try:
-        os.close(places.look_up(build, path, True))
-    except OSError:
-        return False
-    return True

@@ -7,7 +7,6 @@ know. glibc 2.31 to 2.43 read each other's files; static programs and those of g
 
 from __future__ import annotations
 
-from .. import lean_os as os
 from .. import log
 from . import places
 from .action import Action
@@ -57,11 +56,7 @@ class ReportMissingLocale(Action):
         variable, name = wanted(self.env)
         if not name:
             return
-        for place in ("locale-archive", name, _as_stored(name)):
-            try:
-                os.close(places.look_up(build, f"{_DIRECTORY}/{place}", True))
-            except OSError:
-                continue
+        if any(places.exists(build, f"{_DIRECTORY}/{place}") for place in ("locale-archive", name, _as_stored(name))):
             return
         log.info(
             f"{variable}={name}: the image has no such locale; most programs use C instead"

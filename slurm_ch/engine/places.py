@@ -74,6 +74,15 @@ def look_up(build: Build, path: str, follow: bool) -> int:
     return linux.openat2(build.root_fd, without_links(build, path) or ".", os.O_PATH, _PLAIN)
 
 
+def exists(build: Build, path: str) -> bool:
+    """Whether `path` is in the new root, and can be reached; with "/." at its end, whether it is a directory."""
+    try:
+        os.close(look_up(build, path, True))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def without_links(build: Build, path: str, follow: bool = False) -> str:
     """Return `path`, relative to the new root, with its symbolic links resolved as far as it exists.
 

@@ -220,9 +220,7 @@ class BindWhereMissing(BindMount):
         return f"bind {self.src} at {self.dst} (read-only, if the image has none)"
 
     def apply(self, build: Build) -> None:
-        try:
-            os.close(places.look_up(build, self.dst, True))
-        except OSError:
+        if not places.exists(build, self.dst):
             super().apply(build)
             return
         source = self.open_source()

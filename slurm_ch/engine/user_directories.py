@@ -43,19 +43,19 @@ class UserDirectories:
             return own
         if self._spec.home:
             return self._caller.home_directory()
-        return "/root" if _exists(build, "/root") else "/"
+        return "/root" if _is_directory(build, "/root") else "/"
 
     def directory(self, build: Build) -> tuple[str, str]:
         """Return the directory that the command starts in; and a warning, or "" if it is the caller's directory."""
         cwd = self._caller.cwd
         relayed = self._caller.environment.get(agreement.RELAYED_PREFIX + "PWD", "")
-        if relayed and _exists(build, relayed):
+        if relayed and _is_directory(build, relayed):
             return relayed, ""  # the directory of a script in a container, from which the step was started
         if self._here is not None:
             for path in self._candidates():
                 if _is_same_directory(build, path, self._here):
                     return path, ""
-        start = cwd if _exists(build, cwd) else _CONTAINERS_ROOT
+        start = cwd if _is_directory(build, cwd) else _CONTAINERS_ROOT
         if cwd == _CONTAINERS_ROOT or (self._spec.private_tmp and cwd in TEMPORARY):
             return start, ""
         return start, f"the working directory {cwd} is not in the container; {self._remedy()} shows it"
@@ -125,9 +125,5 @@ def _is_same_directory(build: Build, path: str, wanted: os.stat_result) -> bool:
         os.close(fd)
 
 
-def _exists(build: Build, path: str) -> bool:
-    try:
-        os.close(places.look_up(build, path.rstrip("/") + "/.", True))
-    except (OSError, ValueError):
-        return False
-    return True
+def _is_directory(build: Build, path: str) -> bool:
+    return places.exists(build, path.rstrip("/") + "/.")
